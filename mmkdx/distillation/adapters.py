@@ -1,0 +1,56 @@
+"""Bridging the shapes of a student's and a teacher's activations."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mmkdx.functional import resize_map, tokens_to_map
+
+#: What a loss may ask of its two inputs with its attribute `compares`; see `docs` on terms.
+COMPARES = ('shape', 'map_size', 'logits', 'class_maps', 'anything')
+
+
+class Adapter(nn.Module):
+    """Brings a student's activation to the shape of its teacher's; trained with the student.
+
+    Channels are matched by a linear layer (a 1×1 convolution for maps), sizes by pooling or
+    interpolation. Where only one side is made of tokens, or their numbers differ, tokens are laid out
+    as maps, on the teacher's side as well. Gradients pass; only the channel layer has parameters.
+
+    Args:
+        student (Tensor): A student's activation of shape (N, C, H, W), (N, L, C) or (N, C), real or
+            fake.
+        teacher (Tensor): The teacher's.
+        channels (bool): Whether channels must match. Defaults to True.
+
+    Raises:
+        ValueError: If the two cannot be bridged: a map or tokens against a vector.
+    """
+
+    def __init__(self, student: Tensor, teacher: Tensor, channels: bool = True) -> None:
+        super().__init__()
+        shapes = f'{tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher'
+        if {student.dim(), teacher.dim()} not in ({2}, {3}, {4}, {3, 4}):
+            raise ValueError(f'no adapter bridges {shapes}')
+        self.as_maps = student.shape[1:-1] != teacher.shape[1:-1] and student.dim() > 2 and 3 in (
+            student.dim(), teacher.dim())
+        try:
+            student, teacher = self._layout(student), self._layout(teacher)
+        except ValueError as error:
+            raise ValueError(f'no adapter bridges {shapes}: {error}') from None
+        self.project: nn.Module = nn.Identity()
+        axis = 1 if student.dim() == 4 else -1
+        if channels and student.shape[axis] != teacher.shape[axis]:
+            widths = student.shape[axis], teacher.shape[axis]
+            self.project = nn.Conv2d(*widths, 1) if axis == 1 else nn.Linear(*widths)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns both activations in one layout, the student's in the teacher's shape."""
+        student, teacher = self._layout(student), self._layout(teacher)
+        student = self.project(student)
+        if student.dim() == 4:
+            student = resize_map(student, teacher.shape[-2:])
+        return student, teacher
+
+    def _layout(self, tensor: Tensor) -> Tensor:
+        return tokens_to_map(tensor) if self.as_maps and tensor.dim() == 3 else tensor

@@ -1,0 +1,69 @@
+"""Finding the GAP + linear classifier of a model, whose class maps have a closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from mmkdx.functional import ClassMaps
+
+__all__ = ['ClassMaps', 'check_gap_linear', 'find_classifier', 'find_global_pooling']
+
+
+def find_global_pooling(model: nn.Module) -> str:
+    """The path of the global average pooling before the classifier.
+
+    Raises:
+        ValueError: If the model has none as a module.
+    """
+    # Squeeze-and-excitation blocks pool as well; the classifier's pooling comes after all of them.
+    paths = [
+        path for path, module in model.named_modules()
+        if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
+    ]
+    if not paths:
+        raise ValueError(
+            'has no global average pooling (an nn.AdaptiveAvgPool2d(1), as in the neck '
+            'GlobalAveragePooling), so that its features before pooling cannot be found; name a '
+            "module in place of it, as in 'backbone.layer4'")
+    return paths[-1]
+
+
+def find_classifier(model: nn.Module) -> str:
+    """The path of the last linear layer.
+
+    Raises:
+        ValueError: If the model has no linear layer.
+    """
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not paths:
+        raise ValueError('has no linear classifier (an nn.Linear)')
+    return paths[-1]
+
+
+def check_gap_linear(outputs: Mapping[str, Tensor]) -> None:
+    """Checks that ``logits = linear(GAP(features))`` with nothing in between.
+
+    Flattening is a view and dropout in eval mode is the identity, so the pooled features, what enters
+    the linear layer, and likewise its output and the logits, share memory exactly when no other
+    operation stands between them (a norm, a hidden layer, a scale).
+
+    Args:
+        outputs (Mapping[str, Tensor]): The tensors of one (fake) forward in eval mode: 'pooled',
+            'linear_in', 'linear_out' and 'logits'.
+
+    Raises:
+        ValueError: If something stands in between.
+    """
+    for first, second, gap in (
+        ('pooled', 'linear_in', 'between its global average pooling and its last linear layer'),
+        ('linear_out', 'logits', 'after its last linear layer'),
+    ):
+        memory = {
+            outputs[key].untyped_storage()._cdata
+            for key in (first, second) if isinstance(outputs[key], Tensor)}
+        if len(memory) != 1:
+            raise ValueError(
+                f'is not GAP + linear: another operation stands {gap}, so its class maps have no '
+                'closed form')

@@ -1,0 +1,259 @@
+"""The model that trains a student from its teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from mmkdx.distillation.models import ModelSpec, build_model
+from mmkdx.distillation.taps import TapSet, fake_forward
+from mmkdx.distillation.teachers import BaseTeacher, build_teacher
+from mmkdx.distillation.terms import FiniteWatch, build_term
+from mmkdx.functional import no_autocast
+from mmkdx.registry import MODELS
+
+
+@MODELS.register_module()
+class Distiller(BaseModel):
+    """Trains a student with its own loss and any number of terms that compare it with teachers.
+
+    In ``tensor`` and ``predict`` mode it *is* the student. Its state dict is the student's, without a
+    prefix; what else training needs (adapters, an EMA teacher) stands under ``distill.``. So plain
+    mmpretrain loads a checkpoint of a distillation, and ``load_from`` takes a plain student file.
+
+    All parts are built in the scope ``mmkdx``, whatever the config's ``default_scope``.
+
+    Args:
+        student (dict | str | nn.Module): A classifier of mmpretrain's interface, in any form of
+            ``build_model``: a model dict, a config path, ``pkg::path``, a model name of mmpretrain's
+            zoo (without its weights) or a module.
+        teacher (dict | str | nn.Module | list, optional): The arguments of ``Teacher``, another
+            teacher's type and arguments, or a model as for the student; or a list of these. Defaults
+            to None (no teacher).
+        terms (dict[str, dict], optional): The arguments of ``Term`` for each term, by name. Defaults
+            to None (the student's own loss alone).
+        student_weight (float): The weight of the student's own losses. With 0 they are not computed
+            and labels are not used. Defaults to 1.
+        input_size (int | Sequence[int], optional): Height and width of the images, for finding the
+            shapes at the taps. Defaults to None: that of the student's backbone if it has one, else
+            224; where the first batch is of another size, the terms are checked again.
+        data_preprocessor (dict, optional): The preprocessor of a student whose config has none.
+        init_cfg (dict, optional): The initialisation, as of mmengine's ``BaseModule``.
+
+    Raises:
+        ValueError: If the parts do not fit together; the message names the config key.
+    """
+
+    def __init__(
+        self,
+        student: ModelSpec,
+        teacher: Any = None,
+        terms: dict[str, dict] | None = None,
+        student_weight: float = 1.0,
+        input_size: int | Sequence[int] | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        with DefaultScope.overwrite_default_scope('mmkdx'):
+            built = build_model(student, 'student', data_preprocessor)
+            if not isinstance(built, BaseModel):
+                raise ValueError(
+                    f'student is a {type(built).__name__}; it must be a classifier of mmpretrain\'s '
+                    "interface, whose forward has the modes 'loss' and 'predict'")
+            super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
+            self.student = built
+            # A student that comes as a module keeps its weights.
+            self.student.is_init = isinstance(student, nn.Module)
+            teachers = [] if teacher is None else (
+                teacher if isinstance(teacher, (list, tuple)) else [teacher])
+            # A tuple is not a sub-module: teachers stay out of state dict, optimizer, DDP and train().
+            self.teachers: tuple[BaseTeacher, ...] = tuple(build_teacher(t) for t in teachers)
+            self.terms = nn.ModuleDict(
+                {name: build_term(name, term) for name, term in (terms or {}).items()})
+        self.student_weight = student_weight
+        if not self.terms and not student_weight:
+            raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
+        self._watch = FiniteWatch()
+        self._bind()
+        size = input_size or getattr(getattr(built, 'backbone', None), 'img_size', None) or 224
+        self.probe((size, size) if isinstance(size, int) else size)
+        self.register_state_dict_post_hook(_to_checkpoint)
+        self.register_load_state_dict_pre_hook(_from_checkpoint)
+
+    def init_weights(self) -> None:
+        """Initialises the student, as its config says, and loads the teachers' weights."""
+        super().init_weights()
+        for teacher in self.teachers:
+            teacher.load()
+
+    def forward(
+        self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
+    ) -> Any:
+        """The student's forward; in ``loss`` mode with the terms.
+
+        Args:
+            inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
+            data_samples (list, optional): The labels, as mmpretrain's ``DataSample``.
+            mode (str): 'tensor', 'predict' or 'loss'. Defaults to 'tensor'.
+
+        Returns:
+            Any: The student's result; in ``loss`` mode a dict with the student's own losses under
+            ``student.<key>`` and each term under ``loss_<term>``.
+        """
+        if mode != 'loss':
+            return self.student(inputs, data_samples, mode)
+        return self.loss(inputs, data_samples)
+
+    def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
+        """The student's own losses and the terms; see ``forward``."""
+        if tuple(inputs.shape[2:]) != self.input_size:
+            self.probe(inputs.shape[2:])
+        truth = {}
+        for i, teacher in self._compared.items():
+            if self.training:
+                teacher.update(self.student)
+            truth[i] = teacher(inputs)
+        with self._taps.record(self.student) as student:
+            if self.student_weight:
+                output = self.student(inputs, data_samples, mode='loss')
+            else:
+                output = self.student(inputs, mode='tensor')
+        losses = {}
+        if self.student_weight:
+            # The prefix keeps a head's key `loss` from hiding the total, which mmengine logs as `loss`.
+            losses = {
+                f'student.{key}': value * self.student_weight if 'loss' in key else value
+                for key, value in output.items()}
+        target = _target(data_samples)
+        terms = {
+            f'loss_{name}': term(
+                student[term.student_tap], truth[term.teacher][term.teacher_tap], target)
+            for name, term in self.terms.items()}
+        self._watch({f'terms.{name}': terms[f'loss_{name}'] for name in self.terms})
+        if not self.student_weight:
+            # Every parameter gets a gradient, so that DDP need not look for unused ones.
+            first = next(iter(terms))
+            terms[first] = terms[first] + 0 * output.sum()
+        return {**losses, **terms}
+
+    def probe(self, size: Sequence[int]) -> dict[str, tuple[Any, Any]]:
+        """Finds, without computing, what each term compares for images of a size, and checks it.
+
+        Args:
+            size (Sequence[int]): Height and width of the images.
+
+        Returns:
+            dict[str, tuple]: For each term the fake tensors, or class maps of fake tensors, of the
+            student and of the teacher, for two images.
+
+        Raises:
+            ValueError: If a tap is not there, or a term cannot compare what is; the message names the
+                config key.
+        """
+        convolutions = (m for m in self.student.modules() if isinstance(m, nn.Conv2d))
+        channels = next((m.in_channels for m in convolutions), 3)
+        anchor = next(self.student.parameters())
+        # Autocast would keep fake copies of the weights for the next real forward.
+        with no_autocast(anchor), fake_forward(self.student) as mode:
+            images = torch.empty(2, channels, *size, device=anchor.device)
+            student = self._taps.resolve(self.student, images)
+            truth = {i: teacher.resolve(images) for i, teacher in self._compared.items()}
+        places = {
+            name: (student[term.student_tap], truth[term.teacher][term.teacher_tap])
+            for name, term in self.terms.items()}
+        for name, term in self.terms.items():
+            term.connect(*places[name])
+            with mode, torch.no_grad():
+                term.check(*places[name])
+        self.input_size = tuple(size)
+        return places
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
+        # Teachers follow the student to another device.
+        super()._apply(fn, recurse)
+        for teacher in self.teachers:
+            teacher._apply(fn)
+        return self
+
+    def _bind(self) -> None:
+        for name, term in self.terms.items():
+            if not self.teachers:
+                raise ValueError(f'terms.{name} compares with a teacher and there is none: set teacher')
+            if term.teacher not in range(len(self.teachers)):
+                raise ValueError(
+                    f'terms.{name}.teacher is {term.teacher} and the last of the '
+                    f'{len(self.teachers)} teachers is {len(self.teachers) - 1}')
+        terms = self.terms.values()
+        self._taps = TapSet({term.student_tap: f'{term.key}.at' for term in terms}, 'student')
+        for i, teacher in enumerate(self.teachers):
+            taps = {term.teacher_tap: f'{term.key}.at' for term in terms if term.teacher == i}
+            teacher.bind(self.student, taps, f'teacher {i}' if len(self.teachers) > 1 else 'teacher')
+
+    @property
+    def _compared(self) -> dict[int, BaseTeacher]:
+        """The teachers that a term reads."""
+        return {term.teacher: self.teachers[term.teacher] for term in self.terms.values()}
+
+
+def _target(data_samples: list | None) -> Tensor | None:
+    """The labels of a batch as mmpretrain's heads read them: mixed ones first."""
+    if not data_samples:
+        return None
+    if 'gt_score' in data_samples[0]:
+        return torch.stack([sample.gt_score for sample in data_samples])
+    if 'gt_label' in data_samples[0]:
+        return torch.cat([sample.gt_label for sample in data_samples])
+    return None
+
+
+def _to_checkpoint(
+    distiller: Distiller, state: dict[str, Tensor], prefix: str, metadata: dict
+) -> None:
+    """Names the student's tensors as plain mmpretrain does and puts all others under `distill.`."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        rest = key.removeprefix(prefix)
+        student = rest.startswith('student.')
+        state[prefix + (rest.removeprefix('student.') if student else f'distill.{rest}')] = state.pop(key)
+    for i, teacher in enumerate(distiller.teachers):
+        if teacher.trained_along:
+            for key, value in teacher.state_dict().items():
+                state[f'{prefix}distill.teachers.{i}.{key}'] = value
+    # The version numbers of the modules, which guide the conversion of old files.
+    versions = getattr(state, '_metadata', {})
+    for key in [key for key in versions if key.startswith(f'{prefix}student.')]:
+        versions[prefix + key.removeprefix(f'{prefix}student.')] = versions.pop(key)
+
+
+def _from_checkpoint(
+    distiller: Distiller, state: dict[str, Tensor], prefix: str, *args: Any
+) -> None:
+    """Takes a checkpoint of a distillation or a plain student's, and says how much of it fits."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        rest = key.removeprefix(prefix)
+        own = rest.startswith('distill.')
+        state[prefix + (rest.removeprefix('distill.') if own else f'student.{rest}')] = state.pop(key)
+    versions = getattr(state, '_metadata', None) or {}
+    for key in list(versions):
+        versions.setdefault(f'{prefix}student.{key.removeprefix(prefix)}', versions[key])
+    for i, teacher in enumerate(distiller.teachers):
+        start = f'{prefix}teachers.{i}.'
+        along = {key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)}
+        if along:
+            teacher.load_state_dict(along)
+    student = distiller.student.state_dict()
+    matched = sum(
+        f'{prefix}student.{key}' in state and state[f'{prefix}student.{key}'].shape == value.shape
+        for key, value in student.items())
+    if not matched:
+        first = next((key for key in state if key.startswith(f'{prefix}student.')), None)
+        raise ValueError(
+            f'load_from: the checkpoint holds none of the {len(student)} tensors of the student (its '
+            f'first is {first and first.removeprefix(prefix + "student.")!r}); choose a checkpoint of '
+            'this student')
+    print_log(f'student: {matched} of {len(student)} tensors match the checkpoint', logger='current')

@@ -1,0 +1,119 @@
+"""Building a student or a teacher from any of the forms a user may name it in."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from torch import nn
+
+from mmkdx.registry import MODELS
+
+#: A model dict, a config path, ``pkg::path``, the name of a model of mmpretrain's zoo, or a module.
+ModelSpec = dict | str | Path | nn.Module
+
+
+def build_model(spec: ModelSpec, key: str, data_preprocessor: dict | None = None) -> nn.Module:
+    """Builds a model, without its weights.
+
+    The config of a distillation run stands for its student, so a distilled model can teach in turn.
+
+    Args:
+        spec (dict | str | Path | nn.Module): A model dict, the path of a config file, ``pkg::path``
+            for the config of an installed package, a model name of mmpretrain's zoo, or a module.
+        key (str): The config key that error messages name.
+        data_preprocessor (dict, optional): The preprocessor of a model whose config has none.
+
+    Returns:
+        nn.Module: The model; a module is returned as it is.
+
+    Raises:
+        ValueError: If the spec is of no known form, or names nothing.
+    """
+    if isinstance(spec, nn.Module):
+        return spec
+    if isinstance(spec, (str, Path)):
+        config = read_config(str(spec), key)
+        data_preprocessor = config.get('data_preprocessor', data_preprocessor)
+        spec = config.get('model')
+    if not isinstance(spec, dict) or 'type' not in spec:
+        raise ValueError(
+            f'{key} must be a model dict with a type, a config path, pkg::path, a model name of '
+            f"mmpretrain's zoo or a module, and is {spec!r}")
+    spec = copy.deepcopy(spec)
+    if spec.get('data_preprocessor') is None and data_preprocessor is not None:
+        spec['data_preprocessor'] = copy.deepcopy(data_preprocessor)
+    if 'student' in spec:
+        return build_model(spec['student'], key, spec.get('data_preprocessor'))
+    return MODELS.build(spec)
+
+
+def read_config(name: str, key: str) -> Config:
+    """Reads a config from a path, from ``pkg::path`` or from the entry of mmpretrain's zoo.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if '::' in name:
+        from mmengine.hub import get_config
+        try:
+            return get_config(name)
+        except Exception as error:
+            raise ValueError(f'{key}: no config {name!r} in an installed package ({error})') from error
+    if Path(name).suffix in ('.py', '.yml', '.yaml', '.json'):
+        if not Path(name).is_file():
+            raise ValueError(f'{key}: no config file {name!r} (looked in {Path.cwd()})')
+        return Config.fromfile(name)
+    return zoo_entry(name, key).config
+
+
+def zoo_entry(name: str, key: str) -> Any:
+    """The entry of mmpretrain's model zoo for a model name or ``mmpretrain::path``.
+
+    Raises:
+        ValueError: If the zoo has no such model.
+    """
+    from mmpretrain.apis.model import ModelHub
+    try:
+        return ModelHub.get(Path(name).stem if '::' in name else name)
+    except ValueError:
+        raise ValueError(
+            f"{key}: {name!r} is no model of mmpretrain's zoo (mmpretrain.list_models() lists them) "
+            'and no config path') from None
+
+
+def load_weights(model: nn.Module, checkpoint: dict, source: str, strict: bool = True) -> None:
+    """Loads a checkpoint's weights into a model and logs how many tensors matched.
+
+    Args:
+        model (nn.Module): The model.
+        checkpoint (dict): A checkpoint of mmengine, or a state dict. Of a distillation run the
+            student's weights are taken.
+        source (str): Where it comes from, for messages.
+        strict (bool): Whether every tensor must match. Defaults to True.
+
+    Raises:
+        ValueError: If tensors have other shapes, none matches, or, with ``strict``, some are missing
+            or unknown.
+    """
+    state = checkpoint.get('state_dict', checkpoint)
+    state = {key.removeprefix('module.'): value for key, value in state.items()
+             if not key.startswith('distill.')}
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f'{source} does not fit the model: {error}') from error
+    total = len(model.state_dict())
+    matched = total - len(missing)
+    if not matched:
+        raise ValueError(f'{source} holds none of the {total} tensors of the model; its first key is '
+                         f'{next(iter(state), None)!r}')
+    if strict and (missing or unexpected):
+        raise ValueError(
+            f'{source} does not fit the model: {len(missing)} tensors are missing (as '
+            f'{missing[:2]}) and {len(unexpected)} unknown (as {unexpected[:2]}); set '
+            'teacher.strict=False to load what fits')
+    print_log(f'{source}: {matched} of {total} tensors loaded', logger='current')

@@ -1,0 +1,71 @@
+"""The factor on a term's weight over the course of training."""
+
+from __future__ import annotations
+
+import math
+
+from mmengine.logging import MessageHub
+
+CURVES = ('linear', 'cosine')
+
+
+class WeightSchedule:
+    """Moves a factor from one value to another between two points of training.
+
+    The arguments are those of mmengine's parameter schedulers: before ``begin`` the factor is
+    ``start_factor``, from ``end - 1`` on it is ``end_factor``. So the warm-up ``min(epoch / W, 1)`` of
+    many papers, with epochs counted from 1, is
+    ``dict(type='linear', start_factor=1 / W, begin=0, end=W)``. The state is the runner's own epoch
+    and iteration, so a resumed run goes on where it stopped.
+
+    Args:
+        type (str): The curve: 'linear', or 'cosine' (half a period).
+        begin (int): The epoch or iteration, counted from 0, where the change begins. Defaults to 0.
+        end (int): The epoch or iteration before which the change is complete.
+        start_factor (float): The factor at ``begin``. Defaults to 0.
+        end_factor (float): The factor from ``end - 1`` on. Defaults to 1.
+        by_epoch (bool): Whether ``begin`` and ``end`` count epochs or else iterations. Defaults to
+            True.
+
+    Raises:
+        ValueError: If the curve is unknown or no step lies between ``begin`` and ``end``.
+    """
+
+    def __init__(
+        self,
+        type: str,
+        *,
+        end: int,
+        begin: int = 0,
+        start_factor: float = 0.0,
+        end_factor: float = 1.0,
+        by_epoch: bool = True,
+    ) -> None:
+        if type not in CURVES:
+            raise ValueError(f'schedule.type is {type!r}; it must be one of {", ".join(CURVES)}')
+        if end <= begin + 1:
+            raise ValueError(f'schedule.end ({end}) must be at least schedule.begin + 2 ({begin + 2})')
+        self.type = type
+        self.begin = begin
+        self.end = end
+        self.start_factor = start_factor
+        self.end_factor = end_factor
+        self.by_epoch = by_epoch
+
+    def at(self, step: int) -> float:
+        """The factor at an epoch or iteration, counted from 0."""
+        last = self.end - 1
+        progress = 1.0 if step >= last else max(step - self.begin, 0) / (last - self.begin)
+        if self.type == 'cosine':
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.start_factor + (self.end_factor - self.start_factor) * progress
+
+    def __call__(self) -> float:
+        """The factor now, by the runner's counters (the start of training without a runner)."""
+        key = 'epoch' if self.by_epoch else 'iter'
+        return self.at(MessageHub.get_current_instance().get_info(key, 0))
+
+    def __repr__(self) -> str:
+        unit = 'epochs' if self.by_epoch else 'iterations'
+        return (f'{self.type} {self.start_factor:g} to {self.end_factor:g} over '
+                f'{unit} {self.begin} to {self.end}')

@@ -1,0 +1,257 @@
+"""Reading activations out of a model by name, for the length of one forward."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mmkdx.distillation.class_maps import check_gap_linear, find_classifier, find_global_pooling
+from mmkdx.functional import ClassMaps
+
+#: The taps that have a name of their own; everything else is a path in the model.
+NAMED_TAPS = ('logits', 'features', 'embedding', 'cam')
+
+_SYNTAX = re.compile(
+    r'(?P<path>[A-Za-z_][\w.]*)(?:@(?P<call>\d+))?(?::(?P<side>in|out))?(?:\[(?P<item>-?\d+)\])?')
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A point in a model: ``path[@call][:in|:out][[item]]``.
+
+    Args:
+        path (str): The dotted path of a module; '' is the model itself.
+        call (int, optional): Which call of a module that one forward calls several times, counted
+            from 0. Defaults to None (the last).
+        side (str): 'in' for the first argument, 'out' for the result. Defaults to 'out'.
+        item (int): Which element, where a tuple or list stands there. Defaults to -1.
+    """
+
+    path: str
+    call: int | None = None
+    side: str = 'out'
+    item: int = -1
+
+    @classmethod
+    def parse(cls, text: str) -> Tap:
+        """Reads a tap from its text.
+
+        Raises:
+            ValueError: If the text is not of the form above.
+        """
+        match = _SYNTAX.fullmatch(text)
+        if not match:
+            raise ValueError(
+                f'cannot have a tap {text!r}; write a name ({", ".join(NAMED_TAPS)}) or '
+                "path[@call][:in|:out][[item]], as in 'backbone.layer3' or 'head.fc:in'")
+        path, call, side, item = match.group('path', 'call', 'side', 'item')
+        return cls(path, call and int(call), side or 'out', -1 if item is None else int(item))
+
+
+def forward_tensor(model: nn.Module, inputs: Tensor) -> Any:
+    """The plain forward of a model: ``mode='tensor'`` for those of mmengine's interface."""
+    return model(inputs, mode='tensor') if isinstance(model, BaseModel) else model(inputs)
+
+
+@contextmanager
+def fake_forward(model: nn.Module) -> Iterator[FakeTensorMode]:
+    """A context in which forwards yield shapes and no numbers, and leave the model as it was.
+
+    The model is in eval mode inside, where batch norm does not touch its statistics.
+
+    Yields:
+        FakeTensorMode: The mode, to compute on with what the forwards yielded.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            yield mode
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class TapSet:
+    """The taps that are read from one model.
+
+    It holds paths and no modules, so it can be copied beside its model. Hooks exist only inside
+    ``record``, and the tensors belong to the caller.
+
+    Args:
+        names (Mapping[str, str]): The taps, by name or by path, each with the config key that asks for
+            it, which error messages name.
+        owner (str): How error messages call the model: 'student' or 'teacher'.
+    """
+
+    def __init__(self, names: Mapping[str, str], owner: str) -> None:
+        self.names = dict(names)
+        self.owner = owner
+        self._taps: dict[str, Tap] = {}
+        self._classifier = ''
+        # Taps whose tensor a later in-place operation overwrites (batch norm before an in-place
+        # ReLU): only these are copied.
+        self._overwritten: set[Tap] = set()
+
+    def resolve(self, model: nn.Module, inputs: Tensor) -> dict[str, Any]:
+        """Finds every tap in the model and what stands there. To be called inside ``fake_forward``.
+
+        Args:
+            model (nn.Module): The model.
+            inputs (Tensor): A fake image batch of shape (N, 3, H, W).
+
+        Returns:
+            dict[str, Any]: A fake tensor, or class maps of fake tensors, for each tap.
+
+        Raises:
+            ValueError: If a tap does not exist, is not reached, is ambiguous or holds no tensor.
+        """
+        self._taps = {name: self._locate(model, name) for name in self.names}
+        structure = {}
+        if 'cam' in self.names:
+            self._classifier = find_classifier(model)
+            structure = dict(
+                pooled=Tap(find_global_pooling(model)),
+                linear_in=Tap(self._classifier, side='in'),
+                linear_out=Tap(self._classifier),
+                logits=self._locate(model, 'logits'))
+        self._overwritten = set()
+        taps = {*self._taps.values(), *structure.values()}
+        with _hooks(model, taps, self._overwritten) as readings:
+            try:
+                forward_tensor(model, inputs)
+            except Exception as error:
+                raise ValueError(
+                    f'the {self.owner} cannot take images of {tuple(inputs.shape[2:])} pixels '
+                    f'({error}); set model.input_size to the size of its images') from error
+        for name, tap in self._taps.items():
+            self._check(name, readings[tap])
+        if structure:
+            try:
+                check_gap_linear({key: readings[tap].value for key, tap in structure.items()})
+            except ValueError as error:
+                raise ValueError(f"{self.names['cam']}: the {self.owner} {error}") from None
+        self._overwritten = {
+            tap for tap, reading in readings.items() if reading.value._version != reading.version}
+        return self._values(model, readings)
+
+    @contextmanager
+    def record(self, model: nn.Module) -> Iterator[dict[str, Any]]:
+        """Reads the taps during the forwards of a ``with`` block.
+
+        Args:
+            model (nn.Module): The model that ``resolve`` was called with, or a copy.
+
+        Yields:
+            dict[str, Any]: Filled when the block ends: for each tap a tensor or class maps.
+        """
+        values: dict[str, Any] = {}
+        with _hooks(model, set(self._taps.values()), self._overwritten) as readings:
+            yield values
+        for name, tap in self._taps.items():
+            if not readings[tap].calls:
+                raise RuntimeError(
+                    f"{self.names[name]}: the {self.owner}'s module {tap.path!r} was not called in this "
+                    'forward')
+        values.update(self._values(model, readings))
+
+    def _locate(self, model: nn.Module, name: str) -> Tap:
+        try:
+            if name == 'logits':
+                # mmpretrain's heads yield the logits when called, in every mode; TimmClassifier
+                # keeps the whole network in `model`; any other module is the classifier itself.
+                paths = [p for p in ('head', 'model') if hasattr(model, p)]
+                return Tap(paths[0] if paths and isinstance(model, BaseModel) else '')
+            if name in ('features', 'cam'):
+                return Tap(find_global_pooling(model), side='in')
+            if name == 'embedding':
+                return Tap(find_classifier(model), side='in')
+            tap = Tap.parse(name)
+        except ValueError as error:
+            raise ValueError(f'{self.names[name]}: the {self.owner} {error}') from None
+        paths = [path for path, _ in model.named_modules() if path]
+        if tap.path not in paths:
+            near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
+            raise ValueError(
+                f'{self.names[name]}: the {self.owner} has no module {tap.path!r}; near names are '
+                f'{", ".join(near)}')
+        return tap
+
+    def _check(self, name: str, reading: _Reading) -> None:
+        tap, key = self._taps[name], self.names[name]
+        if not reading.calls:
+            raise ValueError(
+                f"{key}: the {self.owner}'s forward does not call module {tap.path!r}")
+        if tap.call is None and reading.calls > 1 and name not in NAMED_TAPS:
+            raise ValueError(
+                f"{key}: one forward of the {self.owner} calls module {tap.path!r} "
+                f"{reading.calls} times; write '{tap.path}@0' to '{tap.path}@{reading.calls - 1}'")
+        if tap.call is not None and tap.call >= reading.calls:
+            raise ValueError(
+                f'{key}: one forward of the {self.owner} calls module {tap.path!r} '
+                f'{reading.calls} times, so the last call is @{reading.calls - 1}')
+        if not isinstance(reading.value, Tensor):
+            raise ValueError(
+                f'{key}: {name!r} holds a {type(reading.value).__name__} in the {self.owner} and no '
+                "tensor; where a tuple stands there, choose an element, as in 'backbone.stages.3[0]'")
+
+    def _values(self, model: nn.Module, readings: dict[Tap, _Reading]) -> dict[str, Any]:
+        values = {name: readings[tap].value for name, tap in self._taps.items()}
+        if 'cam' in values:
+            linear = model.get_submodule(self._classifier)
+            values['cam'] = ClassMaps(values['cam'], linear.weight, linear.bias)
+        return values
+
+
+@dataclass
+class _Reading:
+    """What the hooks saw at one tap."""
+
+    calls: int = 0
+    value: Any = None
+    version: int | None = None
+
+
+@contextmanager
+def _hooks(
+    model: nn.Module, taps: set[Tap], overwritten: set[Tap]
+) -> Iterator[dict[Tap, _Reading]]:
+    """Hooks the taps and yields the readings, which the hooks fill."""
+    readings = {tap: _Reading() for tap in taps}
+
+    def read(tap: Tap, value: Any) -> None:
+        reading = readings[tap]
+        call, reading.calls = reading.calls, reading.calls + 1
+        if tap.call not in (None, call):
+            return
+        if isinstance(value, (tuple, list)) and -len(value) <= tap.item < len(value):
+            value = value[tap.item]
+        if isinstance(value, Tensor):
+            reading.version = value._version
+            if tap in overwritten:
+                value = value.clone()
+        reading.value = value
+
+    def hook(tap: Tap) -> torch.utils.hooks.RemovableHandle:
+        module = model.get_submodule(tap.path)
+        if tap.side == 'in':
+            return module.register_forward_pre_hook(
+                lambda _, args, kwargs: read(tap, args[0] if args else next(iter(kwargs.values()))),
+                with_kwargs=True)
+        return module.register_forward_hook(lambda _, args, output: read(tap, output))
+
+    handles = [hook(tap) for tap in taps]
+    try:
+        yield readings
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,242 @@
+"""A term of a distillation: what is compared, where, how, and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from mmkdx.distillation.adapters import Adapter
+from mmkdx.distillation.schedules import WeightSchedule
+from mmkdx.functional import ClassMaps, full_precision, no_autocast
+from mmkdx.registry import MODELS
+
+
+class Term(nn.Module):
+    """One loss between a student and a teacher, with its place, adapter, weight and schedule.
+
+    The loss is any module with ``forward(student, teacher, target=None)`` that returns a scalar. Its
+    attribute ``compares`` says which inputs it takes, and so what ``adapter='auto'`` does:
+
+    - 'shape' (also without the attribute): tensors of one shape; channels, sizes and layouts are
+      bridged.
+    - 'map_size': maps of shape (N, C, H, W) of one size; sizes and layouts are bridged.
+    - 'logits': tensors of shape (N, K) with the same classes; never bridged.
+    - 'class_maps': ``ClassMaps``, or tensors of shape (N, K, H, W) with the same classes; never
+      bridged.
+    - 'anything': never bridged.
+
+    Its attribute ``hard_labels`` is true when it needs one class index an image as target, so that
+    mixed labels are refused.
+
+    Args:
+        name (str): The key in ``terms``; the logged loss is ``loss_<name>``.
+        type (str): The loss, a name in the registry ``MODELS``.
+        at (str | Sequence[str]): The tap, or the pair of the student's and the teacher's taps.
+        adapter (str, optional): 'auto', or None for no adapter. Defaults to 'auto'.
+        weight (float): The weight. Defaults to 1.
+        schedule (dict, optional): The arguments of ``WeightSchedule``. Defaults to None (constant).
+        teacher (int): Which teacher, where there are several. Defaults to 0.
+        **loss_args: The arguments of the loss.
+
+    Raises:
+        ValueError: If an argument is missing, unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        type: str | type[nn.Module],
+        at: str | Sequence[str],
+        adapter: str | None = 'auto',
+        weight: float = 1.0,
+        schedule: dict | None = None,
+        teacher: int = 0,
+        **loss_args: Any,
+    ) -> None:
+        super().__init__()
+        if adapter not in ('auto', None):
+            raise ValueError(f"adapter is {adapter!r}; it must be 'auto' or None")
+        taps = (at, at) if isinstance(at, str) else tuple(at)
+        if len(taps) != 2:
+            raise ValueError(f'at is {at!r}; it must be a tap, or the pair (student tap, teacher tap)')
+        self.key = f'terms.{name}'
+        self.student_tap, self.teacher_tap = taps
+        self.teacher = teacher
+        self.weight = weight
+        self.schedule = schedule and WeightSchedule(**schedule)
+        self.auto = adapter == 'auto'
+        self.adapter: nn.Module | None = None
+        self.loss = MODELS.build(dict(type=type, **loss_args))
+
+    def connect(self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps) -> None:
+        """Checks that the loss takes what is at the taps and, the first time, builds the adapter.
+
+        Args:
+            student (Tensor | ClassMaps): What the student's tap holds, real or fake.
+            teacher (Tensor | ClassMaps): What the teacher's tap holds.
+
+        Raises:
+            ValueError: If the two cannot be bridged, or are not of the kind that the loss compares.
+        """
+        compares = getattr(self.loss, 'compares', 'shape')
+        if compares in ('logits', 'class_maps'):
+            self._check_classes(student, teacher, compares)
+        elif isinstance(student, ClassMaps) or isinstance(teacher, ClassMaps):
+            raise ValueError(
+                f"{self.key}.at: {self.loss_name} compares tensors, and tap 'cam' holds class maps")
+        elif self.auto and compares != 'anything' and self.adapter is None:
+            try:
+                self.adapter = Adapter(student, teacher, channels=compares == 'shape')
+            except ValueError as error:
+                raise ValueError(f'{self.key}.adapter: {error}; choose other taps (at)') from error
+
+    def check(self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps) -> None:
+        """Runs the term on fake values, inside their mode, so that mistakes show before training.
+
+        Args:
+            student (Tensor | ClassMaps): What the student's tap holds.
+            teacher (Tensor | ClassMaps): What the teacher's tap holds.
+
+        Raises:
+            ValueError: If the loss cannot take them.
+        """
+        device = (student.features if isinstance(student, ClassMaps) else student).device
+        target = torch.zeros(student.shape[0], dtype=torch.long, device=device)
+        try:
+            if hasattr(self.loss, 'check'):
+                self.loss.check(student, teacher)
+            self(student, teacher, target)
+        except DataDependentOutputException:
+            pass  # the loss looks at numbers, which fake tensors do not have
+        except (RuntimeError, ValueError, TypeError) as error:
+            shapes = ' and '.join(str(tuple(value.shape)) for value in (student, teacher))
+            raise ValueError(
+                f'{self.key}: {self.loss_name} cannot compare {shapes}: {error}') from error
+
+    def forward(
+        self,
+        student: Tensor | ClassMaps,
+        teacher: Tensor | ClassMaps,
+        target: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted loss, computed in fp32.
+
+        Args:
+            student (Tensor | ClassMaps): What the student's tap holds.
+            teacher (Tensor | ClassMaps): What the teacher's tap holds.
+            target (Tensor, optional): Class indices of shape (N, ), or class probabilities of shape
+                (N, K) where images or labels are mixed. Defaults to None.
+
+        Returns:
+            Tensor: A scalar.
+
+        Raises:
+            ValueError: If the loss needs class indices and the labels are mixed, or it returns no
+                scalar.
+        """
+        if getattr(self.loss, 'hard_labels', False) and target is not None and target.dim() > 1:
+            raise ValueError(
+                f'{self.key}: {self.loss_name} needs one class an image and the batches have '
+                'mixed or soft labels; remove batch_augments (train_cfg.augments of the student, or '
+                'data_preprocessor) or the term')
+        if self.adapter is not None:
+            student, teacher = self.adapter(student, teacher)
+        with no_autocast(student.features if isinstance(student, ClassMaps) else student):
+            loss = self.loss(*(
+                value if isinstance(value, ClassMaps) else full_precision(value)
+                for value in (student, teacher)), target)
+        if loss.dim():
+            raise ValueError(f'{self.loss_name} returns a tensor of shape {tuple(loss.shape)}; a loss '
+                             'returns a scalar')
+        return loss * (self.weight * (self.schedule() if self.schedule else 1.0))
+
+    @property
+    def loss_name(self) -> str:
+        """The class name of the loss."""
+        return type(self.loss).__name__
+
+    def _check_classes(
+        self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps, kind: str
+    ) -> None:
+        axes = dict(logits=('N', 'K'), class_maps=('N', 'K', 'H', 'W'))[kind]
+        for tap, value in ((self.student_tap, student), (self.teacher_tap, teacher)):
+            if len(value.shape) != len(axes) or (kind == 'logits' and isinstance(value, ClassMaps)):
+                raise ValueError(
+                    f'{self.key}.at: {self.loss_name} compares {kind.replace("_", " ")} of shape '
+                    f'({", ".join(axes)}), and tap {tap!r} holds {tuple(value.shape)}')
+        if student.shape[1] != teacher.shape[1]:
+            raise ValueError(
+                f'{self.key}.at: the student has {student.shape[1]} classes and the teacher '
+                f'{teacher.shape[1]}; {self.loss_name} needs the same classes, so set '
+                'student.head.num_classes or choose another teacher')
+
+
+def build_term(name: str, config: dict) -> Term:
+    """Builds a term from its config.
+
+    Args:
+        name (str): The key in ``terms``.
+        config (dict): The arguments of ``Term`` and of the loss.
+
+    Returns:
+        Term: The term, not yet connected.
+
+    Raises:
+        ValueError: If a key is missing or unknown, or a value is out of range.
+    """
+    for key in ('type', 'at'):
+        if key not in config:
+            raise ValueError(f'terms.{name} has no {key!r}; a term needs a loss (type) and a tap (at)')
+    try:
+        return Term(name, **config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f'terms.{name}: {error.args[0]}') from error
+
+
+class FiniteWatch:
+    """Stops training with a term's name when its loss is not finite.
+
+    On an accelerator the flags are copied in the background and read when they have arrived, a step
+    or two later, so that the check never waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[tuple[str, ...], Tensor, torch.cuda.Event | None] | None = None
+
+    def __call__(self, losses: dict[str, Tensor]) -> None:
+        """Looks at a step's losses.
+
+        Raises:
+            FloatingPointError: If one is NaN or infinite, or was a step or two ago.
+        """
+        self._report()
+        if self._pending is None and losses:
+            flags = torch.stack([loss.detach().isfinite() for loss in losses.values()])
+            event = None
+            if flags.is_cuda:
+                flags = flags.to('cpu', non_blocking=True)
+                event = torch.cuda.Event()
+                event.record()
+            self._pending = tuple(losses), flags, event
+        self._report()
+
+    def _report(self) -> None:
+        if self._pending is None:
+            return
+        names, flags, event = self._pending
+        if event is not None and not event.query():
+            return
+        self._pending = None
+        bad = [name for name, finite in zip(names, flags.tolist()) if not finite]
+        if bad:
+            raise FloatingPointError(
+                f'{", ".join(bad)} became NaN or infinite; lower its weight or the learning rate, or '
+                'look at what its taps hold')
+
+    def __deepcopy__(self, memo: dict) -> FiniteWatch:
+        return FiniteWatch()  # CUDA events cannot be copied

@@ -1,0 +1,88 @@
+"""The maps of all classes of a GAP + linear classifier, in closed form."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmkdx.functional.precision import full_precision, no_autocast
+
+
+class ClassMaps:
+    """Lazy class activation maps (CAM; Zhou et al., CVPR 2016, Eq. 2).
+
+    For a classifier whose logits are ``W · GAP(A) + b`` the map of class k is ``sum_c W[k, c] A[c]``,
+    and its mean over space is the logit without the bias. The projection acts on channels and pooling
+    on space, so they commute: pooled maps are projected *after* pooling, and the maps of few classes
+    use only the rows of ``W`` that are asked for. Nothing is computed before it is asked for, no
+    backward pass is needed, and all results are differentiable in A, W and b.
+
+    All results are in fp32 at least, also under autocast.
+
+    Args:
+        features (Tensor): A, what enters global average pooling, of shape (N, C, H, W).
+        weight (Tensor, optional): W, the weight of the linear classifier, of shape (K, C). Defaults to
+            None: ``features`` are the class maps themselves, of shape (N, K, H, W).
+        bias (Tensor, optional): b, of shape (K, ). Defaults to None (zero).
+    """
+
+    def __init__(
+        self, features: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        self.features = features
+        self.weight = weight
+        self.bias = bias
+
+    @classmethod
+    def of(cls, maps: ClassMaps | Tensor) -> ClassMaps:
+        """Takes class maps as they are, and a plain tensor of shape (N, K, H, W) as finished maps."""
+        return cls(maps) if isinstance(maps, Tensor) else maps
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return (self.features.shape[1] if self.weight is None else self.weight.shape[0])
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of ``full()``: (N, K, H, W)."""
+        n, _, h, w = self.features.shape
+        return torch.Size((n, self.num_classes, h, w))
+
+    def full(self) -> Tensor:
+        """The maps of all classes at full resolution, of shape (N, K, H, W), without the bias."""
+        return self._project(full_precision(self.features))
+
+    def pooled(self, resolution: int) -> Tensor:
+        """The maps of all classes, average-pooled to (N, K, resolution, resolution), without the bias.
+
+        Costs resolution² positions a class in place of H · W.
+        """
+        return self._project(F.adaptive_avg_pool2d(full_precision(self.features), resolution))
+
+    def classes(self, index: Tensor) -> Tensor:
+        """The maps of chosen classes at full resolution.
+
+        Args:
+            index (Tensor): Class indices of shape (N, n), chosen for each sample.
+
+        Returns:
+            Tensor: Maps of shape (N, n, H, W), without the bias.
+        """
+        features = full_precision(self.features)
+        if self.weight is None:
+            return features.gather(1, index[..., None, None].expand(-1, -1, *features.shape[2:]))
+        with no_autocast(features):
+            return torch.einsum('nchw,nkc->nkhw', features, full_precision(self.weight)[index])
+
+    def logits(self, bias: bool = True) -> Tensor:
+        """The logits, of shape (N, K), with or without the classifier's bias."""
+        logits = self.pooled(1).flatten(1)
+        return logits if self.bias is None or not bias else logits + full_precision(self.bias)
+
+    def _project(self, features: Tensor) -> Tensor:
+        if self.weight is None:
+            return features
+        with no_autocast(features):
+            return torch.einsum('nchw,kc->nkhw', features, full_precision(self.weight))

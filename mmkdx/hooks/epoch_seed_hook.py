@@ -1,0 +1,27 @@
+"""Random numbers that do not depend on where a run was interrupted."""
+
+from __future__ import annotations
+
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, set_random_seed
+
+from mmkdx.registry import HOOKS
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seeds Python, NumPy and torch anew at the start of each training epoch, by seed, epoch and rank.
+
+    A checkpoint does not hold the state of the random generators, so that after a resume dropout and
+    augmentation would draw other numbers than an uninterrupted run. With this hook a resumed run
+    repeats it exactly, as long as data are loaded in the main process (``num_workers=0``); worker
+    processes are seeded by mmengine.
+    """
+
+    # Before the hooks that draw random numbers, if a user has any.
+    priority = 'VERY_HIGH'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seeds this epoch."""
+        set_random_seed(runner.seed + 100_000 * (get_rank() + 1) + runner.epoch)

@@ -1,0 +1,7 @@
+"""Distillation losses: ``loss(student, teacher, target=None)`` gives the unweighted scalar."""
+
+from mmkdx.losses.class_map import CATLoss
+from mmkdx.losses.feature import ATLoss, MSELoss
+from mmkdx.losses.logit import KLDivLoss
+
+__all__ = ['ATLoss', 'CATLoss', 'KLDivLoss', 'MSELoss']

@@ -1,0 +1,58 @@
+"""Losses between features."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkdx.functional import full_precision, resize_map
+from mmkdx.registry import MODELS
+
+
+@MODELS.register_module()
+class MSELoss(nn.Module):
+    """Mean squared error between tensors of one shape, the mean over all elements."""
+
+    compares = 'shape'
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Compares tensors of one shape; labels are not used.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        if student.shape != teacher.shape:
+            raise ValueError(
+                f"shapes {tuple(student.shape)} and {tuple(teacher.shape)} differ; use adapter='auto'")
+        return F.mse_loss(full_precision(student), full_precision(teacher))
+
+
+@MODELS.register_module()
+class ATLoss(nn.Module):
+    r"""Activation-based attention transfer.
+
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, Sec. 3.1. The
+    attention map is the mean over channels of :math:`|F|^p`, flattened and divided by its L2 norm; the
+    loss is the mean over samples *and positions* of the squared difference, as in the authors' code.
+    The paper's Eq. 2 has half the norm of the difference in place of its square.
+
+    Args:
+        p (float): The exponent. Defaults to 2.
+        eps (float): The least norm that an attention map is divided by. Defaults to 1e-6.
+    """
+
+    compares = 'map_size'
+
+    def __init__(self, p: float = 2.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = p
+        self.eps = eps
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Compares maps (N, C, H, W) with any channels; a student of another size is resized."""
+        student = resize_map(full_precision(student), teacher.shape[-2:])
+        return F.mse_loss(self.attention(student), self.attention(full_precision(teacher)))
+
+    def attention(self, maps: Tensor) -> Tensor:
+        """The normalised attention map of maps (N, C, H, W), of shape (N, H · W)."""
+        return F.normalize(maps.abs().pow(self.p).mean(1).flatten(1), dim=1, eps=self.eps)
