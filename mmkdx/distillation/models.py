@@ -19,36 +19,57 @@ ModelSpec = dict | str | Path | nn.Module
 def build_model(spec: ModelSpec, key: str, data_preprocessor: dict | None = None) -> nn.Module:
     """Builds a model, without its weights.
 
-    The config of a distillation run stands for its student, so a distilled model can teach in turn.
-
     Args:
-        spec (dict | str | Path | nn.Module): A model dict, the path of a config file, ``pkg::path``
-            for the config of an installed package, a model name of mmpretrain's zoo, or a module.
+        spec (dict | str | Path | nn.Module): The model; see ``model_config``. A module is returned as
+            it is.
         key (str): The config key that error messages name.
         data_preprocessor (dict, optional): The preprocessor of a model whose config has none.
 
     Returns:
-        nn.Module: The model; a module is returned as it is.
+        nn.Module: The model.
 
     Raises:
         ValueError: If the spec is of no known form, or names nothing.
     """
     if isinstance(spec, nn.Module):
         return spec
+    return MODELS.build(model_config(spec, key, data_preprocessor))
+
+
+def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | None = None) -> dict:
+    """The model dict that a spec stands for.
+
+    The config of a distillation run stands for its student, so a distilled model can teach in turn.
+
+    Args:
+        spec (dict | str | Path): A model dict, the path of a config file, ``pkg::path`` for the config
+            of an installed package, or a model name of mmpretrain's zoo.
+        key (str): The config key that error messages name.
+        data_preprocessor (dict, optional): The preprocessor of a model whose config has none.
+
+    Returns:
+        dict: A model dict of its own, with its data preprocessor where one is known.
+
+    Raises:
+        ValueError: If the spec is of no known form, or names nothing.
+    """
     if isinstance(spec, (str, Path)):
         config = read_config(str(spec), key)
         data_preprocessor = config.get('data_preprocessor', data_preprocessor)
         spec = config.get('model')
-    if not isinstance(spec, dict) or 'type' not in spec:
+    if not isinstance(spec, dict) or not {'type', 'student'} & set(spec):
         raise ValueError(
             f'{key} must be a model dict with a type, a config path, pkg::path, a model name of '
             f"mmpretrain's zoo or a module, and is {spec!r}")
-    spec = copy.deepcopy(spec)
-    if spec.get('data_preprocessor') is None and data_preprocessor is not None:
-        spec['data_preprocessor'] = copy.deepcopy(data_preprocessor)
+    data_preprocessor = spec.get('data_preprocessor') or data_preprocessor
     if 'student' in spec:
-        return build_model(spec['student'], key, spec.get('data_preprocessor'))
-    return MODELS.build(spec)
+        return model_config(spec['student'], key, data_preprocessor)
+    spec = copy.deepcopy(spec)
+    # Left by a base config of another package; mmkdx's scope finds those parts, and its own.
+    spec.pop('_scope_', None)
+    if data_preprocessor is not None:
+        spec['data_preprocessor'] = copy.deepcopy(data_preprocessor)
+    return spec
 
 
 def read_config(name: str, key: str) -> Config:

@@ -1,0 +1,8 @@
+_base_ = ['mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py']
+default_scope = 'mmkdx'
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student={{_base_.model}},
+    teacher=dict(model='resnet50_8xb32_in1k', pretrained=True),
+    terms=dict(cat=dict(type='CATLoss', at='cam', resolution=2, normalize=True, weight=10.0)))

@@ -1,0 +1,5 @@
+# CAT-KD (Guo et al., CVPR 2023): labels and class maps, no logits.
+_base_ = ['kd_resnet18_resnet18-tiny_digits100.py']
+model = dict(
+    terms=dict(
+        _delete_=True, cat=dict(type='CATLoss', at='cam', resolution=2, normalize=True, weight=50.0)))

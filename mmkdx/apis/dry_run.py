@@ -1,0 +1,145 @@
+"""What a config will do, found without data and without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, default_collate
+from mmengine.registry import DefaultScope
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmkdx.distillation import Distiller
+from mmkdx.distillation.taps import fake_forward, forward_tensor
+from mmkdx.registry import MODELS, TRANSFORMS
+
+#: Side of the made-up images that enter the training pipeline.
+RAW_SIZE = 256
+
+
+def build_from_config(cfg: Config) -> nn.Module:
+    """Builds a config's model as mmengine's Runner does.
+
+    Args:
+        cfg (Config): A config.
+
+    Returns:
+        nn.Module: The model, without a teacher's weights.
+    """
+    model = cfg.model.to_dict()
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmkdx')):
+        return MODELS.build(model)
+
+
+def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
+    """A batch of random images, made by the config's own training pipeline.
+
+    Args:
+        cfg (Config): A config with ``train_dataloader``.
+        num_images (int): How many. Defaults to 2.
+        seed (int): The seed of the images and labels. Defaults to 0.
+
+    Returns:
+        dict: What a dataloader yields: ``inputs`` and ``data_samples``.
+    """
+    dataset = cfg.train_dataloader.dataset
+    while 'pipeline' not in dataset:  # wrappers such as RepeatDataset
+        dataset = dataset.dataset
+    random = np.random.default_rng(seed)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmkdx')):
+        pipeline = Compose([
+            TRANSFORMS.build(transform) for transform in dataset.pipeline
+            if not transform['type'].startswith('Load')])
+        images = [
+            pipeline(dict(
+                img=random.integers(0, 256, (RAW_SIZE, RAW_SIZE, 3), dtype=np.uint8),
+                gt_label=i % num_classes(cfg)))
+            for i in range(num_images)]
+    return default_collate(images)
+
+
+def num_classes(cfg: Config) -> int:
+    """The number of classes that a config's data preprocessor names (2 if none)."""
+    return (cfg.get('data_preprocessor') or {}).get('num_classes') or 2
+
+
+def multiply_adds(model: nn.Module, size: Sequence[int]) -> int:
+    """Multiply-adds of one image's forward, which mmpretrain's model zoo lists as FLOPs.
+
+    Args:
+        model (nn.Module): A model that takes images of three channels.
+        size (Sequence[int]): Height and width.
+
+    Returns:
+        int: The multiply-adds of convolutions and matrix products.
+    """
+    with fake_forward(model), FlopCounterMode(display=False) as counter:
+        forward_tensor(model, torch.empty(1, 3, *size))
+    return counter.get_total_flops() // 2
+
+
+def floor_factor(student: int, teachers: Sequence[int]) -> float:
+    """The least cost of a distillation step, in steps of the student alone.
+
+    A training step is about three forwards, a teacher adds one: ``1 + sum(F_t) / (3 F_s)``.
+
+    Args:
+        student (int): The student's multiply-adds.
+        teachers (Sequence[int]): Those of the teachers that run in a step.
+
+    Returns:
+        float: The factor.
+    """
+    return 1 + sum(teachers) / (3 * student)
+
+
+def one_step(model: nn.Module, batch: dict) -> tuple[dict[str, float], list[str]]:
+    """Runs one training step, without an optimizer.
+
+    Args:
+        model (nn.Module): A model of mmengine's interface.
+        batch (dict): What a dataloader yields.
+
+    Returns:
+        tuple[dict[str, float], list[str]]: The logged values, and the names of the parameters that
+        get no gradient.
+    """
+    model.train()
+    data = model.data_preprocessor(batch, True)
+    loss, logged = model.parse_losses(model(**data, mode='loss'))
+    loss.backward()
+    unused = [name for name, parameter in model.named_parameters()
+              if parameter.requires_grad and parameter.grad is None]
+    return {name: value.item() for name, value in logged.items()}, unused
+
+
+def term_rows(distiller: Distiller, size: Sequence[int]) -> list[list[str]]:
+    """What a distiller compares with what: a row for each term.
+
+    Args:
+        distiller (Distiller): The model.
+        size (Sequence[int]): Height and width of the images.
+
+    Returns:
+        list[list[str]]: Name, loss, the student's tap and shape, the teacher's tap and shape, the
+        adapter's parameters, weight and schedule.
+    """
+    rows = []
+    for name, (student, teacher) in distiller.probe(size).items():
+        term = distiller.terms[name]
+        adapter = sum(p.numel() for p in term.adapter.parameters()) if term.adapter else 0
+        at = f'{term.teacher_tap} of teacher {term.teacher}' if term.teacher else term.teacher_tap
+        rows.append([
+            name, term.loss_name, term.student_tap, shape(student), at, shape(teacher),
+            f'{adapter:,}' if adapter else '-', f'{term.weight:g}', str(term.schedule or 'constant')])
+    return rows
+
+
+def shape(value: object) -> str:
+    """The shape of a tensor or of class maps, without the batch: ``64 x 8 x 8``."""
+    return ' x '.join(map(str, value.shape[1:]))

@@ -1,0 +1,50 @@
+"""mmkdx's registries: all of mmpretrain's, as children, and ``EXPLAINERS``.
+
+With ``default_scope = 'mmkdx'`` a config names parts of mmkdx and of mmpretrain alike, without
+prefixes. Registries to which mmkdx adds nothing are here too: mmengine warns about each one that a
+scope lacks.
+"""
+
+from mmengine.registry import Registry
+from mmpretrain import registry as mmpretrain
+
+
+def _child_of(parent: Registry, *locations: str) -> Registry:
+    """Makes mmkdx's registry below one of mmpretrain's.
+
+    mmengine imports the locations of the registry that is asked, not those of its parents, so
+    mmpretrain's are repeated here. Plugins come last, when all that they may build upon is there.
+    """
+    return Registry(
+        parent.name,
+        parent=parent,
+        scope='mmkdx',
+        locations=[*parent._locations, *locations, 'mmkdx.plugins'],
+    )
+
+
+RUNNERS = _child_of(mmpretrain.RUNNERS)
+RUNNER_CONSTRUCTORS = _child_of(mmpretrain.RUNNER_CONSTRUCTORS)
+LOOPS = _child_of(mmpretrain.LOOPS)
+HOOKS = _child_of(mmpretrain.HOOKS, 'mmkdx.hooks')
+LOG_PROCESSORS = _child_of(mmpretrain.LOG_PROCESSORS)
+OPTIMIZERS = _child_of(mmpretrain.OPTIMIZERS)
+OPTIM_WRAPPERS = _child_of(mmpretrain.OPTIM_WRAPPERS)
+OPTIM_WRAPPER_CONSTRUCTORS = _child_of(mmpretrain.OPTIM_WRAPPER_CONSTRUCTORS)
+PARAM_SCHEDULERS = _child_of(mmpretrain.PARAM_SCHEDULERS)
+DATASETS = _child_of(mmpretrain.DATASETS, 'mmkdx.datasets')
+DATA_SAMPLERS = _child_of(mmpretrain.DATA_SAMPLERS)
+TRANSFORMS = _child_of(mmpretrain.TRANSFORMS, 'mmkdx.datasets')
+MODELS = _child_of(mmpretrain.MODELS, 'mmkdx.distillation', 'mmkdx.losses')
+MODEL_WRAPPERS = _child_of(mmpretrain.MODEL_WRAPPERS)
+WEIGHT_INITIALIZERS = _child_of(mmpretrain.WEIGHT_INITIALIZERS)
+BATCH_AUGMENTS = _child_of(mmpretrain.BATCH_AUGMENTS)
+TASK_UTILS = _child_of(mmpretrain.TASK_UTILS)
+TOKENIZER = _child_of(mmpretrain.TOKENIZER)
+METRICS = _child_of(mmpretrain.METRICS)
+EVALUATORS = _child_of(mmpretrain.EVALUATORS)
+VISUALIZERS = _child_of(mmpretrain.VISUALIZERS)
+VISBACKENDS = _child_of(mmpretrain.VISBACKENDS)
+
+# What turns a model and images into maps, like `GradCAM`
+EXPLAINERS = Registry('explainer', scope='mmkdx', locations=['mmkdx.plugins'])

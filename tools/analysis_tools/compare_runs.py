@@ -1,0 +1,100 @@
+#!/usr/bin/env python
+"""Prints a table of finished runs: parameters, metric and training time, from their work folders."""
+
+import argparse
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from terminaltables import AsciiTable
+
+from mmkdx.distillation.models import build_model
+
+STAMP = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - mmengine', re.MULTILINE)
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dirs', nargs='+', type=Path, help="the runs' work folders")
+    parser.add_argument('--metric', default='accuracy/top1', help='defaults to accuracy/top1')
+    parser.add_argument(
+        '--names', nargs='+', help="what to call the runs; defaults to the folders' names")
+    return parser.parse_args()
+
+
+def training_parts(work_dir: Path) -> list[tuple[Path, list[dict]]]:
+    """The last run in a work folder: the folder and the records of each part that trained.
+
+    A run that was interrupted and resumed has several parts, the first of which begins at epoch 1.
+
+    Raises:
+        FileNotFoundError: If nothing was trained there.
+    """
+    parts: list[tuple[Path, list[dict]]] = []
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        steps = [record for record in records if 'loss' in record]
+        if steps:
+            if steps[0].get('epoch') == 1:
+                parts = []
+            parts.append((path.parent.parent, records))
+    if not parts:
+        raise FileNotFoundError(f'{work_dir} holds no run: no */vis_data/scalars.json has a loss')
+    return parts
+
+
+def values(parts: list[tuple[Path, list[dict]]], metric: str) -> list[float]:
+    """A metric at each evaluation of a run, in order.
+
+    Raises:
+        ValueError: If the run never evaluated it.
+    """
+    found = {record['step']: record[metric]
+             for _, records in parts for record in records if metric in record}
+    if not found:
+        raise ValueError(f'{parts[-1][0]} has no metric {metric!r}')
+    return [found[step] for step in sorted(found)]
+
+
+def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
+    """Wall-clock seconds from the first to the last line of a run's logs, evaluations included."""
+    total = 0.0
+    for folder, _ in parts:
+        for log in folder.glob('*.log'):
+            stamps = [datetime.strptime(s, '%Y/%m/%d %H:%M:%S') for s in STAMP.findall(log.read_text())]
+            total += (stamps[-1] - stamps[0]).total_seconds()
+    return total
+
+
+def parameters(parts: list[tuple[Path, list[dict]]]) -> int:
+    """The parameters of a run's model; of a distillation, the student's."""
+    cfg = Config.fromfile(parts[-1][0] / 'vis_data' / 'config.py')
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        model = build_model(cfg.model.to_dict(), 'model', cfg.get('data_preprocessor'))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def main() -> None:
+    """Prints the table."""
+    args = parse_args()
+    names = args.names or [path.name for path in args.work_dirs]
+    if len(names) != len(args.work_dirs):
+        raise SystemExit(f'--names has {len(names)} names for {len(args.work_dirs)} folders')
+    rows = [['run', 'parameters', args.metric, 'best', 'seconds']]
+    for name, work_dir in zip(names, args.work_dirs):
+        parts = training_parts(work_dir)
+        history = values(parts, args.metric)
+        rows.append([
+            name, f'{parameters(parts):,}', f'{history[-1]:.2f}', f'{max(history):.2f}',
+            f'{seconds(parts):.0f}'])
+    table = AsciiTable(rows)
+    table.justify_columns = {i: 'right' for i in range(1, len(rows[0]))}
+    print(table.table)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""Shows what a config compares with what, and takes one training step on made-up images.
+
+Needs neither data nor weights: teachers whose file is not there keep their random weights.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from terminaltables import AsciiTable
+
+from mmkdx.apis.dry_run import (
+    build_from_config, floor_factor, multiply_adds, one_step, synthetic_batch, term_rows)
+from mmkdx.distillation import Distiller, Teacher
+from mmkdx.plugins import loaded_plugins
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('config', help='a config file')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='settings to override, as key=value')
+    return parser.parse_args()
+
+
+def settle_weights(teacher: Teacher) -> str:
+    """Loads a teacher's file if it is there, and says what its weights are."""
+    if teacher.loaded:
+        return 'as given'
+    if teacher.checkpoint is None:
+        return 'NONE: set teacher.checkpoint'
+    local = '://' not in teacher.checkpoint
+    if local and Path(teacher.checkpoint).is_file():
+        teacher.load()
+        return teacher.checkpoint
+    teacher.loaded = True  # it keeps its random weights for the step below
+    where = teacher.checkpoint if local else teacher.checkpoint.rpartition("/")[2]
+    return f'{"NOT FOUND" if local else "to be downloaded"}: {where}'
+
+
+def main() -> None:
+    """Prints the tables and takes the step."""
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    model = build_from_config(cfg)
+    batch = synthetic_batch(cfg)
+    size = tuple(batch['inputs'].shape[2:])
+    print(f'{args.config}: images of {size[0]} x {size[1]} pixels')
+
+    distills = isinstance(model, Distiller)
+    if distills:
+        header = ['term', 'loss', 'student tap', 'shape', 'teacher tap', 'shape', 'adapter', 'weight',
+                  'schedule']
+        print(AsciiTable([header, *term_rows(model, size)], 'Terms').table)
+
+    student = model.student if distills else model
+    rows = [['model', 'architecture', 'parameters', 'multiply-adds', 'weights']]
+
+    def count(name: str, module, weights: str) -> int:
+        cost = multiply_adds(module, size)
+        kind = type(getattr(module, 'backbone', module)).__name__
+        parameters = sum(p.numel() for p in module.parameters())
+        rows.append([name, kind, f'{parameters:,}', f'{cost / 1e9:.3f} G', weights])
+        return cost
+
+    cost = count('student' if distills else 'model', student, str(cfg.get('load_from') or 'random'))
+    costs = []
+    for i, teacher in enumerate(model.teachers if distills else ()):
+        members = [m for m in teacher.modules() if isinstance(m, Teacher)]
+        for member in members or [teacher]:
+            weights = settle_weights(member) if members else "the student's average"
+            costs.append(count(f'teacher {i}', member.model, weights))
+    print(AsciiTable(rows, 'Models').table)
+    if costs:
+        print(f'Floor of a step: {floor_factor(cost, costs):.2f} times the student alone')
+
+    plugins = loaded_plugins()
+    print(f'Plugins: {", ".join(map(str, plugins)) or "none"}')
+    start = time.perf_counter()
+    losses, unused = one_step(model, batch)
+    print(f'One step in {time.perf_counter() - start:.1f} s: '
+          + ', '.join(f'{name} {value:.4g}' for name, value in losses.items()))
+    if unused:
+        print(f'{len(unused)} parameters get no gradient, which DDP refuses without '
+              f'find_unused_parameters=True: {", ".join(unused[:6])}')
+
+
+if __name__ == '__main__':
+    main()

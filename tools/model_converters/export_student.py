@@ -1,0 +1,86 @@
+#!/usr/bin/env python
+"""Turns a distillation's config and checkpoint into a config and weights for plain mmpretrain.
+
+Writes OUT_DIR/NAME.py and OUT_DIR/NAME.pth, with nothing of mmkdx in them: no teacher, terms or
+adapters. Data loaders stay if their data set is one of mmpretrain's; otherwise only the test
+pipeline does, which is what mmpretrain's inferencers need.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
+
+from mmkdx.distillation.models import build_model, load_weights, model_config
+from mmkdx.registry import DATASETS
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('config', help='the config of the distillation')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('out_dir', type=Path, help='the folder for both files')
+    parser.add_argument('--name', help="the files' name; defaults to that of the config")
+    return parser.parse_args()
+
+
+def is_foreign(dataset: dict) -> bool:
+    """Whether plain mmpretrain lacks a data set, or one that it wraps."""
+    if 'dataset' in dataset:
+        return is_foreign(dataset['dataset'])
+    return not DATASETS.get(dataset['type']).__module__.startswith('mmpretrain.')
+
+
+def student_config(cfg: Config) -> Config:
+    """The config of the student alone.
+
+    Raises:
+        ValueError: If the student has a part that plain mmpretrain lacks.
+    """
+    model = model_config(cfg.model.to_dict(), 'model', cfg.get('data_preprocessor'))
+    for module in build_model(model, 'model').modules():
+        if type(module).__module__.startswith('mmkdx.'):
+            raise ValueError(
+                f'the student has a {type(module).__name__}, which is a part of mmkdx, so plain '
+                'mmpretrain cannot build it')
+    plain = dict(default_scope='mmpretrain', model=model)
+    for part in ('train', 'val', 'test'):
+        loader = cfg.get(f'{part}_dataloader')
+        if loader is None:
+            continue
+        if not is_foreign(loader['dataset']):
+            for key in ('dataloader', 'cfg', 'evaluator'):
+                if f'{part}_{key}' in cfg:
+                    plain[f'{part}_{key}'] = cfg[f'{part}_{key}']
+        elif part == 'test':
+            plain['test_dataloader'] = dict(dataset=dict(pipeline=loader['dataset']['pipeline']))
+    if 'train_dataloader' in plain:
+        plain.update((key, cfg[key]) for key in ('optim_wrapper', 'param_scheduler') if key in cfg)
+    return Config(plain)
+
+
+def main() -> None:
+    """Writes both files."""
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        plain = student_config(cfg)
+        student = build_model(plain.model.to_dict(), 'model')
+    load_weights(student, checkpoint, args.checkpoint)
+
+    meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key == 'dataset_meta'}
+    name = args.out_dir / (args.name or Path(args.config).stem)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    plain.dump(f'{name}.py')
+    torch.save(dict(meta=meta, state_dict=student.state_dict()), f'{name}.pth')
+    print(f'Wrote {name}.py and {name}.pth: mmpretrain.get_model({f"{name}.py"!r}, '
+          f'pretrained={f"{name}.pth"!r})')
+
+
+if __name__ == '__main__':
+    main()
