@@ -13,6 +13,7 @@ import pickle
 import pkgutil
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -51,6 +52,8 @@ def install() -> None:
     _load_checkpoints_safely()
     _find_packages_without_pkg_resources()
     _look_for_mmcv_ops_without_find_loader()
+    # mmcv says so at every start where its compiled operators are missing; mmkdx needs none of them.
+    warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 
 def _rebind(old: Callable, new: Callable) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
 import torch
 from mmpretrain.structures import DataSample
 from torch import nn
@@ -78,3 +82,12 @@ def batch(n: int = 6, size: int = 8, classes: int = 4, seed: int = 0) -> tuple[t
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """The sum that is trained."""
     return sum(value for key, value in losses.items() if 'loss' in key)
+
+
+def tool(name: str) -> ModuleType:
+    """A script of ``tools`` as a module."""
+    path = Path(__file__).parents[1] / 'tools' / f'{name}.py'
+    spec = spec_from_file_location(path.stem, path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmkdx.distillation.models import ModelSpec, build_model
 from mmkdx.distillation.taps import TapSet, fake_forward
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.distillation.terms import FiniteWatch, build_term
-from mmkdx.functional import no_autocast
+from mmkdx.functional import full_precision, no_autocast
 from mmkdx.registry import MODELS
 
 
@@ -60,22 +59,21 @@ class Distiller(BaseModel):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            built = build_model(student, 'student', data_preprocessor)
-            if not isinstance(built, BaseModel):
-                raise ValueError(
-                    f'student is a {type(built).__name__}; it must be a classifier of mmpretrain\'s '
-                    "interface, whose forward has the modes 'loss' and 'predict'")
-            super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
-            self.student = built
-            # A student that comes as a module keeps its weights.
-            self.student.is_init = isinstance(student, nn.Module)
-            teachers = [] if teacher is None else (
-                teacher if isinstance(teacher, (list, tuple)) else [teacher])
-            # A tuple is not a sub-module: teachers stay out of state dict, optimizer, DDP and train().
-            self.teachers: tuple[BaseTeacher, ...] = tuple(build_teacher(t) for t in teachers)
-            self.terms = nn.ModuleDict(
-                {name: build_term(name, term) for name, term in (terms or {}).items()})
+        built = build_model(student, 'student', data_preprocessor)
+        if not isinstance(built, BaseModel):
+            raise ValueError(
+                f'student is a {type(built).__name__}; it must be a classifier of mmpretrain\'s '
+                "interface, whose forward has the modes 'loss' and 'predict'")
+        super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
+        self.student = built
+        # A student that comes as a module keeps its weights.
+        self.student.is_init = isinstance(student, nn.Module)
+        teachers = [] if teacher is None else (
+            teacher if isinstance(teacher, (list, tuple)) else [teacher])
+        # A tuple is not a sub-module: teachers stay out of state dict, optimizer, DDP and train().
+        self.teachers: tuple[BaseTeacher, ...] = tuple(build_teacher(t) for t in teachers)
+        self.terms = nn.ModuleDict(
+            {name: build_term(name, term) for name, term in (terms or {}).items()})
         self.student_weight = student_weight
         if not self.terms and not student_weight:
             raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
@@ -139,7 +137,7 @@ class Distiller(BaseModel):
         if not self.student_weight:
             # Every parameter gets a gradient, so that DDP need not look for unused ones.
             first = next(iter(terms))
-            terms[first] = terms[first] + 0 * output.sum()
+            terms[first] = terms[first] + 0 * full_precision(output).mean()
         return {**losses, **terms}
 
     def probe(self, size: Sequence[int]) -> dict[str, tuple[Any, Any]]:

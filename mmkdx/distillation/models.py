@@ -8,6 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from mmkdx.registry import MODELS
@@ -33,7 +34,13 @@ def build_model(spec: ModelSpec, key: str, data_preprocessor: dict | None = None
     """
     if isinstance(spec, nn.Module):
         return spec
-    return MODELS.build(model_config(spec, key, data_preprocessor))
+    return build_part(model_config(spec, key, data_preprocessor))
+
+
+def build_part(config: dict) -> Any:
+    """Builds a model, teacher or loss in mmkdx's scope, whatever the default scope of the run is."""
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        return MODELS.build(config)
 
 
 def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | None = None) -> dict:
@@ -126,9 +133,11 @@ def load_weights(model: nn.Module, checkpoint: dict, source: str, strict: bool =
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f'{source} does not fit the model: {error}') from error
-    total = len(model.state_dict())
-    matched = total - len(missing)
+        first = str(error).splitlines()[1:2] or [str(error)]
+        raise ValueError(f'{source} does not fit the model: {first[0].strip()}') from error
+    # Batch norm makes up its counter where a file has none, without calling it missing.
+    names = [key for key in model.state_dict() if not key.endswith('num_batches_tracked')]
+    total, matched = len(names), len(set(names) - set(missing))
     if not matched:
         raise ValueError(f'{source} holds none of the {total} tensors of the model; its first key is '
                          f'{next(iter(state), None)!r}')

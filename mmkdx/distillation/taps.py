@@ -132,7 +132,8 @@ class TapSet:
             except Exception as error:
                 raise ValueError(
                     f'the {self.owner} cannot take images of {tuple(inputs.shape[2:])} pixels '
-                    f'({error}); set model.input_size to the size of its images') from error
+                    f'({str(error).partition(chr(10))[0]}); set model.input_size to the size of its '
+                    'images') from error
         for name, tap in self._taps.items():
             self._check(name, readings[tap])
         if structure:

@@ -10,7 +10,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmkdx.distillation.models import ModelSpec, build_model, load_weights, zoo_entry
+from mmkdx.distillation.models import ModelSpec, build_model, build_part, load_weights, zoo_entry
 from mmkdx.distillation.taps import TapSet, forward_tensor
 from mmkdx.functional import ClassMaps, no_autocast
 from mmkdx.registry import MODELS
@@ -128,7 +128,7 @@ class Teacher(BaseTeacher):
     def bind(self, student: nn.Module, taps: Mapping[str, str], owner: str = 'teacher') -> None:
         """Prepares also for images in the student's normalisation; see ``BaseTeacher``."""
         super().bind(student, taps, owner)
-        self.bridge = input_bridge(student, self.model)
+        self.bridge = input_bridge(student, self.model).eval()
         if self.dtype:
             self.model.to(self.dtype)
 
@@ -276,7 +276,7 @@ def build_teacher(spec: Any) -> BaseTeacher:
         kind = spec['type']
         kind = MODELS.get(kind) if isinstance(kind, str) else kind
         if isinstance(kind, type) and issubclass(kind, BaseTeacher):
-            return MODELS.build(spec)
+            return build_part(spec)
     if not isinstance(spec, dict) or 'type' in spec:
         spec = dict(model=spec)
     unknown = set(spec) - {'model', 'checkpoint', 'pretrained', 'strict', 'dtype'}

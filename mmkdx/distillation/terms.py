@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from mmkdx.distillation.adapters import Adapter
+from mmkdx.distillation.models import build_part
 from mmkdx.distillation.schedules import WeightSchedule
 from mmkdx.functional import ClassMaps, full_precision, no_autocast
-from mmkdx.registry import MODELS
 
 
 class Term(nn.Module):
@@ -71,7 +71,7 @@ class Term(nn.Module):
         self.schedule = schedule and WeightSchedule(**schedule)
         self.auto = adapter == 'auto'
         self.adapter: nn.Module | None = None
-        self.loss = MODELS.build(dict(type=type, **loss_args))
+        self.loss = build_part(dict(type=type, **loss_args))
 
     def connect(self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps) -> None:
         """Checks that the loss takes what is at the taps and, the first time, builds the adapter.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, set_random_seed
@@ -24,4 +25,6 @@ class EpochSeedHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seeds this epoch."""
-        set_random_seed(runner.seed + 100_000 * (get_rank() + 1) + runner.epoch)
+        # A hash, so that no two of a study's runs share an epoch's numbers.
+        words = np.random.SeedSequence([runner.seed, runner.epoch, get_rank()]).generate_state(1)
+        set_random_seed(int(words[0]))

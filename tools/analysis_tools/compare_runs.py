@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from terminaltables import AsciiTable
 
 from mmkdx.distillation.models import build_model
@@ -73,8 +72,7 @@ def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
 def parameters(parts: list[tuple[Path, list[dict]]]) -> int:
     """The parameters of a run's model; of a distillation, the student's."""
     cfg = Config.fromfile(parts[-1][0] / 'vis_data' / 'config.py')
-    with DefaultScope.overwrite_default_scope('mmkdx'):
-        model = build_model(cfg.model.to_dict(), 'model', cfg.get('data_preprocessor'))
+    model = build_model(cfg.model.to_dict(), 'model', cfg.get('data_preprocessor'))
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 
 from mmkdx.distillation.models import build_model, load_weights, model_config
@@ -68,9 +67,8 @@ def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
     checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
-    with DefaultScope.overwrite_default_scope('mmkdx'):
-        plain = student_config(cfg)
-        student = build_model(plain.model.to_dict(), 'model')
+    plain = student_config(cfg)
+    student = build_model(plain.model.to_dict(), 'model')
     load_weights(student, checkpoint, args.checkpoint)
 
     meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key == 'dataset_meta'}

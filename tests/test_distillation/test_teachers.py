@@ -1,0 +1,254 @@
+"""Teachers: frozen, strict, in their own precision and normalisation, and outside the student."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from tiny import batch, build, classifier, distiller, total
+from torch import nn
+
+from mmkdx.distillation.teachers import EMATeacher, Teacher, build_teacher, input_bridge
+from mmkdx.functional import ClassMaps
+
+
+def saved(tmp_path, config=None, name='teacher.pth', **extra):
+    model = build(config or classifier(8))
+    torch.save(dict(state_dict=model.state_dict(), **extra), tmp_path / name)
+    return model, str(tmp_path / name)
+
+
+def test_weights_come_from_the_checkpoint(tmp_path):
+    model, path = saved(tmp_path)
+    distilling = distiller(teacher=dict(model=classifier(8), checkpoint=path))
+    distilling.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, distilling.teachers[0].model.state_dict()[key])
+
+
+def test_without_a_runner_weights_are_loaded_at_the_first_step(tmp_path):
+    model, path = saved(tmp_path)
+    distilling = distiller(teacher=dict(model=classifier(8), checkpoint=path)).train()
+    distilling(*batch(), mode='loss')
+    assert torch.equal(distilling.teachers[0].model.head.fc.weight, model.head.fc.weight)
+
+
+def test_a_distilled_student_teaches_in_turn(tmp_path):
+    first = distiller(dict(fit=dict(type='MSELoss', at='embedding')))
+    torch.save(dict(state_dict=first.state_dict()), tmp_path / 'run.pth')
+    config = dict(
+        type='Distiller', student=classifier(4), teacher=dict(model=classifier(8)), input_size=8,
+        terms={})
+    teacher = Teacher(config, checkpoint=str(tmp_path / 'run.pth'))
+    teacher.load()
+    assert torch.equal(teacher.model.head.fc.weight, first.student.head.fc.weight)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda s: s.pop('head.fc.bias'), r"1 tensors are missing \(as \['head.fc.bias'\]\) and 0 unknown"),
+    (lambda s: s.update({'neck.extra': torch.zeros(1)}),
+     r"0 tensors are missing .* and 1 unknown \(as \['neck.extra'\]\); set teacher.strict=False"),
+    (lambda s: s.update({'head.fc.bias': torch.zeros(7)}), 'does not fit the model: .*size mismatch'),
+])
+def test_loading_is_strict(tmp_path, change, message):
+    model = build(classifier(8))
+    state = model.state_dict()
+    change(state)
+    torch.save(state, tmp_path / 'teacher.pth')
+    teacher = Teacher(classifier(8), checkpoint=str(tmp_path / 'teacher.pth'))
+    with pytest.raises(ValueError, match=r'(?s)teacher.checkpoint .*teacher.pth does not fit.*') as error:
+        teacher.load()
+    assert error.match('(?s)' + message)
+
+
+def test_loading_can_be_lenient_but_never_empty(tmp_path):
+    model = build(classifier(8))
+    state = model.state_dict()
+    del state['head.fc.bias']
+    torch.save(state, tmp_path / 'part.pth')
+    teacher = Teacher(classifier(8), checkpoint=str(tmp_path / 'part.pth'), strict=False)
+    teacher.load()
+    assert torch.equal(teacher.model.head.fc.weight, model.head.fc.weight)
+    torch.save({f'net.{key}': value for key, value in state.items()}, tmp_path / 'other.pth')
+    teacher = Teacher(classifier(8), checkpoint=str(tmp_path / 'other.pth'), strict=False)
+    with pytest.raises(ValueError, match="other.pth holds none of the 14 tensors .*'net.backbone"):
+        teacher.load()
+
+
+@pytest.mark.parametrize('spec, message', [
+    (dict(model=classifier(), dtype='int8'), "teacher.dtype is 'int8'"),
+    (dict(model=classifier(), pretrained=True), 'teacher.pretrained=True needs a model name'),
+    (dict(model='resnet18_8xb32_in1k', pretrained=True, checkpoint='x.pth'), 'two sources of weights'),
+    (dict(model=classifier(), chekpoint='x.pth'), 'teacher takes model, checkpoint.* it has model, chek'),
+    (dict(checkpoint='x.pth'), 'teacher takes model'),
+    (dict(model='no_such_model'), "teacher.model: 'no_such_model' is no model of mmpretrain"),
+    (dict(model='mmpretrain::resnet/resnet19.py'), 'teacher.model: no config .* in an installed package'),
+    (dict(model='configs/nowhere.py'), "teacher.model: no config file 'configs/nowhere.py'"),
+    (dict(model=dict(backbone=1)), 'teacher.model must be a model dict with a type'),
+    (dict(type='TeacherEnsemble', teachers=[dict(type='EMATeacher')]), 'cannot be a member'),
+    (dict(model='resnet18_8xb16_cifar100-none', pretrained=True), 'is no model of mmpretrain'),
+])
+def test_a_wrong_teacher_is_one_sentence(spec, message):
+    with pytest.raises(ValueError, match=message):
+        build_teacher(spec)
+
+
+def test_a_zoo_name_knows_its_weights():
+    teacher = build_teacher(dict(model='resnet34_8xb32_in1k', pretrained=True))
+    assert teacher.checkpoint.startswith('https://') and 'resnet34_8xb32_in1k' in teacher.checkpoint
+    assert not teacher.loaded
+    assert teacher.model.data_preprocessor.mean.flatten().tolist() == pytest.approx(
+        [123.675, 116.28, 103.53])
+
+
+@pytest.mark.parametrize('form', ['path', 'package', 'zoo'])
+def test_forms_of_a_model(tmp_path, form):
+    if form == 'path':
+        Config(dict(model=classifier(8), data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3))).dump(
+            tmp_path / 'teacher.py')
+        model = build_teacher(str(tmp_path / 'teacher.py')).model
+        assert model.data_preprocessor.mean.flatten().tolist() == [1, 1, 1]
+        assert model.head.fc.in_features == 8
+        return
+    name = dict(package='mmpretrain::resnet/resnet18_8xb32_in1k.py', zoo='resnet18_8xb32_in1k')[form]
+    assert build_teacher(name).model.head.fc.weight.shape == (1000, 512)
+
+
+def test_the_zoo_weights_of_a_package_path():
+    teacher = build_teacher(dict(model='mmpretrain::resnet/resnet18_8xb32_in1k.py', pretrained=True))
+    assert 'resnet18_8xb32_in1k' in teacher.checkpoint
+
+
+def test_a_teacher_is_fully_in_eval_mode():
+    model = distiller(teacher=dict(model=classifier(8, drop=0.5))).train()
+    teacher = model.teachers[0]
+    assert not any(module.training for module in teacher.modules())
+    images, _ = batch()
+    before = copy.deepcopy(teacher.state_dict())
+    first, second = teacher(images)['logits'], teacher(images)['logits']
+    assert torch.equal(first, second) and not first.requires_grad
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+    teacher.train()
+    assert not any(module.training for module in teacher.modules())
+
+
+def test_a_plain_torch_module_teaches():
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(5, 4))
+    model = distiller(
+        dict(kd=dict(type='KLDivLoss', at='logits'), cat=dict(type='CATLoss', at='cam')), teacher=net)
+    images, samples = batch()
+    assert model.teachers[0].model is net and model.teachers[0].loaded
+    torch.testing.assert_close(model.teachers[0](images)['cam'].logits(), net(images))
+    model.init_weights()
+    model.train()(images, samples, mode='loss')
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])
+def test_a_teacher_runs_in_its_own_precision(dtype):
+    torch.manual_seed(0)
+    model = distiller(teacher=dict(model=classifier(8), dtype=dtype)).train()
+    images, samples = batch()
+    teacher = model.teachers[0]
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        values = teacher(images)
+        losses = model(images, samples, mode='loss')
+    assert values['logits'].dtype == getattr(torch, dtype)
+    assert losses['loss_kd'].dtype == torch.float32
+    assert {p.dtype for p in model.student.parameters()} == {torch.float32}
+    full = copy.deepcopy(teacher.model).float()(images)
+    torch.testing.assert_close(values['logits'].float(), full, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize('student_rgb', [False, True])
+def test_images_are_converted_to_the_teachers_normalisation(student_rgb):
+    student = classifier(4)
+    student['data_preprocessor'] = dict(
+        mean=[10.0, 20.0, 30.0], std=[2.0, 3.0, 4.0], to_rgb=student_rgb)
+    other = classifier(8)
+    other['data_preprocessor'] = dict(mean=[1.0, 2.0, 3.0], std=[5.0, 6.0, 7.0], to_rgb=True)
+    student, other = build(student), build(other)
+    raw = dict(inputs=torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
+    converted = input_bridge(student, other)(student.data_preprocessor(raw)['inputs'])
+    torch.testing.assert_close(converted, other.data_preprocessor(raw)['inputs'], atol=1e-4, rtol=1e-5)
+
+
+def test_equal_or_unknown_normalisation_costs_nothing():
+    known = classifier(4)
+    known['data_preprocessor'] = dict(mean=[10.0] * 3, std=[2.0] * 3)
+    for teacher in (known, classifier(8)):
+        assert type(input_bridge(build(known), build(teacher))) is nn.Identity
+    assert type(input_bridge(build(known), nn.Linear(2, 2))) is nn.Identity
+
+
+def test_the_bridge_is_used_in_the_step():
+    student, other = classifier(4), classifier(8)
+    student['data_preprocessor'] = dict(mean=[100.0] * 3, std=[50.0] * 3)
+    other['data_preprocessor'] = dict(mean=[0.0] * 3, std=[1.0] * 3)
+    model = distiller(student=student, teacher=dict(model=other))
+    images, _ = batch()
+    torch.testing.assert_close(
+        model.teachers[0](images)['logits'], model.teachers[0].model(images * 50 + 100))
+
+
+def test_ema_teacher_follows_the_student_by_the_formula():
+    model = distiller(teacher=dict(type='EMATeacher', momentum=0.25)).train()
+    images, samples = batch()
+    average = None
+    for _ in range(4):
+        weight = model.student.head.fc.weight.detach().clone()
+        average = weight if average is None else 0.75 * average + 0.25 * weight
+        total(model(images, samples, mode='loss')).backward()
+        torch.testing.assert_close(model.teachers[0].model.head.fc.weight, average)
+        with torch.no_grad():
+            for parameter in model.student.parameters():
+                parameter -= parameter.grad
+    model.eval()(images, samples, mode='loss')
+    torch.testing.assert_close(model.teachers[0].model.head.fc.weight, average)
+
+
+def test_ema_teacher_is_in_the_checkpoint_and_nowhere_else():
+    model = distiller(teacher=dict(type='EMATeacher', momentum=0.25)).train()
+    images, samples = batch()
+    for _ in range(2):
+        total(model(images, samples, mode='loss')).backward()
+        with torch.no_grad():
+            model.student.head.fc.bias -= model.student.head.fc.bias.grad
+    assert len(list(model.parameters())) == len(list(model.student.parameters()))
+    state = model.state_dict()
+    assert sum(key.startswith('distill.teachers.0.average') for key in state) == 17
+    twin = distiller(teacher=dict(type='EMATeacher', momentum=0.25)).train()
+    twin.load_state_dict(state)
+    first = model(images, samples, mode='loss')
+    second = twin(images, samples, mode='loss')
+    assert torch.equal(first['loss_kd'], second['loss_kd'])
+    assert torch.equal(model.teachers[0].average.steps, twin.teachers[0].average.steps)
+
+
+def test_an_ensemble_is_the_mean_of_its_members():
+    members = [dict(model=classifier(8)), build(classifier(6))]
+    model = distiller(
+        dict(kd=dict(type='KLDivLoss', at='logits'), cat=dict(type='CATLoss', at='cam')),
+        teacher=dict(type='TeacherEnsemble', teachers=members))
+    images, samples = batch()
+    nets = [member.model for member in model.teachers[0].members]
+    values = model.teachers[0](images)
+    torch.testing.assert_close(values['logits'], (nets[0](images) + nets[1](images)) / 2)
+    assert isinstance(values['cam'], ClassMaps)
+    torch.testing.assert_close(
+        values['cam'].logits(), sum(net(images) - net.head.fc.bias for net in nets) / 2)
+    model.train()(images, samples, mode='loss')
+    with pytest.raises(ValueError, match='the teacher has no weights'):
+        model.init_weights()
+
+
+def test_members_of_an_ensemble_must_agree_in_shape():
+    ensemble = dict(type='TeacherEnsemble', teachers=[classifier(8), classifier(6)])
+    with pytest.raises(ValueError, match="teacher.teachers: the members .* differ at tap 'embedding'"):
+        distiller(dict(fit=dict(type='MSELoss', at='embedding')), teacher=ensemble)
+
+
+def test_teacher_objects_are_taken_as_they_are():
+    teacher = EMATeacher(momentum=0.5)
+    assert build_teacher(teacher) is teacher

@@ -1,0 +1,162 @@
+"""The tools that work on runs: training, testing, exporting, comparing, checking."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from tiny import build, tool
+
+ROOT = Path(__file__).parents[2]
+STUDENT = str(ROOT / 'configs/digits/kd_resnet18_resnet18-tiny_digits100.py')
+FAST = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.times=1',
+        'val_dataloader.dataset.indices=100', 'test_dataloader.dataset.indices=100']
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """One epoch of the shipped distillation, by the command line."""
+    folder = tmp_path_factory.mktemp('run')
+    cfg = Config.fromfile(ROOT / 'configs/digits/resnet18_digits.py')
+    torch.manual_seed(0)
+    torch.save(build(cfg.model.to_dict()).state_dict(), folder / 'teacher.pth')
+    done = subprocess.run(
+        [sys.executable, 'tools/train.py', STUDENT, '--work-dir', str(folder / 'kd'), '--cfg-options',
+         f'model.teacher.checkpoint={folder / "teacher.pth"}', *FAST],
+        cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_dist_train_uses_gloo_without_cuda(run):
+    env = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+               PORT='29611', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    done = subprocess.run(
+        ['bash', 'tools/dist_train.sh', STUDENT, '2', '--work-dir', str(run / 'two'), '--cfg-options',
+         f'model.teacher.checkpoint={run / "teacher.pth"}', *FAST],
+        cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    output = done.stdout + done.stderr
+    assert 'Distributed launcher: pytorch' in output and 'GPU number: 2' in output
+    # 100 images in batches of 32 for each of two processes
+    assert re.search(r'Epoch\(train\) \[1\]\[2/2\].*loss_kd', output)
+    compare = tool('analysis_tools/compare_runs')
+    assert len(compare.values(compare.training_parts(run / 'two'), 'accuracy/top1')) == 1
+
+
+def test_test_py_repeats_the_accuracy_of_training(run):
+    out = run / 'metrics.json'
+    done = subprocess.run(
+        [sys.executable, 'tools/test.py', STUDENT, str(run / 'kd/epoch_1.pth'), '--work-dir',
+         str(run / 'kd'), '--out', str(out), '--out-item', 'metrics', '--cfg-options', *FAST],
+        cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    compare = tool('analysis_tools/compare_runs')
+    trained = compare.values(compare.training_parts(run / 'kd'), 'accuracy/top1')
+    assert [json.loads(out.read_text())['accuracy/top1']] == pytest.approx(trained)
+
+
+def test_export_gives_plain_mmpretrain_the_same_student(run, monkeypatch, capsys):
+    out = run / 'plain'
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr('sys.argv', [
+        'export_student.py', STUDENT, str(run / 'kd/epoch_1.pth'), str(out), '--name', 'student'])
+    tool('model_converters/export_student').main()
+    assert 'student.pth' in capsys.readouterr().out
+    assert 'mmkdx' not in (out / 'student.py').read_text()
+    assert set(torch.load(out / 'student.pth')) == {'meta', 'state_dict'}
+
+    # In a process of its own, which must not load mmkdx.
+    script = (
+        'import sys, torch\n'
+        'from mmengine.config import Config\n'
+        'from mmpretrain.registry import MODELS\n'
+        'from mmengine.registry import DefaultScope\n'
+        'cfg = Config.fromfile(sys.argv[1] + ".py")\n'
+        'with DefaultScope.overwrite_default_scope("mmpretrain"):\n'
+        '    model = MODELS.build(cfg.model).eval()\n'
+        'model.load_state_dict(torch.load(sys.argv[1] + ".pth")["state_dict"])\n'
+        'images = (torch.arange(3 * 32 * 32).reshape(1, 3, 32, 32) % 255).float()\n'
+        'torch.save(model(images), sys.argv[2])\n'
+        'assert not any(name.split(".")[0] == "mmkdx" for name in sys.modules)\n'
+        'assert cfg.test_dataloader.dataset.pipeline\n')
+    done = subprocess.run(
+        [sys.executable, '-c', script, str(out / 'student'), str(out / 'logits.pt')],
+        capture_output=True, text=True, cwd=out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours = build({**Config.fromfile(STUDENT).model.to_dict(),
+                  'teacher': dict(type='EMATeacher')}).eval()
+    state = torch.load(run / 'kd/epoch_1.pth', weights_only=False)['state_dict']
+    ours.load_state_dict(state, strict=False)
+    images = (torch.arange(3 * 32 * 32).reshape(1, 3, 32, 32) % 255).float()
+    assert torch.equal(torch.load(out / 'logits.pt'), ours(images))
+
+
+def test_export_keeps_data_of_mmpretrain(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cfg = Config.fromfile('configs/kd/kd_resnet34_resnet18_8xb32_in1k.py')
+    plain = tool('model_converters/export_student').student_config(cfg)
+    assert plain.default_scope == 'mmpretrain'
+    assert plain.train_dataloader.dataset.type == 'ImageNet'
+    assert plain.model.backbone.depth == 18 and 'terms' not in plain.model
+    assert plain.optim_wrapper.optimizer.lr == 0.1
+
+
+def test_export_refuses_a_student_with_parts_of_mmkdx(monkeypatch):
+    cfg = Config.fromfile(STUDENT)
+    export = tool('model_converters/export_student')
+    from tiny import TinyBackbone
+    monkeypatch.setattr(TinyBackbone, '__module__', 'mmkdx.models.tiny')
+    cfg.model.student.backbone = dict(type='TinyBackbone', width=32)
+    with pytest.raises(ValueError, match='the student has a TinyBackbone, which is a part of mmkdx'):
+        export.student_config(cfg)
+
+
+def test_compare_runs(run, monkeypatch, capsys):
+    compare = tool('analysis_tools/compare_runs')
+    monkeypatch.setattr('sys.argv', ['compare_runs.py', str(run / 'kd'), '--names', 'KD'])
+    compare.main()
+    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[3].split('|')[1:-1]]
+    value = compare.values(compare.training_parts(run / 'kd'), 'accuracy/top1')[-1]
+    assert row[:4] == ['KD', '44,622', f'{value:.2f}', f'{value:.2f}'] and int(row[4]) > 0
+
+    with pytest.raises(ValueError, match="has no metric 'accuracy/top9'"):
+        compare.values(compare.training_parts(run / 'kd'), 'accuracy/top9')
+    with pytest.raises(FileNotFoundError, match='holds no run'):
+        compare.training_parts(run / 'plain')
+    monkeypatch.setattr('sys.argv', ['compare_runs.py', str(run / 'kd'), '--names', 'a', 'b'])
+    with pytest.raises(SystemExit, match='--names has 2 names for 1 folders'):
+        compare.main()
+
+
+def test_compare_runs_joins_the_parts_of_a_resumed_run(tmp_path):
+    compare = tool('analysis_tools/compare_runs')
+    parts = {'20260101_000000': [1, 9.0], '20260102_000000': [1, 1.0], '20260103_000000': [3, 2.0]}
+    for name, (epoch, value) in parts.items():
+        folder = tmp_path / name / 'vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text(
+            f'{{"loss": 1.0, "epoch": {epoch}, "iter": 1, "step": 1}}\n'
+            f'{{"accuracy/top1": {value}, "step": {epoch}}}\n')
+        (tmp_path / name / f'{name}.log').write_text(
+            f'2026/01/01 00:00:0{epoch} - mmengine - INFO - a\nb\n2026/01/01 00:00:09 - mmengine - x\n')
+    found = compare.training_parts(tmp_path)
+    assert compare.values(found, 'accuracy/top1') == [1.0, 2.0]  # the first of the three was replaced
+    assert compare.seconds(found) == 8 + 6
+
+
+@pytest.mark.parametrize('options, message', [
+    ('model.terms.kd.at=logit', "terms.kd.at: the student has no module 'logit'"),
+    ('model.terms.kd.tau=-1', 'terms.kd: .*tau is -1'),
+    ('model.student.head.num_classes=7', 'the student has 7 classes and the teacher 10'),
+])
+def test_check_config_shows_a_mistake(monkeypatch, options, message):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr('sys.argv', ['check_config.py', STUDENT, '--cfg-options', options])
+    with pytest.raises(ValueError, match=message):
+        tool('misc/check_config').main()

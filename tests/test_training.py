@@ -1,0 +1,169 @@
+"""Real runs of mmengine's Runner: learning, interruption, resume, and what the command line does."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from tiny import build, classifier
+
+from mmkdx.compat import CheckpointError
+
+ROOT = Path(__file__).parents[1]
+EPOCHS = 4
+
+
+def run_config(work_dir: Path, **changes) -> Config:
+    """Three epochs of a tiny distillation with every kind of state on 48 digits."""
+    student = dict(classifier(4, classes=10), data_preprocessor=dict(
+        num_classes=10, mean=[78.0] * 3, std=[84.0] * 3))
+    student['backbone']['drop'] = 0.2
+    loader = dict(
+        batch_size=12, num_workers=0, persistent_workers=False,
+        dataset=dict(type='Digits', indices=48, pipeline=[
+            dict(type='RandomCrop', crop_size=32, padding=4), dict(type='PackInputs')]),
+        sampler=dict(type='DefaultSampler', shuffle=True))
+    held_out = dict(
+        batch_size=50, num_workers=0, persistent_workers=False,
+        dataset=dict(type='Digits', split='test', indices=50, pipeline=[dict(type='PackInputs')]),
+        sampler=dict(type='DefaultSampler', shuffle=False))
+    return Config({**dict(
+        default_scope='mmkdx',
+        work_dir=str(work_dir),
+        custom_imports=dict(imports=['tiny']),
+        model=dict(
+            type='Distiller', student=student, input_size=32,
+            teacher=[dict(model=classifier(8, classes=10), checkpoint=str(work_dir / 'teacher.pth')),
+                     dict(type='EMATeacher', momentum=0.1)],
+            terms=dict(
+                kd=dict(type='KLDivLoss', at='logits', tau=2,
+                        schedule=dict(type='linear', end=EPOCHS)),
+                fit=dict(type='MSELoss', at='features'),
+                ema=dict(type='KLDivLoss', at='logits', teacher=1,
+                         schedule=dict(type='cosine', end=4 * EPOCHS, by_epoch=False)))),
+        train_dataloader=loader,
+        val_dataloader=held_out,
+        val_evaluator=dict(type='Accuracy'),
+        train_cfg=dict(by_epoch=True, max_epochs=EPOCHS, val_interval=2),
+        val_cfg=dict(),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        param_scheduler=dict(type='CosineAnnealingLR', T_max=4 * EPOCHS, by_epoch=False),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1), checkpoint=dict(type='CheckpointHook', interval=1)),
+        custom_hooks=[dict(type='EpochSeedHook'), dict(type='EMAHook')],
+        randomness=dict(seed=1)), **changes})
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    torch.manual_seed(0)
+    torch.save(build(classifier(8, classes=10)).state_dict(), tmp_path / 'teacher.pth')
+    return tmp_path
+
+
+def losses(work_dir: Path) -> dict[int, dict]:
+    """The losses of each step, of all parts of a run."""
+    found = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            if 'loss' in record:
+                found[record['iter']] = {k: v for k, v in record.items() if 'loss' in k}
+    return found
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(work_dir):
+    Runner.from_cfg(run_config(work_dir)).train()
+    whole = losses(work_dir)
+    assert len(whole) == 4 * EPOCHS
+    assert {'student.loss', 'loss_kd', 'loss_fit', 'loss_ema'} < set(whole[1])
+    final = torch.load(work_dir / f'epoch_{EPOCHS}.pth', weights_only=False)
+
+    again = work_dir / 'again'
+    again.mkdir()
+    (again / 'teacher.pth').write_bytes((work_dir / 'teacher.pth').read_bytes())
+    runner = Runner.from_cfg(run_config(
+        again, load_from=str(work_dir / 'epoch_2.pth'), resume=True))
+    runner.train()
+    rest = losses(again)
+    assert sorted(rest) == list(range(9, 17))
+    for step, values in rest.items():
+        assert values == whole[step], step
+    resumed = torch.load(again / f'epoch_{EPOCHS}.pth', weights_only=False)
+    for part in ('state_dict', 'ema_state_dict'):
+        for key, value in final[part].items():
+            assert torch.equal(value, resumed[part][key]), key
+
+
+def test_the_student_learns_more_from_terms_that_fall(work_dir):
+    Runner.from_cfg(run_config(work_dir)).train()
+    steps = losses(work_dir)
+    assert steps[16]['loss_fit'] < 0.7 * steps[1]['loss_fit']
+
+
+def test_killed_in_the_middle_of_an_epoch_and_resumed(work_dir):
+    config = work_dir / 'run.py'
+    run_config(work_dir).dump(config)
+    whole = work_dir / 'whole'
+    env = dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tests"}', OMP_NUM_THREADS='1')
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(config)]
+    subprocess.run([*command, '--work-dir', str(whole)], env=env, check=True, capture_output=True)
+    expected = losses(whole)
+
+    process = subprocess.Popen(
+        [*command, '--work-dir', str(work_dir / 'cut')], env=env, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if re.search(r'Epoch\(train\) \[3\]\[[12]/4\]', line):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    process.wait()
+    assert not (work_dir / 'cut' / 'epoch_3.pth').exists()
+
+    # The last file was cut short as well: the one before it is taken, and the log says so.
+    last = work_dir / 'cut' / 'epoch_2.pth'
+    last.write_bytes(last.read_bytes()[:2000])
+    time.sleep(1.1)  # folders of runs are named by the second
+    resumed = subprocess.run(
+        [*command, '--work-dir', str(work_dir / 'cut'), '--resume'], env=env, check=True,
+        capture_output=True, text=True)
+    output = resumed.stdout + resumed.stderr
+    assert re.search(r'Checkpoint \S*epoch_2.pth .* is empty, truncated, corrupt', output)
+    assert re.search(r'Resuming from \S*epoch_1.pth instead', output)
+    rest = losses(work_dir / 'cut')
+    assert sorted(rest) == sorted(expected)
+    for step in range(5, 17):
+        assert rest[step] == expected[step], step
+
+
+def test_a_truncated_checkpoint_is_named(work_dir):
+    Runner.from_cfg(run_config(work_dir, train_cfg=dict(by_epoch=True, max_epochs=1))).train()
+    broken = work_dir / 'epoch_1.pth'
+    broken.write_bytes(broken.read_bytes()[:-300])
+    runner = Runner.from_cfg(run_config(work_dir, load_from=str(broken), resume=True))
+    with pytest.raises(CheckpointError, match=f'Checkpoint {broken} .* truncated'):
+        runner.train()
+
+
+def test_load_from_takes_a_plain_student(work_dir):
+    plain = build(classifier(4, classes=10))
+    torch.save(plain.state_dict(), work_dir / 'student.pth')
+    runner = Runner.from_cfg(run_config(work_dir, load_from=str(work_dir / 'student.pth'), custom_hooks=[]))
+    runner.load_or_resume()
+    assert torch.equal(runner.model.student.head.fc.weight, plain.head.fc.weight)
+
+
+def test_missing_teacher_file_stops_before_the_first_iteration(tmp_path):
+    runner = Runner.from_cfg(run_config(tmp_path))
+    with pytest.raises(FileNotFoundError, match='teacher.checkpoint: there is no file'):
+        runner.train()
+    assert losses(tmp_path) == {}
