@@ -10,7 +10,8 @@ from tiny import tool
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
-    path.relative_to(ROOT) for path in ROOT.glob('configs/*/*.py') if path.parent.name != '_base_')
+    path.relative_to(ROOT) for path in ROOT.glob('configs/*/*.py') if path.parent.name != '_base_'
+)
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
@@ -20,7 +21,9 @@ def test_config_is_checked_and_takes_a_step(path, monkeypatch, capsys):
     torch.manual_seed(0)
     tool('misc/check_config').main()
     output = capsys.readouterr().out
-    logged = dict(re.findall(r'([\w.]+) ([\d.e+-]+)(?:,|$)', output.splitlines()[-1].split(': ', 1)[1]))
+    logged = dict(
+        re.findall(r'([\w.]+) ([\d.e+-]+)(?:,|$)', output.splitlines()[-1].split(': ', 1)[1])
+    )
     losses = {key: float(value) for key, value in logged.items()}
     total = losses.pop('loss')
     assert 0 < total < float('inf')
@@ -31,7 +34,9 @@ def test_config_is_checked_and_takes_a_step(path, monkeypatch, capsys):
         assert f'loss_{name}' in losses
     if terms:
         assert total == pytest.approx(sum(losses.values()), rel=1e-2)
-        assert ('student.loss' in losses) == (Config.fromfile(path).model.get('student_weight', 1) > 0)
+        assert ('student.loss' in losses) == (
+            Config.fromfile(path).model.get('student_weight', 1) > 0
+        )
 
 
 def test_every_config_is_in_its_readme():
@@ -48,10 +53,13 @@ def test_digits_teacher_is_where_students_look_for_it():
     assert (ROOT / student.model.teacher.model).is_file()
 
 
-@pytest.mark.parametrize('name, weight, normalize', [
-    ('cat_resnet34_resnet18_8xb32_in1k', 0.5, False),
-    ('cat_resnet50_mobilenet-v2_8xb32_in1k', 10.0, True),
-])
+@pytest.mark.parametrize(
+    'name, weight, normalize',
+    [
+        ('cat_resnet34_resnet18_8xb32_in1k', 0.5, False),
+        ('cat_resnet50_mobilenet-v2_8xb32_in1k', 10.0, True),
+    ],
+)
 def test_cat_kd_has_the_papers_values(name, weight, normalize):
     term = Config.fromfile(ROOT / f'configs/cat_kd/{name}.py').model.terms.cat
     assert (term.resolution, term.weight, term.normalize) == (2, weight, normalize)
@@ -59,5 +67,7 @@ def test_cat_kd_has_the_papers_values(name, weight, normalize):
 
 def test_imagenet_schedule_is_that_of_the_cat_kd_paper_at_half_the_batch():
     cfg = Config.fromfile(ROOT / 'configs/cat_kd/cat_resnet34_resnet18_8xb32_in1k.py')
-    assert cfg.optim_wrapper.optimizer.lr == 0.1 and cfg.optim_wrapper.optimizer.weight_decay == 1e-4
+    assert (
+        cfg.optim_wrapper.optimizer.lr == 0.1 and cfg.optim_wrapper.optimizer.weight_decay == 1e-4
+    )
     assert cfg.param_scheduler.milestones == [30, 60, 90] and cfg.train_cfg.max_epochs == 100

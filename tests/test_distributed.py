@@ -62,8 +62,10 @@ def states(tmp_path_factory):
     script.write_text(SCRIPT)
     env = dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tests"}', OMP_NUM_THREADS='1')
     run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    for command in ([sys.executable, str(script), str(folder / 'one')],
-                    [*run, str(script), str(folder / 'two')]):
+    for command in (
+        [sys.executable, str(script), str(folder / 'one')],
+        [*run, str(script), str(folder / 'two')],
+    ):
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / name) for name in ('one.0', 'two.0', 'two.1')]

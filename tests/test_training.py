@@ -23,43 +23,79 @@ EPOCHS = 4
 
 def run_config(work_dir: Path, **changes) -> Config:
     """Three epochs of a tiny distillation with every kind of state on 48 digits."""
-    student = dict(classifier(4, classes=10), data_preprocessor=dict(
-        num_classes=10, mean=[78.0] * 3, std=[84.0] * 3))
+    student = dict(
+        classifier(4, classes=10),
+        data_preprocessor=dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3),
+    )
     student['backbone']['drop'] = 0.2
     loader = dict(
-        batch_size=12, num_workers=0, persistent_workers=False,
-        dataset=dict(type='Digits', indices=48, pipeline=[
-            dict(type='RandomCrop', crop_size=32, padding=4), dict(type='PackInputs')]),
-        sampler=dict(type='DefaultSampler', shuffle=True))
+        batch_size=12,
+        num_workers=0,
+        persistent_workers=False,
+        dataset=dict(
+            type='Digits',
+            indices=48,
+            pipeline=[dict(type='RandomCrop', crop_size=32, padding=4), dict(type='PackInputs')],
+        ),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+    )
     held_out = dict(
-        batch_size=50, num_workers=0, persistent_workers=False,
+        batch_size=50,
+        num_workers=0,
+        persistent_workers=False,
         dataset=dict(type='Digits', split='test', indices=50, pipeline=[dict(type='PackInputs')]),
-        sampler=dict(type='DefaultSampler', shuffle=False))
-    return Config({**dict(
-        default_scope='mmkdx',
-        work_dir=str(work_dir),
-        custom_imports=dict(imports=['tiny']),
-        model=dict(
-            type='Distiller', student=student, input_size=32,
-            teacher=[dict(model=classifier(8, classes=10), checkpoint=str(work_dir / 'teacher.pth')),
-                     dict(type='EMATeacher', momentum=0.1)],
-            terms=dict(
-                kd=dict(type='KLDivLoss', at='logits', tau=2,
-                        schedule=dict(type='linear', end=EPOCHS)),
-                fit=dict(type='MSELoss', at='features'),
-                ema=dict(type='KLDivLoss', at='logits', teacher=1,
-                         schedule=dict(type='cosine', end=4 * EPOCHS, by_epoch=False)))),
-        train_dataloader=loader,
-        val_dataloader=held_out,
-        val_evaluator=dict(type='Accuracy'),
-        train_cfg=dict(by_epoch=True, max_epochs=EPOCHS, val_interval=2),
-        val_cfg=dict(),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
-        param_scheduler=dict(type='CosineAnnealingLR', T_max=4 * EPOCHS, by_epoch=False),
-        default_hooks=dict(
-            logger=dict(type='LoggerHook', interval=1), checkpoint=dict(type='CheckpointHook', interval=1)),
-        custom_hooks=[dict(type='EpochSeedHook'), dict(type='EMAHook')],
-        randomness=dict(seed=1)), **changes})
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
+    return Config(
+        {
+            **dict(
+                default_scope='mmkdx',
+                work_dir=str(work_dir),
+                custom_imports=dict(imports=['tiny']),
+                model=dict(
+                    type='Distiller',
+                    student=student,
+                    input_size=32,
+                    teacher=[
+                        dict(
+                            model=classifier(8, classes=10),
+                            checkpoint=str(work_dir / 'teacher.pth'),
+                        ),
+                        dict(type='EMATeacher', momentum=0.1),
+                    ],
+                    terms=dict(
+                        kd=dict(
+                            type='KLDivLoss',
+                            at='logits',
+                            tau=2,
+                            schedule=dict(type='linear', end=EPOCHS),
+                        ),
+                        fit=dict(type='MSELoss', at='features'),
+                        ema=dict(
+                            type='KLDivLoss',
+                            at='logits',
+                            teacher=1,
+                            schedule=dict(type='cosine', end=4 * EPOCHS, by_epoch=False),
+                        ),
+                    ),
+                ),
+                train_dataloader=loader,
+                val_dataloader=held_out,
+                val_evaluator=dict(type='Accuracy'),
+                train_cfg=dict(by_epoch=True, max_epochs=EPOCHS, val_interval=2),
+                val_cfg=dict(),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+                param_scheduler=dict(type='CosineAnnealingLR', T_max=4 * EPOCHS, by_epoch=False),
+                default_hooks=dict(
+                    logger=dict(type='LoggerHook', interval=1),
+                    checkpoint=dict(type='CheckpointHook', interval=1),
+                ),
+                custom_hooks=[dict(type='EpochSeedHook'), dict(type='EMAHook')],
+                randomness=dict(seed=1),
+            ),
+            **changes,
+        }
+    )
 
 
 @pytest.fixture
@@ -90,8 +126,9 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(work_dir):
     again = work_dir / 'again'
     again.mkdir()
     (again / 'teacher.pth').write_bytes((work_dir / 'teacher.pth').read_bytes())
-    runner = Runner.from_cfg(run_config(
-        again, load_from=str(work_dir / 'epoch_2.pth'), resume=True))
+    runner = Runner.from_cfg(
+        run_config(again, load_from=str(work_dir / 'epoch_2.pth'), resume=True)
+    )
     runner.train()
     rest = losses(again)
     assert sorted(rest) == list(range(9, 17))
@@ -119,8 +156,12 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(work_dir):
     expected = losses(whole)
 
     process = subprocess.Popen(
-        [*command, '--work-dir', str(work_dir / 'cut')], env=env, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True)
+        [*command, '--work-dir', str(work_dir / 'cut')],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in process.stdout:
         if re.search(r'Epoch\(train\) \[3\]\[[12]/4\]', line):
             process.send_signal(signal.SIGKILL)
@@ -134,8 +175,12 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(work_dir):
     last.write_bytes(last.read_bytes()[:2000])
     time.sleep(1.1)  # folders of runs are named by the second
     resumed = subprocess.run(
-        [*command, '--work-dir', str(work_dir / 'cut'), '--resume'], env=env, check=True,
-        capture_output=True, text=True)
+        [*command, '--work-dir', str(work_dir / 'cut'), '--resume'],
+        env=env,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     output = resumed.stdout + resumed.stderr
     assert re.search(r'Checkpoint \S*epoch_2.pth .* is empty, truncated, corrupt', output)
     assert re.search(r'Resuming from \S*epoch_1.pth instead', output)
@@ -157,7 +202,9 @@ def test_a_truncated_checkpoint_is_named(work_dir):
 def test_load_from_takes_a_plain_student(work_dir):
     plain = build(classifier(4, classes=10))
     torch.save(plain.state_dict(), work_dir / 'student.pth')
-    runner = Runner.from_cfg(run_config(work_dir, load_from=str(work_dir / 'student.pth'), custom_hooks=[]))
+    runner = Runner.from_cfg(
+        run_config(work_dir, load_from=str(work_dir / 'student.pth'), custom_hooks=[])
+    )
     runner.load_or_resume()
     assert torch.equal(runner.model.student.head.fc.weight, plain.head.fc.weight)
 

@@ -38,7 +38,7 @@ class TinyBackbone(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
         """Returns one feature map at half the size of the images."""
-        return (self.drop(self.body(self.stem(images))), )
+        return (self.drop(self.body(self.stem(images))),)
 
 
 def classifier(width: int = 8, classes: int = 4, **backbone) -> dict:
@@ -51,12 +51,15 @@ def classifier(width: int = 8, classes: int = 4, **backbone) -> dict:
             type='LinearClsHead',
             num_classes=classes,
             in_channels=width,
-            loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+            loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+        ),
+    )
 
 
 def build(config: dict) -> nn.Module:
     """Builds a model in mmkdx's scope."""
     from mmengine.registry import DefaultScope
+
     with DefaultScope.overwrite_default_scope('mmkdx'):
         return MODELS.build(config)
 
@@ -68,7 +71,8 @@ def distiller(terms: dict | None = None, **kwargs) -> nn.Module:
         student=classifier(4),
         teacher=dict(model=classifier(8)),
         input_size=8,
-        terms=dict(kd=dict(type='KLDivLoss', at='logits')) if terms is None else terms)
+        terms=dict(kd=dict(type='KLDivLoss', at='logits')) if terms is None else terms,
+    )
     return build({**config, **kwargs})
 
 

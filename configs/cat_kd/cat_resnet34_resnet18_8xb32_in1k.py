@@ -5,4 +5,5 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(model='resnet34_8xb32_in1k', pretrained=True),
-    terms=dict(cat=dict(type='CATLoss', at='cam', resolution=2, normalize=False, weight=0.5)))
+    terms=dict(cat=dict(type='CATLoss', at='cam', resolution=2, normalize=False, weight=0.5)),
+)

@@ -5,4 +5,5 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(model='resnet50_8xb32_in1k', pretrained=True),
-    terms=dict(cat=dict(type='CATLoss', at='cam', resolution=2, normalize=True, weight=10.0)))
+    terms=dict(cat=dict(type='CATLoss', at='cam', resolution=2, normalize=True, weight=10.0)),
+)

@@ -5,4 +5,6 @@ model = dict(
         _delete_=True,
         at2=dict(type='ATLoss', at='backbone.layer2', weight=1000.0),
         at3=dict(type='ATLoss', at='backbone.layer3', weight=1000.0),
-        at4=dict(type='ATLoss', at='backbone.layer4', weight=1000.0)))
+        at4=dict(type='ATLoss', at='backbone.layer4', weight=1000.0),
+    )
+)

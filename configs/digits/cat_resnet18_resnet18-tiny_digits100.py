@@ -2,4 +2,6 @@
 _base_ = ['kd_resnet18_resnet18-tiny_digits100.py']
 model = dict(
     terms=dict(
-        _delete_=True, cat=dict(type='CATLoss', at='cam', resolution=2, normalize=False, weight=1.0)))
+        _delete_=True, cat=dict(type='CATLoss', at='cam', resolution=2, normalize=False, weight=1.0)
+    )
+)

@@ -8,8 +8,7 @@ model = dict(
     input_size=32,
     terms=dict(
         ema=dict(
-            type='KLDivLoss',
-            at='logits',
-            tau=2,
-            weight=1.0,
-            schedule=dict(type='linear', end=5))))
+            type='KLDivLoss', at='logits', tau=2, weight=1.0, schedule=dict(type='linear', end=5)
+        )
+    ),
+)

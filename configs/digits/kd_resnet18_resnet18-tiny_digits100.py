@@ -6,6 +6,8 @@ model = dict(
     student={{_base_.model}},
     teacher=dict(
         model='configs/digits/resnet18_digits.py',
-        checkpoint='work_dirs/resnet18_digits/epoch_12.pth'),
+        checkpoint='work_dirs/resnet18_digits/epoch_12.pth',
+    ),
     input_size=32,
-    terms=dict(kd=dict(type='KLDivLoss', at='logits', tau=4, weight=1.0)))
+    terms=dict(kd=dict(type='KLDivLoss', at='logits', tau=4, weight=1.0)),
+)

@@ -1,5 +1,7 @@
 # The student alone: 100 labelled images.
 _base_ = [
-    '../_base_/models/resnet18-tiny_digits.py', '../_base_/datasets/digits_100.py',
-    '../_base_/schedules/digits_20e.py', '../_base_/digits_runtime.py'
+    '../_base_/models/resnet18-tiny_digits.py',
+    '../_base_/datasets/digits_100.py',
+    '../_base_/schedules/digits_20e.py',
+    '../_base_/digits_runtime.py',
 ]

@@ -1,5 +1,7 @@
 # The teacher: all 1,197 training images.
 _base_ = [
-    '../_base_/models/resnet18_digits.py', '../_base_/datasets/digits_bs32.py',
-    '../_base_/schedules/digits_12e.py', '../_base_/digits_runtime.py'
+    '../_base_/models/resnet18_digits.py',
+    '../_base_/datasets/digits_bs32.py',
+    '../_base_/schedules/digits_12e.py',
+    '../_base_/digits_runtime.py',
 ]

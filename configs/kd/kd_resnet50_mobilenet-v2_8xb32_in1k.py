@@ -5,4 +5,5 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(model='resnet50_8xb32_in1k', pretrained=True),
-    terms=dict(kd=dict(type='KLDivLoss', at='logits', tau=1, weight=3.0)))
+    terms=dict(kd=dict(type='KLDivLoss', at='logits', tau=1, weight=3.0)),
+)

@@ -24,7 +24,8 @@ def mmpretrain_tool(name: str) -> ModuleType:
     path = Path(mmpretrain.__file__).parent / '.mim' / 'tools' / f'{name}.py'
     if not path.is_file():
         raise FileNotFoundError(
-            f'mmpretrain is installed without its tools (no {path}); install it from its wheel')
+            f'mmpretrain is installed without its tools (no {path}); install it from its wheel'
+        )
     spec = spec_from_file_location(f'mmpretrain_tools_{name}', path)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)

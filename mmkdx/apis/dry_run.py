@@ -52,14 +52,22 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
         dataset = dataset.dataset
     random = np.random.default_rng(seed)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmkdx')):
-        pipeline = Compose([
-            TRANSFORMS.build(transform) for transform in dataset.pipeline
-            if not transform['type'].startswith('Load')])
+        pipeline = Compose(
+            [
+                TRANSFORMS.build(transform)
+                for transform in dataset.pipeline
+                if not transform['type'].startswith('Load')
+            ]
+        )
         images = [
-            pipeline(dict(
-                img=random.integers(0, 256, (RAW_SIZE, RAW_SIZE, 3), dtype=np.uint8),
-                gt_label=i % num_classes(cfg)))
-            for i in range(num_images)]
+            pipeline(
+                dict(
+                    img=random.integers(0, 256, (RAW_SIZE, RAW_SIZE, 3), dtype=np.uint8),
+                    gt_label=i % num_classes(cfg),
+                )
+            )
+            for i in range(num_images)
+        ]
     return default_collate(images)
 
 
@@ -113,8 +121,11 @@ def one_step(model: nn.Module, batch: dict) -> tuple[dict[str, float], list[str]
     data = model.data_preprocessor(batch, True)
     loss, logged = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
-    unused = [name for name, parameter in model.named_parameters()
-              if parameter.requires_grad and parameter.grad is None]
+    unused = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.grad is None
+    ]
     return {name: value.item() for name, value in logged.items()}, unused
 
 
@@ -134,9 +145,19 @@ def term_rows(distiller: Distiller, size: Sequence[int]) -> list[list[str]]:
         term = distiller.terms[name]
         adapter = sum(p.numel() for p in term.adapter.parameters()) if term.adapter else 0
         at = f'{term.teacher_tap} of teacher {term.teacher}' if term.teacher else term.teacher_tap
-        rows.append([
-            name, term.loss_name, term.student_tap, shape(student), at, shape(teacher),
-            f'{adapter:,}' if adapter else '-', f'{term.weight:g}', str(term.schedule or 'constant')])
+        rows.append(
+            [
+                name,
+                term.loss_name,
+                term.student_tap,
+                shape(student),
+                at,
+                shape(teacher),
+                f'{adapter:,}' if adapter else '-',
+                f'{term.weight:g}',
+                str(term.schedule or 'constant'),
+            ]
+        )
     return rows
 
 

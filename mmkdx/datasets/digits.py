@@ -49,16 +49,26 @@ class Digits(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """Reads the images and deals them out to the split."""
         from sklearn.datasets import load_digits
+
         digits = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
         by_class = [np.flatnonzero(digits.target == label) for label in range(10)]
-        part = slice(-TEST_PER_CLASS, None) if self.split == 'test' else slice(None, -TEST_PER_CLASS)
+        part = (
+            slice(-TEST_PER_CLASS, None) if self.split == 'test' else slice(None, -TEST_PER_CLASS)
+        )
         # The i-th image of every class, then the next: classes alternate.
         order = sorted(
-            (rank, label, index) for label, indices in enumerate(by_class)
-            for rank, index in enumerate(indices[part]))
+            (rank, label, index)
+            for label, indices in enumerate(by_class)
+            for rank, index in enumerate(indices[part])
+        )
         return [
-            dict(img=cv2.cvtColor(
-                cv2.resize(images[index], (32, 32), interpolation=cv2.INTER_LINEAR),
-                cv2.COLOR_GRAY2BGR), gt_label=label)
-            for _, label, index in order]
+            dict(
+                img=cv2.cvtColor(
+                    cv2.resize(images[index], (32, 32), interpolation=cv2.INTER_LINEAR),
+                    cv2.COLOR_GRAY2BGR,
+                ),
+                gt_label=label,
+            )
+            for _, label, index in order
+        ]

@@ -6,4 +6,13 @@ from mmkdx.distillation.teachers import EMATeacher, Teacher, TeacherEnsemble
 from mmkdx.distillation.terms import Term
 from mmkdx.functional import ClassMaps
 
-__all__ = ['ClassMaps', 'Distiller', 'EMATeacher', 'Tap', 'TapSet', 'Teacher', 'TeacherEnsemble', 'Term']
+__all__ = [
+    'ClassMaps',
+    'Distiller',
+    'EMATeacher',
+    'Tap',
+    'TapSet',
+    'Teacher',
+    'TeacherEnsemble',
+    'Term',
+]

@@ -32,8 +32,11 @@ class Adapter(nn.Module):
         shapes = f'{tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher'
         if {student.dim(), teacher.dim()} not in ({2}, {3}, {4}, {3, 4}):
             raise ValueError(f'no adapter bridges {shapes}')
-        self.as_maps = student.shape[1:-1] != teacher.shape[1:-1] and student.dim() > 2 and 3 in (
-            student.dim(), teacher.dim())
+        self.as_maps = (
+            student.shape[1:-1] != teacher.shape[1:-1]
+            and student.dim() > 2
+            and 3 in (student.dim(), teacher.dim())
+        )
         try:
             student, teacher = self._layout(student), self._layout(teacher)
         except ValueError as error:

@@ -19,14 +19,16 @@ def find_global_pooling(model: nn.Module) -> str:
     """
     # Squeeze-and-excitation blocks pool as well; the classifier's pooling comes after all of them.
     paths = [
-        path for path, module in model.named_modules()
+        path
+        for path, module in model.named_modules()
         if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
     ]
     if not paths:
         raise ValueError(
             'has no global average pooling (an nn.AdaptiveAvgPool2d(1), as in the neck '
             'GlobalAveragePooling), so that its features before pooling cannot be found; name a '
-            "module in place of it, as in 'backbone.layer4'")
+            "module in place of it, as in 'backbone.layer4'"
+        )
     return paths[-1]
 
 
@@ -62,8 +64,11 @@ def check_gap_linear(outputs: Mapping[str, Tensor]) -> None:
     ):
         memory = {
             outputs[key].untyped_storage()._cdata
-            for key in (first, second) if isinstance(outputs[key], Tensor)}
+            for key in (first, second)
+            if isinstance(outputs[key], Tensor)
+        }
         if len(memory) != 1:
             raise ValueError(
                 f'is not GAP + linear: another operation stands {gap}, so its class maps have no '
-                'closed form')
+                'closed form'
+            )

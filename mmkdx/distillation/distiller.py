@@ -62,18 +62,23 @@ class Distiller(BaseModel):
         built = build_model(student, 'student', data_preprocessor)
         if not isinstance(built, BaseModel):
             raise ValueError(
-                f'student is a {type(built).__name__}; it must be a classifier of mmpretrain\'s '
-                "interface, whose forward has the modes 'loss' and 'predict'")
+                f"student is a {type(built).__name__}; it must be a classifier of mmpretrain's "
+                "interface, whose forward has the modes 'loss' and 'predict'"
+            )
         super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
         self.student = built
         # A student that comes as a module keeps its weights.
         self.student.is_init = isinstance(student, nn.Module)
-        teachers = [] if teacher is None else (
-            teacher if isinstance(teacher, (list, tuple)) else [teacher])
+        teachers = (
+            []
+            if teacher is None
+            else (teacher if isinstance(teacher, (list, tuple)) else [teacher])
+        )
         # A tuple is not a sub-module: teachers stay out of state dict, optimizer, DDP and train().
         self.teachers: tuple[BaseTeacher, ...] = tuple(build_teacher(t) for t in teachers)
         self.terms = nn.ModuleDict(
-            {name: build_term(name, term) for name, term in (terms or {}).items()})
+            {name: build_term(name, term) for name, term in (terms or {}).items()}
+        )
         self.student_weight = student_weight
         if not self.terms and not student_weight:
             raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
@@ -127,12 +132,15 @@ class Distiller(BaseModel):
             # The prefix keeps a head's key `loss` from hiding the total, which mmengine logs as `loss`.
             losses = {
                 f'student.{key}': value * self.student_weight if 'loss' in key else value
-                for key, value in output.items()}
+                for key, value in output.items()
+            }
         target = _target(data_samples)
         terms = {
             f'loss_{name}': term(
-                student[term.student_tap], truth[term.teacher][term.teacher_tap], target)
-            for name, term in self.terms.items()}
+                student[term.student_tap], truth[term.teacher][term.teacher_tap], target
+            )
+            for name, term in self.terms.items()
+        }
         self._watch({f'terms.{name}': terms[f'loss_{name}'] for name in self.terms})
         if not self.student_weight:
             # Every parameter gets a gradient, so that DDP need not look for unused ones.
@@ -164,7 +172,8 @@ class Distiller(BaseModel):
             truth = {i: teacher.resolve(images) for i, teacher in self._compared.items()}
         places = {
             name: (student[term.student_tap], truth[term.teacher][term.teacher_tap])
-            for name, term in self.terms.items()}
+            for name, term in self.terms.items()
+        }
         for name, term in self.terms.items():
             term.connect(*places[name])
             with mode, torch.no_grad():
@@ -182,16 +191,21 @@ class Distiller(BaseModel):
     def _bind(self) -> None:
         for name, term in self.terms.items():
             if not self.teachers:
-                raise ValueError(f'terms.{name} compares with a teacher and there is none: set teacher')
+                raise ValueError(
+                    f'terms.{name} compares with a teacher and there is none: set teacher'
+                )
             if term.teacher not in range(len(self.teachers)):
                 raise ValueError(
                     f'terms.{name}.teacher is {term.teacher} and the last of the '
-                    f'{len(self.teachers)} teachers is {len(self.teachers) - 1}')
+                    f'{len(self.teachers)} teachers is {len(self.teachers) - 1}'
+                )
         terms = self.terms.values()
         self._taps = TapSet({term.student_tap: f'{term.key}.at' for term in terms}, 'student')
         for i, teacher in enumerate(self.teachers):
             taps = {term.teacher_tap: f'{term.key}.at' for term in terms if term.teacher == i}
-            teacher.bind(self.student, taps, f'teacher {i}' if len(self.teachers) > 1 else 'teacher')
+            teacher.bind(
+                self.student, taps, f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
+            )
 
     @property
     def _compared(self) -> dict[int, BaseTeacher]:
@@ -217,7 +231,9 @@ def _to_checkpoint(
     for key in [key for key in state if key.startswith(prefix)]:
         rest = key.removeprefix(prefix)
         student = rest.startswith('student.')
-        state[prefix + (rest.removeprefix('student.') if student else f'distill.{rest}')] = state.pop(key)
+        state[prefix + (rest.removeprefix('student.') if student else f'distill.{rest}')] = (
+            state.pop(key)
+        )
     for i, teacher in enumerate(distiller.teachers):
         if teacher.trained_along:
             for key, value in teacher.state_dict().items():
@@ -235,23 +251,31 @@ def _from_checkpoint(
     for key in [key for key in state if key.startswith(prefix)]:
         rest = key.removeprefix(prefix)
         own = rest.startswith('distill.')
-        state[prefix + (rest.removeprefix('distill.') if own else f'student.{rest}')] = state.pop(key)
+        state[prefix + (rest.removeprefix('distill.') if own else f'student.{rest}')] = state.pop(
+            key
+        )
     versions = getattr(state, '_metadata', None) or {}
     for key in list(versions):
         versions.setdefault(f'{prefix}student.{key.removeprefix(prefix)}', versions[key])
     for i, teacher in enumerate(distiller.teachers):
         start = f'{prefix}teachers.{i}.'
-        along = {key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)}
+        along = {
+            key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)
+        }
         if along:
             teacher.load_state_dict(along)
     student = distiller.student.state_dict()
     matched = sum(
         f'{prefix}student.{key}' in state and state[f'{prefix}student.{key}'].shape == value.shape
-        for key, value in student.items())
+        for key, value in student.items()
+    )
     if not matched:
         first = next((key for key in state if key.startswith(f'{prefix}student.')), None)
         raise ValueError(
             f'load_from: the checkpoint holds none of the {len(student)} tensors of the student (its '
             f'first is {first and first.removeprefix(prefix + "student.")!r}); choose a checkpoint of '
-            'this student')
-    print_log(f'student: {matched} of {len(student)} tensors match the checkpoint', logger='current')
+            'this student'
+        )
+    print_log(
+        f'student: {matched} of {len(student)} tensors match the checkpoint', logger='current'
+    )

@@ -67,7 +67,8 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
     if not isinstance(spec, dict) or not {'type', 'student'} & set(spec):
         raise ValueError(
             f'{key} must be a model dict with a type, a config path, pkg::path, a model name of '
-            f"mmpretrain's zoo or a module, and is {spec!r}")
+            f"mmpretrain's zoo or a module, and is {spec!r}"
+        )
     data_preprocessor = spec.get('data_preprocessor') or data_preprocessor
     if 'student' in spec:
         return model_config(spec['student'], key, data_preprocessor)
@@ -87,10 +88,13 @@ def read_config(name: str, key: str) -> Config:
     """
     if '::' in name:
         from mmengine.hub import get_config
+
         try:
             return get_config(name)
         except Exception as error:
-            raise ValueError(f'{key}: no config {name!r} in an installed package ({error})') from error
+            raise ValueError(
+                f'{key}: no config {name!r} in an installed package ({error})'
+            ) from error
     if Path(name).suffix in ('.py', '.yml', '.yaml', '.json'):
         if not Path(name).is_file():
             raise ValueError(f'{key}: no config file {name!r} (looked in {Path.cwd()})')
@@ -105,12 +109,14 @@ def zoo_entry(name: str, key: str) -> Any:
         ValueError: If the zoo has no such model.
     """
     from mmpretrain.apis.model import ModelHub
+
     try:
         return ModelHub.get(Path(name).stem if '::' in name else name)
     except ValueError:
         raise ValueError(
             f"{key}: {name!r} is no model of mmpretrain's zoo (mmpretrain.list_models() lists them) "
-            'and no config path') from None
+            'and no config path'
+        ) from None
 
 
 def load_weights(model: nn.Module, checkpoint: dict, source: str, strict: bool = True) -> None:
@@ -128,8 +134,11 @@ def load_weights(model: nn.Module, checkpoint: dict, source: str, strict: bool =
             or unknown.
     """
     state = checkpoint.get('state_dict', checkpoint)
-    state = {key.removeprefix('module.'): value for key, value in state.items()
-             if not key.startswith('distill.')}
+    state = {
+        key.removeprefix('module.'): value
+        for key, value in state.items()
+        if not key.startswith('distill.')
+    }
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -139,11 +148,14 @@ def load_weights(model: nn.Module, checkpoint: dict, source: str, strict: bool =
     names = [key for key in model.state_dict() if not key.endswith('num_batches_tracked')]
     total, matched = len(names), len(set(names) - set(missing))
     if not matched:
-        raise ValueError(f'{source} holds none of the {total} tensors of the model; its first key is '
-                         f'{next(iter(state), None)!r}')
+        raise ValueError(
+            f'{source} holds none of the {total} tensors of the model; its first key is '
+            f'{next(iter(state), None)!r}'
+        )
     if strict and (missing or unexpected):
         raise ValueError(
             f'{source} does not fit the model: {len(missing)} tensors are missing (as '
             f'{missing[:2]}) and {len(unexpected)} unknown (as {unexpected[:2]}); set '
-            'teacher.strict=False to load what fits')
+            'teacher.strict=False to load what fits'
+        )
     print_log(f'{source}: {matched} of {total} tensors loaded', logger='current')

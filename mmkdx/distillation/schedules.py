@@ -44,7 +44,9 @@ class WeightSchedule:
         if type not in CURVES:
             raise ValueError(f'schedule.type is {type!r}; it must be one of {", ".join(CURVES)}')
         if end <= begin + 1:
-            raise ValueError(f'schedule.end ({end}) must be at least schedule.begin + 2 ({begin + 2})')
+            raise ValueError(
+                f'schedule.end ({end}) must be at least schedule.begin + 2 ({begin + 2})'
+            )
         self.type = type
         self.begin = begin
         self.end = end
@@ -67,5 +69,7 @@ class WeightSchedule:
 
     def __repr__(self) -> str:
         unit = 'epochs' if self.by_epoch else 'iterations'
-        return (f'{self.type} {self.start_factor:g} to {self.end_factor:g} over '
-                f'{unit} {self.begin} to {self.end}')
+        return (
+            f'{self.type} {self.start_factor:g} to {self.end_factor:g} over '
+            f'{unit} {self.begin} to {self.end}'
+        )

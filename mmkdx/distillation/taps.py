@@ -21,7 +21,8 @@ from mmkdx.functional import ClassMaps
 NAMED_TAPS = ('logits', 'features', 'embedding', 'cam')
 
 _SYNTAX = re.compile(
-    r'(?P<path>[A-Za-z_][\w.]*)(?:@(?P<call>\d+))?(?::(?P<side>in|out))?(?:\[(?P<item>-?\d+)\])?')
+    r'(?P<path>[A-Za-z_][\w.]*)(?:@(?P<call>\d+))?(?::(?P<side>in|out))?(?:\[(?P<item>-?\d+)\])?'
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Tap:
         if not match:
             raise ValueError(
                 f'cannot have a tap {text!r}; write a name ({", ".join(NAMED_TAPS)}) or '
-                "path[@call][:in|:out][[item]], as in 'backbone.layer3' or 'head.fc:in'")
+                "path[@call][:in|:out][[item]], as in 'backbone.layer3' or 'head.fc:in'"
+            )
         path, call, side, item = match.group('path', 'call', 'side', 'item')
         return cls(path, call and int(call), side or 'out', -1 if item is None else int(item))
 
@@ -123,7 +125,8 @@ class TapSet:
                 pooled=Tap(find_global_pooling(model)),
                 linear_in=Tap(self._classifier, side='in'),
                 linear_out=Tap(self._classifier),
-                logits=self._locate(model, 'logits'))
+                logits=self._locate(model, 'logits'),
+            )
         self._overwritten = set()
         taps = {*self._taps.values(), *structure.values()}
         with _hooks(model, taps, self._overwritten) as readings:
@@ -133,16 +136,18 @@ class TapSet:
                 raise ValueError(
                     f'the {self.owner} cannot take images of {tuple(inputs.shape[2:])} pixels '
                     f'({str(error).partition(chr(10))[0]}); set model.input_size to the size of its '
-                    'images') from error
+                    'images'
+                ) from error
         for name, tap in self._taps.items():
             self._check(name, readings[tap])
         if structure:
             try:
                 check_gap_linear({key: readings[tap].value for key, tap in structure.items()})
             except ValueError as error:
-                raise ValueError(f"{self.names['cam']}: the {self.owner} {error}") from None
+                raise ValueError(f'{self.names["cam"]}: the {self.owner} {error}') from None
         self._overwritten = {
-            tap for tap, reading in readings.items() if reading.value._version != reading.version}
+            tap for tap, reading in readings.items() if reading.value._version != reading.version
+        }
         return self._values(model, readings)
 
     @contextmanager
@@ -162,7 +167,8 @@ class TapSet:
             if not readings[tap].calls:
                 raise RuntimeError(
                     f"{self.names[name]}: the {self.owner}'s module {tap.path!r} was not called in this "
-                    'forward')
+                    'forward'
+                )
         values.update(self._values(model, readings))
 
     def _locate(self, model: nn.Module, name: str) -> Tap:
@@ -184,26 +190,29 @@ class TapSet:
             near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
             raise ValueError(
                 f'{self.names[name]}: the {self.owner} has no module {tap.path!r}; near names are '
-                f'{", ".join(near)}')
+                f'{", ".join(near)}'
+            )
         return tap
 
     def _check(self, name: str, reading: _Reading) -> None:
         tap, key = self._taps[name], self.names[name]
         if not reading.calls:
-            raise ValueError(
-                f"{key}: the {self.owner}'s forward does not call module {tap.path!r}")
+            raise ValueError(f"{key}: the {self.owner}'s forward does not call module {tap.path!r}")
         if tap.call is None and reading.calls > 1 and name not in NAMED_TAPS:
             raise ValueError(
-                f"{key}: one forward of the {self.owner} calls module {tap.path!r} "
-                f"{reading.calls} times; write '{tap.path}@0' to '{tap.path}@{reading.calls - 1}'")
+                f'{key}: one forward of the {self.owner} calls module {tap.path!r} '
+                f"{reading.calls} times; write '{tap.path}@0' to '{tap.path}@{reading.calls - 1}'"
+            )
         if tap.call is not None and tap.call >= reading.calls:
             raise ValueError(
                 f'{key}: one forward of the {self.owner} calls module {tap.path!r} '
-                f'{reading.calls} times, so the last call is @{reading.calls - 1}')
+                f'{reading.calls} times, so the last call is @{reading.calls - 1}'
+            )
         if not isinstance(reading.value, Tensor):
             raise ValueError(
                 f'{key}: {name!r} holds a {type(reading.value).__name__} in the {self.owner} and no '
-                "tensor; where a tuple stands there, choose an element, as in 'backbone.stages.3[0]'")
+                "tensor; where a tuple stands there, choose an element, as in 'backbone.stages.3[0]'"
+            )
 
     def _values(self, model: nn.Module, readings: dict[Tap, _Reading]) -> dict[str, Any]:
         values = {name: readings[tap].value for name, tap in self._taps.items()}
@@ -247,7 +256,8 @@ def _hooks(
         if tap.side == 'in':
             return module.register_forward_pre_hook(
                 lambda _, args, kwargs: read(tap, args[0] if args else next(iter(kwargs.values()))),
-                with_kwargs=True)
+                with_kwargs=True,
+            )
         return module.register_forward_hook(lambda _, args, output: read(tap, output))
 
     handles = [hook(tap) for tap in taps]

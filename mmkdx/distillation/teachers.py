@@ -104,18 +104,24 @@ class Teacher(BaseTeacher):
         super().__init__()
         if dtype not in (None, 'float16', 'bfloat16', 'float32'):
             raise ValueError(
-                f"teacher.dtype is {dtype!r}; it must be 'float16', 'bfloat16', 'float32' or None")
+                f"teacher.dtype is {dtype!r}; it must be 'float16', 'bfloat16', 'float32' or None"
+            )
         if pretrained and checkpoint:
             raise ValueError(
-                'teacher.pretrained and teacher.checkpoint are two sources of weights; remove one')
+                'teacher.pretrained and teacher.checkpoint are two sources of weights; remove one'
+            )
         if pretrained:
             if not isinstance(model, str):
-                raise ValueError("teacher.pretrained=True needs a model name of mmpretrain's zoo as "
-                                 'teacher.model; else set teacher.checkpoint')
+                raise ValueError(
+                    "teacher.pretrained=True needs a model name of mmpretrain's zoo as "
+                    'teacher.model; else set teacher.checkpoint'
+                )
             checkpoint = zoo_entry(model, 'teacher.model').weights
             if not checkpoint:
-                raise ValueError(f"teacher.pretrained: mmpretrain's zoo has no weights for {model!r}; "
-                                 'set teacher.checkpoint')
+                raise ValueError(
+                    f"teacher.pretrained: mmpretrain's zoo has no weights for {model!r}; "
+                    'set teacher.checkpoint'
+                )
         #: Whether the weights are those that the config names; a module comes with its own.
         self.loaded = isinstance(model, nn.Module) and checkpoint is None
         self.checkpoint = checkpoint
@@ -148,13 +154,15 @@ class Teacher(BaseTeacher):
         if self.checkpoint is None:
             raise ValueError(
                 'the teacher has no weights: set teacher.checkpoint to a file or URL, or '
-                "teacher.pretrained=True for a model of mmpretrain's zoo")
+                "teacher.pretrained=True for a model of mmpretrain's zoo"
+            )
         try:
             state = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
         except FileNotFoundError:
             raise FileNotFoundError(
                 f'teacher.checkpoint: there is no file {self.checkpoint!r}; train the teacher first, '
-                'or name its checkpoint') from None
+                'or name its checkpoint'
+            ) from None
         load_weights(self.model, state, f'teacher.checkpoint {self.checkpoint}', self.strict)
         self.loaded = True
 
@@ -244,7 +252,8 @@ class TeacherEnsemble(BaseTeacher):
             shapes = [tuple(value[tap].shape) for value in values]
             if len(set(shapes)) > 1:
                 raise ValueError(
-                    f'teacher.teachers: the members of the ensemble differ at tap {tap!r}: {shapes}')
+                    f'teacher.teachers: the members of the ensemble differ at tap {tap!r}: {shapes}'
+                )
         return _mean(values)
 
     def load(self) -> None:
@@ -283,7 +292,8 @@ def build_teacher(spec: Any) -> BaseTeacher:
     if unknown or 'model' not in spec:
         raise ValueError(
             f'teacher takes model, checkpoint, pretrained, strict and dtype, or a type; it has '
-            f'{", ".join(spec)}')
+            f'{", ".join(spec)}'
+        )
     return Teacher(**spec)
 
 

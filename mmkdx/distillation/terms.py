@@ -63,7 +63,9 @@ class Term(nn.Module):
             raise ValueError(f"adapter is {adapter!r}; it must be 'auto' or None")
         taps = (at, at) if isinstance(at, str) else tuple(at)
         if len(taps) != 2:
-            raise ValueError(f'at is {at!r}; it must be a tap, or the pair (student tap, teacher tap)')
+            raise ValueError(
+                f'at is {at!r}; it must be a tap, or the pair (student tap, teacher tap)'
+            )
         self.key = f'terms.{name}'
         self.student_tap, self.teacher_tap = taps
         self.teacher = teacher
@@ -88,7 +90,8 @@ class Term(nn.Module):
             self._check_classes(student, teacher, compares)
         elif isinstance(student, ClassMaps) or isinstance(teacher, ClassMaps):
             raise ValueError(
-                f"{self.key}.at: {self.loss_name} compares tensors, and tap 'cam' holds class maps")
+                f"{self.key}.at: {self.loss_name} compares tensors, and tap 'cam' holds class maps"
+            )
         elif self.auto and compares != 'anything' and self.adapter is None:
             try:
                 self.adapter = Adapter(student, teacher, channels=compares == 'shape')
@@ -116,7 +119,8 @@ class Term(nn.Module):
         except (RuntimeError, ValueError, TypeError) as error:
             shapes = ' and '.join(str(tuple(value.shape)) for value in (student, teacher))
             raise ValueError(
-                f'{self.key}: {self.loss_name} cannot compare {shapes}: {error}') from error
+                f'{self.key}: {self.loss_name} cannot compare {shapes}: {error}'
+            ) from error
 
     def forward(
         self,
@@ -143,16 +147,23 @@ class Term(nn.Module):
             raise ValueError(
                 f'{self.key}: {self.loss_name} needs one class an image and the batches have '
                 'mixed or soft labels; remove batch_augments (train_cfg.augments of the student, or '
-                'data_preprocessor) or the term')
+                'data_preprocessor) or the term'
+            )
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
         with no_autocast(student.features if isinstance(student, ClassMaps) else student):
-            loss = self.loss(*(
-                value if isinstance(value, ClassMaps) else full_precision(value)
-                for value in (student, teacher)), target)
+            loss = self.loss(
+                *(
+                    value if isinstance(value, ClassMaps) else full_precision(value)
+                    for value in (student, teacher)
+                ),
+                target,
+            )
         if loss.dim():
-            raise ValueError(f'{self.loss_name} returns a tensor of shape {tuple(loss.shape)}; a loss '
-                             'returns a scalar')
+            raise ValueError(
+                f'{self.loss_name} returns a tensor of shape {tuple(loss.shape)}; a loss '
+                'returns a scalar'
+            )
         return loss * (self.weight * (self.schedule() if self.schedule else 1.0))
 
     @property
@@ -168,12 +179,14 @@ class Term(nn.Module):
             if len(value.shape) != len(axes) or (kind == 'logits' and isinstance(value, ClassMaps)):
                 raise ValueError(
                     f'{self.key}.at: {self.loss_name} compares {kind.replace("_", " ")} of shape '
-                    f'({", ".join(axes)}), and tap {tap!r} holds {tuple(value.shape)}')
+                    f'({", ".join(axes)}), and tap {tap!r} holds {tuple(value.shape)}'
+                )
         if student.shape[1] != teacher.shape[1]:
             raise ValueError(
                 f'{self.key}.at: the student has {student.shape[1]} classes and the teacher '
                 f'{teacher.shape[1]}; {self.loss_name} needs the same classes, so set '
-                'student.head.num_classes or choose another teacher')
+                'student.head.num_classes or choose another teacher'
+            )
 
 
 def build_term(name: str, config: dict) -> Term:
@@ -191,7 +204,9 @@ def build_term(name: str, config: dict) -> Term:
     """
     for key in ('type', 'at'):
         if key not in config:
-            raise ValueError(f'terms.{name} has no {key!r}; a term needs a loss (type) and a tap (at)')
+            raise ValueError(
+                f'terms.{name} has no {key!r}; a term needs a loss (type) and a tap (at)'
+            )
     try:
         return Term(name, **config)
     except (TypeError, ValueError, KeyError) as error:
@@ -236,7 +251,8 @@ class FiniteWatch:
         if bad:
             raise FloatingPointError(
                 f'{", ".join(bad)} became NaN or infinite; lower its weight or the learning rate, or '
-                'look at what its taps hold')
+                'look at what its taps hold'
+            )
 
     def __deepcopy__(self, memo: dict) -> FiniteWatch:
         return FiniteWatch()  # CUDA events cannot be copied

@@ -42,7 +42,7 @@ class ClassMaps:
     @property
     def num_classes(self) -> int:
         """K, the number of classes."""
-        return (self.features.shape[1] if self.weight is None else self.weight.shape[0])
+        return self.features.shape[1] if self.weight is None else self.weight.shape[0]
 
     @property
     def shape(self) -> torch.Size:

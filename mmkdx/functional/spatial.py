@@ -28,7 +28,8 @@ def tokens_to_map(tokens: Tensor) -> Tensor:
         if side and side * side == length - extra:
             return tokens[:, extra:].transpose(1, 2).unflatten(2, (side, side))
     raise ValueError(
-        f'{length} tokens do not fill a square grid with 0, 1 or 2 extra tokens in front')
+        f'{length} tokens do not fill a square grid with 0, 1 or 2 extra tokens in front'
+    )
 
 
 def resize_map(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -103,13 +103,17 @@ class CATLoss(nn.Module):
         if resolution == 1 and normalize:
             raise ValueError(
                 'resolution is 1 with normalize=True, which turns each map into its sign and leaves no '
-                'gradient; set normalize=False or a resolution of 2 or more')
+                'gradient; set normalize=False or a resolution of 2 or more'
+            )
         if (class_select == 'all') != (num_classes_selected is None):
             raise ValueError(
                 "num_classes_selected goes with class_select 'topk' or 'bottomk'; it is "
-                f'{num_classes_selected} with {class_select!r}')
+                f'{num_classes_selected} with {class_select!r}'
+            )
         if num_classes_selected is not None and num_classes_selected < 1:
-            raise ValueError(f'num_classes_selected is {num_classes_selected}; it must be at least 1')
+            raise ValueError(
+                f'num_classes_selected is {num_classes_selected}; it must be at least 1'
+            )
         self.resolution = resolution
         self.normalize = normalize
         self.cam_bias = cam_bias
@@ -131,7 +135,8 @@ class CATLoss(nn.Module):
             if self.resolution > min(maps.shape[2:]):
                 raise ValueError(
                     f'resolution is {self.resolution} and the class maps of the {owner} have only '
-                    f'{maps.shape[2]}x{maps.shape[3]} positions; set a smaller resolution')
+                    f'{maps.shape[2]}x{maps.shape[3]} positions; set a smaller resolution'
+                )
 
     def forward(
         self,
@@ -158,11 +163,14 @@ class CATLoss(nn.Module):
             raise ValueError(
                 f'class maps of {student.num_classes} classes in the student and '
                 f'{teacher.num_classes} in the teacher ({tuple(student.shape)} and '
-                f'{tuple(teacher.shape)}) cannot be compared')
+                f'{tuple(teacher.shape)}) cannot be compared'
+            )
         if self.resolution > min(*student.shape[2:], *teacher.shape[2:]):
             warnings.warn(
                 f'resolution {self.resolution} is larger than the class maps, so that pooling repeats '
-                'positions', stacklevel=2)
+                'positions',
+                stacklevel=2,
+            )
         maps = [self._pool(student), self._pool(teacher, self.binarize)]
         if self.class_select != 'all':
             index = self._select(teacher)[..., None, None].expand(-1, -1, *maps[0].shape[2:])
@@ -183,6 +191,7 @@ class CATLoss(nn.Module):
         n = self.num_classes_selected
         if n > teacher.num_classes:
             raise ValueError(
-                f'num_classes_selected is {n} and there are only {teacher.num_classes} classes')
+                f'num_classes_selected is {n} and there are only {teacher.num_classes} classes'
+            )
         logits = teacher.logits(bias=self.selection_logits == 'model')
         return logits.topk(n, dim=1, largest=self.class_select == 'topk').indices

@@ -23,7 +23,8 @@ class MSELoss(nn.Module):
         """
         if student.shape != teacher.shape:
             raise ValueError(
-                f"shapes {tuple(student.shape)} and {tuple(teacher.shape)} differ; use adapter='auto'")
+                f"shapes {tuple(student.shape)} and {tuple(teacher.shape)} differ; use adapter='auto'"
+            )
         return F.mse_loss(full_precision(student), full_precision(teacher))
 
 

@@ -34,5 +34,6 @@ class KLDivLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """Compares logits of shape (N, K); labels are not used."""
         student, teacher = (
-            F.log_softmax(full_precision(logits) / self.tau, dim=1) for logits in (student, teacher))
+            F.log_softmax(full_precision(logits) / self.tau, dim=1) for logits in (student, teacher)
+        )
         return self.tau**2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)

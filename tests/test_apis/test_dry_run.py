@@ -8,7 +8,13 @@ from torch import nn
 
 from mmkdx.apis import mmpretrain_tool
 from mmkdx.apis.dry_run import (
-    build_from_config, floor_factor, multiply_adds, one_step, synthetic_batch, term_rows)
+    build_from_config,
+    floor_factor,
+    multiply_adds,
+    one_step,
+    synthetic_batch,
+    term_rows,
+)
 
 
 def test_multiply_adds_of_a_tiny_network_by_hand():
@@ -20,6 +26,7 @@ def test_multiply_adds_of_a_tiny_network_by_hand():
 
 def test_multiply_adds_of_resnet18_are_those_of_the_zoo():
     from mmkdx.distillation.models import build_model, zoo_entry
+
     metadata = zoo_entry('resnet18_8xb32_in1k', 'x').metadata
     found = multiply_adds(build_model('resnet18_8xb32_in1k', 'x'), (224, 224))
     assert found == pytest.approx(metadata.flops, rel=0.01)
@@ -32,26 +39,61 @@ def test_floor_factor_of_known_pairs():
 
 
 def test_rows_say_what_is_compared():
-    model = distiller(dict(
-        kd=dict(type='KLDivLoss', at='logits', weight=0.5, schedule=dict(type='linear', end=5)),
-        fit=dict(type='MSELoss', at=('features', 'backbone.stem'), teacher=1)),
-        teacher=[dict(model=classifier(8)), dict(model=classifier(6))])
+    model = distiller(
+        dict(
+            kd=dict(type='KLDivLoss', at='logits', weight=0.5, schedule=dict(type='linear', end=5)),
+            fit=dict(type='MSELoss', at=('features', 'backbone.stem'), teacher=1),
+        ),
+        teacher=[dict(model=classifier(8)), dict(model=classifier(6))],
+    )
     assert term_rows(model, (16, 16)) == [
-        ['kd', 'KLDivLoss', 'logits', '4', 'logits', '4', '-', '0.5',
-         'linear 0 to 1 over epochs 0 to 5'],
-        ['fit', 'MSELoss', 'features', '4 x 8 x 8', 'backbone.stem of teacher 1', '6 x 16 x 16', '30',
-         '1', 'constant']]
+        [
+            'kd',
+            'KLDivLoss',
+            'logits',
+            '4',
+            'logits',
+            '4',
+            '-',
+            '0.5',
+            'linear 0 to 1 over epochs 0 to 5',
+        ],
+        [
+            'fit',
+            'MSELoss',
+            'features',
+            '4 x 8 x 8',
+            'backbone.stem of teacher 1',
+            '6 x 16 x 16',
+            '30',
+            '1',
+            'constant',
+        ],
+    ]
 
 
 def test_a_batch_goes_through_the_training_pipeline_and_the_preprocessor():
-    cfg = Config(dict(
-        default_scope='mmkdx',
-        model=classifier(4),
-        data_preprocessor=dict(num_classes=4, mean=[100.0] * 3, std=[50.0] * 3, to_rgb=True),
-        train_dataloader=dict(dataset=dict(type='RepeatDataset', times=2, dataset=dict(
-            type='ImageNet', pipeline=[
-                dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', scale=12),
-                dict(type='PackInputs')])))))
+    cfg = Config(
+        dict(
+            default_scope='mmkdx',
+            model=classifier(4),
+            data_preprocessor=dict(num_classes=4, mean=[100.0] * 3, std=[50.0] * 3, to_rgb=True),
+            train_dataloader=dict(
+                dataset=dict(
+                    type='RepeatDataset',
+                    times=2,
+                    dataset=dict(
+                        type='ImageNet',
+                        pipeline=[
+                            dict(type='LoadImageFromFile'),
+                            dict(type='RandomResizedCrop', scale=12),
+                            dict(type='PackInputs'),
+                        ],
+                    ),
+                )
+            ),
+        )
+    )
     batch = synthetic_batch(cfg, num_images=6)
     assert batch['inputs'].shape == (6, 3, 12, 12) and batch['inputs'].dtype == torch.uint8
     assert [int(s.gt_label) for s in batch['data_samples']] == [0, 1, 2, 3, 0, 1]

@@ -45,14 +45,19 @@ def test_any_prefix_is_balanced_and_the_split_is_fixed(splits):
         assert np.bincount(few.get_gt_labels(), minlength=10).tolist() == [n // 10] * 10
         assert (few.get_data_info(n - 1)['img'] == splits[0].get_data_info(n - 1)['img']).all()
     assert splits[0].metainfo['classes'] == tuple('0123456789') or splits[0].metainfo[
-        'classes'] == list('0123456789')
+        'classes'
+    ] == list('0123456789')
 
 
 def test_mmpretrains_pipeline_follows():
     with DefaultScope.overwrite_default_scope('mmkdx'):
-        data = DATASETS.build(dict(
-            type='Digits', split='test', pipeline=[dict(type='Resize', scale=48),
-                                                   dict(type='PackInputs')]))
+        data = DATASETS.build(
+            dict(
+                type='Digits',
+                split='test',
+                pipeline=[dict(type='Resize', scale=48), dict(type='PackInputs')],
+            )
+        )
         sample = data[7]
     assert sample['inputs'].shape == (3, 48, 48)
     assert sample['data_samples'].gt_label.tolist() == [7]

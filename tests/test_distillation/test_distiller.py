@@ -21,7 +21,8 @@ ALL_TERMS = dict(
     kd=dict(type='KLDivLoss', at='logits', tau=4, weight=0.5),
     cat=dict(type='CATLoss', at='cam'),
     at=dict(type='ATLoss', at='features'),
-    fit=dict(type='MSELoss', at=['backbone.body', 'backbone.stem']))
+    fit=dict(type='MSELoss', at=['backbone.body', 'backbone.stem']),
+)
 
 
 def optimizer_step(model, images, samples, lr=0.1):
@@ -43,13 +44,16 @@ def test_losses_are_those_of_the_parts_computed_by_hand():
     t = teacher.backbone(images)[0]
     logits = [net.head.fc(f.mean((2, 3))) for net, f in ((student, s), (teacher, t))]
     labels = torch.arange(6) % 4
-    kl = (logits[1].div(4).softmax(1) * (
-        logits[1].div(4).log_softmax(1) - logits[0].div(4).log_softmax(1))).sum() / 6
+    kl = (
+        logits[1].div(4).softmax(1)
+        * (logits[1].div(4).log_softmax(1) - logits[0].div(4).log_softmax(1))
+    ).sum() / 6
     torch.testing.assert_close(losses['student.loss'], F.cross_entropy(logits[0], labels))
     torch.testing.assert_close(losses['loss_kd'], 0.5 * 16 * kl)
     maps = [
         F.adaptive_avg_pool2d(F.conv2d(f, net.head.fc.weight[:, :, None, None]), 2).flatten(2)
-        for net, f in ((student, s), (teacher, t))]
+        for net, f in ((student, s), (teacher, t))
+    ]
     maps = [m / m.norm(dim=2, keepdim=True) for m in maps]
     torch.testing.assert_close(losses['loss_cat'], (maps[0] - maps[1]).square().mean())
 
@@ -62,7 +66,9 @@ def test_terms_train_student_and_adapters_and_not_the_teacher():
     assert all(parameter.grad is not None for parameter in model.parameters())
     names = {name for name, _ in model.named_parameters()}
     assert names == {f'student.{name}' for name, _ in model.student.named_parameters()} | {
-        'terms.fit.adapter.project.weight', 'terms.fit.adapter.project.bias'}
+        'terms.fit.adapter.project.weight',
+        'terms.fit.adapter.project.bias',
+    }
     after = model.teachers[0].model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert not any(p.requires_grad or p.grad is not None for p in model.teachers[0].parameters())
@@ -124,14 +130,18 @@ def test_mixed_labels_reach_the_loss():
 
     model = distiller(dict(ce=dict(type='SoftCE', at='logits'))).train()
     images, samples = batch()
-    mixed = [DataSample().set_gt_label(0).set_gt_score(torch.tensor([0.1, 0.2, 0.3, 0.4]))
-             for _ in samples]
+    mixed = [
+        DataSample().set_gt_label(0).set_gt_score(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+        for _ in samples
+    ]
     for labels in (samples, mixed):
         losses = model(images, labels, mode='loss')
         torch.testing.assert_close(losses['loss_ce'], losses['student.loss'])
 
     SoftCE.hard_labels = True
-    with pytest.raises(ValueError, match='terms.ce: SoftCE needs one class an image .* batch_augments'):
+    with pytest.raises(
+        ValueError, match='terms.ce: SoftCE needs one class an image .* batch_augments'
+    ):
         model(images, mixed, mode='loss')
     model(images, samples, mode='loss')
 
@@ -142,7 +152,8 @@ def test_batch_augments_of_the_student_mix_for_both():
     student['data_preprocessor'] = dict(num_classes=4, mean=[10.0] * 3, std=[2.0] * 3)
     model = distiller(student=student).train()
     data = dict(
-        inputs=torch.randint(0, 255, (6, 3, 8, 8), dtype=torch.uint8), data_samples=batch()[1])
+        inputs=torch.randint(0, 255, (6, 3, 8, 8), dtype=torch.uint8), data_samples=batch()[1]
+    )
     data = model.data_preprocessor(data, True)
     assert 'gt_score' in data['data_samples'][0]
     losses = model(**data, mode='loss')
@@ -160,9 +171,14 @@ def test_nan_names_the_term():
 
 def test_the_scope_of_the_config_does_not_matter():
     config = dict(
-        type='mmkdx.Distiller', student=classifier(4), teacher=dict(model=classifier(8)), input_size=8,
-        terms=ALL_TERMS)
+        type='mmkdx.Distiller',
+        student=classifier(4),
+        teacher=dict(model=classifier(8)),
+        input_size=8,
+        terms=ALL_TERMS,
+    )
     from mmpretrain.registry import MODELS as parent
+
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         assert type(parent.build(config)) is Distiller
 
@@ -177,7 +193,9 @@ def test_plain_mmpretrain_loads_a_checkpoint_bit_by_bit(tmp_path):
     keys = plain.load_state_dict(torch.load(tmp_path / 'run.pth')['state_dict'], strict=False)
     assert not keys.missing_keys
     assert set(keys.unexpected_keys) == {
-        'distill.terms.fit.adapter.project.weight', 'distill.terms.fit.adapter.project.bias'}
+        'distill.terms.fit.adapter.project.weight',
+        'distill.terms.fit.adapter.project.bias',
+    }
     assert torch.equal(plain.eval()(images), model.eval()(images))
 
 
@@ -199,7 +217,9 @@ def test_a_plain_student_file_loads(tmp_path, wrap):
 
 def test_loading_says_how_many_tensors_match(monkeypatch):
     said = []
-    monkeypatch.setattr('mmkdx.distillation.distiller.print_log', lambda text, **_: said.append(text))
+    monkeypatch.setattr(
+        'mmkdx.distillation.distiller.print_log', lambda text, **_: said.append(text)
+    )
     model = distiller()
     state = build(classifier(4)).state_dict()
     del state['head.fc.bias']
@@ -211,7 +231,9 @@ def test_loading_says_how_many_tensors_match(monkeypatch):
 def test_a_file_of_another_model_is_refused(native):
     model = distiller()
     state = {f'encoder.{key}': value for key, value in build(classifier(4)).state_dict().items()}
-    with pytest.raises(ValueError, match=r"load_from: .* none of the 16 tensors .*'encoder.backbone"):
+    with pytest.raises(
+        ValueError, match=r"load_from: .* none of the 16 tensors .*'encoder.backbone"
+    ):
         if native:
             model.load_state_dict(state, strict=False)
         else:
@@ -248,9 +270,11 @@ def test_nothing_is_held_after_a_step():
     images, samples = batch()
     held = []
     model.student.backbone.register_forward_hook(
-        lambda module, args, output: held.append(weakref.ref(output[0])))
+        lambda module, args, output: held.append(weakref.ref(output[0]))
+    )
     handle = model.teachers[0].model.backbone.register_forward_hook(
-        lambda module, args, output: held.append(weakref.ref(output[0])))
+        lambda module, args, output: held.append(weakref.ref(output[0]))
+    )
     losses = model(images, samples, mode='loss')
     assert len(held) == 2 and held[1]() is not None  # the graph of the losses needs the student's
     del losses
@@ -263,8 +287,10 @@ def test_nothing_is_held_after_a_step():
 
 
 def test_memory_does_not_grow_over_200_steps():
-    model = distiller({**ALL_TERMS, 'ema': dict(type='KLDivLoss', at='logits', teacher=1)},
-                      teacher=[dict(model=classifier(8)), dict(type='EMATeacher')]).train()
+    model = distiller(
+        {**ALL_TERMS, 'ema': dict(type='KLDivLoss', at='logits', teacher=1)},
+        teacher=[dict(model=classifier(8)), dict(type='EMATeacher')],
+    ).train()
     images, samples = batch()
 
     def tensors():
@@ -282,16 +308,19 @@ def test_memory_does_not_grow_over_200_steps():
 def test_several_teachers_and_their_terms():
     teachers = [dict(model=classifier(8)), dict(model=classifier(6))]
     terms = dict(
-        a=dict(type='KLDivLoss', at='logits'), b=dict(type='KLDivLoss', at='logits', teacher=1),
-        fit=dict(type='MSELoss', at='embedding', teacher=1))
+        a=dict(type='KLDivLoss', at='logits'),
+        b=dict(type='KLDivLoss', at='logits', teacher=1),
+        fit=dict(type='MSELoss', at='embedding', teacher=1),
+    )
     model = distiller(terms, teacher=teachers).train()
     assert model.terms['fit'].adapter.project.out_features == 6
     images, samples = batch()
     logits = copy.deepcopy(model.student)(images)
     losses = model(images, samples, mode='loss')
     for name, teacher in zip('ab', model.teachers):
-        expected = F.kl_div(logits.log_softmax(1), teacher.model(images).softmax(1),
-                            reduction='batchmean')
+        expected = F.kl_div(
+            logits.log_softmax(1), teacher.model(images).softmax(1), reduction='batchmean'
+        )
         torch.testing.assert_close(losses[f'loss_{name}'], expected)
 
 
@@ -326,8 +355,9 @@ def test_checking_under_autocast_leaves_real_weights():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = model(images, samples, mode='loss')
     total(losses).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0
-               for p in model.student.head.parameters())
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in model.student.head.parameters()
+    )
     assert losses['loss_kd'].dtype == torch.float32
 
 
@@ -335,31 +365,55 @@ NOT_GAP_LINEAR = dict(
     type='ImageClassifier',
     backbone=dict(type='TinyBackbone', width=4),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='StackedLinearClsHead', num_classes=4, in_channels=4, mid_channels=[6]))
+    head=dict(type='StackedLinearClsHead', num_classes=4, in_channels=4, mid_channels=[6]),
+)
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(terms=dict(kd=dict(type='KLDivLoss', at='backbone.boddy'))),
-     r"terms.kd.at: the student has no module 'backbone.boddy'; near names are backbone.body"),
-    (dict(terms=dict(kd=dict(type='KLDivLoss'))), "terms.kd has no 'at'"),
-    (dict(terms=dict(cat=dict(type='CATLoss', at='cam', resolution=9))),
-     'terms.cat: .*resolution is 9 and the class maps of the student have only 4x4'),
-    (dict(terms=dict(cat=dict(type='CATLoss', at='cam', resolution=1, normalize=True))),
-     'terms.cat: .*resolution is 1 with normalize=True'),
-    (dict(student=classifier(4, classes=3)),
-     'terms.kd.at: the student has 3 classes and the teacher 4; .* set student.head.num_classes'),
-    (dict(student=NOT_GAP_LINEAR, terms=dict(cat=dict(type='CATLoss', at='cam'))),
-     'terms.cat.at: the student is not GAP \\+ linear: another operation stands between'),
-    (dict(terms=dict(fit=dict(type='MSELoss', at=['features', 'embedding']))),
-     r'terms.fit.adapter: no adapter bridges \(2, 4, 4, 4\) of the student and \(2, 8\) of the teacher'),
-    (dict(teacher=None), 'terms.kd compares with a teacher and there is none: set teacher'),
-    (dict(terms=dict(kd=dict(type='KLDivLoss', at='logits', teacher=1))),
-     'terms.kd.teacher is 1 and the last of the 1 teachers is 0'),
-    (dict(student=torch.nn.Linear(2, 2)), 'student is a Linear; it must be a classifier of mmpretrain'),
-    (dict(student='resnet18_8xb32_in2k'), "student: 'resnet18_8xb32_in2k' is no model of mmpretrain"),
-    (dict(terms={}, student_weight=0), 'student_weight is 0 and there are no terms'),
-    (dict(input_size=(8, 8, 8)), 'model.input_size'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            dict(terms=dict(kd=dict(type='KLDivLoss', at='backbone.boddy'))),
+            r"terms.kd.at: the student has no module 'backbone.boddy'; near names are backbone.body",
+        ),
+        (dict(terms=dict(kd=dict(type='KLDivLoss'))), "terms.kd has no 'at'"),
+        (
+            dict(terms=dict(cat=dict(type='CATLoss', at='cam', resolution=9))),
+            'terms.cat: .*resolution is 9 and the class maps of the student have only 4x4',
+        ),
+        (
+            dict(terms=dict(cat=dict(type='CATLoss', at='cam', resolution=1, normalize=True))),
+            'terms.cat: .*resolution is 1 with normalize=True',
+        ),
+        (
+            dict(student=classifier(4, classes=3)),
+            'terms.kd.at: the student has 3 classes and the teacher 4; .* set student.head.num_classes',
+        ),
+        (
+            dict(student=NOT_GAP_LINEAR, terms=dict(cat=dict(type='CATLoss', at='cam'))),
+            'terms.cat.at: the student is not GAP \\+ linear: another operation stands between',
+        ),
+        (
+            dict(terms=dict(fit=dict(type='MSELoss', at=['features', 'embedding']))),
+            r'terms.fit.adapter: no adapter bridges \(2, 4, 4, 4\) of the student and \(2, 8\) of',
+        ),
+        (dict(teacher=None), 'terms.kd compares with a teacher and there is none: set teacher'),
+        (
+            dict(terms=dict(kd=dict(type='KLDivLoss', at='logits', teacher=1))),
+            'terms.kd.teacher is 1 and the last of the 1 teachers is 0',
+        ),
+        (
+            dict(student=torch.nn.Linear(2, 2)),
+            'student is a Linear; it must be a classifier of mmpretrain',
+        ),
+        (
+            dict(student='resnet18_8xb32_in2k'),
+            "student: 'resnet18_8xb32_in2k' is no model of mmpretrain",
+        ),
+        (dict(terms={}, student_weight=0), 'student_weight is 0 and there are no terms'),
+        (dict(input_size=(8, 8, 8)), 'model.input_size'),
+    ],
+)
 def test_a_wrong_config_is_one_sentence(change, message):
     with pytest.raises(ValueError, match=message) as error:
         distiller(**change)
@@ -369,7 +423,9 @@ def test_a_wrong_config_is_one_sentence(change, message):
 def test_no_teacher_file_stops_before_the_first_iteration(tmp_path):
     missing = str(Path(tmp_path, 'teacher.pth'))
     model = distiller(teacher=dict(model=classifier(8), checkpoint=missing))
-    with pytest.raises(FileNotFoundError, match=f'teacher.checkpoint: there is no file .*{missing}'):
+    with pytest.raises(
+        FileNotFoundError, match=f'teacher.checkpoint: there is no file .*{missing}'
+    ):
         model.init_weights()
     with pytest.raises(FileNotFoundError, match='teacher.checkpoint'):
         model.train()(*batch(), mode='loss')

@@ -21,11 +21,14 @@ def test_own_preprocessor_goes_first():
     spec = dict(classifier(4), data_preprocessor=dict(mean=[5.0] * 3, std=[1.0] * 3))
     assert model_config(spec, 'x', dict(mean=[1.0] * 3))['data_preprocessor']['mean'] == [5.0] * 3
     assert model_config(classifier(4), 'x', dict(mean=[1.0] * 3))['data_preprocessor'] == dict(
-        mean=[1.0] * 3)
+        mean=[1.0] * 3
+    )
 
 
 def test_a_distillation_stands_for_its_student():
-    spec = dict(type='Distiller', student=classifier(4), terms={}, data_preprocessor=dict(mean=[2.0] * 3))
+    spec = dict(
+        type='Distiller', student=classifier(4), terms={}, data_preprocessor=dict(mean=[2.0] * 3)
+    )
     config = model_config(spec, 'teacher.model')
     assert config['backbone']['width'] == 4 and config['data_preprocessor'] == dict(mean=[2.0] * 3)
 
@@ -35,7 +38,9 @@ def test_the_scope_of_a_base_config_is_dropped():
 
 
 def test_the_zoo_is_asked_by_name_and_by_path():
-    assert zoo_entry('resnet18_8xb32_in1k', 'x').weights == zoo_entry(
-        'mmpretrain::resnet/resnet18_8xb32_in1k.py', 'x').weights
+    assert (
+        zoo_entry('resnet18_8xb32_in1k', 'x').weights
+        == zoo_entry('mmpretrain::resnet/resnet18_8xb32_in1k.py', 'x').weights
+    )
     with pytest.raises(ValueError, match="x: 'resnet-none' is no model of mmpretrain's zoo"):
         zoo_entry('resnet-none', 'x')

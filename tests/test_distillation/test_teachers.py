@@ -37,26 +37,43 @@ def test_a_distilled_student_teaches_in_turn(tmp_path):
     first = distiller(dict(fit=dict(type='MSELoss', at='embedding')))
     torch.save(dict(state_dict=first.state_dict()), tmp_path / 'run.pth')
     config = dict(
-        type='Distiller', student=classifier(4), teacher=dict(model=classifier(8)), input_size=8,
-        terms={})
+        type='Distiller',
+        student=classifier(4),
+        teacher=dict(model=classifier(8)),
+        input_size=8,
+        terms={},
+    )
     teacher = Teacher(config, checkpoint=str(tmp_path / 'run.pth'))
     teacher.load()
     assert torch.equal(teacher.model.head.fc.weight, first.student.head.fc.weight)
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda s: s.pop('head.fc.bias'), r"1 tensors are missing \(as \['head.fc.bias'\]\) and 0 unknown"),
-    (lambda s: s.update({'neck.extra': torch.zeros(1)}),
-     r"0 tensors are missing .* and 1 unknown \(as \['neck.extra'\]\); set teacher.strict=False"),
-    (lambda s: s.update({'head.fc.bias': torch.zeros(7)}), 'does not fit the model: .*size mismatch'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            lambda s: s.pop('head.fc.bias'),
+            r"1 tensors are missing \(as \['head.fc.bias'\]\) and 0 unknown",
+        ),
+        (
+            lambda s: s.update({'neck.extra': torch.zeros(1)}),
+            r"0 tensors are missing .* and 1 unknown \(as \['neck.extra'\]\); set teacher.strict=False",
+        ),
+        (
+            lambda s: s.update({'head.fc.bias': torch.zeros(7)}),
+            'does not fit the model: .*size mismatch',
+        ),
+    ],
+)
 def test_loading_is_strict(tmp_path, change, message):
     model = build(classifier(8))
     state = model.state_dict()
     change(state)
     torch.save(state, tmp_path / 'teacher.pth')
     teacher = Teacher(classifier(8), checkpoint=str(tmp_path / 'teacher.pth'))
-    with pytest.raises(ValueError, match=r'(?s)teacher.checkpoint .*teacher.pth does not fit.*') as error:
+    with pytest.raises(
+        ValueError, match=r'(?s)teacher.checkpoint .*teacher.pth does not fit.*'
+    ) as error:
         teacher.load()
     assert error.match('(?s)' + message)
 
@@ -75,19 +92,31 @@ def test_loading_can_be_lenient_but_never_empty(tmp_path):
         teacher.load()
 
 
-@pytest.mark.parametrize('spec, message', [
-    (dict(model=classifier(), dtype='int8'), "teacher.dtype is 'int8'"),
-    (dict(model=classifier(), pretrained=True), 'teacher.pretrained=True needs a model name'),
-    (dict(model='resnet18_8xb32_in1k', pretrained=True, checkpoint='x.pth'), 'two sources of weights'),
-    (dict(model=classifier(), chekpoint='x.pth'), 'teacher takes model, checkpoint.* it has model, chek'),
-    (dict(checkpoint='x.pth'), 'teacher takes model'),
-    (dict(model='no_such_model'), "teacher.model: 'no_such_model' is no model of mmpretrain"),
-    (dict(model='mmpretrain::resnet/resnet19.py'), 'teacher.model: no config .* in an installed package'),
-    (dict(model='configs/nowhere.py'), "teacher.model: no config file 'configs/nowhere.py'"),
-    (dict(model=dict(backbone=1)), 'teacher.model must be a model dict with a type'),
-    (dict(type='TeacherEnsemble', teachers=[dict(type='EMATeacher')]), 'cannot be a member'),
-    (dict(model='resnet18_8xb16_cifar100-none', pretrained=True), 'is no model of mmpretrain'),
-])
+@pytest.mark.parametrize(
+    'spec, message',
+    [
+        (dict(model=classifier(), dtype='int8'), "teacher.dtype is 'int8'"),
+        (dict(model=classifier(), pretrained=True), 'teacher.pretrained=True needs a model name'),
+        (
+            dict(model='resnet18_8xb32_in1k', pretrained=True, checkpoint='x.pth'),
+            'two sources of weights',
+        ),
+        (
+            dict(model=classifier(), chekpoint='x.pth'),
+            'teacher takes model, checkpoint.* it has model, chek',
+        ),
+        (dict(checkpoint='x.pth'), 'teacher takes model'),
+        (dict(model='no_such_model'), "teacher.model: 'no_such_model' is no model of mmpretrain"),
+        (
+            dict(model='mmpretrain::resnet/resnet19.py'),
+            'teacher.model: no config .* in an installed package',
+        ),
+        (dict(model='configs/nowhere.py'), "teacher.model: no config file 'configs/nowhere.py'"),
+        (dict(model=dict(backbone=1)), 'teacher.model must be a model dict with a type'),
+        (dict(type='TeacherEnsemble', teachers=[dict(type='EMATeacher')]), 'cannot be a member'),
+        (dict(model='resnet18_8xb16_cifar100-none', pretrained=True), 'is no model of mmpretrain'),
+    ],
+)
 def test_a_wrong_teacher_is_one_sentence(spec, message):
     with pytest.raises(ValueError, match=message):
         build_teacher(spec)
@@ -98,24 +127,30 @@ def test_a_zoo_name_knows_its_weights():
     assert teacher.checkpoint.startswith('https://') and 'resnet34_8xb32_in1k' in teacher.checkpoint
     assert not teacher.loaded
     assert teacher.model.data_preprocessor.mean.flatten().tolist() == pytest.approx(
-        [123.675, 116.28, 103.53])
+        [123.675, 116.28, 103.53]
+    )
 
 
 @pytest.mark.parametrize('form', ['path', 'package', 'zoo'])
 def test_forms_of_a_model(tmp_path, form):
     if form == 'path':
-        Config(dict(model=classifier(8), data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3))).dump(
-            tmp_path / 'teacher.py')
+        Config(
+            dict(model=classifier(8), data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3))
+        ).dump(tmp_path / 'teacher.py')
         model = build_teacher(str(tmp_path / 'teacher.py')).model
         assert model.data_preprocessor.mean.flatten().tolist() == [1, 1, 1]
         assert model.head.fc.in_features == 8
         return
-    name = dict(package='mmpretrain::resnet/resnet18_8xb32_in1k.py', zoo='resnet18_8xb32_in1k')[form]
+    name = dict(package='mmpretrain::resnet/resnet18_8xb32_in1k.py', zoo='resnet18_8xb32_in1k')[
+        form
+    ]
     assert build_teacher(name).model.head.fc.weight.shape == (1000, 512)
 
 
 def test_the_zoo_weights_of_a_package_path():
-    teacher = build_teacher(dict(model='mmpretrain::resnet/resnet18_8xb32_in1k.py', pretrained=True))
+    teacher = build_teacher(
+        dict(model='mmpretrain::resnet/resnet18_8xb32_in1k.py', pretrained=True)
+    )
     assert 'resnet18_8xb32_in1k' in teacher.checkpoint
 
 
@@ -134,10 +169,16 @@ def test_a_teacher_is_fully_in_eval_mode():
 
 def test_a_plain_torch_module_teaches():
     net = nn.Sequential(
-        nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(5, 4))
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 4),
+    )
     model = distiller(
-        dict(kd=dict(type='KLDivLoss', at='logits'), cat=dict(type='CATLoss', at='cam')), teacher=net)
+        dict(kd=dict(type='KLDivLoss', at='logits'), cat=dict(type='CATLoss', at='cam')),
+        teacher=net,
+    )
     images, samples = batch()
     assert model.teachers[0].model is net and model.teachers[0].loaded
     torch.testing.assert_close(model.teachers[0](images)['cam'].logits(), net(images))
@@ -165,13 +206,16 @@ def test_a_teacher_runs_in_its_own_precision(dtype):
 def test_images_are_converted_to_the_teachers_normalisation(student_rgb):
     student = classifier(4)
     student['data_preprocessor'] = dict(
-        mean=[10.0, 20.0, 30.0], std=[2.0, 3.0, 4.0], to_rgb=student_rgb)
+        mean=[10.0, 20.0, 30.0], std=[2.0, 3.0, 4.0], to_rgb=student_rgb
+    )
     other = classifier(8)
     other['data_preprocessor'] = dict(mean=[1.0, 2.0, 3.0], std=[5.0, 6.0, 7.0], to_rgb=True)
     student, other = build(student), build(other)
     raw = dict(inputs=torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
     converted = input_bridge(student, other)(student.data_preprocessor(raw)['inputs'])
-    torch.testing.assert_close(converted, other.data_preprocessor(raw)['inputs'], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        converted, other.data_preprocessor(raw)['inputs'], atol=1e-4, rtol=1e-5
+    )
 
 
 def test_equal_or_unknown_normalisation_costs_nothing():
@@ -189,7 +233,8 @@ def test_the_bridge_is_used_in_the_step():
     model = distiller(student=student, teacher=dict(model=other))
     images, _ = batch()
     torch.testing.assert_close(
-        model.teachers[0](images)['logits'], model.teachers[0].model(images * 50 + 100))
+        model.teachers[0](images)['logits'], model.teachers[0].model(images * 50 + 100)
+    )
 
 
 def test_ema_teacher_follows_the_student_by_the_formula():
@@ -230,14 +275,16 @@ def test_an_ensemble_is_the_mean_of_its_members():
     members = [dict(model=classifier(8)), build(classifier(6))]
     model = distiller(
         dict(kd=dict(type='KLDivLoss', at='logits'), cat=dict(type='CATLoss', at='cam')),
-        teacher=dict(type='TeacherEnsemble', teachers=members))
+        teacher=dict(type='TeacherEnsemble', teachers=members),
+    )
     images, samples = batch()
     nets = [member.model for member in model.teachers[0].members]
     values = model.teachers[0](images)
     torch.testing.assert_close(values['logits'], (nets[0](images) + nets[1](images)) / 2)
     assert isinstance(values['cam'], ClassMaps)
     torch.testing.assert_close(
-        values['cam'].logits(), sum(net(images) - net.head.fc.bias for net in nets) / 2)
+        values['cam'].logits(), sum(net(images) - net.head.fc.bias for net in nets) / 2
+    )
     model.train()(images, samples, mode='loss')
     with pytest.raises(ValueError, match='the teacher has no weights'):
         model.init_weights()
@@ -245,7 +292,9 @@ def test_an_ensemble_is_the_mean_of_its_members():
 
 def test_members_of_an_ensemble_must_agree_in_shape():
     ensemble = dict(type='TeacherEnsemble', teachers=[classifier(8), classifier(6)])
-    with pytest.raises(ValueError, match="teacher.teachers: the members .* differ at tap 'embedding'"):
+    with pytest.raises(
+        ValueError, match="teacher.teachers: the members .* differ at tap 'embedding'"
+    ):
         distiller(dict(fit=dict(type='MSELoss', at='embedding')), teacher=ensemble)
 
 

@@ -14,8 +14,13 @@ from tiny import build, tool
 
 ROOT = Path(__file__).parents[2]
 STUDENT = str(ROOT / 'configs/digits/kd_resnet18_resnet18-tiny_digits100.py')
-FAST = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'train_dataloader.dataset.times=1',
-        'val_dataloader.dataset.indices=100', 'test_dataloader.dataset.indices=100']
+FAST = [
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=1',
+    'train_dataloader.dataset.times=1',
+    'val_dataloader.dataset.indices=100',
+    'test_dataloader.dataset.indices=100',
+]
 
 
 @pytest.fixture(scope='module')
@@ -26,20 +31,49 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     torch.save(build(cfg.model.to_dict()).state_dict(), folder / 'teacher.pth')
     done = subprocess.run(
-        [sys.executable, 'tools/train.py', STUDENT, '--work-dir', str(folder / 'kd'), '--cfg-options',
-         f'model.teacher.checkpoint={folder / "teacher.pth"}', *FAST],
-        cwd=ROOT, capture_output=True, text=True)
+        [
+            sys.executable,
+            'tools/train.py',
+            STUDENT,
+            '--work-dir',
+            str(folder / 'kd'),
+            '--cfg-options',
+            f'model.teacher.checkpoint={folder / "teacher.pth"}',
+            *FAST,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 def test_dist_train_uses_gloo_without_cuda(run):
-    env = dict(os.environ, PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
-               PORT='29611', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+    env = dict(
+        os.environ,
+        PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+        PORT='29611',
+        OMP_NUM_THREADS='1',
+        CUDA_VISIBLE_DEVICES='',
+    )
     done = subprocess.run(
-        ['bash', 'tools/dist_train.sh', STUDENT, '2', '--work-dir', str(run / 'two'), '--cfg-options',
-         f'model.teacher.checkpoint={run / "teacher.pth"}', *FAST],
-        cwd=ROOT, capture_output=True, text=True, env=env)
+        [
+            'bash',
+            'tools/dist_train.sh',
+            STUDENT,
+            '2',
+            '--work-dir',
+            str(run / 'two'),
+            '--cfg-options',
+            f'model.teacher.checkpoint={run / "teacher.pth"}',
+            *FAST,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     output = done.stdout + done.stderr
     assert 'Distributed launcher: pytorch' in output and 'GPU number: 2' in output
@@ -52,9 +86,24 @@ def test_dist_train_uses_gloo_without_cuda(run):
 def test_test_py_repeats_the_accuracy_of_training(run):
     out = run / 'metrics.json'
     done = subprocess.run(
-        [sys.executable, 'tools/test.py', STUDENT, str(run / 'kd/epoch_1.pth'), '--work-dir',
-         str(run / 'kd'), '--out', str(out), '--out-item', 'metrics', '--cfg-options', *FAST],
-        cwd=ROOT, capture_output=True, text=True)
+        [
+            sys.executable,
+            'tools/test.py',
+            STUDENT,
+            str(run / 'kd/epoch_1.pth'),
+            '--work-dir',
+            str(run / 'kd'),
+            '--out',
+            str(out),
+            '--out-item',
+            'metrics',
+            '--cfg-options',
+            *FAST,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     compare = tool('analysis_tools/compare_runs')
     trained = compare.values(compare.training_parts(run / 'kd'), 'accuracy/top1')
@@ -64,8 +113,10 @@ def test_test_py_repeats_the_accuracy_of_training(run):
 def test_export_gives_plain_mmpretrain_the_same_student(run, monkeypatch, capsys):
     out = run / 'plain'
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr('sys.argv', [
-        'export_student.py', STUDENT, str(run / 'kd/epoch_1.pth'), str(out), '--name', 'student'])
+    monkeypatch.setattr(
+        'sys.argv',
+        ['export_student.py', STUDENT, str(run / 'kd/epoch_1.pth'), str(out), '--name', 'student'],
+    )
     tool('model_converters/export_student').main()
     assert 'student.pth' in capsys.readouterr().out
     assert 'mmkdx' not in (out / 'student.py').read_text()
@@ -84,13 +135,18 @@ def test_export_gives_plain_mmpretrain_the_same_student(run, monkeypatch, capsys
         'images = (torch.arange(3 * 32 * 32).reshape(1, 3, 32, 32) % 255).float()\n'
         'torch.save(model(images), sys.argv[2])\n'
         'assert not any(name.split(".")[0] == "mmkdx" for name in sys.modules)\n'
-        'assert cfg.test_dataloader.dataset.pipeline\n')
+        'assert cfg.test_dataloader.dataset.pipeline\n'
+    )
     done = subprocess.run(
         [sys.executable, '-c', script, str(out / 'student'), str(out / 'logits.pt')],
-        capture_output=True, text=True, cwd=out)
+        capture_output=True,
+        text=True,
+        cwd=out,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    ours = build({**Config.fromfile(STUDENT).model.to_dict(),
-                  'teacher': dict(type='EMATeacher')}).eval()
+    ours = build(
+        {**Config.fromfile(STUDENT).model.to_dict(), 'teacher': dict(type='EMATeacher')}
+    ).eval()
     state = torch.load(run / 'kd/epoch_1.pth', weights_only=False)['state_dict']
     ours.load_state_dict(state, strict=False)
     images = (torch.arange(3 * 32 * 32).reshape(1, 3, 32, 32) % 255).float()
@@ -111,9 +167,12 @@ def test_export_refuses_a_student_with_parts_of_mmkdx(monkeypatch):
     cfg = Config.fromfile(STUDENT)
     export = tool('model_converters/export_student')
     from tiny import TinyBackbone
+
     monkeypatch.setattr(TinyBackbone, '__module__', 'mmkdx.models.tiny')
     cfg.model.student.backbone = dict(type='TinyBackbone', width=32)
-    with pytest.raises(ValueError, match='the student has a TinyBackbone, which is a part of mmkdx'):
+    with pytest.raises(
+        ValueError, match='the student has a TinyBackbone, which is a part of mmkdx'
+    ):
         export.student_config(cfg)
 
 
@@ -142,19 +201,27 @@ def test_compare_runs_joins_the_parts_of_a_resumed_run(tmp_path):
         folder.mkdir(parents=True)
         (folder / 'scalars.json').write_text(
             f'{{"loss": 1.0, "epoch": {epoch}, "iter": 1, "step": 1}}\n'
-            f'{{"accuracy/top1": {value}, "step": {epoch}}}\n')
+            f'{{"accuracy/top1": {value}, "step": {epoch}}}\n'
+        )
         (tmp_path / name / f'{name}.log').write_text(
-            f'2026/01/01 00:00:0{epoch} - mmengine - INFO - a\nb\n2026/01/01 00:00:09 - mmengine - x\n')
+            f'2026/01/01 00:00:0{epoch} - mmengine - INFO - a\nb\n2026/01/01 00:00:09 - mmengine - x\n'
+        )
     found = compare.training_parts(tmp_path)
-    assert compare.values(found, 'accuracy/top1') == [1.0, 2.0]  # the first of the three was replaced
+    assert compare.values(found, 'accuracy/top1') == [
+        1.0,
+        2.0,
+    ]  # the first of the three was replaced
     assert compare.seconds(found) == 8 + 6
 
 
-@pytest.mark.parametrize('options, message', [
-    ('model.terms.kd.at=logit', "terms.kd.at: the student has no module 'logit'"),
-    ('model.terms.kd.tau=-1', 'terms.kd: .*tau is -1'),
-    ('model.student.head.num_classes=7', 'the student has 7 classes and the teacher 10'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ('model.terms.kd.at=logit', "terms.kd.at: the student has no module 'logit'"),
+        ('model.terms.kd.tau=-1', 'terms.kd: .*tau is -1'),
+        ('model.student.head.num_classes=7', 'the student has 7 classes and the teacher 10'),
+    ],
+)
 def test_check_config_shows_a_mistake(monkeypatch, options, message):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr('sys.argv', ['check_config.py', STUDENT, '--cfg-options', options])

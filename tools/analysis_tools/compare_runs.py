@@ -21,7 +21,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('work_dirs', nargs='+', type=Path, help="the runs' work folders")
     parser.add_argument('--metric', default='accuracy/top1', help='defaults to accuracy/top1')
     parser.add_argument(
-        '--names', nargs='+', help="what to call the runs; defaults to the folders' names")
+        '--names', nargs='+', help="what to call the runs; defaults to the folders' names"
+    )
     return parser.parse_args()
 
 
@@ -52,8 +53,12 @@ def values(parts: list[tuple[Path, list[dict]]], metric: str) -> list[float]:
     Raises:
         ValueError: If the run never evaluated it.
     """
-    found = {record['step']: record[metric]
-             for _, records in parts for record in records if metric in record}
+    found = {
+        record['step']: record[metric]
+        for _, records in parts
+        for record in records
+        if metric in record
+    }
     if not found:
         raise ValueError(f'{parts[-1][0]} has no metric {metric!r}')
     return [found[step] for step in sorted(found)]
@@ -64,7 +69,9 @@ def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
     total = 0.0
     for folder, _ in parts:
         for log in folder.glob('*.log'):
-            stamps = [datetime.strptime(s, '%Y/%m/%d %H:%M:%S') for s in STAMP.findall(log.read_text())]
+            stamps = [
+                datetime.strptime(s, '%Y/%m/%d %H:%M:%S') for s in STAMP.findall(log.read_text())
+            ]
             total += (stamps[-1] - stamps[0]).total_seconds()
     return total
 
@@ -86,9 +93,15 @@ def main() -> None:
     for name, work_dir in zip(names, args.work_dirs):
         parts = training_parts(work_dir)
         history = values(parts, args.metric)
-        rows.append([
-            name, f'{parameters(parts):,}', f'{history[-1]:.2f}', f'{max(history):.2f}',
-            f'{seconds(parts):.0f}'])
+        rows.append(
+            [
+                name,
+                f'{parameters(parts):,}',
+                f'{history[-1]:.2f}',
+                f'{max(history):.2f}',
+                f'{seconds(parts):.0f}',
+            ]
+        )
     table = AsciiTable(rows)
     table.justify_columns = {i: 'right' for i in range(1, len(rows[0]))}
     print(table.table)

@@ -12,17 +12,26 @@ from mmengine.config import Config, DictAction
 from terminaltables import AsciiTable
 
 from mmkdx.apis.dry_run import (
-    build_from_config, floor_factor, multiply_adds, one_step, synthetic_batch, term_rows)
+    build_from_config,
+    floor_factor,
+    multiply_adds,
+    one_step,
+    synthetic_batch,
+    term_rows,
+)
 from mmkdx.distillation import Distiller, Teacher
 from mmkdx.plugins import loaded_plugins
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument('config', help='a config file')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='settings to override, as key=value')
+        '--cfg-options', nargs='+', action=DictAction, help='settings to override, as key=value'
+    )
     return parser.parse_args()
 
 
@@ -37,7 +46,7 @@ def settle_weights(teacher: Teacher) -> str:
         teacher.load()
         return teacher.checkpoint
     teacher.loaded = True  # it keeps its random weights for the step below
-    where = teacher.checkpoint if local else teacher.checkpoint.rpartition("/")[2]
+    where = teacher.checkpoint if local else teacher.checkpoint.rpartition('/')[2]
     return f'{"NOT FOUND" if local else "to be downloaded"}: {where}'
 
 
@@ -54,8 +63,17 @@ def main() -> None:
 
     distills = isinstance(model, Distiller)
     if distills:
-        header = ['term', 'loss', 'student tap', 'shape', 'teacher tap', 'shape', 'adapter', 'weight',
-                  'schedule']
+        header = [
+            'term',
+            'loss',
+            'student tap',
+            'shape',
+            'teacher tap',
+            'shape',
+            'adapter',
+            'weight',
+            'schedule',
+        ]
         print(AsciiTable([header, *term_rows(model, size)], 'Terms').table)
 
     student = model.student if distills else model
@@ -83,11 +101,15 @@ def main() -> None:
     print(f'Plugins: {", ".join(map(str, plugins)) or "none"}')
     start = time.perf_counter()
     losses, unused = one_step(model, batch)
-    print(f'One step in {time.perf_counter() - start:.1f} s: '
-          + ', '.join(f'{name} {value:.4g}' for name, value in losses.items()))
+    print(
+        f'One step in {time.perf_counter() - start:.1f} s: '
+        + ', '.join(f'{name} {value:.4g}' for name, value in losses.items())
+    )
     if unused:
-        print(f'{len(unused)} parameters get no gradient, which DDP refuses without '
-              f'find_unused_parameters=True: {", ".join(unused[:6])}')
+        print(
+            f'{len(unused)} parameters get no gradient, which DDP refuses without '
+            f'find_unused_parameters=True: {", ".join(unused[:6])}'
+        )
 
 
 if __name__ == '__main__':

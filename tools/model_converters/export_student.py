@@ -19,7 +19,9 @@ from mmkdx.registry import DATASETS
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument('config', help='the config of the distillation')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out_dir', type=Path, help='the folder for both files')
@@ -45,7 +47,8 @@ def student_config(cfg: Config) -> Config:
         if type(module).__module__.startswith('mmkdx.'):
             raise ValueError(
                 f'the student has a {type(module).__name__}, which is a part of mmkdx, so plain '
-                'mmpretrain cannot build it')
+                'mmpretrain cannot build it'
+            )
     plain = dict(default_scope='mmpretrain', model=model)
     for part in ('train', 'val', 'test'):
         loader = cfg.get(f'{part}_dataloader')
@@ -71,13 +74,17 @@ def main() -> None:
     student = build_model(plain.model.to_dict(), 'model')
     load_weights(student, checkpoint, args.checkpoint)
 
-    meta = {key: value for key, value in checkpoint.get('meta', {}).items() if key == 'dataset_meta'}
+    meta = {
+        key: value for key, value in checkpoint.get('meta', {}).items() if key == 'dataset_meta'
+    }
     name = args.out_dir / (args.name or Path(args.config).stem)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     plain.dump(f'{name}.py')
     torch.save(dict(meta=meta, state_dict=student.state_dict()), f'{name}.pth')
-    print(f'Wrote {name}.py and {name}.pth: mmpretrain.get_model({f"{name}.py"!r}, '
-          f'pretrained={f"{name}.pth"!r})')
+    print(
+        f'Wrote {name}.py and {name}.pth: mmpretrain.get_model({f"{name}.py"!r}, '
+        f'pretrained={f"{name}.pth"!r})'
+    )
 
 
 if __name__ == '__main__':

@@ -6,5 +6,6 @@ train_dataloader = dict(
         _delete_=True,
         type='RepeatDataset',
         times=12,
-        dataset=dict(
-            type='Digits', split='train', indices=100, pipeline={{_base_.train_pipeline}})))
+        dataset=dict(type='Digits', split='train', indices=100, pipeline={{_base_.train_pipeline}}),
+    )
+)

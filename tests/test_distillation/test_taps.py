@@ -1,0 +1,642 @@
+"""Taps: their texts, what they read from models of all kinds, and what they leave behind."""
+
+import copy
+import gc
+import re
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from mmkdx.distillation.taps import Tap, TapSet, fake_forward, forward_tensor
+from mmkdx.functional import ClassMaps
+from mmkdx.registry import MODELS
+
+GAP = dict(type='GlobalAveragePooling')
+THIN = dict(stem_channels=8, base_channels=8)
+SWIN = dict(embed_dims=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8])
+SWIN_V2 = dict(SWIN, extra_norm_every_n_blocks=0)
+REGNET = dict(w0=8, wa=8.0, wm=2.0, group_w=8, depth=8, bot_mul=1.0)
+DENSENET = dict(growth_rate=8, depths=[2, 2, 2, 2], init_channels=16)
+CONVNEXT = dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32])
+POOLFORMER = dict(
+    layers=[1] * 4, embed_dims=[8, 16, 24, 32], mlp_ratios=[4] * 4, layer_scale_init_value=1e-5
+)
+
+
+def classifier(backbone, channels, neck=GAP, head='LinearClsHead', **arguments):
+    """A classifier of mmpretrain with five classes; its backbone is (type, arguments)."""
+    kind, options = backbone
+    return dict(
+        type='ImageClassifier',
+        backbone=dict(type=kind, **options),
+        neck=neck,
+        head=dict(type=head, num_classes=5, in_channels=channels, **arguments),
+    )
+
+
+RESNET = classifier(('ResNet', dict(depth=18, **THIN)), 64)
+RESNET_CIFAR = classifier(('ResNet_CIFAR', dict(depth=18, **THIN)), 64)
+SWIN_CLASSIFIER = classifier(('SwinTransformer', dict(arch=SWIN, img_size=64, window_size=2)), 192)
+VIT = classifier(
+    ('VisionTransformer', dict(arch='deit-tiny', img_size=32, patch_size=16)),
+    192,
+    neck=None,
+    head='VisionTransformerClsHead',
+)
+
+
+def build(spec, seed=0):
+    """Builds a config, or a model of torchvision by name."""
+    torch.manual_seed(seed)
+    if isinstance(spec, str):
+        return getattr(torchvision.models, spec)(num_classes=5)
+    return MODELS.build(spec)
+
+
+def resolve(model, *names, size=32, owner='student'):
+    """Finds taps in a model, which a term `kd` asks for."""
+    taps = TapSet({name: 'terms.kd.at' for name in names}, owner)
+    with fake_forward(model):
+        return taps, taps.resolve(model, torch.empty(2, 3, size, size))
+
+
+def read(model, *names, size=32):
+    """Resolves taps and reads them in a forward of four random images."""
+    taps, _ = resolve(model, *names, size=size)
+    with taps.record(model) as values:
+        output = forward_tensor(model, images(size))
+    return values, output
+
+
+def images(size=32):
+    return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+class Net(nn.Module):
+    """A classifier with GAP and a linear layer, and a place for something else around them."""
+
+    def __init__(self, before=None, after=None):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.before = before or nn.Identity()
+        self.fc = nn.Linear(8, 5)
+        self.after = after or nn.Identity()
+
+    def forward(self, x):
+        return self.after(self.fc(self.before(self.pool(self.conv(x)).flatten(1))))
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+# Texts
+
+
+@pytest.mark.parametrize(
+    'text, tap',
+    [
+        ('backbone', Tap('backbone', None, 'out', -1)),
+        ('backbone.layer3', Tap('backbone.layer3', None, 'out', -1)),
+        ('backbone.stages.3[0]', Tap('backbone.stages.3', None, 'out', 0)),
+        ('backbone[-2]', Tap('backbone', None, 'out', -2)),
+        ('backbone[12]', Tap('backbone', None, 'out', 12)),
+        ('head.fc:in', Tap('head.fc', None, 'in', -1)),
+        ('head.fc:out', Tap('head.fc', None, 'out', -1)),
+        ('layer1.0.relu@0', Tap('layer1.0.relu', 0, 'out', -1)),
+        ('layer1.0.relu@10:in[2]', Tap('layer1.0.relu', 10, 'in', 2)),
+        ('_private.block_1', Tap('_private.block_1', None, 'out', -1)),
+    ],
+)
+def test_texts(text, tap):
+    assert Tap.parse(text) == tap
+
+
+@pytest.mark.parametrize(
+    'text',
+    ['', ' ', 'a ', 'a-b', 'a@', 'a@-1', 'a@x', 'a:input', 'a:', 'a[]', 'a[x]', 'a[1', 'a[1][2]']
+    + ['a:in@2', 'a[0]:in', '.a', '@0', ':in', '[0]'],
+)
+def test_wrong_texts(text):
+    with pytest.raises(ValueError) as error:
+        Tap.parse(text)
+    assert str(error.value).startswith(
+        f'cannot have a tap {text!r}; write a name (logits, features'
+    )
+
+
+def test_modules_of_a_sequence_have_numbers_for_names():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(8, 4, 1)))
+    values, output = read(model, '0', '1.0', '1')
+    assert torch.equal(values['0'], model[0](images()))
+    assert torch.equal(values['1.0'], values['0'].relu())
+    assert torch.equal(values['1'], output)
+
+
+# Named taps
+
+
+@pytest.mark.parametrize('spec, path', [(RESNET, 'backbone.layer4'), ('resnet18', 'layer4')])
+def test_names_in_a_resnet(spec, path):
+    model = build(spec).eval()
+    linear = model.fc if spec == 'resnet18' else model.head.fc
+    values, output = read(model, 'logits', 'features', 'embedding', 'cam', path, size=64)
+    assert torch.equal(values['logits'], output)
+    assert values['features'].shape[2:] == (2, 2)
+    assert torch.equal(values['features'], values[path])
+    torch.testing.assert_close(values['embedding'], values['features'].mean((2, 3)))
+    torch.testing.assert_close(output, linear(values['embedding']))
+    assert isinstance(values['cam'], ClassMaps)
+    assert values['cam'].features is values['features']
+    assert values['cam'].weight is linear.weight and values['cam'].bias is linear.bias
+
+
+def test_names_in_a_swin():
+    model = build(SWIN_CLASSIFIER).eval()
+    values, output = read(
+        model, 'logits', 'features', 'embedding', 'backbone', 'backbone.stages.3[0]', size=64
+    )
+    assert torch.equal(values['logits'], output)
+    assert values['features'].shape == (4, 192, 2, 2)
+    assert torch.equal(values['features'], values['backbone'])
+    assert values['backbone.stages.3[0]'].shape == (4, 4, 192)  # tokens
+    torch.testing.assert_close(output, model.head.fc(values['embedding']))
+
+
+def test_names_in_a_vit():
+    model = build(VIT).eval()
+    values, output = read(model, 'logits', 'embedding', 'backbone', 'backbone.layers.0')
+    assert torch.equal(values['logits'], output)
+    assert torch.equal(values['embedding'], values['backbone'])  # the class token
+    assert values['backbone.layers.0'].shape == (4, 5, 192)
+    torch.testing.assert_close(output, model.head.layers.head(values['embedding']))
+
+
+def test_resolving_tells_the_shapes_that_recording_yields():
+    names = 'logits', 'features', 'embedding', 'cam', 'backbone.layer2', 'backbone.conv1:in'
+    model = build(RESNET)
+    taps, shapes = resolve(model, *names, size=64)
+    with taps.record(model) as values:
+        forward_tensor(model, torch.randn(2, 3, 64, 64))
+    assert {name: tuple(value.shape) for name, value in shapes.items()} == {
+        name: tuple(value.shape) for name, value in values.items()
+    }
+    assert shapes['cam'].shape == (2, 5, 2, 2)
+
+
+def test_loss_mode_is_read_as_well():
+    from mmpretrain.structures import DataSample
+
+    model = build(RESNET)
+    samples = [DataSample().set_gt_label(i) for i in range(4)]
+    taps, _ = resolve(model, 'logits', 'cam')
+    with taps.record(model) as values:
+        losses = model(images(), samples, mode='loss')
+    torch.testing.assert_close(losses['loss'], F.cross_entropy(values['logits'], torch.arange(4)))
+    torch.testing.assert_close(values['cam'].logits(), values['logits'])
+
+
+# Class maps
+
+
+def settle(model):
+    """Gives batch norms the statistics of the images, so that deep features do not fade away."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        forward_tensor(model.train(), images(64))
+    return model.eval()
+
+
+HRNET = {
+    f'stage{i}': dict(
+        num_modules=1,
+        num_branches=i,
+        block='BASIC' if i > 1 else 'BOTTLENECK',
+        num_blocks=[1] * i,
+        num_channels=[8 * 2**branch for branch in range(i)],
+    )
+    for i in (1, 2, 3, 4)
+}
+HR_NECK = [dict(type='HRFuseScales', in_channels=(8, 16, 32, 64)), GAP]
+FAMILIES = dict(
+    resnet=RESNET,
+    resnet_cifar=RESNET_CIFAR,
+    resnet_v1d=classifier(('ResNetV1d', dict(depth=50, **THIN)), 256),
+    seresnet=classifier(('SEResNet', dict(depth=50, se_ratio=4, **THIN)), 256),
+    resnext=classifier(('ResNeXt', dict(depth=50, groups=4, width_per_group=4, **THIN)), 256),
+    res2net=classifier(('Res2Net', dict(depth=50, scales=4, base_width=14, **THIN)), 256),
+    regnet=classifier(('RegNet', dict(arch=REGNET)), 64),
+    mobilenet_v2=classifier(('MobileNetV2', dict(widen_factor=0.25)), 1280),
+    shufflenet_v1=classifier(('ShuffleNetV1', dict(groups=3)), 960),
+    shufflenet_v2=classifier(('ShuffleNetV2', dict(widen_factor=0.5)), 1024),
+    efficientnet=classifier(('EfficientNet', dict(arch='b0')), 1280),
+    efficientnet_v2=classifier(('EfficientNetV2', dict(arch='b0')), 1280),
+    vgg=classifier(('VGG', dict(depth=11, norm_cfg=dict(type='BN'))), 512),
+    densenet=classifier(('DenseNet', dict(arch=DENSENET)), 32),
+    hrnet=classifier(('HRNet', dict(extra=HRNET)), 2048, neck=HR_NECK),
+    swin=SWIN_CLASSIFIER,
+    swin_v2=classifier(('SwinTransformerV2', dict(arch=SWIN_V2, img_size=64, window_size=2)), 192),
+    repvgg=classifier(('RepVGG', dict(arch='A0')), 1280),
+    mobilevit=classifier(('MobileViT', dict(arch='xx_small')), 320),
+    poolformer=classifier(('PoolFormer', dict(arch=POOLFORMER)), 32),
+    convnext=classifier(('ConvNeXt', dict(arch=CONVNEXT, gap_before_final_norm=False)), 32),
+    torchvision_resnet='resnet18',
+    torchvision_regnet='regnet_y_400mf',
+    torchvision_efficientnet='efficientnet_b0',
+    torchvision_swin='swin_t',
+)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_means_of_class_maps_are_logits(family):
+    model = build(FAMILIES[family])
+    taps, shapes = resolve(model, 'cam', 'logits', size=64)
+    settle(model)
+    with torch.no_grad(), taps.record(model) as values:
+        forward_tensor(model, images(64))
+    maps = values['cam'].full()
+    assert maps.shape[1:] == shapes['cam'].shape[1:] and maps.shape[1] == 5
+    assert min(maps.shape[2:]) >= 2 and maps.std((2, 3)).min() > 0
+    means = maps.mean((2, 3))
+    error = (values['logits'] - values['cam'].bias - means).abs().max() / means.abs().max()
+    assert error < 1e-5
+
+
+NO_POOLING = 'has no global average pooling'
+BETWEEN = 'is not GAP + linear: another operation stands between its global average pooling and'
+AFTER = 'is not GAP + linear: another operation stands after its last linear layer'
+MOBILENET_V3 = classifier(
+    ('MobileNetV3', dict(arch='small')),
+    576,
+    head='StackedLinearClsHead',
+    mid_channels=[32],
+    act_cfg=dict(type='HSwish'),
+)
+
+
+@pytest.mark.parametrize(
+    'spec, reason',
+    [
+        (VIT, NO_POOLING),
+        (classifier(('ConvNeXt', dict(arch=CONVNEXT)), 32, neck=None), NO_POOLING),
+        (MOBILENET_V3, BETWEEN),
+        ('convnext_tiny', BETWEEN),
+        ('mobilenet_v3_small', BETWEEN),
+        ('mobilenet_v2', NO_POOLING),  # pools by a function
+    ],
+    ids=['vit', 'convnext', 'mobilenet_v3', 'tv_convnext', 'tv_mobilenet_v3', 'tv_mobilenet_v2'],
+)
+def test_class_maps_of_other_models_are_refused(spec, reason):
+    with pytest.raises(ValueError) as error:
+        resolve(build(spec), 'cam', owner='teacher 1')
+    message = str(error.value)
+    assert message.startswith(f'terms.kd.at: the teacher 1 {reason}')
+    assert '\n' not in message and '. ' not in message
+
+
+@pytest.mark.parametrize(
+    'before, after, reason',
+    [
+        (nn.ReLU(), None, BETWEEN),
+        (nn.ReLU(inplace=True), None, BETWEEN),
+        (nn.LayerNorm(8), None, BETWEEN),
+        (nn.Linear(8, 8), None, BETWEEN),
+        (Function(F.normalize), None, BETWEEN),
+        (Function(lambda x: x.mul_(2)), None, BETWEEN),
+        (None, Function(lambda x: x * 16), AFTER),
+        (None, Function(lambda x: x.mul_(16)), AFTER),
+        (None, nn.Softmax(1), AFTER),
+    ],
+)
+def test_operations_around_the_linear_layer_are_found(before, after, reason):
+    with pytest.raises(ValueError, match=re.escape(f'terms.kd.at: the student {reason}')):
+        resolve(Net(before, after), 'cam')
+
+
+@pytest.mark.parametrize(
+    'before', [nn.Dropout(), nn.Dropout(inplace=True), nn.Flatten(), nn.Identity()]
+)
+def test_dropout_and_views_are_no_operation(before):
+    model = Net(before)
+    taps, shapes = resolve(model, 'cam', 'logits')
+    assert shapes['cam'].shape == (2, 5, 16, 16)
+    with taps.record(model.eval()) as values:
+        model(images())
+    torch.testing.assert_close(values['cam'].logits(), values['logits'])
+
+
+def test_a_linear_layer_that_is_not_called_gives_no_class_maps():
+    model = Net()
+    model.auxiliary = nn.Linear(8, 7)
+    with pytest.raises(ValueError, match='^terms.kd.at: the student '):
+        resolve(model, 'cam')
+
+
+def test_a_model_without_a_linear_layer():
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1))
+    with pytest.raises(ValueError, match='^terms.kd.at: the student has no linear classifier'):
+        resolve(model, 'embedding')
+
+
+# Calls, sides and elements
+
+
+def test_calls_of_one_module():
+    model = build(RESNET).eval()
+    path, seen = 'backbone.layer1.0.relu', []
+    handle = model.get_submodule(path).register_forward_hook(
+        lambda module, args, output: seen.append(output.clone())
+    )
+    values, _ = read(model, f'{path}@0', f'{path}@1')
+    handle.remove()
+    first, second = seen[-2:]  # the forward before was the fake one
+    assert torch.equal(values[f'{path}@0'], first)
+    assert torch.equal(values[f'{path}@1'], second)
+    assert not torch.equal(first, second)
+
+
+def test_a_module_called_twice_is_ambiguous():
+    path = 'backbone.layer1.0.relu'
+    with pytest.raises(ValueError) as error:
+        resolve(build(RESNET), path)
+    assert str(error.value) == (
+        f"terms.kd.at: one forward of the student calls module '{path}' 2 times; write "
+        f"'{path}@0' to '{path}@1'"
+    )
+    with pytest.raises(ValueError, match=f"'{path}' 2 times, so the last call is @1$"):
+        resolve(build(RESNET), f'{path}@2')
+
+
+def test_sides():
+    model = build(RESNET).eval()
+    names = 'backbone.conv1:in', 'backbone.layer2', 'backbone.layer3:in', 'head.fc:in', 'head:in'
+    values, output = read(model, *names)
+    assert torch.equal(values['backbone.conv1:in'], images())
+    assert torch.equal(values['backbone.layer3:in'], values['backbone.layer2'])
+    assert torch.equal(values['head:in'], values['head.fc:in'])  # head gets a tuple
+    torch.testing.assert_close(model.head.fc(values['head.fc:in']), output)
+
+
+def test_the_first_argument_may_have_a_name():
+    model = Net(before=Function(lambda x: x))
+    inner = nn.Linear(8, 8)
+    inner.forward = lambda input, scale: F.linear(input, inner.weight, inner.bias) * scale
+    model.before = Function(lambda x: inner(input=x, scale=2))
+    model.before.inner = inner
+    values, _ = read(model, 'before.inner:in', 'pool')
+    assert torch.equal(values['before.inner:in'], values['pool'].flatten(1))
+
+
+def test_elements_of_a_tuple():
+    resnet = dict(depth=18, out_indices=(1, 3), **THIN)
+    model = build(classifier(('ResNet', resnet), 64)).eval()
+    names = 'backbone', 'backbone[0]', 'backbone[1]', 'backbone[-2]'
+    values, _ = read(model, *names, 'backbone.layer2', 'backbone.layer4')
+    assert torch.equal(values['backbone'], values['backbone.layer4'])
+    assert torch.equal(values['backbone[1]'], values['backbone.layer4'])
+    assert torch.equal(values['backbone[0]'], values['backbone.layer2'])
+    assert torch.equal(values['backbone[-2]'], values['backbone.layer2'])
+    with pytest.raises(
+        ValueError, match=r"terms.kd.at: 'backbone\[2\]' holds a tuple in the student"
+    ):
+        resolve(model, 'backbone[2]')
+
+
+def test_what_is_no_tensor():
+    # a stage of a Swin returns its tokens and their height and width
+    message = r"terms.kd.at: 'backbone.stages.3' holds a tuple .* as in 'backbone.stages.3\[0\]'"
+    with pytest.raises(ValueError, match=message):
+        resolve(build(SWIN_CLASSIFIER), 'backbone.stages.3', size=64)
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), Function(lambda x: dict(x=x)))
+    with pytest.raises(ValueError, match="'logits' holds a dict in the teacher and no tensor"):
+        resolve(model, 'logits', owner='teacher')
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    'name, near',
+    [
+        ('backbone.layer5', 'backbone.layer4'),
+        ('backbone.layr3', 'backbone.layer3'),
+        ('head.fcc', 'head.fc'),
+        ('layer3', 'backbone.layer3'),
+    ],
+)
+def test_unknown_paths_list_near_names(name, near):
+    with pytest.raises(ValueError) as error:
+        resolve(build(RESNET), name)
+    start, _, names = str(error.value).partition('; near names are ')
+    assert start == f"terms.kd.at: the student has no module '{name}'"
+    names = names.split(', ')
+    assert near in names and len(names) <= 4
+    assert all(build(RESNET).get_submodule(name) for name in names)
+
+
+def test_each_error_names_the_key_that_asks_for_the_tap():
+    taps = TapSet({'logits': 'terms.kd.at', 'backbone.nowhere': 'terms.hint.at'}, 'teacher 1')
+    model = build(RESNET)
+    message = "^terms.hint.at: the teacher 1 has no module 'backbone.nowhere'"
+    with fake_forward(model), pytest.raises(ValueError, match=message):
+        taps.resolve(model, torch.empty(2, 3, 32, 32))
+    taps = TapSet({'logits': 'terms.kd.at', 'backbone@': 'terms.hint.at'}, 'teacher 1')
+    message = "^terms.hint.at: the teacher 1 cannot have a tap 'backbone@'"
+    with fake_forward(model), pytest.raises(ValueError, match=message):
+        taps.resolve(model, torch.empty(2, 3, 32, 32))
+
+
+def test_modules_outside_the_forward():
+    model = Net()
+    model.unused = nn.Linear(8, 7)
+    with pytest.raises(ValueError, match="the student's forward does not call module 'unused'"):
+        resolve(model, 'unused')
+
+
+def test_images_that_the_model_cannot_take():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 5))
+    resolve(model, 'logits', size=32)
+    message = r'^the student cannot take images of \(48, 48\) pixels .*; set model.input_size'
+    with pytest.raises(ValueError, match=message):
+        resolve(model, 'logits', size=48)
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize(
+    'name, calls, later', [('gate', 1, 0), ('gate@0', 2, 0), ('gate@1', 2, 1), ('gate@1:in', 2, 1)]
+)
+def test_a_module_that_a_later_forward_leaves_out(name, calls, later):
+    gate = nn.ReLU()
+    model = Net(Function(lambda x: ([gate(x) for _ in range(calls)], x)[1]))
+    model.gate = gate
+    taps, _ = resolve(model, name)
+    calls = later
+    message = "terms.kd.at: the student's module 'gate' was not called"
+    with pytest.raises(RuntimeError, match=message), taps.record(model):
+        model(images())
+    assert hooks(model) == 0
+
+
+# Values in place
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_values_are_those_before_an_operation_in_place(training):
+    model = build(RESNET).train(training)
+    assert model.backbone.relu.inplace
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    block = 'backbone.layer1.0'
+    names = 'backbone.bn1', f'{block}.bn1', f'{block}.relu@0', f'{block}.relu@0:in', f'{block}.bn2'
+    values, output = read(model, *names)
+    expected, plain_output = read(plain, *names)
+    assert torch.equal(output, plain_output)
+    for name in names:
+        assert torch.equal(values[name], expected[name]), name
+    assert values['backbone.bn1'].min() < 0 <= values[f'{block}.relu@0'].min()
+
+
+def test_gradients_pass_through_values_that_are_overwritten():
+    model = build(RESNET)
+    values, _ = read(model, 'backbone.bn1')
+    values['backbone.bn1'].sum().backward()
+    # the derivative of the sum by the shift of each channel is the number of its positions
+    assert model.backbone.bn1.bias.grad.tolist() == [4 * 16 * 16] * 8
+
+
+def test_dropout_in_place_does_not_reach_values():
+    model = Net(nn.Dropout(0.5, inplace=True)).train()
+    values, _ = read(model, 'pool', 'embedding', 'conv')
+    means = values['conv'].mean((2, 3))
+    torch.testing.assert_close(values['pool'].flatten(1), means)
+    kept = values['embedding'] != 0  # what enters the linear layer comes after the dropout
+    assert 0 < kept.sum() < kept.numel()
+    torch.testing.assert_close(values['embedding'], means * kept * 2)
+
+
+def test_only_overwritten_values_are_copied():
+    model = build(RESNET).eval()
+    names = 'backbone.layer1', 'backbone.layer2.0.conv1', 'features', 'logits', 'backbone.bn1'
+    seen = {}
+    taps, _ = resolve(model, *names)
+    for name, path in zip(names, [*names[:2], 'backbone.layer4', 'head', names[4]], strict=True):
+        model.get_submodule(path).register_forward_hook(
+            lambda module, args, output, name=name: seen.update({name: output})
+        )
+    with torch.no_grad(), taps.record(model) as values:
+        forward_tensor(model, images())
+    shared = {name: values[name].data_ptr() == seen[name].data_ptr() for name in names}
+    assert shared == {name: name != 'backbone.bn1' for name in names}
+
+
+# Nothing is left behind
+
+
+class Restless(Net):
+    """Draws random numbers in each forward, also in eval mode."""
+
+    def __init__(self):
+        super().__init__(before=nn.Dropout(0.5))
+
+    def forward(self, x):
+        return super().forward(x + torch.rand_like(x) + torch.randn(3, 1, 1))
+
+
+@pytest.mark.parametrize('model', [Restless, lambda: build(RESNET), lambda: build(SWIN_CLASSIFIER)])
+def test_resolving_leaves_the_model_and_the_random_numbers_as_they_were(model):
+    model = model().train()
+    halves = list(model.modules())[::2]  # a mixture, as with frozen batch norms
+    for module in halves:
+        module.training = False
+    flags = [module.training for module in model.modules()]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    resolve(model, 'logits', 'features', 'cam', size=64)
+    assert [module.training for module in model.modules()] == flags
+    assert model.state_dict().keys() == state.keys()
+    for key, value in model.state_dict().items():
+        assert type(value) is torch.Tensor and torch.equal(value, state[key]), key
+    assert torch.equal(torch.get_rng_state(), random)
+    assert hooks(model) == 0
+
+
+def test_flags_are_restored_after_an_error():
+    model = Net(Function(lambda x: x + torch.ones(3))).train()
+    model.conv.eval()
+    with pytest.raises(ValueError, match='the student cannot take images'):
+        resolve(model, 'logits')
+    assert model.training and model.pool.training and not model.conv.training
+    assert hooks(model) == 0
+
+
+def test_no_hook_survives_a_recording():
+    model = build(RESNET)
+    taps, _ = resolve(model, 'logits', 'cam', 'backbone.layer1', 'head.fc:in')
+    with taps.record(model):
+        assert hooks(model) == 4
+        forward_tensor(model, images())
+    assert hooks(model) == 0
+    with pytest.raises(OSError, match='the disk is full'), taps.record(model) as values:
+        forward_tensor(model, images())
+        raise OSError('the disk is full')
+    assert hooks(model) == 0 and values == {}
+
+
+def test_a_recording_does_not_see_the_one_before():
+    model = build(RESNET).eval()
+    taps, _ = resolve(model, 'logits')
+    with taps.record(model) as first:
+        expected = forward_tensor(model, images())
+    with taps.record(model) as second:
+        forward_tensor(model, -images())
+    assert torch.equal(first['logits'], expected)
+    assert not torch.equal(second['logits'], expected)
+
+
+def test_tensors_are_released_with_their_dict():
+    model = build(RESNET)
+    taps, _ = resolve(model, 'logits', 'features', 'cam', 'backbone.bn1')
+    with taps.record(model) as values:
+        forward_tensor(model, images())
+    references = [
+        weakref.ref(values[name]) for name in ('logits', 'features', 'backbone.bn1', 'cam')
+    ]
+    gc.disable()  # nothing should need it
+    try:
+        del values
+        assert [reference() for reference in references] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_taps_work_on_copies():
+    model = build(RESNET).eval()
+    taps, _ = resolve(model, 'cam', 'backbone.bn1')
+    other, copied = copy.deepcopy(model), copy.deepcopy(taps)
+    with torch.no_grad():
+        other.head.fc.weight.mul_(2)
+    with copied.record(other) as values:
+        output = forward_tensor(other, images())
+    assert values['cam'].weight is other.head.fc.weight
+    torch.testing.assert_close(values['cam'].logits(), output)
+    assert values['backbone.bn1'].min() < 0

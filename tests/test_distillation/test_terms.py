@@ -1,0 +1,467 @@
+"""Terms: what a loss gets, how much it counts, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.logging import MessageHub
+from torch import nn
+
+from mmkdx.distillation.taps import fake_forward
+from mmkdx.distillation.terms import FiniteWatch, build_term
+from mmkdx.functional import ClassMaps, tokens_to_map
+from mmkdx.losses import ATLoss, CATLoss, KLDivLoss
+from mmkdx.registry import MODELS
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def loss_of(function, **attributes):
+    """A loss class as a third party would write it."""
+
+    class Loss(nn.Module):
+        def forward(self, student, teacher, target=None):
+            return function(student, teacher, target)
+
+    for name, value in attributes.items():
+        setattr(Loss, name, value)
+    return Loss
+
+
+def connect(config, student, teacher):
+    """Builds a term and connects and checks it as a distiller does, with fake values of the shapes.
+
+    A pair of shapes stands for class maps of features and a weight.
+    """
+
+    def fake(shape):
+        if isinstance(shape[0], tuple):
+            return ClassMaps(*map(torch.empty, shape))
+        return torch.empty(shape)
+
+    with fake_forward(nn.Identity()) as mode:
+        student, teacher = fake(student), fake(teacher)
+    term = build_term('hint', dict(at='backbone', **config))
+    term.connect(student, teacher)
+    with mode, torch.no_grad():
+        term.check(student, teacher)
+    return term
+
+
+LOGITS = (4, 5)
+CAM = ((4, 8, 4, 4), (5, 8))
+
+
+# How much
+
+
+def test_value_is_that_of_the_loss():
+    student, teacher = random(4, 5), random(4, 5, seed=1)
+    term = connect(dict(type='KLDivLoss', tau=4), LOGITS, LOGITS)
+    assert isinstance(term.loss, KLDivLoss) and term.loss.tau == 4
+    assert term(student, teacher) == KLDivLoss(4)(student, teacher)
+
+
+@pytest.mark.parametrize('weight', [0, 0.5, 1, 20])
+def test_weight_multiplies_value_and_gradient(weight):
+    student, teacher = random(4, 5).requires_grad_(), random(4, 5, seed=1)
+    term = connect(dict(type='KLDivLoss', weight=weight), LOGITS, LOGITS)
+    loss = KLDivLoss()(student, teacher)
+    weighted = term(student, teacher)
+    assert weighted.item() == pytest.approx(weight * loss.item(), rel=1e-6)
+    gradient = weight * torch.autograd.grad(loss, student)[0]
+    torch.testing.assert_close(torch.autograd.grad(weighted, student)[0], gradient)
+
+
+def test_schedule_multiplies_the_weight(monkeypatch):
+    monkeypatch.setattr(MessageHub, '_instance_dict', type(MessageHub._instance_dict)())
+    schedule = dict(type='linear', end=5, start_factor=1, end_factor=3)
+    term = connect(dict(type='KLDivLoss', weight=10, schedule=schedule), LOGITS, LOGITS)
+    student, teacher = random(4, 5), random(4, 5, seed=1)
+    loss = KLDivLoss()(student, teacher).item()
+    for epoch, factor in enumerate([1, 1.5, 2, 2.5, 3, 3]):
+        MessageHub.get_current_instance().update_info('epoch', epoch)
+        assert term(student, teacher).item() == pytest.approx(10 * factor * loss, rel=1e-6)
+
+
+# Where
+
+
+@pytest.mark.parametrize(
+    'at, taps',
+    [
+        ('logits', ('logits', 'logits')),
+        (['backbone.layer1', 'backbone.layer2'], ('backbone.layer1', 'backbone.layer2')),
+        (('head.fc:in', 'embedding'), ('head.fc:in', 'embedding')),
+    ],
+)
+def test_taps(at, taps):
+    term = build_term('kd', dict(type='KLDivLoss', at=at, teacher=2))
+    assert (term.student_tap, term.teacher_tap) == taps
+    assert term.teacher == 2
+
+
+# Adapters
+
+
+def test_features_of_another_shape_are_bridged_and_the_bridge_is_trained():
+    term = connect(dict(type='MSELoss', weight=3), (4, 6, 8, 8), (4, 9, 4, 4))
+    student, teacher = random(4, 6, 8, 8), random(4, 9, 4, 4, seed=1)
+    project = term.adapter.project
+    bridged = F.avg_pool2d(F.conv2d(student, project.weight, project.bias), 2)
+    loss = term(student, teacher)
+    assert loss.item() == pytest.approx(3 * F.mse_loss(bridged, teacher).item(), rel=1e-5)
+    loss.backward()
+    assert project.weight.grad.count_nonzero() == project.weight.numel()
+
+
+def test_a_second_connection_keeps_the_adapter():
+    term = connect(dict(type='MSELoss'), (4, 6, 8, 8), (4, 9, 4, 4))
+    adapter = term.adapter
+    term.connect(torch.empty(4, 6, 6, 6), torch.empty(4, 9, 3, 3))
+    assert term.adapter is adapter
+
+
+def test_attention_needs_no_channels_and_no_parameters():
+    term = connect(dict(type='ATLoss'), (4, 6, 8, 8), (4, 9, 4, 4))
+    assert list(term.parameters()) == []
+    student, teacher = random(4, 6, 8, 8), random(4, 9, 4, 4, seed=1)
+    assert term(student, teacher) == ATLoss()(F.avg_pool2d(student, 2), teacher)
+
+
+@pytest.mark.parametrize(
+    'student, teacher',
+    [((4, 17, 8), (4, 17, 8)), ((4, 17, 8), (4, 17, 12)), ((4, 16, 8), (4, 17, 8))],
+)
+def test_attention_between_tokens_is_that_between_their_maps(student, teacher):
+    term = connect(dict(type='ATLoss'), student, teacher)
+    student, teacher = random(*student), random(*teacher, seed=1)
+    expected = ATLoss()(tokens_to_map(student), tokens_to_map(teacher)).item()
+    assert term(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_adapter():
+    term = connect(dict(type='ATLoss', adapter=None), (4, 6, 8, 8), (4, 9, 4, 4))
+    assert term.adapter is None
+    message = r"^terms.hint: MSELoss cannot compare \(4, 6\) and \(4, 9\): .* use adapter='auto'"
+    with pytest.raises(ValueError, match=message):
+        connect(dict(type='MSELoss', adapter=None), (4, 6), (4, 9))
+
+
+@pytest.mark.parametrize('name', ['MSELoss', 'ATLoss'])
+@pytest.mark.parametrize(
+    'student, teacher', [((4, 6), (4, 6, 8, 8)), ((4, 17, 6), (4, 6)), ((4, 15, 6), (4, 17, 6))]
+)
+def test_bridges_that_cannot_be_built(name, student, teacher):
+    with pytest.raises(ValueError) as error:
+        connect(dict(type=name), student, teacher)
+    message = str(error.value)
+    assert message.startswith(f'terms.hint.adapter: no adapter bridges {student} of the student')
+    assert message.endswith('; choose other taps (at)')
+
+
+@pytest.mark.parametrize('teacher', [(4, 6), (4, 7)])
+def test_attention_of_vectors_is_refused(teacher):
+    with pytest.raises(ValueError, match='^terms.hint'):
+        connect(dict(type='ATLoss'), (4, 6), teacher)
+
+
+# Kinds of inputs
+
+
+def test_class_maps_are_never_bridged():
+    # another width and size of the features behind the same classes, and finished maps
+    for teacher in (((4, 6, 7, 7), (5, 6)), (4, 5, 8, 8)):
+        term = connect(dict(type='CATLoss'), CAM, teacher)
+        assert term.adapter is None
+    student, teacher = random(4, 5, 4, 4), random(4, 5, 8, 8, seed=1)
+    assert term(student, teacher) == CATLoss()(student, teacher)
+
+
+@pytest.mark.parametrize('kind, classes', [('logits', 5), ('anything', 9)])
+def test_other_kinds_are_never_bridged(kind, classes):
+    loss = loss_of(lambda s, t, y: s.mean() - t.mean(), compares=kind)
+    assert connect(dict(type=loss), (4, 5), (4, classes)).adapter is None
+
+
+@pytest.mark.parametrize(
+    'name, student, teacher, message',
+    [
+        (
+            'KLDivLoss',
+            (4, 5, 8, 8),
+            LOGITS,
+            r'KLDivLoss compares logits of shape \(N, K\), and tap '
+            r"'backbone' holds \(4, 5, 8, 8\)",
+        ),
+        ('KLDivLoss', LOGITS, (4, 5, 8, 8), r'.* holds \(4, 5, 8, 8\)'),
+        ('KLDivLoss', CAM, CAM, r'KLDivLoss compares logits .* holds \(4, 5, 4, 4\)'),
+        (
+            'CATLoss',
+            LOGITS,
+            CAM,
+            r'CATLoss compares class maps of shape \(N, K, H, W\), and tap '
+            r"'backbone' holds \(4, 5\)",
+        ),
+        ('CATLoss', CAM, (4, 17, 5), r'.* holds \(4, 17, 5\)'),
+        ('MSELoss', CAM, CAM, "MSELoss compares tensors, and tap 'cam' holds class maps"),
+        ('ATLoss', (4, 5, 4, 4), CAM, "ATLoss compares tensors, and tap 'cam' holds class maps"),
+        (
+            'KLDivLoss',
+            LOGITS,
+            (4, 6),
+            'the student has 5 classes and the teacher 6; KLDivLoss needs',
+        ),
+        ('CATLoss', CAM, ((4, 8, 4, 4), (7, 8)), 'the student has 5 classes and the teacher 7'),
+        (
+            'CATLoss',
+            (4, 512, 4, 4),
+            (4, 160, 4, 4),
+            'the student has 512 classes and the teacher 160',
+        ),
+    ],
+)
+def test_inputs_of_the_wrong_kind(name, student, teacher, message):
+    with pytest.raises(ValueError, match=f'^terms.hint.at: {message}'):
+        connect(dict(type=name), student, teacher)
+
+
+def test_the_tap_of_the_wrong_kind_is_named():
+    term = build_term('kd', dict(type='KLDivLoss', at=('logits', 'backbone.layer4')))
+    with pytest.raises(ValueError, match=r"tap 'backbone.layer4' holds \(4, 5, 8, 8\)"):
+        term.connect(torch.empty(4, 5), torch.empty(4, 5, 8, 8))
+
+
+def test_the_check_of_the_loss_is_asked():
+    message = (
+        '^terms.hint: CATLoss cannot compare .* resolution is 5 .* of the student have only 4x4'
+    )
+    with pytest.raises(ValueError, match=message):
+        connect(dict(type='CATLoss', resolution=5), CAM, CAM)
+
+
+# Precision
+
+
+def test_losses_get_fp32_inside_autocast():
+    seen = []
+
+    def loss(student, teacher, target):
+        seen.extend([student.dtype, teacher.dtype, (student @ teacher.T).dtype])
+        return (student @ teacher.T).mean()
+
+    term = connect(dict(type=loss_of(loss)), (4, 6), (4, 9))
+    seen.clear()
+    student, teacher = random(4, 6), random(4, 9, seed=1, dtype=torch.float16)
+    with torch.autocast('cpu', torch.bfloat16):
+        result = term(student, teacher)
+    assert seen == [torch.float32] * 3
+    assert result.dtype == torch.float32
+    result.backward()
+    assert term.adapter.project.weight.grad.dtype == torch.float32
+
+
+def test_autocast_does_not_round_the_loss():
+    student, teacher = (ClassMaps(random(4, 8, 4, 4, seed=i), random(5, 8, seed=i)) for i in (1, 2))
+    term = connect(dict(type='CATLoss'), CAM, CAM)
+    expected = CATLoss()(student, teacher)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert term(student, teacher) == expected
+
+
+# Labels
+
+
+def test_mixed_labels_are_refused_where_the_loss_needs_one_class():
+    def loss(student, teacher, target):
+        return F.cross_entropy(student, target) + 0 * teacher.sum()
+
+    term = connect(dict(type=loss_of(loss, hard_labels=True)), LOGITS, LOGITS)
+    student, labels = random(4, 5), torch.tensor([3, 0, 1, 1])
+    expected = F.cross_entropy(student, labels)
+    assert term(student, random(4, 5), labels) == expected
+    with pytest.raises(
+        ValueError, match='^terms.hint: Loss needs one class an image .* batch_augments'
+    ):
+        term(student, random(4, 5), F.one_hot(labels, 5).float())
+    soft = connect(dict(type=loss_of(loss)), LOGITS, LOGITS)
+    assert soft(student, random(4, 5), F.one_hot(labels, 5).float()).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
+
+
+# Losses of third parties
+
+
+@pytest.fixture
+def registered():
+    """A function that registers a loss as `ThirdPartyLoss` for one test."""
+
+    def register(loss):
+        MODELS.register_module(name='ThirdPartyLoss', module=loss)
+
+    yield register
+    MODELS.module_dict.pop('ThirdPartyLoss', None)
+
+
+def test_a_plain_module_is_a_loss(registered):
+    class Distance(nn.Module):
+        def __init__(self, power=1):
+            super().__init__()
+            self.power = power
+
+        def forward(self, student, teacher, target=None):
+            return (student - teacher).abs().pow(self.power).mean()
+
+    registered(Distance)
+    term = connect(dict(type='ThirdPartyLoss', power=3, weight=2), (4, 6, 8, 8), (4, 6, 4, 4))
+    assert term.loss.power == 3 and term.loss_name == 'Distance'
+    student, teacher = random(4, 6, 8, 8), random(4, 6, 4, 4, seed=1)
+    expected = 2 * (F.avg_pool2d(student, 2) - teacher).abs().pow(3).mean().item()
+    assert term(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+
+
+DISTANCES = dict(
+    branch=lambda s, t, y: (s - t).abs().mean() if not s.isnan().any() else s.sum(),
+    item=lambda s, t, y: (s - t).abs().mean() * (1 + 0 * t.sum().item()),
+    tolist=lambda s, t, y: (s - t).abs().mean() * (1 + 0 * sum(y.tolist())),
+    mask=lambda s, t, y: (s - t)[(s - t).abs() >= 0].abs().mean(),
+    nonzero=lambda s, t, y: (s - t).abs().mean() * (1 + 0 * t.nonzero().shape[0]),
+    unique=lambda s, t, y: (s - t).abs().mean() * (1 + 0 * y.unique().numel()),
+    numpy=lambda s, t, y: (s - t).abs().mean() * (1 + 0 * float(t.detach().numpy().sum())),
+)
+
+
+@pytest.mark.parametrize('name', DISTANCES)
+def test_losses_may_look_at_values(name, registered):
+    registered(loss_of(DISTANCES[name]))
+    term = connect(dict(type='ThirdPartyLoss'), (4, 6), (4, 6))
+    student, teacher, target = random(4, 6), random(4, 6, seed=1), torch.arange(4)
+    expected = (student - teacher).abs().mean().item()
+    assert term(student, teacher, target).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_checking_leaves_the_state_of_a_loss_alone(registered):
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('centre', torch.zeros(6))
+            self.register_buffer('steps', torch.tensor(0))
+
+        def forward(self, student, teacher, target=None):
+            self.centre = 0.5 * self.centre + 0.5 * teacher.mean(0)
+            self.steps += 1
+            return (student - teacher + self.centre).square().mean()
+
+    registered(Centred)
+    term = connect(dict(type='ThirdPartyLoss'), (4, 6), (4, 6))
+    student, teacher = random(4, 6), random(4, 6, seed=1)
+    expected = (student - teacher + teacher.mean(0) / 2).square().mean().item()
+    assert type(term.loss.centre) is torch.Tensor
+    assert term(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+    assert term.loss.steps.item() == 1
+
+
+@pytest.mark.parametrize(
+    'loss, message',
+    [
+        (
+            lambda s, t, y: (s - t).mean(1),
+            r'Loss returns a tensor of shape \(4,\); a loss returns a',
+        ),
+        (lambda s, t, y: 0.5, 'Loss '),
+        (lambda s, t, y: dict(loss=(s - t).mean()), 'Loss '),
+        (lambda s, t, y: s @ t, r'Loss cannot compare \(4, 6\) and \(4, 6\)'),
+    ],
+    ids=['vector', 'float', 'dict', 'shapes'],
+)
+def test_losses_that_cannot_work(loss, message):
+    with pytest.raises(ValueError, match=f'^terms.hint: .*{message}'):
+        connect(dict(type=loss_of(loss)), (4, 6), (4, 6))
+
+
+def test_no_scalar_in_training():
+    term = connect(dict(type=loss_of(lambda s, t, y: (s - t).mean())), (4, 6), (4, 6))
+    term.loss.forward = lambda student, teacher, target: student - teacher
+    with pytest.raises(
+        ValueError, match=r'Loss returns a tensor of shape \(4, 6\); a loss returns'
+    ):
+        term(random(4, 6), random(4, 6))
+
+
+# Errors of configs
+
+
+@pytest.mark.parametrize(
+    'config, message',
+    [
+        (dict(at='logits'), "terms.kd has no 'type'; a term needs a loss"),
+        (dict(type='KLDivLoss'), "terms.kd has no 'at'; a term needs a loss"),
+        (dict(type='NoSuchLoss', at='logits'), 'terms.kd: NoSuchLoss is not in the mmkdx::model'),
+        (dict(type='KLDivLoss', at='logits', taw=4), "terms.kd: .*KLDivLoss.* argument 'taw'"),
+        (dict(type=nn.Linear, at='logits'), "terms.kd: .*Linear.* missing .* 'in_features'"),
+        (dict(type='KLDivLoss', at='logits', tau=0), 'terms.kd: tau is 0'),
+        (dict(type='CATLoss', at='cam', resolution=1), 'terms.kd: resolution is 1 with normalize'),
+        (dict(type='KLDivLoss', at='logits', adapter='conv'), "terms.kd: adapter is 'conv'"),
+        (dict(type='KLDivLoss', at='logits', adapter=True), 'terms.kd: adapter is True'),
+        (dict(type='KLDivLoss', at=['logits']), r"terms.kd: at is \['logits'\]; it must be a tap"),
+        (dict(type='KLDivLoss', at=('a', 'b', 'c')), r"terms.kd: at is \('a', 'b', 'c'\)"),
+        (dict(type='KLDivLoss', at=[]), r'terms.kd: at is \[\]'),
+        (dict(type='KLDivLoss', at=None), 'terms.kd: at is None; it must be a tap'),
+        (dict(type='KLDivLoss', at=3), 'terms.kd: at is 3; it must be a tap'),
+        (dict(type='KLDivLoss', at=('logits', 3)), r"terms.kd: at is \('logits', 3\)"),
+        (
+            dict(type='KLDivLoss', at='logits', schedule=dict(type='step', end=4)),
+            "terms.kd: schedule.type is 'step'",
+        ),
+        (
+            dict(type='KLDivLoss', at='logits', schedule=dict(type='linear')),
+            "terms.kd: .*[sS]chedule.* missing .* 'end'",
+        ),
+    ],
+)
+def test_wrong_configs(config, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        build_term('kd', config)
+
+
+def test_an_unknown_kind_of_comparison():
+    with pytest.raises(ValueError, match="^terms.hint: .*'maps'"):
+        connect(dict(type=loss_of(lambda s, t, y: (s - t).mean(), compares='maps')), (4, 6), (4, 6))
+
+
+# Losses that are not finite
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_a_loss_that_is_not_finite_is_named(value):
+    losses = {
+        f'terms.{name}': torch.tensor(1.0, requires_grad=True) for name in ('kd', 'cat', 'at')
+    }
+    watch = FiniteWatch()
+    watch(losses)
+    losses['terms.cat'] = torch.tensor(value, requires_grad=True)
+    with pytest.raises(FloatingPointError, match='^terms.cat became NaN or infinite'):
+        watch(losses)
+    losses['terms.at'] = losses['terms.cat'] * 2
+    with pytest.raises(FloatingPointError, match='^terms.cat, terms.at became NaN or infinite'):
+        copy.deepcopy(watch)(losses)
+    watch({'terms.kd': losses['terms.kd']})
+    watch({})
+
+
+def test_numbers_that_are_merely_large_are_finite():
+    watch = FiniteWatch()
+    watch({'terms.kd': torch.tensor(3e38), 'terms.cat': torch.tensor(-3e38)})
+    watch({'terms.kd': torch.tensor(65504.0, dtype=torch.float16), 'terms.cat': torch.tensor(0.0)})
+
+
+def test_a_term_that_becomes_nan_is_named():
+    term = connect(dict(type='KLDivLoss'), LOGITS, LOGITS)
+    student = random(4, 5)
+    student[2, 3] = float('nan')
+    with pytest.raises(FloatingPointError, match='^terms.hint became NaN'):
+        FiniteWatch()({term.key: term(student, random(4, 5))})

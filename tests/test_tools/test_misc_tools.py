@@ -1,0 +1,87 @@
+"""print_config.py and collect_env.py."""
+
+import runpy
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import mmcv
+import mmpretrain
+import pytest
+from mmengine.config import Config
+
+import mmkdx
+from mmkdx import plugins
+
+TOOLS = Path(__file__).parents[2] / 'tools/misc'
+
+
+def tool(name):
+    """The functions of a tool."""
+    return runpy.run_path(str(TOOLS / f'{name}.py'))
+
+
+def test_print_config(tmp_path, capsys):
+    path = tmp_path / 'config.py'
+    path.write_text("_base_ = ['mmpretrain::_base_/default_runtime.py']\nwidth = [1, 2]\n")
+    tool('print_config')['main']([str(path), '--cfg-options', 'width=[3]', 'a.b=tiny'])
+    printed = Config.fromstring(capsys.readouterr().out, '.py')
+    assert printed.width == [3] and printed.a == dict(b='tiny')
+    assert printed.default_scope == 'mmpretrain' and printed.default_hooks.logger.interval == 100
+
+
+def test_print_config_names_what_is_missing(tmp_path):
+    with pytest.raises(SystemExit) as error:
+        tool('print_config')['main']([f'{tmp_path}/config.py'])
+    assert str(error.value).startswith(f'Config {tmp_path}/config.py cannot be read: ')
+
+    path = tmp_path / 'config.py'
+    path.write_text("_base_ = ['base.py']\n")
+    with pytest.raises(SystemExit) as error:
+        tool('print_config')['main']([str(path)])
+    assert 'base.py' in str(error.value)
+
+
+def test_tools_run_as_scripts(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['print_config.py', '--help'])
+    with pytest.raises(SystemExit, match='0'):
+        runpy.run_path(str(TOOLS / 'print_config.py'), run_name='__main__')
+    assert 'usage: print_config.py' in capsys.readouterr().out
+
+    runpy.run_path(str(TOOLS / 'collect_env.py'), run_name='__main__')
+    assert f'\nmmkdx: {mmkdx.__version__}\n' in capsys.readouterr().out
+
+
+def test_collect_env(monkeypatch):
+    monkeypatch.setattr(plugins, '_plugins', [])
+    env = tool('collect_env')['collect_env']()
+    assert env['mmkdx'] == mmkdx.__version__
+    assert env['mmkdx plugins'] == 'none'
+    assert 'PyTorch' in env and 'Python' in env and 'MMEngine' not in env
+    for module in (mmcv, mmpretrain):
+        # names the distribution, by which the two families differ
+        name, version = env[module.__name__].split()
+        assert name in packages_distributions()[module.__name__]
+        assert version == module.__version__
+
+
+def test_collect_env_tells_of_plugins_and_mixed_families(monkeypatch):
+    monkeypatch.setattr(
+        plugins,
+        '_plugins',
+        [
+            plugins.Plugin('good', 'good-package 1.2', None),
+            plugins.Plugin('bad', 'bad-package 0.1', 'OSError: the disk is full'),
+        ],
+    )
+    collect_env = tool('collect_env')['collect_env']
+    # distributions that are surely there
+    found = dict(mmengine=['numpy', 'torch', 'numpy'], mmcv=[])
+    monkeypatch.setitem(collect_env.__globals__, 'packages_distributions', lambda: found)
+    env = collect_env()
+    assert env['mmkdx plugins'] == (
+        'good of good-package 1.2, bad of bad-package 0.1 (OSError: the disk is full)'
+    )
+    first, second = env['mmengine'].split(', ')
+    assert first.startswith('numpy ') and second.startswith('torch ')
+    assert env['mmcv'] == env['mmpretrain'] == 'no distribution'

@@ -1,0 +1,39 @@
+#!/usr/bin/env python
+"""Prints a config with all that it inherits."""
+
+from __future__ import annotations
+
+import argparse
+
+from mmengine.config import Config, DictAction
+
+import mmkdx  # noqa: F401  Config finds other packages' files only after this
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description='Print a config with all that it inherits.')
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings to override, like optim_wrapper.optimizer.lr=0.01',
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    try:
+        cfg = Config.fromfile(args.config)
+    except FileNotFoundError as error:
+        raise SystemExit(f'Config {args.config} cannot be read: {error}') from error
+    cfg.merge_from_dict(args.cfg_options or {})
+    print(cfg.pretty_text)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,76 @@
+#!/usr/bin/env python
+"""Reduces a checkpoint of a training run to the student, for others to use.
+
+Kept are the student's weights and what `meta` says about them. In a run with an EMA hook, these
+are the averaged weights, as they were in the evaluations of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+from pathlib import Path
+
+import torch
+from mmengine.runner import CheckpointLoader
+
+import mmkdx
+from mmkdx.compat import CheckpointError
+
+
+def publish(in_file: str, out_file: str) -> Path:
+    """Writes the published checkpoint.
+
+    Args:
+        in_file (str): A checkpoint of a training run, or a file with nothing but weights.
+        out_file (str): Name of the new file, to which a hash of its content is appended.
+
+    Returns:
+        Path: The file that was written.
+
+    Raises:
+        CheckpointError: There are no weights in the file.
+    """
+    checkpoint = CheckpointLoader.load_checkpoint(in_file, map_location='cpu')
+    weights, meta = checkpoint, {}
+    if isinstance(checkpoint, dict) and 'state_dict' in checkpoint:
+        weights, meta = checkpoint['state_dict'], checkpoint.get('meta', {})
+    if not isinstance(weights, dict) or not any(map(torch.is_tensor, weights.values())):
+        raise CheckpointError(f'Checkpoint {in_file} holds no weights: it is not one of a model.')
+    # Adapters and buffers of the distillation; deleted in place because the dict has attributes
+    for key in [key for key in weights if key.startswith('distill.')]:
+        del weights[key]
+
+    content = io.BytesIO()
+    torch.save(dict(meta=dict(meta, mmkdx_version=mmkdx.__version__), state_dict=weights), content)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()[:8]
+    path = Path(f'{out_file.removesuffix(".pth")}-{digest}.pth')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.getbuffer())
+    return path
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description='Reduce a checkpoint of a training run to the student, for others to use.'
+    )
+    parser.add_argument('in_file', help='checkpoint of a training run')
+    parser.add_argument(
+        'out_file', help='name of the new file, to which a hash of its content is appended'
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    try:
+        print(f'Published as {publish(args.in_file, args.out_file)}')
+    except (CheckpointError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == '__main__':
+    main()

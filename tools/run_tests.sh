@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+    cat << 'END'
+Usage: bash tools/run_tests.sh [--stack openmmlab|onedl] [pytest's arguments]
+
+Installs what the tests need, at the first call, and runs them. Paths are relative to the checkout.
+
+  --stack   the package family to test with, openmmlab unless it is given
+  -m slow   runs the slow tests, which are left out unless -m is given
+
+Without further arguments, at least 90 % of mmkdx's lines must be covered.
+END
+}
+
+stack=openmmlab
+args=()
+while (($#)); do
+    case $1 in
+        -h | --help)
+            usage
+            exit
+            ;;
+        --stack)
+            stack=${2:-}
+            shift
+            ;;
+        --stack=*) stack=${1#*=} ;;
+        *) args+=("$1") ;;
+    esac
+    shift $(($# > 0))
+done
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null
+source tools/setup_env.sh
+setup_env "$stack" tests
+if ((${#args[@]} == 0)); then
+    args=(tests --cov-fail-under=90)
+fi
+# pytest takes the last -m, so one of the user's replaces this one
+exec "$PYTHON" -m pytest --cov=mmkdx --cov-report=term -m 'not slow' "${args[@]}"
