@@ -28,6 +28,7 @@ import mmengine
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_distributed, is_main_process
 from mmengine.logging import HistoryBuffer, print_log
@@ -52,6 +53,8 @@ def install() -> None:
     _load_checkpoints_safely()
     _find_packages_without_pkg_resources()
     _look_for_mmcv_ops_without_find_loader()
+    # mmengine looks for the configs of the packages in this table only
+    MODULE2PACKAGE.setdefault('mmkdx', 'mmkdx')
     # mmcv says so at every start where its compiled operators are missing; mmkdx needs none of them.
     warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 

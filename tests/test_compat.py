@@ -480,6 +480,16 @@ def test_checkpoints_in_another_folder(checkpoints, tmp_path, log):
 # ------------------------------------------------------------------------------------------------
 
 
+def test_config_of_mmkdx_as_base(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        "_base_ = ['mmkdx::digits/resnet18_digits.py']\nmodel = dict(head=dict(topk=(1, 2)))"
+    )
+    cfg = Config.fromfile(path)
+    assert cfg.train_dataloader.dataset.type.split('.')[-1] == 'Digits'
+    assert cfg.model.head.topk == (1, 2)
+
+
 def test_config_of_mmpretrain_as_base(tmp_path):
     path = tmp_path / 'config.py'
     path.write_text(

@@ -203,6 +203,8 @@ def test_active_environment_with_the_other_family(checkout, tmp_path):
         info = tmp_path / f'site/{name}-1.0.dist-info'
         info.mkdir(parents=True)
         info.joinpath('METADATA').write_text(f'Name: {name}\nVersion: 1.0\n')
+    stamp = tmp_path / 'active/.mmkdx-setup'
+    stamp.write_text('of the other family\n')
     process = checkout.setup(
         'openmmlab', VIRTUAL_ENV=str(tmp_path / 'active'), PYTHONPATH=str(tmp_path / 'site')
     )
@@ -212,6 +214,7 @@ def test_active_environment_with_the_other_family(checkout, tmp_path):
         'which would be overwritten: deactivate it, and mmkdx makes one of its own.',
     )
     assert checkout.installs() == 0
+    assert stamp.exists()
 
 
 def test_run_tests(checkout):

@@ -41,13 +41,13 @@ setup_env() {
             return 0
         fi
     fi
-    rm -f -- "$stamp"
 
     if [[ $own_env == yes ]]; then
         _env_make "$env" || return 1
     else
         _env_check_active "$env" || return 1
     fi
+    rm -f -- "$stamp"
     echo "Setting up $env for $stack with Python $("$PYTHON" -c 'import platform as p; print(p.python_version())')"
     # --no-compile, because Python compiles what it imports, and all of torch takes longer than that
     local pip=("$PYTHON" -m pip install -qq --disable-pip-version-check --no-compile)

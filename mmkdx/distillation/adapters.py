@@ -6,37 +6,34 @@ from torch import Tensor, nn
 
 from mmkdx.functional import resize_map, tokens_to_map
 
-#: What a loss may ask of its two inputs with its attribute `compares`; see `docs` on terms.
-COMPARES = ('shape', 'map_size', 'logits', 'class_maps', 'anything')
-
 
 class Adapter(nn.Module):
     """Brings a student's activation to the shape of its teacher's; trained with the student.
 
     Channels are matched by a linear layer (a 1×1 convolution for maps), sizes by pooling or
-    interpolation. Where only one side is made of tokens, or their numbers differ, tokens are laid out
-    as maps, on the teacher's side as well. Gradients pass; only the channel layer has parameters.
+    interpolation. Where maps are asked for, only one side is made of tokens, or their numbers differ,
+    tokens are laid out as maps, on the teacher's side as well. Gradients pass; only the channel layer
+    has parameters.
 
     Args:
         student (Tensor): A student's activation of shape (N, C, H, W), (N, L, C) or (N, C), real or
             fake.
         teacher (Tensor): The teacher's.
-        channels (bool): Whether channels must match. Defaults to True.
+        channels (bool): Whether channels must match; without it, only maps of one size are asked for.
+            Defaults to True.
 
     Raises:
-        ValueError: If the two cannot be bridged: a map or tokens against a vector.
+        ValueError: If the two cannot be bridged: a map or tokens against a vector, or vectors where
+            maps are asked for.
     """
 
     def __init__(self, student: Tensor, teacher: Tensor, channels: bool = True) -> None:
         super().__init__()
         shapes = f'{tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher'
-        if {student.dim(), teacher.dim()} not in ({2}, {3}, {4}, {3, 4}):
+        dims = {student.dim(), teacher.dim()}
+        if dims not in ({3}, {4}, {3, 4}) and (dims != {2} or not channels):
             raise ValueError(f'no adapter bridges {shapes}')
-        self.as_maps = (
-            student.shape[1:-1] != teacher.shape[1:-1]
-            and student.dim() > 2
-            and 3 in (student.dim(), teacher.dim())
-        )
+        self.as_maps = not channels or student.shape[1:-1] != teacher.shape[1:-1]
         try:
             student, teacher = self._layout(student), self._layout(teacher)
         except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,16 +45,16 @@ def find_classifier(model: nn.Module) -> str:
     return paths[-1]
 
 
-def check_gap_linear(outputs: Mapping[str, Tensor]) -> None:
+def check_gap_linear(outputs: Mapping[str, tuple[Any, int | None]]) -> None:
     """Checks that ``logits = linear(GAP(features))`` with nothing in between.
 
     Flattening is a view and dropout in eval mode is the identity, so the pooled features, what enters
-    the linear layer, and likewise its output and the logits, share memory exactly when no other
-    operation stands between them (a norm, a hidden layer, a scale).
+    the linear layer, and likewise its output and the logits, share memory, unwritten in the meantime,
+    exactly when no other operation stands between them (a norm, a hidden layer, a scale).
 
     Args:
-        outputs (Mapping[str, Tensor]): The tensors of one (fake) forward in eval mode: 'pooled',
-            'linear_in', 'linear_out' and 'logits'.
+        outputs (Mapping[str, tuple]): Of one (fake) forward in eval mode the values 'pooled',
+            'linear_in', 'linear_out' and 'logits', each with its version when it was read.
 
     Raises:
         ValueError: If something stands in between.
@@ -62,12 +63,16 @@ def check_gap_linear(outputs: Mapping[str, Tensor]) -> None:
         ('pooled', 'linear_in', 'between its global average pooling and its last linear layer'),
         ('linear_out', 'logits', 'after its last linear layer'),
     ):
-        memory = {
-            outputs[key].untyped_storage()._cdata
-            for key in (first, second)
-            if isinstance(outputs[key], Tensor)
+        if not all(isinstance(outputs[key][0], Tensor) for key in (first, second)):
+            raise ValueError(
+                'is not GAP + linear: its forward does not pass its last global average pooling and its '
+                'last linear layer'
+            )
+        states = {
+            (value.untyped_storage()._cdata, version)
+            for value, version in (outputs[first], outputs[second])
         }
-        if len(memory) != 1:
+        if len(states) > 1:
             raise ValueError(
                 f'is not GAP + linear: another operation stands {gap}, so its class maps have no '
                 'closed form'

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmkdx.distillation.models import ModelSpec, build_model
 from mmkdx.distillation.taps import TapSet, fake_forward
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
-from mmkdx.distillation.terms import FiniteWatch, build_term
+from mmkdx.distillation.terms import FiniteWatch, Term, build_term
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.registry import MODELS
 
@@ -166,18 +166,20 @@ class Distiller(BaseModel):
         channels = next((m.in_channels for m in convolutions), 3)
         anchor = next(self.student.parameters())
         # Autocast would keep fake copies of the weights for the next real forward.
-        with no_autocast(anchor), fake_forward(self.student) as mode:
+        with no_autocast(anchor), fake_forward(self.student):
             images = torch.empty(2, channels, *size, device=anchor.device)
             student = self._taps.resolve(self.student, images)
             truth = {i: teacher.resolve(images) for i, teacher in self._compared.items()}
-        places = {
-            name: (student[term.student_tap], truth[term.teacher][term.teacher_tap])
-            for name, term in self.terms.items()
-        }
+            places = {
+                name: (student[term.student_tap], truth[term.teacher][term.teacher_tap])
+                for name, term in self.terms.items()
+            }
+            for name, term in self.terms.items():
+                if term.compares == 'class_maps' and isinstance(places[name][0], Tensor):
+                    self._check_channels(term, places[name][0], images)
         for name, term in self.terms.items():
             term.connect(*places[name])
-            with mode, torch.no_grad():
-                term.check(*places[name])
+            term.check(*places[name])
         self.input_size = tuple(size)
         return places
 
@@ -205,6 +207,16 @@ class Distiller(BaseModel):
             taps = {term.teacher_tap: f'{term.key}.at' for term in terms if term.teacher == i}
             teacher.bind(
                 self.student, taps, f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
+            )
+
+    def _check_channels(self, term: Term, maps: Tensor, images: Tensor) -> None:
+        """Refuses features where class maps are to be: they have another number of channels."""
+        taps = TapSet({'logits': f'{term.key}.at'}, 'student')
+        classes = taps.resolve(self.student, images)['logits'].shape[1]
+        if maps.dim() == 4 and maps.shape[1] != classes:
+            raise ValueError(
+                f'{term.key}.at: {term.loss_name} compares class maps, and tap {term.student_tap!r} '
+                f"holds {maps.shape[1]} channels for the student's {classes} classes; use the tap 'cam'"
             )
 
     @property

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, print_log
 
 CURVES = ('linear', 'cosine')
 
@@ -53,6 +54,7 @@ class WeightSchedule:
         self.start_factor = start_factor
         self.end_factor = end_factor
         self.by_epoch = by_epoch
+        self._warned = False
 
     def at(self, step: int) -> float:
         """The factor at an epoch or iteration, counted from 0."""
@@ -64,8 +66,16 @@ class WeightSchedule:
 
     def __call__(self) -> float:
         """The factor now, by the runner's counters (the start of training without a runner)."""
-        key = 'epoch' if self.by_epoch else 'iter'
-        return self.at(MessageHub.get_current_instance().get_info(key, 0))
+        hub = MessageHub.get_current_instance()
+        if self.by_epoch and hub.get_info('max_epochs') == 1 and not self._warned:
+            self._warned = True
+            print_log(
+                'A schedule of a term counts epochs in a run of one epoch, so that its factor stays '
+                f'{self.at(0):g}: set schedule.by_epoch=False to count iterations.',
+                logger='current',
+                level=logging.WARNING,
+            )
+        return self.at(hub.get_info('epoch' if self.by_epoch else 'iter', 0))
 
     def __repr__(self) -> str:
         unit = 'epochs' if self.by_epoch else 'iterations'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.distillation.class_maps import check_gap_linear, find_classifier, find_global_pooling
 from mmkdx.functional import ClassMaps
@@ -21,7 +23,7 @@ from mmkdx.functional import ClassMaps
 NAMED_TAPS = ('logits', 'features', 'embedding', 'cam')
 
 _SYNTAX = re.compile(
-    r'(?P<path>[A-Za-z_][\w.]*)(?:@(?P<call>\d+))?(?::(?P<side>in|out))?(?:\[(?P<item>-?\d+)\])?'
+    r'(?P<path>\w[\w.]*)(?:@(?P<call>\d+))?(?::(?P<side>in|out))?(?:\[(?P<item>-?\d+)\])?'
 )
 
 
@@ -65,20 +67,22 @@ def forward_tensor(model: nn.Module, inputs: Tensor) -> Any:
 
 
 @contextmanager
-def fake_forward(model: nn.Module) -> Iterator[FakeTensorMode]:
+def fake_forward(model: nn.Module) -> Iterator[None]:
     """A context in which forwards yield shapes and no numbers, and leave the model as it was.
 
     The model is in eval mode inside, where batch norm does not touch its statistics.
-
-    Yields:
-        FakeTensorMode: The mode, to compute on with what the forwards yielded.
     """
     modes = [(module, module.training) for module in model.modules()]
+    # torch would print a traceback of its own for a forward that fails, which becomes one sentence here.
+    logger = logging.getLogger('torch._subclasses.fake_tensor')
+    logger.disabled = True
     model.eval()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            yield mode
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            yield
     finally:
+        logger.disabled = False
+        model.train(modes[0][1])  # some backbones prepare something in it
         for module, training in modes:
             module.training = training
 
@@ -142,11 +146,20 @@ class TapSet:
             self._check(name, readings[tap])
         if structure:
             try:
-                check_gap_linear({key: readings[tap].value for key, tap in structure.items()})
+                check_gap_linear(
+                    {
+                        key: (readings[tap].value, readings[tap].version)
+                        for key, tap in structure.items()
+                    }
+                )
             except ValueError as error:
                 raise ValueError(f'{self.names["cam"]}: the {self.owner} {error}') from None
+        # Dropout in place writes in training only, which a forward in eval mode does not show.
+        drops = any(isinstance(m, _DropoutNd) and m.inplace for m in model.modules())
         self._overwritten = {
-            tap for tap, reading in readings.items() if reading.value._version != reading.version
+            tap
+            for tap, reading in readings.items()
+            if drops or reading.value._version != reading.version
         }
         return self._values(model, readings)
 
@@ -164,7 +177,7 @@ class TapSet:
         with _hooks(model, set(self._taps.values()), self._overwritten) as readings:
             yield values
         for name, tap in self._taps.items():
-            if not readings[tap].calls:
+            if readings[tap].value is None:
                 raise RuntimeError(
                     f"{self.names[name]}: the {self.owner}'s module {tap.path!r} was not called in this "
                     'forward'
@@ -185,7 +198,7 @@ class TapSet:
             tap = Tap.parse(name)
         except ValueError as error:
             raise ValueError(f'{self.names[name]}: the {self.owner} {error}') from None
-        paths = [path for path, _ in model.named_modules() if path]
+        paths = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
         if tap.path not in paths:
             near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
             raise ValueError(

@@ -164,6 +164,7 @@ class Teacher(BaseTeacher):
                 'or name its checkpoint'
             ) from None
         load_weights(self.model, state, f'teacher.checkpoint {self.checkpoint}', self.strict)
+        self.train()  # some backbones prepare for eval mode by their weights
         self.loaded = True
 
     @torch.no_grad()
@@ -217,6 +218,7 @@ class EMATeacher(BaseTeacher):
     def update(self, student: nn.Module) -> None:
         """Moves the average towards the student."""
         self.average.update_parameters(student)
+        self.train()  # some backbones prepare for eval mode by their weights
 
 
 @MODELS.register_module()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from mmkdx.distillation.adapters import Adapter
 from mmkdx.distillation.models import build_part
 from mmkdx.distillation.schedules import WeightSchedule
 from mmkdx.functional import ClassMaps, full_precision, no_autocast
+
+#: What a loss may say of its two inputs in its attribute `compares`.
+COMPARES = ('shape', 'map_size', 'logits', 'class_maps', 'anything')
 
 
 class Term(nn.Module):
@@ -59,10 +62,16 @@ class Term(nn.Module):
         **loss_args: Any,
     ) -> None:
         super().__init__()
+        if not isinstance(weight, (int, float)):
+            raise ValueError(f'weight is {weight!r}; it must be a number')
         if adapter not in ('auto', None):
             raise ValueError(f"adapter is {adapter!r}; it must be 'auto' or None")
-        taps = (at, at) if isinstance(at, str) else tuple(at)
-        if len(taps) != 2:
+        taps = (at, at) if isinstance(at, str) else at
+        if not (
+            isinstance(taps, (list, tuple))
+            and len(taps) == 2
+            and all(isinstance(tap, str) for tap in taps)
+        ):
             raise ValueError(
                 f'at is {at!r}; it must be a tap, or the pair (student tap, teacher tap)'
             )
@@ -70,10 +79,16 @@ class Term(nn.Module):
         self.student_tap, self.teacher_tap = taps
         self.teacher = teacher
         self.weight = weight
-        self.schedule = schedule and WeightSchedule(**schedule)
+        self.schedule = None if schedule is None else WeightSchedule(**schedule)
         self.auto = adapter == 'auto'
         self.adapter: nn.Module | None = None
         self.loss = build_part(dict(type=type, **loss_args))
+        self.compares = getattr(self.loss, 'compares', 'shape')
+        if self.compares not in COMPARES:
+            raise ValueError(
+                f'{self.loss_name}.compares is {self.compares!r}; it must be one of '
+                f'{", ".join(COMPARES)}'
+            )
 
     def connect(self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps) -> None:
         """Checks that the loss takes what is at the taps and, the first time, builds the adapter.
@@ -85,42 +100,46 @@ class Term(nn.Module):
         Raises:
             ValueError: If the two cannot be bridged, or are not of the kind that the loss compares.
         """
-        compares = getattr(self.loss, 'compares', 'shape')
-        if compares in ('logits', 'class_maps'):
-            self._check_classes(student, teacher, compares)
+        if self.compares in ('logits', 'class_maps'):
+            self._check_classes(student, teacher)
+        elif self.compares == 'anything':
+            return
         elif isinstance(student, ClassMaps) or isinstance(teacher, ClassMaps):
             raise ValueError(
                 f"{self.key}.at: {self.loss_name} compares tensors, and tap 'cam' holds class maps"
             )
-        elif self.auto and compares != 'anything' and self.adapter is None:
+        elif self.auto and self.adapter is None:
             try:
-                self.adapter = Adapter(student, teacher, channels=compares == 'shape')
+                self.adapter = Adapter(student, teacher, channels=self.compares == 'shape')
             except ValueError as error:
                 raise ValueError(f'{self.key}.adapter: {error}; choose other taps (at)') from error
 
+    @torch.no_grad()
     def check(self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps) -> None:
-        """Runs the term on fake values, inside their mode, so that mistakes show before training.
+        """Runs a copy of the term on random values, so that mistakes show before training.
 
         Args:
-            student (Tensor | ClassMaps): What the student's tap holds.
-            teacher (Tensor | ClassMaps): What the teacher's tap holds.
+            student (Tensor | ClassMaps): A value with the shape of what the student's tap holds; it may
+                be fake.
+            teacher (Tensor | ClassMaps): The same of the teacher.
 
         Raises:
-            ValueError: If the loss cannot take them.
+            ValueError: If the loss cannot take such values.
         """
-        device = (student.features if isinstance(student, ClassMaps) else student).device
-        target = torch.zeros(student.shape[0], dtype=torch.long, device=device)
-        try:
-            if hasattr(self.loss, 'check'):
-                self.loss.check(student, teacher)
-            self(student, teacher, target)
-        except DataDependentOutputException:
-            pass  # the loss looks at numbers, which fake tensors do not have
-        except (RuntimeError, ValueError, TypeError) as error:
-            shapes = ' and '.join(str(tuple(value.shape)) for value in (student, teacher))
-            raise ValueError(
-                f'{self.key}: {self.loss_name} cannot compare {shapes}: {error}'
-            ) from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            values = [_random_like(value) for value in (student, teacher)]
+            target = torch.zeros(student.shape[0], dtype=torch.long, device=_tensor(student).device)
+            try:
+                if hasattr(self.loss, 'check'):
+                    self.loss.check(student, teacher)
+                copy.deepcopy(self)(*values, target)
+            except Exception as error:
+                shapes = ' and '.join(str(tuple(value.shape)) for value in (student, teacher))
+                raise ValueError(
+                    f'{self.key}: {self.loss_name} cannot compare {shapes}: '
+                    f'{str(error).partition(chr(10))[0]}'
+                ) from error
 
     def forward(
         self,
@@ -151,7 +170,7 @@ class Term(nn.Module):
             )
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
-        with no_autocast(student.features if isinstance(student, ClassMaps) else student):
+        with no_autocast(_tensor(student)):
             loss = self.loss(
                 *(
                     value if isinstance(value, ClassMaps) else full_precision(value)
@@ -159,11 +178,10 @@ class Term(nn.Module):
                 ),
                 target,
             )
-        if loss.dim():
-            raise ValueError(
-                f'{self.loss_name} returns a tensor of shape {tuple(loss.shape)}; a loss '
-                'returns a scalar'
-            )
+        if not isinstance(loss, Tensor) or loss.dim():
+            tensor = isinstance(loss, Tensor)
+            kind = f'tensor of shape {tuple(loss.shape)}' if tensor else type(loss).__name__
+            raise ValueError(f'{self.loss_name} returns a {kind}; a loss returns a scalar tensor')
         return loss * (self.weight * (self.schedule() if self.schedule else 1.0))
 
     @property
@@ -171,15 +189,13 @@ class Term(nn.Module):
         """The class name of the loss."""
         return type(self.loss).__name__
 
-    def _check_classes(
-        self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps, kind: str
-    ) -> None:
-        axes = dict(logits=('N', 'K'), class_maps=('N', 'K', 'H', 'W'))[kind]
+    def _check_classes(self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps) -> None:
+        axes = dict(logits=('N', 'K'), class_maps=('N', 'K', 'H', 'W'))[self.compares]
         for tap, value in ((self.student_tap, student), (self.teacher_tap, teacher)):
-            if len(value.shape) != len(axes) or (kind == 'logits' and isinstance(value, ClassMaps)):
+            if len(value.shape) != len(axes):
                 raise ValueError(
-                    f'{self.key}.at: {self.loss_name} compares {kind.replace("_", " ")} of shape '
-                    f'({", ".join(axes)}), and tap {tap!r} holds {tuple(value.shape)}'
+                    f'{self.key}.at: {self.loss_name} compares {self.compares.replace("_", " ")} of '
+                    f'shape ({", ".join(axes)}), and tap {tap!r} holds {tuple(value.shape)}'
                 )
         if student.shape[1] != teacher.shape[1]:
             raise ValueError(
@@ -187,6 +203,17 @@ class Term(nn.Module):
                 f'{teacher.shape[1]}; {self.loss_name} needs the same classes, so set '
                 'student.head.num_classes or choose another teacher'
             )
+
+
+def _tensor(value: Tensor | ClassMaps) -> Tensor:
+    return value.features if isinstance(value, ClassMaps) else value
+
+
+def _random_like(value: Any) -> Any:
+    """Real random values with the shapes, precision and device of what may be fake ones."""
+    if isinstance(value, ClassMaps):
+        return ClassMaps(*map(_random_like, (value.features, value.weight, value.bias)))
+    return None if value is None else torch.randn(value.shape).to(value.device, value.dtype)
 
 
 def build_term(name: str, config: dict) -> Term:

@@ -33,7 +33,7 @@ def tokens_to_map(tokens: Tensor) -> Tensor:
 
 
 def resize_map(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes maps: bilinear (half-pixel centres) upwards, average pooling downwards.
+    """Resizes maps: average pooling where no side grows, else bilinear (half-pixel centres).
 
     Bilinear sampling without a low-pass filter skips most positions when it shrinks a map, pooling
     weighs every one.
@@ -43,7 +43,7 @@ def resize_map(maps: Tensor, size: Sequence[int]) -> Tensor:
         size (Sequence[int]): The wanted height and width.
 
     Returns:
-        Tensor: Maps of shape (N, C, *size).
+        Tensor: Maps of shape (N, C, height, width).
     """
     size = tuple(size)
     if maps.shape[-2:] == size:

@@ -39,15 +39,13 @@ class ATLoss(nn.Module):
 
     Args:
         p (float): The exponent. Defaults to 2.
-        eps (float): The least norm that an attention map is divided by. Defaults to 1e-6.
     """
 
     compares = 'map_size'
 
-    def __init__(self, p: float = 2.0, eps: float = 1e-6) -> None:
+    def __init__(self, p: float = 2.0) -> None:
         super().__init__()
         self.p = p
-        self.eps = eps
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """Compares maps (N, C, H, W) with any channels; a student of another size is resized."""
@@ -56,4 +54,4 @@ class ATLoss(nn.Module):
 
     def attention(self, maps: Tensor) -> Tensor:
         """The normalised attention map of maps (N, C, H, W), of shape (N, H · W)."""
-        return F.normalize(maps.abs().pow(self.p).mean(1).flatten(1), dim=1, eps=self.eps)
+        return F.normalize(maps.abs().pow(self.p).mean(1).flatten(1), dim=1)

@@ -412,6 +412,11 @@ NOT_GAP_LINEAR = dict(
         ),
         (dict(terms={}, student_weight=0), 'student_weight is 0 and there are no terms'),
         (dict(input_size=(8, 8, 8)), 'model.input_size'),
+        (
+            dict(terms=dict(cat=dict(type='CATLoss', at='features')), student=classifier(8)),
+            "terms.cat.at: CATLoss compares class maps, and tap 'features' holds 8 channels for the "
+            "student's 4 classes; use the tap 'cam'",
+        ),
     ],
 )
 def test_a_wrong_config_is_one_sentence(change, message):

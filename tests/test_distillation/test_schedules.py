@@ -139,3 +139,18 @@ def test_what_it_says_about_itself():
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         WeightSchedule(**arguments)
+
+
+def test_epochs_of_a_run_that_has_one_are_warned_of_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'mmkdx.distillation.schedules.print_log', lambda text, **_: said.append(text)
+    )
+    hub = MessageHub.get_instance('one_epoch')
+    hub.update_info('max_epochs', 1)
+    hub.update_info('epoch', 0)
+    hub.update_info('iter', 3)
+    schedule = WeightSchedule('linear', end=5)
+    assert [schedule(), schedule()] == [0, 0]
+    assert len(said) == 1 and 'stays at 0: set schedule.by_epoch=False' in said[0]
+    assert WeightSchedule('linear', end=5, by_epoch=False)() == 0.75 and len(said) == 1

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from tiny import batch, build, classifier, distiller, total
 from torch import nn
 
+from mmkdx.distillation.taps import fake_forward
 from mmkdx.distillation.teachers import EMATeacher, Teacher, build_teacher, input_bridge
 from mmkdx.functional import ClassMaps
 
@@ -301,3 +303,42 @@ def test_members_of_an_ensemble_must_agree_in_shape():
 def test_teacher_objects_are_taken_as_they_are():
     teacher = EMATeacher(momentum=0.5)
     assert build_teacher(teacher) is teacher
+
+
+class Cached(nn.Module):
+    """Keeps twice its weight for eval mode, as LeViT keeps its attention biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(3, 4)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.double = None if mode else self.linear.weight.detach() * 2
+        return self
+
+    def forward(self, images):
+        weight = self.linear.weight * 2 if self.double is None else self.double
+        return F.linear(self.pool(images).flatten(1), weight)
+
+
+def test_what_a_model_prepares_for_eval_mode_is_that_of_its_weights(tmp_path):
+    trained = Cached()
+    torch.save(trained.state_dict(), tmp_path / 'cached.pth')
+    teacher = Teacher(Cached(), checkpoint=str(tmp_path / 'cached.pth'))
+    model = distiller(teacher=teacher)
+    model.init_weights()
+    images, _ = batch()
+    torch.testing.assert_close(teacher(images)['logits'], trained(images))
+
+    average = EMATeacher(momentum=0.5)
+    student = Cached()
+    average.bind(student, {'logits': 'x'})
+    with fake_forward(student):
+        average.resolve(torch.empty(2, 3, 8, 8))
+    with torch.no_grad():
+        student.linear.weight.add_(1)
+    average.update(student)
+    torch.testing.assert_close(average(images)['logits'], student(images))
+    assert student.training and student.double is None
