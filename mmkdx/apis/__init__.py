@@ -1,5 +1,5 @@
 """What the command-line tools are made of."""
 
-from mmkdx.apis.command_line import mmpretrain_tool
+from mmkdx.apis.command_line import mmpretrain_tool, run_tool
 
-__all__ = ['mmpretrain_tool']
+__all__ = ['mmpretrain_tool', 'run_tool']

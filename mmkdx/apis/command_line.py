@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import mmpretrain
+from mmengine.config import Config
+
+from mmkdx.compat import last_whole_checkpoint, prepare_cpu_launch
+
+
+def run_tool(name: str) -> None:
+    """Runs a script of mmpretrain's ``tools`` on a config that is made ready for this machine.
+
+    ``--resume`` without a checkpoint takes the last one that is whole, and a launcher on a machine
+    without CUDA connects its processes with gloo.
+
+    Args:
+        name (str): 'train' or 'test'.
+
+    Raises:
+        FileNotFoundError: If this mmpretrain was installed without its tools.
+    """
+    tool = mmpretrain_tool(name)
+    merge_args = tool.merge_args
+
+    def merge(cfg: Config, args: argparse.Namespace) -> Config:
+        cfg = merge_args(cfg, args)
+        if getattr(args, 'resume', None) == 'auto':
+            cfg.load_from = last_whole_checkpoint(cfg.work_dir)
+        prepare_cpu_launch(cfg, args.launcher)
+        return cfg
+
+    tool.merge_args = merge
+    tool.main()
 
 
 def mmpretrain_tool(name: str) -> ModuleType:

@@ -127,7 +127,7 @@ class Term(nn.Module):
             ValueError: If the loss cannot take such values.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed would seed CUDA as well
             values = [_random_like(value) for value in (student, teacher)]
             target = torch.zeros(student.shape[0], dtype=torch.long, device=_tensor(student).device)
             try:

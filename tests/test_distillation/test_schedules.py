@@ -152,5 +152,5 @@ def test_epochs_of_a_run_that_has_one_are_warned_of_once(monkeypatch):
     hub.update_info('iter', 3)
     schedule = WeightSchedule('linear', end=5)
     assert [schedule(), schedule()] == [0, 0]
-    assert len(said) == 1 and 'stays at 0: set schedule.by_epoch=False' in said[0]
+    assert len(said) == 1 and 'stays 0: set schedule.by_epoch=False' in said[0]
     assert WeightSchedule('linear', end=5, by_epoch=False)() == 0.75 and len(said) == 1

@@ -315,11 +315,11 @@ class Cached(nn.Module):
 
     def train(self, mode=True):
         super().train(mode)
-        self.double = None if mode else self.linear.weight.detach() * 2
+        self.twice = None if mode else self.linear.weight.detach() * 2
         return self
 
     def forward(self, images):
-        weight = self.linear.weight * 2 if self.double is None else self.double
+        weight = self.linear.weight * 2 if self.twice is None else self.twice
         return F.linear(self.pool(images).flatten(1), weight)
 
 
@@ -341,4 +341,4 @@ def test_what_a_model_prepares_for_eval_mode_is_that_of_its_weights(tmp_path):
         student.linear.weight.add_(1)
     average.update(student)
     torch.testing.assert_close(average(images)['logits'], student(images))
-    assert student.training and student.double is None
+    assert student.training and student.twice is None
