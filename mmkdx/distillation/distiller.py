@@ -41,7 +41,7 @@ class Distiller(BaseModel):
             and labels are not used. Defaults to 1.
         input_size (int | Sequence[int], optional): Height and width of the images, for finding the
             shapes at the taps. Defaults to None: that of the student's backbone if it has one, else
-            224; where the first batch is of another size, the terms are checked again.
+            224; where a batch is of another size, the terms are checked again.
         data_preprocessor (dict, optional): The preprocessor of a student whose config has none.
         init_cfg (dict, optional): The initialisation, as of mmengine's ``BaseModule``.
 
@@ -83,6 +83,8 @@ class Distiller(BaseModel):
         if not self.terms and not student_weight:
             raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
         self._watch = FiniteWatch()
+        #: The image sizes for which the terms are checked.
+        self._probed: set[tuple[int, ...]] = set()
         self._bind()
         size = input_size or getattr(getattr(built, 'backbone', None), 'img_size', None) or 224
         self.probe((size, size) if isinstance(size, int) else size)
@@ -115,7 +117,7 @@ class Distiller(BaseModel):
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
         """The student's own losses and the terms; see ``forward``."""
-        if tuple(inputs.shape[2:]) != self.input_size:
+        if tuple(inputs.shape[2:]) not in self._probed:
             self.probe(inputs.shape[2:])
         truth = {}
         for i, teacher in self._compared.items():
@@ -180,7 +182,7 @@ class Distiller(BaseModel):
         for name, term in self.terms.items():
             term.connect(*places[name])
             term.check(*places[name])
-        self.input_size = tuple(size)
+        self._probed.add(tuple(size))
         return places
 
     def _apply(self, fn: Any, recurse: bool = True) -> Distiller:

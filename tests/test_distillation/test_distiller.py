@@ -340,11 +340,14 @@ def test_a_student_module_keeps_its_weights():
     assert torch.equal(model.student.head.fc.weight, weight)
 
 
-def test_images_of_another_size_are_checked_at_the_first_batch():
+def test_images_of_another_size_are_checked_once(monkeypatch):
     model = distiller(dict(cat=dict(type='CATLoss', at='cam', resolution=4))).train()
     images, samples = batch(size=16)
-    model(images, samples, mode='loss')
-    assert model.input_size == (16, 16)
+    with monkeypatch.context() as patch:
+        model(images, samples, mode='loss')
+        patch.setattr(Distiller, 'probe', None)  # once for each size
+        model(images, samples, mode='loss')
+        model(*batch(size=8), mode='loss')
     with pytest.raises(ValueError, match=r'terms.cat: .*resolution is 4 .* only 3x3'):
         model(*batch(size=6), mode='loss')
 

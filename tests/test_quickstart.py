@@ -1,0 +1,39 @@
+"""What the quickstart shows: students learn from the teacher, and runs can be repeated."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tool
+
+ROOT = Path(__file__).parents[1]
+STUDENT = 'resnet18-tiny_digits100'
+
+
+@pytest.mark.slow
+def test_distillation_adds_to_a_student_and_repeats_itself(tmp_path):
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+
+    def top1(config, work_dir=None):
+        work_dir = work_dir or f'work_dirs/{config}'
+        subprocess.run(
+            [sys.executable, ROOT / 'tools/train.py', f'configs/digits/{config}.py']
+            + ['--work-dir', work_dir],
+            cwd=tmp_path,
+            env=env,
+            check=True,
+            capture_output=True,
+        )
+        compare = tool('analysis_tools/compare_runs')
+        return compare.values(compare.training_parts(tmp_path / work_dir), 'accuracy/top1')
+
+    teacher = top1('resnet18_digits')
+    alone = top1(STUDENT)
+    kd = top1(f'kd_resnet18_{STUDENT}')
+    cat = top1(f'cat_resnet18_{STUDENT}')
+    assert teacher[-1] > 96
+    assert kd[-1] > alone[-1] + 10 and cat[-1] > alone[-1] + 10
+    assert top1(f'cat_resnet18_{STUDENT}', 'again') == cat
