@@ -10,6 +10,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from mmkdx.distillation.input_bridge import input_bridge
 from mmkdx.distillation.models import ModelSpec, build_model, build_part, load_weights, zoo_entry
 from mmkdx.distillation.taps import TapSet, forward_tensor
 from mmkdx.functional import ClassMaps, no_autocast
@@ -297,33 +298,6 @@ def build_teacher(spec: Any) -> BaseTeacher:
             f'{", ".join(spec)}'
         )
     return Teacher(**spec)
-
-
-class InputBridge(nn.Module):
-    """Converts normalised images to another normalisation: ``x · scale + shift``, channels flipped."""
-
-    def __init__(self, scale: Tensor, shift: Tensor, flip: bool) -> None:
-        super().__init__()
-        self.register_buffer('scale', scale)
-        self.register_buffer('shift', shift)
-        self.flip = flip
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Converts images of shape (N, 3, H, W)."""
-        images = images.flip(1) if self.flip else images
-        return images * self.scale + self.shift
-
-
-def input_bridge(student: nn.Module, teacher: nn.Module) -> nn.Module:
-    """What turns the student's preprocessed images into the teacher's (the identity if they agree)."""
-    source, goal = (getattr(model, 'data_preprocessor', None) for model in (student, teacher))
-    if not hasattr(source, 'mean') or not hasattr(goal, 'mean'):
-        return nn.Identity()
-    flip = getattr(source, 'to_rgb', False) != getattr(goal, 'to_rgb', False)
-    mean, std = (value.flip(0) if flip else value for value in (source.mean, source.std))
-    if not flip and torch.equal(mean, goal.mean) and torch.equal(std, goal.std):
-        return nn.Identity()
-    return InputBridge(std / goal.std, (mean - goal.mean) / goal.std, flip)
 
 
 def _mean(values: list[dict[str, Any]]) -> dict[str, Any]:
