@@ -9,7 +9,7 @@ Installs mmkdx, at the first call, and runs it on the digits that ship in scikit
 on all training images, then students sixteen times as slim on 100 of them, alone, with the teacher's
 logits (KD) and with its class maps (CAT-KD), and compares them on the test images.
 
-Checkpoints and logs are written to work_dirs/. Takes about ten minutes on two CPU cores.
+Checkpoints and logs are written to work_dirs/. Takes five to ten minutes on two CPU cores, after the installation.
 END
 }
 
