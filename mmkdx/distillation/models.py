@@ -119,7 +119,13 @@ def zoo_entry(name: str, key: str) -> Any:
         ) from None
 
 
-def load_weights(model: nn.Module, checkpoint: dict, source: str, strict: bool = True) -> None:
+def load_weights(
+    model: nn.Module,
+    checkpoint: dict,
+    source: str,
+    strict_key: str | None = None,
+    strict: bool = True,
+) -> None:
     """Loads a checkpoint's weights into a model and logs how many tensors matched.
 
     Args:
@@ -127,6 +133,8 @@ def load_weights(model: nn.Module, checkpoint: dict, source: str, strict: bool =
         checkpoint (dict): A checkpoint of mmengine, or a state dict. Of a distillation run the
             student's weights are taken.
         source (str): Where it comes from, for messages.
+        strict_key (str, optional): The config key that sets ``strict``, for the message. Defaults to
+            None.
         strict (bool): Whether every tensor must match. Defaults to True.
 
     Raises:
@@ -155,7 +163,7 @@ def load_weights(model: nn.Module, checkpoint: dict, source: str, strict: bool =
     if strict and (missing or unexpected):
         raise ValueError(
             f'{source} does not fit the model: {len(missing)} tensors are missing (as '
-            f'{missing[:2]}) and {len(unexpected)} unknown (as {unexpected[:2]}); set '
-            'teacher.strict=False to load what fits'
+            f'{missing[:2]}) and {len(unexpected)} unknown (as {unexpected[:2]})'
+            + (f'; set {strict_key}=False to load what fits' if strict_key else '')
         )
     print_log(f'{source}: {matched} of {total} tensors loaded', logger='current')

@@ -164,7 +164,8 @@ class Teacher(BaseTeacher):
                 f'teacher.checkpoint: there is no file {self.checkpoint!r}; train the teacher first, '
                 'or name its checkpoint'
             ) from None
-        load_weights(self.model, state, f'teacher.checkpoint {self.checkpoint}', self.strict)
+        source = f'teacher.checkpoint {self.checkpoint}'
+        load_weights(self.model, state, source, 'teacher.strict', self.strict)
         self.train()  # some backbones prepare for eval mode by their weights
         self.loaded = True
 

@@ -439,3 +439,30 @@ def test_no_teacher_file_stops_before_the_first_iteration(tmp_path):
         model.train()(*batch(), mode='loss')
     with pytest.raises(ValueError, match='the teacher has no weights: set teacher.checkpoint'):
         distiller().init_weights()
+
+
+def test_a_transformer_teaches_a_convolutional_network_and_learns_from_it():
+    vit = dict(
+        type='ImageClassifier',
+        backbone=dict(type='VisionTransformer', arch='deit-tiny', img_size=32, patch_size=8),
+        head=dict(type='VisionTransformerClsHead', num_classes=4, in_channels=192),
+    )
+    cnn, tokens = 'backbone.body', 'backbone.layers.11'
+    images, samples = batch(4, size=32)
+    for student, teacher, at, widths in (
+        (classifier(4), vit, (cnn, tokens), (4, 192)),
+        (vit, classifier(4), (tokens, cnn), (192, 4)),
+    ):
+        terms = dict(
+            kd=dict(type='KLDivLoss', at='logits'),
+            fit=dict(type='MSELoss', at=at),
+            at=dict(type='ATLoss', at=at),
+        )
+        model = distiller(
+            terms, student=student, teacher=dict(model=teacher), input_size=32
+        ).train()
+        assert model.terms['fit'].adapter.project.weight.shape[:2] == widths[::-1]
+        losses = model(images, samples, mode='loss')
+        total(losses).backward()
+        assert all(torch.isfinite(value) and value > 0 for value in losses.values())
+        assert all(p.grad is not None for p in model.parameters())

@@ -153,6 +153,22 @@ def test_export_gives_plain_mmpretrain_the_same_student(run, monkeypatch, capsys
     assert torch.equal(torch.load(out / 'logits.pt'), ours(images))
 
 
+def test_export_refuses_a_checkpoint_of_another_student(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    state = build(Config.fromfile(STUDENT).model.student.to_dict()).state_dict()
+    del state['head.fc.bias']
+    torch.save(state, tmp_path / 'part.pth')
+    monkeypatch.setattr(
+        'sys.argv',
+        ['export_student.py', STUDENT, str(tmp_path / 'part.pth'), str(tmp_path / 'out')],
+    )
+    message = r"part.pth does not fit the model: 1 tensors are missing \(as \['head.fc.bias'\]\)"
+    with pytest.raises(ValueError, match=message) as error:
+        tool('model_converters/export_student').main()
+    assert 'teacher.strict' not in str(error.value)
+    assert not (tmp_path / 'out').exists()
+
+
 def test_export_keeps_data_of_mmpretrain(monkeypatch):
     monkeypatch.chdir(ROOT)
     cfg = Config.fromfile('configs/kd/kd_resnet34_resnet18_8xb32_in1k.py')
