@@ -41,10 +41,10 @@ WEIGHT_INITIALIZERS = _child_of(mmpretrain.WEIGHT_INITIALIZERS)
 BATCH_AUGMENTS = _child_of(mmpretrain.BATCH_AUGMENTS)
 TASK_UTILS = _child_of(mmpretrain.TASK_UTILS)
 TOKENIZER = _child_of(mmpretrain.TOKENIZER)
-METRICS = _child_of(mmpretrain.METRICS)
+METRICS = _child_of(mmpretrain.METRICS, 'mmkdx.metrics')
 EVALUATORS = _child_of(mmpretrain.EVALUATORS)
 VISUALIZERS = _child_of(mmpretrain.VISUALIZERS)
 VISBACKENDS = _child_of(mmpretrain.VISBACKENDS)
 
 # What turns a model and images into maps, like `GradCAM`
-EXPLAINERS = Registry('explainer', scope='mmkdx', locations=['mmkdx.plugins'])
+EXPLAINERS = Registry('explainer', scope='mmkdx', locations=['mmkdx.explain', 'mmkdx.plugins'])

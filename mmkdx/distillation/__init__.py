@@ -1,10 +1,10 @@
 """The distiller and its parts: taps, terms, adapters, schedules and teachers."""
 
 from mmkdx.distillation.distiller import Distiller
-from mmkdx.distillation.taps import Tap, TapSet
 from mmkdx.distillation.teachers import EMATeacher, Teacher, TeacherEnsemble
 from mmkdx.distillation.terms import Term
 from mmkdx.functional import ClassMaps
+from mmkdx.models import Tap, TapSet
 
 __all__ = [
     'ClassMaps',

@@ -11,10 +11,10 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmkdx.distillation.models import ModelSpec, build_model
-from mmkdx.distillation.taps import TapSet, fake_forward
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.distillation.terms import FiniteWatch, Term, build_term
 from mmkdx.functional import full_precision, no_autocast
+from mmkdx.models.taps import TapSet, fake_forward
 from mmkdx.registry import MODELS
 
 

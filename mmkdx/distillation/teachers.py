@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mmkdx.distillation.input_bridge import input_bridge
 from mmkdx.distillation.models import ModelSpec, build_model, build_part, load_weights, zoo_entry
-from mmkdx.distillation.taps import TapSet, forward_tensor
 from mmkdx.functional import ClassMaps, no_autocast
+from mmkdx.models.taps import TapSet, forward_tensor
 from mmkdx.registry import MODELS
 
 

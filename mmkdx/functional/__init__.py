@@ -1,7 +1,17 @@
 """Pure tensor maths: no registry, no model."""
 
 from mmkdx.functional.class_maps import ClassMaps
+from mmkdx.functional.maps import degenerate_maps, normalize_maps, resize_maps
 from mmkdx.functional.precision import full_precision, no_autocast
 from mmkdx.functional.spatial import resize_map, tokens_to_map
 
-__all__ = ['ClassMaps', 'full_precision', 'no_autocast', 'resize_map', 'tokens_to_map']
+__all__ = [
+    'ClassMaps',
+    'degenerate_maps',
+    'full_precision',
+    'no_autocast',
+    'normalize_maps',
+    'resize_map',
+    'resize_maps',
+    'tokens_to_map',
+]

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmkdx.distillation.adapters import Adapter
-from mmkdx.distillation.taps import fake_forward
 from mmkdx.functional import tokens_to_map
+from mmkdx.models.taps import fake_forward
 
 
 def random(*shape, seed=0):

@@ -10,9 +10,9 @@ from tiny import batch, build, classifier, distiller, total
 from torch import nn
 
 from mmkdx.distillation.input_bridge import input_bridge
-from mmkdx.distillation.taps import fake_forward
 from mmkdx.distillation.teachers import EMATeacher, Teacher, build_teacher
 from mmkdx.functional import ClassMaps
+from mmkdx.models.taps import fake_forward
 
 
 def saved(tmp_path, config=None, name='teacher.pth', **extra):

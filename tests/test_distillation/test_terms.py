@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from mmengine.logging import MessageHub
 from torch import nn
 
-from mmkdx.distillation.taps import fake_forward
 from mmkdx.distillation.terms import FiniteWatch, build_term
 from mmkdx.functional import ClassMaps, tokens_to_map
 from mmkdx.losses import ATLoss, CATLoss, KLDivLoss
+from mmkdx.models.taps import fake_forward
 from mmkdx.registry import MODELS
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.dropout import _DropoutNd
 
-from mmkdx.distillation.class_maps import check_gap_linear, find_classifier, find_global_pooling
 from mmkdx.functional import ClassMaps
+from mmkdx.models.classifier import check_gap_linear, find_classifier, find_global_pooling
 
 #: The taps that have a name of their own; everything else is a path in the model.
 NAMED_TAPS = ('logits', 'features', 'embedding', 'cam')

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from mmkdx.distillation.taps import Tap, TapSet, fake_forward, forward_tensor
 from mmkdx.functional import ClassMaps
+from mmkdx.models.taps import Tap, TapSet, fake_forward, forward_tensor
 from mmkdx.registry import MODELS
 
 GAP = dict(type='GlobalAveragePooling')

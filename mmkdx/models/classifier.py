@@ -7,10 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmkdx.functional import ClassMaps
-
-__all__ = ['ClassMaps', 'check_gap_linear', 'find_classifier', 'find_global_pooling']
-
 
 def find_global_pooling(model: nn.Module) -> str:
     """The path of the global average pooling before the classifier.

@@ -1,0 +1,246 @@
+"""What a metric of explanations gets, and how its values become scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from scipy import stats
+from torch import Tensor
+
+from mmkdx.functional import degenerate_maps
+
+
+@dataclass
+class Explained:
+    """One model's explanations of a batch.
+
+    Args:
+        maps (Tensor): Its raw maps of shape (N, h, w), signed, in fp32.
+        targets (Tensor): The explained classes, of shape (N, ).
+        logits (Tensor): Its logits on the images, of shape (N, K).
+        predict (Callable): Yields logits (M, K) for any images (M, 3, H, W) in the normalisation of
+            ``ExplainedBatch.inputs``, without a graph, in eval mode.
+        explain (Callable): Yields raw maps (M, h, w) for such images and classes (M, ).
+        fixed (bool): Whether the model is the same at every evaluation, so that its values may be kept.
+    """
+
+    maps: Tensor
+    targets: Tensor
+    logits: Tensor
+    predict: Callable[[Tensor], Tensor]
+    explain: Callable[[Tensor, Tensor], Tensor]
+    fixed: bool = False
+
+
+@dataclass
+class ExplainedBatch:
+    """A batch of images with the explanations of one model or more.
+
+    Args:
+        inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
+        index (Sequence[int]): The position of each sample in the data set.
+        models (dict[str, Explained]): The models: 'student', and where there are such 'teacher' and
+            'baseline' (a student trained alone).
+        data_samples (Sequence): mmpretrain's ``DataSample`` of each image, or dicts; a label stands in
+            'gt_label', a label map of shape (H, W), as mmcv's transforms treat it, in 'gt_seg_map'.
+        mean (Tensor, optional): What preprocessing subtracts, of shape (3, ), in units of the pixel
+            values. Defaults to None (zero).
+        std (Tensor, optional): What preprocessing divides by, of shape (3, ). Defaults to None (one).
+    """
+
+    inputs: Tensor
+    index: Sequence[int]
+    models: dict[str, Explained]
+    data_samples: Sequence[Any] = ()
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def black(self) -> Tensor:
+        """The value of a black pixel after preprocessing, of shape (3, 1, 1)."""
+        black = self.inputs.new_zeros(self.inputs.shape[1])
+        if self.mean is not None:
+            black = black - self.mean.to(black)
+        if self.std is not None:
+            black = black / self.std.to(black)
+        return black[:, None, None]
+
+
+class Score(NamedTuple):
+    """A score of a data set.
+
+    Args:
+        value (float): The score.
+        low (float): The lower end of its 95 % confidence interval.
+        high (float): The upper end.
+        n (int): How many samples it rests on.
+        better (str, optional): 'higher' or 'lower'; None where neither is.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    better: str | None = None
+
+
+@dataclass
+class _Row:
+    """One sample's values, as ranks exchange them."""
+
+    index: int
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+class ExplanationMetric(BaseMetric):
+    """Base of all metrics of explanations.
+
+    It is mmengine's ``BaseMetric`` with batches of explanations in place of predictions: ``process``
+    takes an ``ExplainedBatch``, one row of values for each sample is kept, ranks exchange rows and
+    never maps, and a sample that a sampler repeats counts once, by its index.
+
+    A subclass yields values for one model (``measure``), for a student beside its teacher
+    (``compare``), or both. The names of values become those of scores: plain for the student and for
+    comparisons, with ``teacher/`` or ``baseline/`` in front for those models. NaN stands for a sample
+    that a score does not count.
+
+    Args:
+        collect_device (str): Where ranks exchange rows, 'cpu' or 'gpu'. Defaults to 'cpu'.
+    """
+
+    #: For each name of a value what is better, 'higher' or 'lower'.
+    better: dict[str, str] = {}
+    #: Whether the protocol counts zero and constant maps; else their values become NaN.
+    counts_degenerate = False
+
+    def __init__(self, collect_device: str = 'cpu') -> None:
+        super().__init__(collect_device)
+        #: After ``evaluate`` on the main rank: for each sample, by index, its values.
+        self.rows: dict[int, dict[str, Any]] = {}
+        # What fixed models yielded at earlier evaluations
+        self._kept: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:
+        """Values of one model's maps.
+
+        Args:
+            batch (ExplainedBatch): The batch.
+            model (Explained): One of its models.
+
+        Returns:
+            dict[str, Tensor | list]: For each name N values.
+        """
+        return {}
+
+    def compare(
+        self, batch: ExplainedBatch, student: Explained, teacher: Explained
+    ) -> dict[str, Tensor | list]:
+        """Values of a student's maps beside its teacher's.
+
+        Args:
+            batch (ExplainedBatch): The batch.
+            student (Explained): The student, or the baseline.
+            teacher (Explained): The teacher.
+
+        Returns:
+            dict[str, Tensor | list]: For each name N values.
+        """
+        return {}
+
+    def process(self, data_batch: ExplainedBatch, data_samples: Any = None) -> None:
+        """Measures a batch and keeps the values, one row a sample.
+
+        Args:
+            data_batch (ExplainedBatch): The batch.
+            data_samples (Any): Not used; mmengine's interface has it.
+        """
+        rows = [_Row(int(index)) for index in data_batch.index]
+        for name, model in data_batch.models.items():
+            prefix = '' if name == 'student' else f'{name}/'
+            self._add(rows, prefix, self._measured(data_batch, name, model))
+            teacher = data_batch.models.get('teacher')
+            if teacher is not None and model is not teacher:
+                self._add(rows, prefix, self.compare(data_batch, model, teacher), model, teacher)
+        self.results.extend(rows)
+
+    def compute_metrics(self, results: list[_Row]) -> dict[str, Score]:
+        """Turns the rows of all ranks into scores.
+
+        Args:
+            results (list): The rows.
+
+        Returns:
+            dict[str, Score]: The scores, by name.
+        """
+        # Samplers repeat samples to fill up the last batch
+        self.rows = {row.index: row.values for row in results}
+        return self.summarize([self.rows[index] for index in sorted(self.rows)])
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The scores of a data set: here the mean of each value, without NaN.
+
+        Args:
+            rows (list[dict]): Each sample's values.
+
+        Returns:
+            dict[str, Score]: The scores, by name.
+        """
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {
+            name: mean_score([row.get(name, np.nan) for row in rows], self.direction(name))
+            for name in names
+        }
+
+    def direction(self, name: str) -> str | None:
+        """What is better for a score of this name, 'higher' or 'lower', or None."""
+        return self.better.get(name.rpartition('/')[2])
+
+    def _measured(self, batch: ExplainedBatch, name: str, model: Explained) -> dict[str, list]:
+        """``measure``, once in a run for each sample of a fixed model."""
+        keys = [(name, int(index)) for index in batch.index]
+        if model.fixed and all(key in self._kept for key in keys):
+            kept = [self._kept[key] for key in keys]
+            return {value: [values[value] for values in kept] for value in kept[0]}
+        rows = [_Row(int(index)) for index in batch.index]
+        self._add(rows, '', self.measure(batch, model), model)
+        if model.fixed:
+            self._kept.update({key: row.values for key, row in zip(keys, rows)})
+        return {value: [row.values[value] for row in rows] for value in rows[0].values}
+
+    def _add(
+        self, rows: list[_Row], prefix: str, values: dict[str, Tensor | list], *models: Explained
+    ) -> None:
+        bad = [False] * len(rows)
+        if not self.counts_degenerate:
+            for model in models:
+                flags = degenerate_maps(model.maps).tolist()
+                bad = [a or b for a, b in zip(bad, flags)]
+        for name, column in values.items():
+            column = column.tolist() if isinstance(column, Tensor) else column
+            for row, value, degenerate in zip(rows, column, bad):
+                row.values[prefix + name] = float('nan') if degenerate else value
+
+
+def mean_score(values: Sequence[float], better: str | None = None) -> Score:
+    """The mean of values with the 95 % confidence interval of Student's t distribution.
+
+    Args:
+        values (Sequence[float]): The samples' values; NaN is left out.
+        better (str, optional): 'higher' or 'lower'.
+
+    Returns:
+        Score: The score; its ends are NaN with fewer than two values.
+    """
+    array = np.asarray(values, dtype=float)
+    array = array[~np.isnan(array)]
+    n = len(array)
+    if n == 0:
+        return Score(float('nan'), float('nan'), float('nan'), 0, better)
+    mean = float(array.mean())
+    if n == 1:
+        return Score(mean, float('nan'), float('nan'), 1, better)
+    half = float(stats.t.ppf(0.975, n - 1) * array.std(ddof=1) / np.sqrt(n))
+    return Score(mean, mean - half, mean + half, n, better)
