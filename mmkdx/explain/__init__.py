@@ -1,1 +1,39 @@
-"""Explanations of classifiers."""
+"""Explanations of classifiers: maps that show where a decision comes from."""
+
+from mmkdx.explain.attention import AttentionRollout
+from mmkdx.explain.base import Explainer, LayerExplainer, build_explainer
+from mmkdx.explain.class_maps import CAM
+from mmkdx.explain.gradient import (
+    BaseCAM,
+    EigenCAM,
+    EigenGradCAM,
+    GradCAM,
+    GradCAMPlusPlus,
+    HiResCAM,
+    LayerCAM,
+    XGradCAM,
+)
+from mmkdx.explain.perturbation import AblationCAM, ScoreCAM
+from mmkdx.explain.pixel import FullGrad, InputGradient, IntegratedGradients, SmoothGrad
+
+__all__ = [
+    'CAM',
+    'AblationCAM',
+    'AttentionRollout',
+    'BaseCAM',
+    'EigenCAM',
+    'EigenGradCAM',
+    'Explainer',
+    'FullGrad',
+    'GradCAM',
+    'GradCAMPlusPlus',
+    'HiResCAM',
+    'InputGradient',
+    'IntegratedGradients',
+    'LayerCAM',
+    'LayerExplainer',
+    'ScoreCAM',
+    'SmoothGrad',
+    'XGradCAM',
+    'build_explainer',
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,10 +60,28 @@ class Tap:
         path, call, side, item = match.group('path', 'call', 'side', 'item')
         return cls(path, call and int(call), side or 'out', -1 if item is None else int(item))
 
+    def __str__(self) -> str:
+        call = '' if self.call is None else f'@{self.call}'
+        side = ':in' if self.side == 'in' else ''
+        return f'{self.path}{call}{side}' + ('' if self.item == -1 else f'[{self.item}]')
+
 
 def forward_tensor(model: nn.Module, inputs: Tensor) -> Any:
     """The plain forward of a model: ``mode='tensor'`` for those of mmengine's interface."""
     return model(inputs, mode='tensor') if isinstance(model, BaseModel) else model(inputs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which a model is in eval mode; afterwards each module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])  # some backbones prepare something in it
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager
@@ -72,19 +90,14 @@ def fake_forward(model: nn.Module) -> Iterator[None]:
 
     The model is in eval mode inside, where batch norm does not touch its statistics.
     """
-    modes = [(module, module.training) for module in model.modules()]
     # torch would print a traceback of its own for a forward that fails, which becomes one sentence here.
     logger = logging.getLogger('torch._subclasses.fake_tensor')
     logger.disabled = True
-    model.eval()
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with evaluating(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             yield
     finally:
         logger.disabled = False
-        model.train(modes[0][1])  # some backbones prepare something in it
-        for module, training in modes:
-            module.training = training
 
 
 class TapSet:
@@ -133,7 +146,7 @@ class TapSet:
             )
         self._overwritten = set()
         taps = {*self._taps.values(), *structure.values()}
-        with _hooks(model, taps, self._overwritten) as readings:
+        with _readings(model, taps, self._overwritten) as readings:
             try:
                 forward_tensor(model, inputs)
             except Exception as error:
@@ -174,7 +187,7 @@ class TapSet:
             dict[str, Any]: Filled when the block ends: for each tap a tensor or class maps.
         """
         values: dict[str, Any] = {}
-        with _hooks(model, set(self._taps.values()), self._overwritten) as readings:
+        with _readings(model, set(self._taps.values()), self._overwritten) as readings:
             yield values
         for name, tap in self._taps.items():
             if readings[tap].value is None:
@@ -183,6 +196,16 @@ class TapSet:
                     'forward'
                 )
         values.update(self._values(model, readings))
+
+    @property
+    def taps(self) -> dict[str, Tap]:
+        """After ``resolve``: where each tap is."""
+        return dict(self._taps)
+
+    @property
+    def classifier(self) -> str:
+        """After ``resolve`` with the tap 'cam': the path of the linear classifier."""
+        return self._classifier
 
     def _locate(self, model: nn.Module, name: str) -> Tap:
         try:
@@ -235,9 +258,62 @@ class TapSet:
         return values
 
 
+@contextmanager
+def intercept(
+    model: nn.Module, functions: Mapping[Tap, Callable[[Any], Tensor | None]]
+) -> Iterator[dict[Tap, int]]:
+    """Calls functions with what passes the taps of a model during the forwards of a ``with`` block.
+
+    Args:
+        model (nn.Module): The model.
+        functions (Mapping[Tap, Callable]): For each tap a function of the value there. A tensor that
+            it returns takes the value's place in the rest of the forward.
+
+    Yields:
+        dict[Tap, int]: How often each tap was passed, counted as the block runs.
+    """
+    calls = dict.fromkeys(functions, 0)
+
+    def pass_on(tap: Tap, value: Any) -> Any:
+        call, calls[tap] = calls[tap], calls[tap] + 1
+        if tap.call not in (None, call):
+            return value
+        items = value if isinstance(value, (tuple, list)) else None
+        if items is None or not -len(items) <= tap.item < len(items):
+            result = functions[tap](value)
+            return value if result is None else result
+        result = functions[tap](items[tap.item])
+        if result is None:
+            return value
+        items = list(items)
+        items[tap.item] = result
+        return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
+
+    def before(tap: Tap, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (pass_on(tap, args[0]), *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: pass_on(tap, kwargs[first])}
+
+    def hook(tap: Tap) -> torch.utils.hooks.RemovableHandle:
+        module = model.get_submodule(tap.path)
+        if tap.side == 'in':
+            return module.register_forward_pre_hook(
+                lambda _, args, kwargs: before(tap, args, kwargs), with_kwargs=True
+            )
+        return module.register_forward_hook(lambda _, args, output: pass_on(tap, output))
+
+    handles = [hook(tap) for tap in functions]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @dataclass
 class _Reading:
-    """What the hooks saw at one tap."""
+    """What was seen at one tap."""
 
     calls: int = 0
     value: Any = None
@@ -245,37 +321,23 @@ class _Reading:
 
 
 @contextmanager
-def _hooks(
+def _readings(
     model: nn.Module, taps: set[Tap], overwritten: set[Tap]
 ) -> Iterator[dict[Tap, _Reading]]:
-    """Hooks the taps and yields the readings, which the hooks fill."""
+    """Yields a reading for each tap; they are filled as the forward runs."""
     readings = {tap: _Reading() for tap in taps}
 
-    def read(tap: Tap, value: Any) -> None:
-        reading = readings[tap]
-        call, reading.calls = reading.calls, reading.calls + 1
-        if tap.call not in (None, call):
-            return
-        if isinstance(value, (tuple, list)) and -len(value) <= tap.item < len(value):
-            value = value[tap.item]
-        if isinstance(value, Tensor):
-            reading.version = value._version
-            if tap in overwritten:
-                value = value.clone()
-        reading.value = value
+    def reader(tap: Tap) -> Callable[[Any], None]:
+        def read(value: Any) -> None:
+            if isinstance(value, Tensor):
+                readings[tap].version = value._version
+                if tap in overwritten:
+                    value = value.clone()
+            readings[tap].value = value
 
-    def hook(tap: Tap) -> torch.utils.hooks.RemovableHandle:
-        module = model.get_submodule(tap.path)
-        if tap.side == 'in':
-            return module.register_forward_pre_hook(
-                lambda _, args, kwargs: read(tap, args[0] if args else next(iter(kwargs.values()))),
-                with_kwargs=True,
-            )
-        return module.register_forward_hook(lambda _, args, output: read(tap, output))
+        return read
 
-    handles = [hook(tap) for tap in taps]
-    try:
+    with intercept(model, {tap: reader(tap) for tap in taps}) as calls:
         yield readings
-    finally:
-        for handle in handles:
-            handle.remove()
+    for tap, reading in readings.items():
+        reading.calls = calls[tap]

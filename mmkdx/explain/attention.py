@@ -1,0 +1,119 @@
+"""Maps from the attention of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mmkdx.explain.base import Explainer, Targets, class_weights
+from mmkdx.explain.layers import Layout, logits_of
+from mmkdx.functional import full_precision
+from mmkdx.registry import EXPLAINERS
+
+
+@EXPLAINERS.register_module()
+class AttentionRollout(Explainer):
+    """The product over layers of ``(attention + identity) / 2``, averaged over heads.
+
+    The map is the class token's row, or without a class token the mean over all rows. It is the same
+    for all classes.
+
+    Source: Abnar and Zuidema, "Quantifying attention flow in transformers", ACL 2020, Sec. 3.
+
+    Needs a transformer in which all tokens attend to all (ViT, DeiT, BEiT, …); where attention is
+    local, as in Swin, there is no such product.
+
+    Args:
+        differentiable (bool): See ``Explainer``.
+    """
+
+    class_specific = False
+
+    def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
+        """See ``Explainer``."""
+        with _AttentionRecorder(len(inputs)) as recorder:
+            with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+                logits = logits_of(model, inputs)
+        attentions = recorder.attentions
+        lengths = {attention.shape[-1] for attention in attentions}
+        extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', None)
+        size = inputs.shape[2:]
+        layout = None
+        whole = all(each.shape[:2] == (len(inputs), *lengths) for each in attentions)
+        if attentions and whole:
+            shape = (1, *lengths, 2)
+            layout = Layout.of(shape, size, extra) or Layout.of(shape, size)
+        if layout is None:
+            raise ValueError(
+                'AttentionRollout needs a transformer whose layers all attend from every token to '
+                f'every token of the image, and {type(model).__name__} '
+                f'{"has" if attentions else "calls"} no such attention; use GradCAM'
+            )
+        rollout = None
+        for attention in attentions:
+            attention = full_precision(attention)
+            identity = torch.eye(attention.shape[-1], device=attention.device)
+            attention = (attention + identity) / 2
+            rollout = attention if rollout is None else attention @ rollout
+        row = rollout[:, 0] if layout.extra else rollout.mean(1)
+        maps = layout.to_map(row[..., None])[:, 0]
+        if isinstance(targets, str) and targets == 'all':
+            return maps[:, None].expand(-1, logits.shape[1], -1, -1)
+        class_weights(targets, logits)  # refuses targets that are none
+        return maps
+
+
+class _AttentionRecorder(TorchFunctionMode):
+    """Collects the attention matrices that torch computes, averaged over heads.
+
+    Fused attention does not show its weights, so they are computed from its queries and keys.
+    """
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.attentions: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            self._keep(_weights(*args, **kwargs))
+        elif func in (F.softmax, torch.softmax, Tensor.softmax):
+            self._keep(result)
+        return result
+
+    def _keep(self, attention: Tensor) -> None:
+        """Keeps what has the shape (N, heads, L, L), or (N · heads, L, L) as torch's own module has."""
+        if attention.dim() == 3 and attention.shape[0] % self.batch == 0:
+            attention = attention.unflatten(0, (self.batch, -1))
+        if attention.dim() == 4:
+            # (N · windows, heads, L, L) of local attention stays apart by its first size.
+            self.attentions.append(attention.mean(1))
+
+
+def _weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The weights of ``F.scaled_dot_product_attention``, without dropout."""
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None:
+        scores = (
+            scores.masked_fill(~attn_mask, float('-inf'))
+            if attn_mask.dtype == torch.bool
+            else scores + attn_mask
+        )
+    return scores.softmax(-1)

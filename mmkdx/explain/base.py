@@ -1,0 +1,338 @@
+"""The interface of all explainers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from mmkdx.explain.layers import Layer, find_layers, logits_of
+from mmkdx.functional import full_precision, no_autocast
+from mmkdx.models.taps import evaluating, intercept
+from mmkdx.registry import EXPLAINERS
+
+#: A class index, one for each image, class weights (N, K), mmpretrain's data samples (their labels),
+#: 'pred', 'all', or None for 'pred'.
+Targets = int | str | Tensor | Sequence | None
+
+
+class Explainer(metaclass=ABCMeta):
+    """Base of all explainers: ``explainer(model, inputs, targets)`` yields raw maps.
+
+    Maps are signed, in fp32 at least, on the images' device, and at the resolution at which they
+    arise; normalising, resizing and drawing are functions of their own. What is explained is the logit
+    of a class, or a weighted sum of logits.
+
+    The model comes out as it was: modes, gradients, ``requires_grad``, hooks and random states. It runs
+    in eval mode and without autocast, also inside ``torch.no_grad`` and with frozen parameters; a
+    distributed wrapper is taken off.
+
+    Args:
+        differentiable (bool): Whether a loss can be made of the maps: they carry gradients to the
+            parameters, all factors of the map included, and the model runs in the mode it is in.
+            Defaults to False.
+    """
+
+    #: Whether maps of different classes differ.
+    class_specific = True
+
+    def __init__(self, differentiable: bool = False) -> None:
+        self.differentiable = differentiable
+
+    def __call__(
+        self, model: nn.Module, inputs: Tensor, targets: Targets = None
+    ) -> Tensor | list[Tensor]:
+        """Explains a batch.
+
+        Args:
+            model (nn.Module): A classifier of mmpretrain's interface, or a module that returns logits.
+            inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
+            targets (int | str | Tensor | Sequence, optional): What is explained: one class for all
+                images; one for each (N integers); weights of the classes, of shape (N, K), as soft
+                labels are; mmpretrain's data samples, whose labels are taken; 'pred', the predicted
+                classes; or 'all', every class in turn. Defaults to None ('pred').
+
+        Returns:
+            Tensor | list[Tensor]: Maps of shape (N, h, w), with 'all' (N, K, h, w). A list of these
+            where a list of layers was asked for.
+
+        Raises:
+            ValueError: If a target is no class of the model, targets and images differ in number, a
+                layer cannot be explained, or a differentiable map would carry no gradient.
+        """
+        if is_model_wrapper(model):
+            model = model.module
+        if inputs.dim() != 4:
+            raise ValueError(
+                f'an explainer takes images of shape (N, 3, H, W), and got {tuple(inputs.shape)}'
+            )
+        if self.differentiable:
+            with no_autocast(inputs):
+                return self.explain(model, inputs, targets)
+        with _undisturbed(model, inputs):
+            # A tensor of inference mode cannot take part in a graph
+            inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
+            parameter = next(model.parameters(), None)
+            return self.explain(
+                model, inputs if parameter is None else inputs.to(parameter), targets
+            )
+
+    @abstractmethod
+    def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor | list[Tensor]:
+        """What ``__call__`` does, with the model prepared."""
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Eval mode and full precision, with gradients; the model's modes are restored."""
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast(inputs):
+        if not any(module.training for module in model.modules()):
+            yield
+            return
+        with evaluating(model):
+            yield
+
+
+def class_weights(targets: Targets, logits: Tensor) -> Tensor:
+    """Brings targets to one form, the weight of each class.
+
+    Args:
+        targets (int | str | Tensor | Sequence, optional): All forms of ``Explainer.__call__`` but
+            'all'.
+        logits (Tensor): The logits of shape (N, K).
+
+    Returns:
+        Tensor: Weights of shape (N, K), with which the logits are summed; one-hot for class indices.
+
+    Raises:
+        ValueError: If a target is no class of the model, or there are more or fewer than images.
+    """
+    count, classes = logits.shape
+    if targets is None or (isinstance(targets, str) and targets == 'pred'):
+        targets = logits.argmax(1)
+    elif isinstance(targets, str):
+        raise ValueError(f"targets is {targets!r}; as a word it must be 'pred' or 'all'")
+    elif isinstance(targets, int):
+        targets = [targets] * count
+    elif not isinstance(targets, Tensor) and len(targets) and hasattr(targets[0], 'get'):
+        targets = _labels(targets)
+    targets = torch.as_tensor(targets, device=logits.device)
+    if len(targets) != count:
+        raise ValueError(f'there are {len(targets)} targets for {count} images')
+    if targets.dim() == 2 and targets.shape[1] == classes:
+        return targets.to(logits.dtype)
+    if targets.dim() != 1 or targets.is_floating_point():
+        raise ValueError(
+            f'targets must be {count} class indices or weights of shape ({count}, {classes}), and are '
+            f'{"numbers" if targets.is_floating_point() else "indices"} of shape {tuple(targets.shape)}'
+        )
+    # Compared on the device where it is free; indices outside would be an error there without a name
+    bad = targets[(targets < 0) | (targets >= classes)]
+    if len(bad):
+        raise ValueError(f'target {int(bad[0])} is no class of the model, which has {classes}')
+    return F.one_hot(targets.long(), classes).to(logits.dtype)
+
+
+def _labels(data_samples: Sequence[Any]) -> Tensor:
+    for key in ('gt_score', 'gt_label'):
+        if all(sample.get(key) is not None for sample in data_samples):
+            labels = [torch.as_tensor(sample.get(key)) for sample in data_samples]
+            return torch.stack([label.reshape(-1) for label in labels]).squeeze(1)
+    raise ValueError("targets are data samples without labels ('gt_label'); use 'pred'")
+
+
+def every_class(count: int, classes: int, device: torch.device) -> Iterator[Tensor]:
+    """The targets of 'all', one class after the other, each of shape (count, )."""
+    for index in range(classes):
+        yield torch.full((count,), index, device=device)
+
+
+class LayerExplainer(Explainer):
+    """Base of the explainers whose maps are made of a layer's activations.
+
+    Up to the layer the model runs without a graph, and the gradient goes from the score down to the
+    layer and no further. Where the layer is followed by global average pooling and a linear classifier
+    alone, the gradient is known (the classifier's weights over the number of positions) and there is
+    no backward pass at all.
+
+    Args:
+        layer (str | Sequence[str]): The path of a layer as of a tap, like 'backbone.layer4',
+            'features' for what enters global average pooling, or 'auto' for the last layer of which
+            maps can be made (see ``mmkdx.explain.layers.find_layers``); or several of these. Defaults
+            to 'auto'.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    #: Whether the maps need gradients by the activations.
+    needs_gradients = False
+
+    def __init__(self, layer: str | Sequence[str] = 'auto', differentiable: bool = False) -> None:
+        super().__init__(differentiable)
+        self.layer = layer if isinstance(layer, str) else list(layer)
+        self._layers: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+    @abstractmethod
+    def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
+        """The method.
+
+        Args:
+            evidence (Evidence): What the maps are made of.
+            weights (Tensor): The weights of the classes, of shape (N, K).
+
+        Returns:
+            list[Tensor]: Raw maps of shape (N, h, w) for each layer.
+        """
+
+    def layers(self, model: nn.Module, inputs: Tensor) -> list[Layer]:
+        """The layers that are explained, searched for once a model and image size."""
+        known = self._layers.setdefault(model, {})
+        size = tuple(inputs.shape[2:])
+        if size not in known:
+            names = [self.layer] if isinstance(self.layer, str) else self.layer
+            known[size] = find_layers(model, inputs, names)
+        return known[size]
+
+    def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor | list[Tensor]:
+        """See ``Explainer``."""
+        evidence = self.observe(model, inputs)
+        if not (isinstance(targets, str) and targets == 'all'):
+            maps = self.maps(evidence, class_weights(targets, evidence.logits))
+        elif self.class_specific:
+            columns = [
+                self.maps(evidence, class_weights(index, evidence.logits))
+                for index in every_class(*evidence.logits.shape, inputs.device)
+            ]
+            maps = [torch.stack(column, 1) for column in zip(*columns)]
+        else:
+            classes = evidence.logits.shape[1]
+            once = self.maps(evidence, class_weights(None, evidence.logits))
+            maps = [each[:, None].expand(-1, classes, -1, -1) for each in once]
+        return maps[0] if isinstance(self.layer, str) else maps
+
+    def observe(self, model: nn.Module, inputs: Tensor) -> Evidence:
+        """Runs the model and keeps what the maps are made of."""
+        layers = self.layers(model, inputs)
+        closed = all(layer.classifier for layer in layers)
+        if self.differentiable:
+            # Dropout after pooling, in training, is a factor that the closed form does not have.
+            closed = closed and not any(
+                isinstance(module, _DropoutNd) and module.training and module.p
+                for module in model.modules()
+            )
+        cut = self.needs_gradients and not closed and not self.differentiable
+        values: dict[Layer, Tensor] = {}
+
+        def keeper(layer: Layer) -> Callable[[Tensor], Tensor]:
+            def keep(value: Tensor) -> Tensor:
+                if self.differentiable and not value.requires_grad:
+                    raise ValueError(
+                        f'{type(self).__name__}: layer {layer.name!r} carries no gradient (frozen '
+                        'parameters, or torch.no_grad), so that a loss of its map would train nothing'
+                    )
+                if cut:
+                    # From the first layer on a graph is recorded; what came before it has none.
+                    torch.set_grad_enabled(True)
+                    if not value.requires_grad:
+                        value = value.detach().requires_grad_()
+                values[layer] = value
+                # The rest of the model may overwrite what it gets in place.
+                return value.clone()
+
+            return keep
+
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            with intercept(model, {layer.tap: keeper(layer) for layer in layers}):
+                logits = full_precision(logits_of(model, inputs))
+        heads = [model.get_submodule(layer.classifier) for layer in layers] if closed else None
+        values = {layer: values[layer] for layer in layers}
+        return Evidence(model, inputs, values, logits, heads, self.differentiable)
+
+
+@dataclass
+class Evidence:
+    """What maps are made of: a forward's activations and logits, and gradients when asked for.
+
+    Args:
+        model (nn.Module): The model.
+        inputs (Tensor): The images of shape (N, 3, H, W).
+        values (dict[Layer, Tensor]): What passed the layers.
+        logits (Tensor): The logits of shape (N, K).
+        heads (list[nn.Linear], optional): For each layer the linear classifier behind global average
+            pooling, which saves the backward pass; None for any other head.
+        differentiable (bool): Whether all results have graphs.
+        memo (dict): What a method wants to keep between classes.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    values: dict[Layer, Tensor]
+    logits: Tensor
+    heads: list[nn.Linear] | None
+    differentiable: bool
+    memo: dict = field(default_factory=dict)
+
+    @property
+    def activations(self) -> list[Tensor]:
+        """Each layer's activations, of shape (N, C, h, w)."""
+        values = self.values.items()
+        maps = [full_precision(layer.layout.to_map(value)) for layer, value in values]
+        return maps if self.differentiable else [each.detach() for each in maps]
+
+    def gradients(self, weights: Tensor) -> list[Tensor]:
+        """The gradients of the weighted logits by the activations, of shape (N, C, h, w) each."""
+        if self.heads is not None:
+            return [
+                (weights @ full_precision(head.weight) / math.prod(value.shape[2:]))[
+                    ..., None, None
+                ].expand_as(value)
+                for head, value in zip(self.heads, self.activations)
+            ]
+        gradients = torch.autograd.grad(
+            (self.logits * weights).sum(),
+            list(self.values.values()),
+            retain_graph=True,  # for the next class
+            create_graph=self.differentiable,
+        )
+        return [
+            full_precision(layer.layout.to_map(gradient))
+            for layer, gradient in zip(self.values, gradients)
+        ]
+
+
+def build_explainer(spec: dict | str | Explainer, key: str = 'explainer') -> Explainer:
+    """Builds an explainer.
+
+    Args:
+        spec (dict | str | Explainer): A dict with the type and the arguments, the type alone, or an
+            explainer.
+        key (str): The config key that error messages name. Defaults to 'explainer'.
+
+    Returns:
+        Explainer: The explainer.
+
+    Raises:
+        ValueError: If there is no such explainer, or it has no such argument.
+    """
+    if isinstance(spec, Explainer):
+        return spec
+    config = dict(type=spec) if isinstance(spec, str) else dict(spec)
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        kind = config.get('type')
+        if isinstance(kind, str) and EXPLAINERS.get(kind) is None:
+            known = ', '.join(sorted(EXPLAINERS.module_dict))
+            raise ValueError(f'{key}: there is no explainer {kind!r}; there are {known}')
+        try:
+            return EXPLAINERS.build(config)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f'{key}: {error.args[0]}') from error

@@ -1,0 +1,230 @@
+"""The CAM family: maps from a layer's activations and the gradients that reach it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from mmkdx.explain.base import Evidence, LayerExplainer, Targets, class_weights
+from mmkdx.functional import full_precision
+from mmkdx.registry import EXPLAINERS
+
+
+def weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
+    """Maps of shape (N, h, w) from channel weights (N, C) and activations (N, C, h, w)."""
+    return torch.einsum('nc,nchw->nhw', weights, activations)
+
+
+class BaseCAM(LayerExplainer):
+    """Base of the methods that are a function of a layer's activations and the gradients there.
+
+    A method is ``combine``.
+    """
+
+    needs_gradients = True
+
+    @abstractmethod
+    def combine(self, activations: Tensor, gradients: Tensor | None) -> Tensor:
+        """The method.
+
+        Args:
+            activations (Tensor): Of shape (N, C, h, w).
+            gradients (Tensor, optional): Of the score by the activations, of the same shape.
+
+        Returns:
+            Tensor: Raw maps of shape (N, h, w).
+        """
+
+    def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
+        """See ``LayerExplainer``."""
+        activations = evidence.activations
+        if not self.needs_gradients:
+            return [self.combine(each, None) for each in activations]
+        return list(map(self.combine, activations, evidence.gradients(weights)))
+
+    def from_forward(self, activations: Tensor, logits: Tensor, targets: Targets = None) -> Tensor:
+        """Explains a forward that ran already, so that a loss can share the training step's.
+
+        Args:
+            activations (Tensor): The layer's activations in that forward, of shape (N, C, h, w), with
+                their graph.
+            logits (Tensor): Its logits of shape (N, K).
+            targets (int | str | Tensor | Sequence, optional): See ``__call__``; not 'all'.
+
+        Returns:
+            Tensor: Raw maps of shape (N, h, w) that carry gradients to all that made them.
+
+        Raises:
+            ValueError: If the activations carry no gradient, or the logits do not depend on them.
+        """
+        if not activations.requires_grad:
+            raise ValueError(
+                f'{type(self).__name__}: the activations carry no gradient, so that a loss of the maps '
+                'would train nothing; run the forward with gradients and without freezing what comes '
+                'before the layer'
+            )
+        gradients = None
+        if self.needs_gradients:
+            score = (logits * class_weights(targets, logits)).sum()
+            (gradients,) = torch.autograd.grad(
+                score, activations, create_graph=True, allow_unused=True
+            )
+            if gradients is None:
+                raise ValueError(
+                    f'{type(self).__name__}: the logits do not depend on the activations; both must '
+                    'come from one forward'
+                )
+            gradients = full_precision(gradients)
+        return self.combine(full_precision(activations), gradients)
+
+
+@EXPLAINERS.register_module()
+class GradCAM(BaseCAM):
+    """``sum_c mean(g_c) A_c``, with A the activations and g the score's gradient by them.
+
+    Source: Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based
+    localization", ICCV 2017, Eq. 1 and 2, without its final ReLU, which belongs to drawing.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """See ``BaseCAM``."""
+        return weighted_sum(gradients.mean((2, 3)), activations)
+
+
+@EXPLAINERS.register_module()
+class GradCAMPlusPlus(BaseCAM):
+    """``sum_c w_c A_c`` with ``w_c = sum_ij α_ij relu(g_ij)`` and ``α = g² / (2 g² + S_c g³)``.
+
+    ``S_c`` is the sum of A_c over space. α, and with it its share of the weight, is 0 where the
+    gradient or the denominator is not positive; for activations after a ReLU the denominator always
+    is.
+
+    Source: Chattopadhay et al., "Grad-CAM++: Generalized gradient-based visual explanations for deep
+    convolutional networks", WACV 2018, Eq. 6 and 19, for the score ``exp(logit)``, whose derivatives
+    are powers of the logit's but for a positive factor.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """See ``BaseCAM``."""
+        # α = 1 / (2 + S g), reduced by g², which is far below rounding where pooling divides by h · w
+        denominator = 2 + activations.sum((2, 3), keepdim=True) * gradients
+        counts = (gradients > 0) & (denominator > 0)
+        weights = torch.where(counts, gradients / denominator.where(counts, 1), 0).sum((2, 3))
+        return weighted_sum(weights, activations)
+
+
+@EXPLAINERS.register_module()
+class XGradCAM(BaseCAM):
+    """``sum_c w_c A_c`` with ``w_c = sum_ij(g_c A_c) / sum_ij A_c``.
+
+    Source: Fu et al., "Axiom-based Grad-CAM: Towards accurate visualization and explanation of CNNs",
+    BMVC 2020, Eq. 8. A channel whose activations sum up to 0 has weight 0 after a ReLU, where it is
+    zero; a signed channel that does gets a large one.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """See ``BaseCAM``."""
+        total = activations.sum((2, 3)) + 1e-8
+        return weighted_sum((gradients * activations).sum((2, 3)) / total, activations)
+
+
+@EXPLAINERS.register_module()
+class HiResCAM(BaseCAM):
+    """``sum_c g_c ⊙ A_c``.
+
+    Source: Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of
+    convolutional neural networks", arXiv 2011.08891, Eq. 4.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """See ``BaseCAM``."""
+        return (gradients * activations).sum(1)
+
+
+@EXPLAINERS.register_module()
+class LayerCAM(BaseCAM):
+    """``sum_c relu(g_c) ⊙ A_c``.
+
+    Source: Jiang et al., "LayerCAM: Exploring hierarchical class activation maps for localization",
+    TIP 2021, Eq. 6 and 7.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """See ``BaseCAM``."""
+        return (gradients.relu() * activations).sum(1)
+
+
+@EXPLAINERS.register_module()
+class EigenCAM(BaseCAM):
+    """The projection of the centred activations on their first principal component.
+
+    Source: Muhammad and Yeasin, "Eigen-CAM: Class activation map using principal components", IJCNN
+    2020, Sec. III; centred over positions, as its public implementations are. The sign of a principal
+    component is arbitrary; here the map correlates positively with the mean activation. The map is the
+    same for all classes.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    needs_gradients = False
+    class_specific = False
+
+    def combine(self, activations: Tensor, gradients: Tensor | None = None) -> Tensor:
+        """See ``BaseCAM``."""
+        return _first_component(activations)
+
+
+@EXPLAINERS.register_module()
+class EigenGradCAM(BaseCAM):
+    """Eigen-CAM of ``g ⊙ A``, which depends on the class; with the sign of its sum over channels.
+
+    Source: the method of that name in the package pytorch-grad-cam; there is no paper.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """See ``BaseCAM``."""
+        return _first_component(gradients * activations)
+
+
+def _first_component(activations: Tensor) -> Tensor:
+    """The first principal component's score at each position, of shape (N, h, w)."""
+    values = activations.flatten(2).transpose(1, 2)
+    values = values - values.mean(1, keepdim=True)
+    _, positions, channels = values.shape
+    # The smaller of the two Gram matrices; both have the same leading eigenvalue.
+    if positions <= channels:
+        eigenvalues, vectors = torch.linalg.eigh(values @ values.mT)
+        scores = vectors[..., -1] * eigenvalues[:, -1:].clamp(min=0).sqrt()
+    else:
+        _, vectors = torch.linalg.eigh(values.mT @ values)
+        scores = (values @ vectors[..., -1:]).squeeze(2)
+    sign = torch.where((scores * values.sum(2)).sum(1, keepdim=True) < 0, -1.0, 1.0)
+    return (scores * sign.to(scores)).unflatten(1, activations.shape[2:])

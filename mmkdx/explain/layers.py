@@ -1,0 +1,277 @@
+"""Which layer of a model a map is made of, and how its activations lie in space."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from mmkdx.functional import no_autocast
+from mmkdx.models.taps import Tap, TapSet, evaluating, fake_forward, forward_tensor, intercept
+
+#: How many class, distillation and register tokens may stand before the image's.
+_MAX_EXTRA_TOKENS = 8
+
+#: Whose results 'auto' does not take: parts of an attention, and projections within a block.
+_NOT_CHOSEN = (nn.Linear, nn.Softmax, _DropoutNd)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How activations of one image lie in space.
+
+    Args:
+        size (tuple[int, int]): Height and width of the map.
+        kind (str): 'nchw', 'nhwc' or 'tokens' (of shape (N, extra + height · width, C)).
+        extra (int): Tokens in front that are no part of the image. Defaults to 0.
+    """
+
+    size: tuple[int, int]
+    kind: str
+    extra: int = 0
+
+    def to_map(self, value: Tensor) -> Tensor:
+        """Brings activations or their gradient to the shape (N, C, height, width)."""
+        if self.kind == 'nchw':
+            return value
+        if self.kind == 'nhwc':
+            return value.permute(0, 3, 1, 2)
+        return value[:, self.extra :].transpose(1, 2).unflatten(2, self.size)
+
+    @classmethod
+    def of(
+        cls, shape: Sequence[int], image: Sequence[int], extra: int | None = None
+    ) -> Layout | None:
+        """Finds the layout of activations.
+
+        Args:
+            shape (Sequence[int]): Their shape, with the batch.
+            image (Sequence[int]): Height and width of the image.
+            extra (int, optional): The number of extra tokens, where the model says it. Defaults to
+                None: the smallest that leaves a grid of the image's proportions.
+
+        Returns:
+            Layout, optional: The layout, or None if the activations have no extent in space.
+        """
+        if len(shape) == 4:
+            _, a, b, c = shape
+            if _is_grid(b, c, image):
+                return cls((b, c), 'nchw')
+            if _is_grid(a, b, image):
+                return cls((a, b), 'nhwc')
+        if len(shape) == 3 and shape[2] > 1:
+            for skipped in range(_MAX_EXTRA_TOKENS + 1) if extra is None else [extra]:
+                count = shape[1] - skipped
+                for height in range(1, count + 1):
+                    if count % height == 0 and _is_grid(height, count // height, image):
+                        return cls((height, count // height), 'tokens', skipped)
+        return None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer to make maps of.
+
+    Args:
+        name (str): What the user or the search called it.
+        tap (Tap): Where it is.
+        layout (Layout): How its activations lie in space.
+        classifier (str, optional): The path of the linear layer that alone follows, after global
+            average pooling; None for any other head.
+    """
+
+    name: str
+    tap: Tap
+    layout: Layout
+    classifier: str | None = None
+
+
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The logits of a classifier for preprocessed images.
+
+    Args:
+        model (nn.Module): A classifier of mmpretrain's interface, or a module that returns logits.
+        inputs (Tensor): Images of shape (N, 3, H, W).
+
+    Returns:
+        Tensor: Logits of shape (N, K). Where a head yields one for each of several branches, as
+        Conformer's does, their sum, as such heads predict by.
+
+    Raises:
+        ValueError: If the model returns something else.
+    """
+    logits = forward_tensor(model, inputs)
+    if isinstance(logits, (tuple, list)) and all(isinstance(each, Tensor) for each in logits):
+        logits = sum(logits)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = f' of shape {tuple(logits.shape)}' if isinstance(logits, Tensor) else ''
+        raise ValueError(
+            f'an explainer needs a classifier with logits of shape (N, K); {type(model).__name__} '
+            f'returns a {type(logits).__name__}{shape}'
+        )
+    return logits
+
+
+def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[Layer]:
+    """Finds layers by name, or, for the name 'auto', the last that a map can be made of.
+
+    'auto' takes the last activations with an extent in space by most of whose positions the score
+    moves, found with the gradient for one image: what enters global average pooling in a CNN; in a
+    transformer that classifies by its class token what enters the last attention, since the other
+    tokens have no influence after it.
+
+    Args:
+        model (nn.Module): The classifier.
+        inputs (Tensor): Images of shape (N, 3, H, W).
+        names (Sequence[str]): Names or paths as those of taps, or 'auto'.
+
+    Returns:
+        list[Layer]: The layers.
+
+    Raises:
+        ValueError: If a layer does not exist, has no extent in space or does not move the score, or
+            'auto' finds none; the message names near or possible layers.
+    """
+    given = TapSet({name: 'layer' for name in names if name != 'auto'}, 'model')
+    gap_linear = TapSet({'cam': 'layer', 'features': 'layer'}, 'model')
+    with no_autocast(inputs), fake_forward(model):
+        images = torch.empty(2, *inputs.shape[1:], dtype=inputs.dtype, device=inputs.device)
+        given.resolve(model, images)
+        try:
+            gap_linear.resolve(model, images)
+            pooling = gap_linear.taps['features']
+        except ValueError:
+            pooling = None
+    passings = _trace(model, inputs[:1], {*given.taps.values(), *([pooling] if pooling else [])})
+    pooled = next((each.state for each in reversed(passings) if each.tap == pooling), None)
+    layers = []
+    for name in names:
+        chosen = _last_moving(passings) if name == 'auto' else _passing(passings, given.taps[name])
+        if chosen.layout is None:
+            raise ValueError(
+                f'layer {name!r} has no extent in space: its activations have the shape '
+                f'{tuple(chosen.value.shape)} for an image of {tuple(inputs.shape[2:])} pixels; '
+                f'possible layers are {_names(passings)}'
+            )
+        if not chosen.moves:
+            raise ValueError(
+                f"layer {name!r} does not move the score: its activations' gradient is zero at most "
+                'positions, as after the last attention of a transformer that classifies by its class '
+                f'token; possible layers are {_names(passings)}'
+            )
+        classifier = gap_linear.classifier if chosen.state == pooled else None
+        layers.append(Layer(str(chosen.tap), chosen.tap, chosen.layout, classifier))
+    return layers
+
+
+@dataclass
+class _Passing:
+    """What passed a tap in a forward."""
+
+    tap: Tap
+    value: Tensor
+    #: Which memory in which state it was: equal for two taps with nothing in between
+    state: tuple[int, int, torch.Size]
+    layout: Layout | None
+    #: Whether 'auto' may choose it
+    eligible: bool
+    #: Whether the score moves with it at most positions
+    moves: bool = False
+
+
+def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
+    """What passes all modules, and some taps, for one image, in the order of their calls."""
+    extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', None)
+    passings: list[_Passing] = []
+
+    def recorder(tap: Tap, module: nn.Module) -> Callable[[Any], None]:
+        def record(value: Any) -> None:
+            if isinstance(value, Tensor) and value.requires_grad:
+                size = image.shape[2:]
+                layout = Layout.of(value.shape, size, extra) or Layout.of(value.shape, size)
+                state = (value.untyped_storage()._cdata, value._version, value.shape)
+                passings.append(
+                    _Passing(tap, value, state, layout, not isinstance(module, _NOT_CHOSEN))
+                )
+
+        return record
+
+    modules = {Tap(path): module for path, module in model.named_modules() if path}
+    recorders = {tap: recorder(tap, module) for tap, module in modules.items()}
+    for tap in taps - modules.keys():
+        recorders[tap] = recorder(tap, model.get_submodule(tap.path))
+    with evaluating(model), no_autocast(image), torch.enable_grad():
+        image = image.detach().clone().requires_grad_()
+        with intercept(model, recorders):
+            logits = logits_of(model, image.clone())  # a leaf cannot be written in place
+        gradients = torch.autograd.grad(
+            logits.amax(), [each.value for each in passings], allow_unused=True
+        )
+    for each, gradient in zip(passings, gradients):
+        if each.layout is not None and gradient is not None:
+            share = each.layout.to_map(gradient).abs().amax(1).gt(0).float().mean()
+            each.moves = bool(share > 0.5)
+    return passings
+
+
+def _passing(passings: list[_Passing], tap: Tap) -> _Passing:
+    """What passed a tap that was asked for."""
+    for each in reversed(passings):
+        if each.tap == tap:
+            return each
+    raise ValueError(f'layer {tap} does not move the score: no gradient flows through it')
+
+
+def _possible(passings: list[_Passing]) -> list[_Passing]:
+    """What maps can be made of, from the first to the last, each under its shortest path."""
+    states: dict[tuple, list[_Passing]] = {}
+    for each in passings:
+        if each.moves and each.eligible:
+            states.setdefault(each.state, []).append(each)
+    # Modules that a forward calls twice need a number behind their path
+    calls = Counter(each.tap for each in passings)
+    possible = []
+    for same in states.values():
+        once = [each for each in same if calls[each.tap] == 1]
+        if once:
+            possible.append(
+                min(
+                    once,
+                    key=lambda each: (
+                        each.tap.side == 'in',
+                        each.tap.path == 'backbone',
+                        each.tap.path.count('.'),
+                    ),
+                )
+            )
+    return possible
+
+
+def _last_moving(passings: list[_Passing]) -> _Passing:
+    possible = _possible(passings)
+    if not possible:
+        paths = [each.tap.path for each in passings if each.layout is not None]
+        raise ValueError(
+            "layer 'auto' finds no layer that moves the score and has an extent in space; set layer, "
+            f'the last with an extent in space are {", ".join(dict.fromkeys(paths[-6:])) or "none"}'
+        )
+    return possible[-1]
+
+
+def _names(passings: list[_Passing]) -> str:
+    return ', '.join(str(each.tap) for each in _possible(passings)[-6:]) or 'none'
+
+
+def _is_grid(height: int, width: int, image: Sequence[int]) -> bool:
+    """Whether a size is the image's, reduced in proportion and rounded."""
+    return (
+        1 < height * width
+        and height <= image[0]
+        and width <= image[1]
+        and abs(width - height * image[1] / image[0]) < max(1, image[1] / image[0])
+    )

@@ -1,0 +1,171 @@
+"""Maps whose channels are weighted by what the model says when they are masked or removed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmkdx.explain.base import Evidence, LayerExplainer
+from mmkdx.explain.gradient import weighted_sum
+from mmkdx.explain.layers import Layer, logits_of
+from mmkdx.functional import full_precision, normalize_maps
+from mmkdx.models.taps import intercept
+from mmkdx.registry import EXPLAINERS
+
+
+class PerturbationCAM(LayerExplainer):
+    """Base of the methods that run the model once more for each channel of the layer.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        max_batch (int): How many of these forwards run at once. Defaults to 32.
+    """
+
+    def __init__(self, layer: str | Sequence[str] = 'auto', max_batch: int = 32) -> None:
+        super().__init__(layer)
+        if max_batch < 1:
+            raise ValueError(f'max_batch is {max_batch}; it must be at least 1')
+        self.max_batch = max_batch
+
+    @abstractmethod
+    def forward_channels(
+        self, evidence: Evidence, layer: Layer, samples: Tensor, channels: Tensor
+    ) -> Tensor:
+        """The logits (M, K) of M samples, each with one channel masked or removed."""
+
+    def channel_logits(self, evidence: Evidence, layer: Layer, channels: Tensor) -> Tensor:
+        """The logits of all samples and some channels, computed once for all classes.
+
+        Args:
+            evidence (Evidence): What the maps are made of.
+            layer (Layer): The layer.
+            channels (Tensor): Channels of each sample, of shape (N, n).
+
+        Returns:
+            Tensor: Logits of shape (N, n, K).
+        """
+        if layer not in evidence.memo:
+            samples = torch.arange(len(channels), device=channels.device)[:, None].expand_as(
+                channels
+            )
+            with torch.no_grad():
+                logits = [
+                    self.forward_channels(evidence, layer, *pairs)
+                    for pairs in zip(
+                        samples.flatten().split(self.max_batch),
+                        channels.flatten().split(self.max_batch),
+                    )
+                ]
+            evidence.memo[layer] = full_precision(torch.cat(logits)).unflatten(0, channels.shape)
+        return evidence.memo[layer]
+
+
+@EXPLAINERS.register_module()
+class ScoreCAM(PerturbationCAM):
+    """``sum_c w_c A_c`` with ``w = softmax_c(score of the image times A_c as a mask)``.
+
+    A mask is the activation resized to the image's size, then scaled to [0, 1].
+
+    Source: Wang et al., "Score-CAM: Score-weighted visual explanations for convolutional neural
+    networks", CVPR workshops 2020, Eq. 4 to 8; the score of the baseline image is left out, as the
+    softmax does not depend on it.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        channels (int, optional): Use only as many channels, those with the largest variance over
+            positions: faster in proportion, and no longer the exact map. Defaults to None (all).
+        size (int, optional): Mask images reduced to this height and width: faster with the square, and
+            no longer the exact map. Defaults to None (the images' own).
+        max_batch (int): How many masked images run at once. Defaults to 32.
+    """
+
+    def __init__(
+        self,
+        layer: str | Sequence[str] = 'auto',
+        channels: int | None = None,
+        size: int | None = None,
+        max_batch: int = 32,
+    ) -> None:
+        super().__init__(layer, max_batch)
+        self.channels = channels
+        self.size = size
+
+    def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
+        """See ``LayerExplainer``."""
+        maps = []
+        for layer, activations in zip(evidence.values, evidence.activations):
+            count = min(self.channels or activations.shape[1], activations.shape[1])
+            chosen = activations.flatten(2).var(2).topk(count, 1).indices
+            scores = torch.einsum(
+                'nck,nk->nc', self.channel_logits(evidence, layer, chosen), weights
+            )
+            used = activations.gather(1, chosen[..., None, None].expand(-1, -1, *layer.layout.size))
+            maps.append(weighted_sum(scores.softmax(1), used))
+        return maps
+
+    def forward_channels(
+        self, evidence: Evidence, layer: Layer, samples: Tensor, channels: Tensor
+    ) -> Tensor:
+        """See ``PerturbationCAM``."""
+        images = evidence.inputs
+        if self.size:
+            images = F.interpolate(images, (self.size, self.size), mode='bilinear', antialias=True)
+        activations = full_precision(layer.layout.to_map(evidence.values[layer]))
+        masks = F.interpolate(
+            activations[samples, channels][:, None], images.shape[2:], mode='bilinear'
+        )
+        masks = normalize_maps(masks[:, 0])[:, None]
+        return logits_of(evidence.model, images[samples] * masks.to(images))
+
+
+@EXPLAINERS.register_module()
+class AblationCAM(PerturbationCAM):
+    """``sum_c w_c A_c`` with ``w_c = (s - s without A_c) / s``.
+
+    Of a classifier of global average pooling and one linear layer the loss of score is known
+    (``W_c mean(A_c)``), and no further forward runs.
+
+    Source: Desai and Ramaswamy, "Ablation-CAM: Visual explanations for deep convolutional network via
+    gradient-free localization", WACV 2020, Eq. 3 and 4.
+
+    Args:
+        layer (str | Sequence[str]): See ``LayerExplainer``.
+        max_batch (int): How many ablations run at once. Defaults to 32.
+    """
+
+    def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
+        """See ``LayerExplainer``."""
+        score = (evidence.logits * weights).sum(1, keepdim=True)
+        maps = []
+        for i, (layer, activations) in enumerate(zip(evidence.values, evidence.activations)):
+            if evidence.heads is not None:
+                drop = (weights @ full_precision(evidence.heads[i].weight)) * activations.mean(
+                    (2, 3)
+                )
+            else:
+                count = activations.shape[1]
+                channels = torch.arange(count, device=activations.device)
+                logits = self.channel_logits(
+                    evidence, layer, channels.expand(len(activations), count)
+                )
+                drop = score - torch.einsum('nck,nk->nc', logits, weights)
+            maps.append(weighted_sum(drop / score, activations))
+        return maps
+
+    def forward_channels(
+        self, evidence: Evidence, layer: Layer, samples: Tensor, channels: Tensor
+    ) -> Tensor:
+        """See ``PerturbationCAM``."""
+
+        def ablate(value: Tensor) -> Tensor:
+            value = value.clone()
+            rows = torch.arange(len(samples), device=samples.device)
+            layer.layout.to_map(value)[rows, channels] = 0  # a view
+            return value
+
+        with intercept(evidence.model, {layer.tap: ablate}):
+            return logits_of(evidence.model, evidence.inputs[samples])

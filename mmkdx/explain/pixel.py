@@ -1,0 +1,247 @@
+"""Maps at the images' resolution, from the gradient of the score by the pixels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmkdx.explain.base import Explainer, Targets, class_weights, every_class
+from mmkdx.explain.layers import logits_of
+from mmkdx.functional import full_precision
+from mmkdx.models.taps import Tap, intercept
+from mmkdx.registry import EXPLAINERS
+
+
+class PixelExplainer(Explainer):
+    """Base of the explainers whose maps are made of the pixels' gradients."""
+
+    @abstractmethod
+    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+        """The method.
+
+        Args:
+            model (nn.Module): The model.
+            inputs (Tensor): Images of shape (N, 3, H, W).
+            weights (Tensor): The weights of the classes, of shape (N, K).
+
+        Returns:
+            Tensor: Maps of shape (N, H, W).
+        """
+
+    def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
+        """See ``Explainer``."""
+        with torch.no_grad():
+            logits = logits_of(model, inputs)
+        if not (isinstance(targets, str) and targets == 'all'):
+            return full_precision(self.attribute(model, inputs, class_weights(targets, logits)))
+        maps = [
+            self.attribute(model, inputs, class_weights(index, logits))
+            for index in every_class(*logits.shape, inputs.device)
+        ]
+        return full_precision(torch.stack(maps, 1))
+
+    def gradient(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+        """The gradient of the weighted logits by the pixels, of shape (N, 3, H, W)."""
+        inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
+        # The clone, because a leaf cannot be written in place
+        score = (logits_of(model, inputs.clone()) * weights).sum()
+        return torch.autograd.grad(score, inputs, create_graph=self.differentiable)[0]
+
+
+@EXPLAINERS.register_module()
+class InputGradient(PixelExplainer):
+    """The largest magnitude of the score's gradient over a pixel's channels.
+
+    Source: Simonyan et al., "Deep inside convolutional networks: Visualising image classification
+    models and saliency maps", ICLR workshop 2014, Sec. 3.1.
+
+    Args:
+        multiply (bool): Whether the gradient is multiplied by the pixel and summed over channels
+            instead ("Gradient × Input"; Shrikumar et al., arXiv 1605.01713). Defaults to False.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def __init__(self, multiply: bool = False, differentiable: bool = False) -> None:
+        super().__init__(differentiable)
+        self.multiply = multiply
+
+    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+        """See ``PixelExplainer``."""
+        gradient = self.gradient(model, inputs, weights)
+        return (gradient * inputs).sum(1) if self.multiply else gradient.abs().amax(1)
+
+
+@EXPLAINERS.register_module()
+class IntegratedGradients(PixelExplainer):
+    """``sum_c (x - x0) ∫ ∂s/∂x (x0 + a (x - x0)) da``, a from 0 to 1; it sums up to ``s(x) - s(x0)``.
+
+    Source: Sundararajan et al., "Axiomatic attribution for deep networks", ICML 2017, Eq. 1. The
+    integral is taken by Gauss-Legendre quadrature.
+
+    Args:
+        steps (int): Points of the integral, each a forward and a backward pass. Defaults to 50, as in
+            captum; the paper uses 20 to 300 with a Riemann sum.
+        baseline (float): The value of all pixels of x0 after preprocessing. Defaults to 0, the mean
+            colour.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def __init__(
+        self, steps: int = 50, baseline: float = 0.0, differentiable: bool = False
+    ) -> None:
+        super().__init__(differentiable)
+        if steps < 1:
+            raise ValueError(f'steps is {steps}; it must be at least 1')
+        self.baseline = baseline
+        points, shares = np.polynomial.legendre.leggauss(steps)
+        self.points, self.shares = ((points + 1) / 2).tolist(), (shares / 2).tolist()
+
+    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+        """See ``PixelExplainer``."""
+        away = inputs - self.baseline
+        total = torch.zeros_like(inputs)
+        for point, share in zip(self.points, self.shares):
+            total = total + share * self.gradient(model, self.baseline + point * away, weights)
+        return (away * total).sum(1)
+
+
+@EXPLAINERS.register_module()
+class SmoothGrad(PixelExplainer):
+    """The largest magnitude over channels of the gradient's mean over noisy copies of the image.
+
+    Source: Smilkov et al., "SmoothGrad: removing noise by adding noise", arXiv 1706.03825, Sec. 3. The
+    noise has a seed of its own: each call draws the same, and the global random state is untouched.
+
+    Args:
+        samples (int): Noisy copies, each a forward and a backward pass. Defaults to 50.
+        noise (float): The noise's standard deviation as a share of the image's range of values.
+            Defaults to 0.15; the paper recommends 0.1 to 0.2.
+        seed (int): The seed. Defaults to 0.
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def __init__(
+        self,
+        samples: int = 50,
+        noise: float = 0.15,
+        seed: int = 0,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(differentiable)
+        if samples < 1:
+            raise ValueError(f'samples is {samples}; it must be at least 1')
+        self.samples = samples
+        self.noise = noise
+        self.seed = seed
+
+    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+        """See ``PixelExplainer``."""
+        generator = torch.Generator(inputs.device).manual_seed(self.seed)
+        flat = inputs.detach().flatten(1)
+        sigma = self.noise * (flat.amax(1) - flat.amin(1))[:, None, None, None]
+        total = torch.zeros_like(inputs)
+        for _ in range(self.samples):
+            # One pattern for all images: a map does not depend on the rest of the batch
+            noise = torch.randn(
+                inputs.shape[1:], generator=generator, device=inputs.device, dtype=inputs.dtype
+            )
+            total = total + self.gradient(model, inputs + sigma * noise, weights)
+        return (total / self.samples).abs().amax(1)
+
+
+@EXPLAINERS.register_module()
+class FullGrad(PixelExplainer):
+    """``ψ(g ⊙ x) + sum_l sum_c ψ(g_lc b_lc)``: the input's gradient and those of all biases.
+
+    ψ takes magnitudes, scales each image's to [0, 1] over a layer and resizes them to the image's
+    size. Biases are those of convolutions and batch norm (``β - γ mean / sqrt(var + ε)``); of a
+    network of these, linear layers and ReLU, the score is the sum of all terms without ψ and those of
+    the linear layers' biases (``bias_gradients`` gives them).
+
+    Source: Srinivas and Fleuret, "Full-gradient representation for neural network visualization",
+    NeurIPS 2019, Eq. 4 and Sec. 5.
+
+    Args:
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+        """See ``PixelExplainer``."""
+        pixels, layers = self.bias_gradients(model, inputs, weights)
+        total = self._visible(pixels, inputs)
+        for layer in layers:
+            total = total + self._visible(layer, inputs)
+        return total
+
+    def bias_gradients(
+        self, model: nn.Module, inputs: Tensor, weights: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The terms of the full gradient before ψ.
+
+        Args:
+            model (nn.Module): The model.
+            inputs (Tensor): Images of shape (N, 3, H, W).
+            weights (Tensor): The weights of the classes, of shape (N, K).
+
+        Returns:
+            tuple[Tensor, list[Tensor]]: ``g ⊙ x`` of shape (N, 3, H, W) and for each layer with
+            biases, in order of the calls, ``g_l b_l`` of its outputs' shape (N, C, h, w).
+        """
+        outputs: list[tuple[Tensor, Tensor]] = []
+
+        def keeper(bias: Tensor):
+            def keep(value: Tensor) -> Tensor | None:
+                if value.dim() != 4:
+                    return None
+                outputs.append((value, bias))
+                return value.clone()  # the rest may overwrite it in place
+
+            return keep
+
+        biases = {
+            Tap(path): bias
+            for path, module in model.named_modules()
+            if (bias := _bias(module)) is not None
+        }
+        inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
+        with intercept(model, {tap: keeper(bias) for tap, bias in biases.items()}):
+            score = (logits_of(model, inputs.clone()) * weights).sum()
+        gradients = torch.autograd.grad(
+            score,
+            [inputs, *(value for value, _ in outputs)],
+            create_graph=self.differentiable,
+            allow_unused=True,
+        )
+        layers = [
+            gradient * bias[:, None, None]
+            for gradient, (_, bias) in zip(gradients[1:], outputs)
+            if gradient is not None
+        ]
+        return gradients[0] * inputs, layers
+
+    @staticmethod
+    def _visible(values: Tensor, inputs: Tensor) -> Tensor:
+        values = full_precision(values).abs()
+        low, high = (f(values.flatten(1), 1)[:, None, None, None] for f in (torch.amin, torch.amax))
+        values = (values - low) / torch.where(high > low, high - low, 1)
+        # Resizing is linear, so the channels are summed up first.
+        return F.interpolate(
+            values.sum(1, keepdim=True), inputs.shape[2:], mode='bilinear', align_corners=False
+        )[:, 0]
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    """What a convolution or a batch norm in eval mode adds to each channel."""
+    if isinstance(module, nn.Conv2d):
+        return module.bias
+    if not isinstance(module, _BatchNorm) or module.running_mean is None:
+        return None
+    shift = -module.running_mean / (module.running_var + module.eps).sqrt()
+    if module.affine:
+        shift = shift * module.weight + module.bias
+    return shift
