@@ -27,7 +27,8 @@ class Layout:
 
     Args:
         size (tuple[int, int]): Height and width of the map.
-        kind (str): 'nchw', 'nhwc' or 'tokens' (of shape (N, extra + height · width, C)).
+        kind (str): 'nchw', 'nhwc', 'tokens' (of shape (N, extra + height · width, C)) or 'ncl' (of
+            shape (N, C, height · width)).
         extra (int): Tokens in front that are no part of the image. Defaults to 0.
     """
 
@@ -41,6 +42,8 @@ class Layout:
             return value
         if self.kind == 'nhwc':
             return value.permute(0, 3, 1, 2)
+        if self.kind == 'ncl':
+            return value.unflatten(2, self.size)
         return value[:, self.extra :].transpose(1, 2).unflatten(2, self.size)
 
     @classmethod
@@ -53,7 +56,7 @@ class Layout:
             shape (Sequence[int]): Their shape, with the batch.
             image (Sequence[int]): Height and width of the image.
             extra (int, optional): The number of extra tokens, where the model says it. Defaults to
-                None: the smallest that leaves a grid of the image's proportions.
+                None: the first that leaves a grid of the image's proportions, 0 to 2 before more.
 
         Returns:
             Layout, optional: The layout, or None if the activations have no extent in space.
@@ -64,12 +67,17 @@ class Layout:
                 return cls((b, c), 'nchw')
             if _is_grid(a, b, image):
                 return cls((a, b), 'nhwc')
-        if len(shape) == 3 and shape[2] > 1:
-            for skipped in range(_MAX_EXTRA_TOKENS + 1) if extra is None else [extra]:
-                count = shape[1] - skipped
-                for height in range(1, count + 1):
-                    if count % height == 0 and _is_grid(height, count // height, image):
-                        return cls((height, count // height), 'tokens', skipped)
+        if len(shape) == 3:
+            _, a, b = shape
+            for kind, count, skipped in (
+                *(('tokens', a, n) for n in (range(3) if extra is None else [extra])),
+                ('ncl', b, 0),
+                *(('tokens', a, n) for n in range(3, _MAX_EXTRA_TOKENS + 1)),
+            ):
+                for height in range(1, count - skipped + 1):
+                    width, rest = divmod(count - skipped, height)
+                    if min(a, b) > 1 and not rest and _is_grid(height, width, image):
+                        return cls((height, width), kind, skipped)
         return None
 
 
