@@ -1,5 +1,6 @@
-"""What the command-line tools are made of."""
+"""What the command-line tools are made of, and the inferencer."""
 
 from mmkdx.apis.command_line import mmpretrain_tool, run_tool
+from mmkdx.apis.explain import ExplainInferencer
 
-__all__ = ['mmpretrain_tool', 'run_tool']
+__all__ = ['ExplainInferencer', 'mmpretrain_tool', 'run_tool']

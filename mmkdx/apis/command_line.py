@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ def run_tool(name: str) -> None:
     """Runs a script of mmpretrain's ``tools`` on a config that is made ready for this machine.
 
     ``--resume`` without a checkpoint takes the last one that is whole, and a launcher on a machine
-    without CUDA connects its processes with gloo.
+    without CUDA connects its processes with gloo. 'test' takes ``--report`` and ``--compare``, too.
 
     Args:
         name (str): 'train' or 'test'.
@@ -25,6 +26,7 @@ def run_tool(name: str) -> None:
     Raises:
         FileNotFoundError: If this mmpretrain was installed without its tools.
     """
+    own = _report_options() if name == 'test' else argparse.Namespace(report=False)
     tool = mmpretrain_tool(name)
     merge_args = tool.merge_args
 
@@ -33,6 +35,8 @@ def run_tool(name: str) -> None:
         if getattr(args, 'resume', None) == 'auto':
             cfg.load_from = last_whole_checkpoint(cfg.work_dir)
         prepare_cpu_launch(cfg, args.launcher)
+        if own.report:
+            _ask_for_report(cfg, own.compare)
         return cfg
 
     tool.merge_args = merge
@@ -60,3 +64,36 @@ def mmpretrain_tool(name: str) -> ModuleType:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _report_options() -> argparse.Namespace:
+    """Takes the options of reports out of the command line, since mmpretrain's parser refuses them."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group('report')
+    group.add_argument(
+        '--report',
+        action='store_true',
+        help="write the ExplainHook's report, <log dir>/explain/report.html",
+    )
+    group.add_argument(
+        '--compare',
+        action='append',
+        default=[],
+        metavar='NAME=WORK_DIR',
+        help='another run whose curves the report shows; may be given several times',
+    )
+    if {'-h', '--help'} & set(sys.argv):
+        print(parser.format_help())
+    own, sys.argv[1:] = parser.parse_known_args()
+    bad = next((text for text in own.compare if '=' not in text), None)
+    if bad is not None:
+        parser.error(f'--compare {bad}: write NAME=WORK_DIR')
+    return own
+
+
+def _ask_for_report(cfg: Config, compare: list[str]) -> None:
+    hooks = [hook for hook in cfg.get('custom_hooks', ()) if hook.get('type') == 'ExplainHook']
+    if not hooks:
+        raise ValueError('--report needs an ExplainHook, and custom_hooks of the config has none')
+    for hook in hooks:
+        hook['report'] = dict(text.split('=', 1) for text in compare) or True

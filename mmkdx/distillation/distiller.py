@@ -143,6 +143,8 @@ class Distiller(BaseModel):
             )
             for name, term in self.terms.items()
         }
+        if self.training and torch.is_grad_enabled():
+            self._check_gradients(student, terms)
         self._watch({f'terms.{name}': terms[f'loss_{name}'] for name in self.terms})
         if not self.student_weight:
             # Every parameter gets a gradient, so that DDP need not look for unused ones.
@@ -210,6 +212,18 @@ class Distiller(BaseModel):
             teacher.bind(
                 self.student, taps, f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
             )
+
+    def _check_gradients(self, student: dict[str, Any], losses: dict[str, Tensor]) -> None:
+        """Refuses a term that would train nothing, as with frozen layers or a detached explanation."""
+        for name, term in self.terms.items():
+            value = student[term.student_tap]
+            dead = isinstance(value, Tensor) and not value.requires_grad
+            if dead or not losses[f'loss_{name}'].requires_grad:
+                what = f'what stands at tap {term.student_tap!r}' if dead else 'its loss'
+                raise ValueError(
+                    f'{term.key}: no gradient flows from it into the student, so it would train '
+                    f'nothing; {what} is detached or made of frozen parameters'
+                )
 
     def _check_channels(self, term: Term, maps: Tensor, images: Tensor) -> None:
         """Refuses features where class maps are to be: they have another number of channels."""

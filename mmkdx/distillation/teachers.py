@@ -48,6 +48,10 @@ class BaseTeacher(nn.Module):
     def update(self, student: nn.Module) -> None:
         """Takes part in a training step, before it."""
 
+    def convert(self, inputs: Tensor) -> Tensor:
+        """Brings the student's preprocessed images of shape (N, 3, H, W) to the form ``model`` takes."""
+        return inputs
+
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> dict[str, Any]:
         """Runs the teacher.
@@ -141,7 +145,7 @@ class Teacher(BaseTeacher):
 
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
         """Finds the taps in the teacher; see ``TapSet.resolve``."""
-        return super().resolve(self._convert(inputs))
+        return super().resolve(self.convert(inputs))
 
     def load(self) -> None:
         """Loads the weights from ``checkpoint``, unless that is done.
@@ -174,13 +178,14 @@ class Teacher(BaseTeacher):
         """Runs the teacher in its own normalisation and precision; see ``BaseTeacher``."""
         if not self.loaded and self.checkpoint is not None:
             self.load()  # a distiller that is used without a Runner
-        inputs = self._convert(inputs)
+        inputs = self.convert(inputs)
         if self.dtype is None:
             return super().forward(inputs)
         with no_autocast(inputs):
             return super().forward(inputs)
 
-    def _convert(self, inputs: Tensor) -> Tensor:
+    def convert(self, inputs: Tensor) -> Tensor:
+        """Brings images to the teacher's normalisation and precision; see ``BaseTeacher``."""
         inputs = self.bridge(inputs)
         return inputs.to(self.dtype) if self.dtype else inputs
 

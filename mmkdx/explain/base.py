@@ -80,7 +80,7 @@ class Explainer(metaclass=ABCMeta):
         if self.differentiable:
             with no_autocast(inputs):
                 return self.explain(model, inputs, targets)
-        with _undisturbed(model, inputs):
+        with undisturbed(model, inputs):
             # A tensor of inference mode cannot take part in a graph
             inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
             parameter = next(model.parameters(), None)
@@ -94,8 +94,13 @@ class Explainer(metaclass=ABCMeta):
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """Eval mode and full precision, with gradients; the model's modes are restored."""
+def undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """A context of eval mode, full precision and gradients, whatever is around it.
+
+    Args:
+        model (nn.Module): The model; its modes are restored afterwards.
+        inputs (Tensor): A tensor on the device of the computation.
+    """
     with torch.inference_mode(False), torch.enable_grad(), no_autocast(inputs):
         if not any(module.training for module in model.modules()):
             yield

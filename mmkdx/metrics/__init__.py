@@ -1,5 +1,25 @@
 """Metrics of explanations."""
 
+from mmkdx.metrics.agreement import MapAgreement
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
+from mmkdx.metrics.complexity import MapComplexity
+from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, PerturbationAUC
+from mmkdx.metrics.localisation import MapSegmentation, PointingGame
+from mmkdx.metrics.sensitivity import MaxSensitivity
 
-__all__ = ['Explained', 'ExplainedBatch', 'ExplanationMetric', 'Score', 'mean_score']
+__all__ = [
+    'ROAD',
+    'AverageDrop',
+    'DeletionInsertion',
+    'Explained',
+    'ExplainedBatch',
+    'ExplanationMetric',
+    'MapAgreement',
+    'MapComplexity',
+    'MapSegmentation',
+    'MaxSensitivity',
+    'PerturbationAUC',
+    'PointingGame',
+    'Score',
+    'mean_score',
+]

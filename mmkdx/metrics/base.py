@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -47,9 +48,9 @@ class ExplainedBatch:
             'baseline' (a student trained alone).
         data_samples (Sequence): mmpretrain's ``DataSample`` of each image, or dicts; a label stands in
             'gt_label', a label map of shape (H, W), as mmcv's transforms treat it, in 'gt_seg_map'.
-        mean (Tensor, optional): What preprocessing subtracts, of shape (3, ), in units of the pixel
+        mean (Tensor, optional): What preprocessing subtracts from each channel, in units of the pixel
             values. Defaults to None (zero).
-        std (Tensor, optional): What preprocessing divides by, of shape (3, ). Defaults to None (one).
+        std (Tensor, optional): What preprocessing divides each channel by. Defaults to None (one).
     """
 
     inputs: Tensor
@@ -63,9 +64,9 @@ class ExplainedBatch:
         """The value of a black pixel after preprocessing, of shape (3, 1, 1)."""
         black = self.inputs.new_zeros(self.inputs.shape[1])
         if self.mean is not None:
-            black = black - self.mean.to(black)
+            black = black - self.mean.flatten().to(black)
         if self.std is not None:
-            black = black / self.std.to(black)
+            black = black / self.std.flatten().to(black)
         return black[:, None, None]
 
 
@@ -111,6 +112,7 @@ class ExplanationMetric(BaseMetric):
         collect_device (str): Where ranks exchange rows, 'cpu' or 'gpu'. Defaults to 'cpu'.
     """
 
+    default_prefix = ''
     #: For each name of a value what is better, 'higher' or 'lower'.
     better: dict[str, str] = {}
     #: Whether the protocol counts zero and constant maps; else their values become NaN.
@@ -121,7 +123,7 @@ class ExplanationMetric(BaseMetric):
         #: After ``evaluate`` on the main rank: for each sample, by index, its values.
         self.rows: dict[int, dict[str, Any]] = {}
         # What fixed models yielded at earlier evaluations
-        self._kept: dict[tuple[str, int], dict[str, Any]] = {}
+        self._kept: dict[tuple[str, str, int], dict[str, Any]] = {}
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:
         """Values of one model's maps.
@@ -158,13 +160,27 @@ class ExplanationMetric(BaseMetric):
             data_samples (Any): Not used; mmengine's interface has it.
         """
         rows = [_Row(int(index)) for index in data_batch.index]
+        teacher = data_batch.models.get('teacher')
         for name, model in data_batch.models.items():
-            prefix = '' if name == 'student' else f'{name}/'
-            self._add(rows, prefix, self._measured(data_batch, name, model))
-            teacher = data_batch.models.get('teacher')
+            parts = [self._once(data_batch, name, self.measure, model)]
             if teacher is not None and model is not teacher:
-                self._add(rows, prefix, self.compare(data_batch, model, teacher), model, teacher)
+                parts.append(self._once(data_batch, name, self.compare, model, teacher))
+            prefix = '' if name == 'student' else f'{name}/'
+            for row, *values in zip(rows, *parts):
+                row.values.update({prefix + key: v for part in values for key, v in part.items()})
         self.results.extend(rows)
+
+    def evaluate(self, size: int = sys.maxsize) -> dict[str, Score]:
+        """Gathers the rows of all ranks and turns them into scores.
+
+        Args:
+            size (int): mmengine cuts off so many rows, before repeated samples are taken out. Defaults
+                to no limit.
+
+        Returns:
+            dict[str, Score]: The scores, by name, on every rank.
+        """
+        return super().evaluate(size)
 
     def compute_metrics(self, results: list[_Row]) -> dict[str, Score]:
         """Turns the rows of all ranks into scores.
@@ -194,34 +210,39 @@ class ExplanationMetric(BaseMetric):
             for name in names
         }
 
+    def forget(self) -> None:
+        """Drops what is kept of fixed models, for another data set."""
+        self._kept.clear()
+
     def direction(self, name: str) -> str | None:
         """What is better for a score of this name, 'higher' or 'lower', or None."""
         return self.better.get(name.rpartition('/')[2])
 
-    def _measured(self, batch: ExplainedBatch, name: str, model: Explained) -> dict[str, list]:
-        """``measure``, once in a run for each sample of a fixed model."""
-        keys = [(name, int(index)) for index in batch.index]
-        if model.fixed and all(key in self._kept for key in keys):
-            kept = [self._kept[key] for key in keys]
-            return {value: [values[value] for values in kept] for value in kept[0]}
-        rows = [_Row(int(index)) for index in batch.index]
-        self._add(rows, '', self.measure(batch, model), model)
-        if model.fixed:
-            self._kept.update({key: row.values for key, row in zip(keys, rows)})
-        return {value: [row.values[value] for row in rows] for value in rows[0].values}
-
-    def _add(
-        self, rows: list[_Row], prefix: str, values: dict[str, Tensor | list], *models: Explained
-    ) -> None:
-        bad = [False] * len(rows)
+    def _once(
+        self, batch: ExplainedBatch, name: str, method: Callable, *models: Explained
+    ) -> list[dict[str, Any]]:
+        """Each sample's values of a method, computed once in a run where all models are fixed."""
+        fixed = all(model.fixed for model in models)
+        keys = [(name, method.__name__, int(index)) for index in batch.index]
+        if fixed and all(key in self._kept for key in keys):
+            return [self._kept[key] for key in keys]
+        count = len(keys)
+        bad = [False] * count
         if not self.counts_degenerate:
-            for model in models:
-                flags = degenerate_maps(model.maps).tolist()
-                bad = [a or b for a, b in zip(bad, flags)]
-        for name, column in values.items():
-            column = column.tolist() if isinstance(column, Tensor) else column
+            flags = [degenerate_maps(model.maps).tolist() for model in models]
+            bad = [any(each) for each in zip(*flags)]
+        rows: list[dict[str, Any]] = [{} for _ in keys]
+        for key, column in method(batch, *models).items() if count else ():
+            column = column.tolist() if isinstance(column, Tensor) else list(column)
+            if len(column) != count:
+                raise ValueError(
+                    f'{type(self).__name__} yields {len(column)} values of {key!r} for {count} samples'
+                )
             for row, value, degenerate in zip(rows, column, bad):
-                row.values[prefix + name] = float('nan') if degenerate else value
+                row[key] = float('nan') if degenerate else value
+        if fixed:
+            self._kept.update(zip(keys, rows))
+        return rows
 
 
 def mean_score(values: Sequence[float], better: str | None = None) -> Score:

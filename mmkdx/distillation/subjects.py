@@ -1,0 +1,183 @@
+"""Explaining several models for the same images and the same class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmkdx.distillation.distiller import Distiller
+from mmkdx.distillation.teachers import BaseTeacher, TeacherEnsemble, build_teacher
+from mmkdx.explain import Explainer, build_explainer
+from mmkdx.explain.base import undisturbed
+from mmkdx.explain.layers import logits_of
+from mmkdx.functional import full_precision
+from mmkdx.metrics.base import Explained
+
+#: Which class all models are explained for: that which the teacher or the student predicts, the
+#: label, or for each model that which it predicts itself.
+TARGETS = ('teacher', 'student', 'label', 'own')
+
+
+@dataclass
+class Subject:
+    """A model that is explained.
+
+    Args:
+        model (nn.Module): The classifier.
+        explainer (Explainer): What explains it.
+        convert (Callable, optional): Brings images in the student's normalisation to the model's.
+            Defaults to None (they agree).
+        fixed (bool): Whether the model is the same at every evaluation. Defaults to False.
+    """
+
+    model: nn.Module
+    explainer: Explainer
+    convert: Callable[[Tensor], Tensor] | None = None
+    fixed: bool = False
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The logits (N, K) of images (N, 3, H, W), in eval mode, in fp32, without a graph."""
+        with undisturbed(self.model, inputs), torch.no_grad():
+            inputs = self._converted(inputs).to(next(self.model.parameters(), inputs))
+            return full_precision(logits_of(self.model, inputs))
+
+    def explain(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The raw maps (N, h, w) of images (N, 3, H, W) for classes (N, )."""
+        return self.explainer(self.model, self._converted(inputs), targets)
+
+    def explained(self, inputs: Tensor, logits: Tensor, targets: Tensor) -> Explained:
+        """What metrics get of this model.
+
+        Args:
+            inputs (Tensor): Images of shape (N, 3, H, W).
+            logits (Tensor): The model's logits on them.
+            targets (Tensor): The classes to explain, of shape (N, ).
+        """
+        maps = self.explain(inputs, targets)
+        return Explained(maps, targets, logits, self.predict, self.explain, self.fixed)
+
+    def _converted(self, inputs: Tensor) -> Tensor:
+        return inputs if self.convert is None else self.convert(inputs)
+
+
+def choose_targets(
+    policy: str, logits: dict[str, Tensor], labels: Tensor | None
+) -> dict[str, Tensor]:
+    """The class that each model is explained for.
+
+    Args:
+        policy (str): One of ``TARGETS``.
+        logits (dict[str, Tensor]): Each model's logits of shape (N, K).
+        labels (Tensor, optional): The labels of shape (N, ).
+
+    Returns:
+        dict[str, Tensor]: For each model class indices of shape (N, ).
+
+    Raises:
+        ValueError: If the policy needs labels and there are none.
+    """
+    if policy == 'own':
+        return {name: values.argmax(1) for name, values in logits.items()}
+    if policy == 'label':
+        if labels is None:
+            raise ValueError(
+                "target='label' explains the labels, and the data samples have none ('gt_label')"
+            )
+        return dict.fromkeys(logits, labels)
+    return dict.fromkeys(logits, logits[policy].argmax(1))
+
+
+def build_explainers(spec: dict | str | Explainer, owner: str) -> dict[str, Explainer]:
+    """The explainer of each model.
+
+    Args:
+        spec (dict | str | Explainer): One for all models, in any form of ``build_explainer``, or a
+            dict of one for each ('student', 'teacher', 'baseline'; GradCAM where one is missing).
+        owner (str): Whose argument ``explainer`` it is, for messages.
+
+    Returns:
+        dict[str, Explainer]: The explainers of 'student', 'teacher' and 'baseline'.
+
+    Raises:
+        ValueError: If there is no such explainer, or one is of several layers.
+    """
+    names = ('student', 'teacher', 'baseline')
+    several = isinstance(spec, dict) and 'type' not in spec
+    if several and (unknown := set(spec) - set(names)):
+        raise ValueError(
+            f'{owner}.explainer has no type and the keys {", ".join(sorted(map(str, unknown)))}; give '
+            f'a type, or an explainer for each of {", ".join(names)}'
+        )
+    explainers = {
+        name: build_explainer(
+            spec.get(name, 'GradCAM') if several else spec,
+            f'{owner}.explainer.{name}' if several else f'{owner}.explainer',
+        )
+        for name in names
+    }
+    if any(not isinstance(getattr(each, 'layer', ''), str) for each in explainers.values()):
+        raise ValueError(f'{owner}.explainer.layer is a list; it takes one layer')
+    return explainers
+
+
+def find_subjects(
+    model: nn.Module,
+    explainers: dict[str, Explainer],
+    owner: str,
+    teacher: Any = 0,
+    baseline: Any = None,
+) -> dict[str, Subject]:
+    """The models that are explained beside each other.
+
+    Args:
+        model (nn.Module): A distiller, or any classifier, which is the student then.
+        explainers (dict[str, Explainer]): The explainers of ``build_explainers``.
+        owner (str): Whose arguments ``teacher`` and ``baseline`` are, for messages.
+        teacher (int | dict | str | None): Which of the distiller's teachers (members of an ensemble
+            count each), or a teacher in any form that ``Distiller`` takes, or None for none. Defaults
+            to 0, if there is one.
+        baseline (dict | str, optional): Another model in such a form. Defaults to None.
+
+    Returns:
+        dict[str, Subject]: The models: 'student', and where there are such 'teacher' and 'baseline'.
+
+    Raises:
+        ValueError: If there is no such teacher, or a model cannot be built or loaded.
+        FileNotFoundError: If a checkpoint file does not exist.
+    """
+    student = model.student if isinstance(model, Distiller) else model
+    others = {'baseline': _build(baseline, student, f'{owner}.baseline')}
+    if isinstance(teacher, int):
+        teachers: list[BaseTeacher] = []
+        for each in getattr(model, 'teachers', ()):
+            teachers += each.members if isinstance(each, TeacherEnsemble) else [each]
+        if teacher >= max(len(teachers), 1):
+            raise ValueError(f'{owner}.teacher is {teacher} and there are {len(teachers)} teachers')
+        others = {'teacher': teachers[teacher] if teachers else None, **others}
+    else:
+        others = {'teacher': _build(teacher, student, f'{owner}.teacher'), **others}
+    subjects = {'student': Subject(student, explainers['student'])}
+    for name, other in others.items():
+        if other is not None:
+            other.load()
+            subjects[name] = Subject(
+                other.model, explainers[name], other.convert, fixed=not other.trained_along
+            )
+    return subjects
+
+
+def _build(spec: Any, student: nn.Module, key: str) -> BaseTeacher | None:
+    """A model beside the student, on its device, with its weights."""
+    if spec is None:
+        return None
+    try:
+        model = build_teacher(spec)
+        model.bind(student, {}, key)
+        model.load()
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f'{key}: {error}') from error
+    return model.to(next(student.parameters()).device)

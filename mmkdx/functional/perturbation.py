@@ -1,0 +1,144 @@
+"""Which pixels an explanation takes away, and what is put in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from mmkdx.functional.precision import full_precision, no_autocast
+
+
+def pixel_ranks(maps: Tensor) -> Tensor:
+    """Ranks the pixels of each map, the most relevant first.
+
+    Pixels of equal value keep their reading order (row by row), so that ranks are the same on every
+    device and in every batch.
+
+    Args:
+        maps (Tensor): Maps of shape (N, H, W).
+
+    Returns:
+        Tensor: Ranks from 0 (the largest value) to H * W - 1, integers of shape (N, H, W).
+    """
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    # The inverse of a permutation is its own argsort
+    return order.argsort(dim=1).view_as(maps)
+
+
+def blur(images: Tensor) -> Tensor:
+    """Blurs images as RISE does for insertion: a kernel of 11 × 11 with sigma 5, and zeros around.
+
+    The kernel of the public code is what scipy makes of an impulse in the middle of 11 × 11 pixels. It
+    sums to 1, but its tails are reflected at the border, which makes it flatter than a Gaussian that is
+    cut off.
+
+    Source: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC
+    2018; the kernel is that of github.com/eclique/RISE.
+
+    Args:
+        images (Tensor): Normalised images of shape (N, C, H, W).
+
+    Returns:
+        Tensor: Images of the same shape.
+    """
+    row = images.new_tensor(_rise_kernel())
+    kernel = (row * row[:, None]).expand(images.shape[1], 1, -1, -1)
+    with no_autocast(images):
+        return F.conv2d(images, kernel, padding=len(row) // 2, groups=images.shape[1])
+
+
+@cache
+def _rise_kernel() -> tuple[float, ...]:
+    return tuple(gaussian_filter1d(np.eye(11)[5], 5.0).tolist())
+
+
+def linear_imputation(
+    images: Tensor, missing: Tensor, tolerance: float = 1e-5, max_iterations: int = 2000
+) -> Tensor:
+    """Fills missing pixels so that each is the weighted mean of its neighbours.
+
+    The four direct neighbours weigh 1/6 each and the four diagonal ones 1/12; at the border of the image
+    the weights that are left are scaled to sum to 1. These equations are sparse, symmetric and positive
+    definite, and are solved by conjugate gradients for all images and channels at once, each stopping by
+    itself.
+
+    Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML
+    2022 (noisy linear imputation, here without the noise).
+
+    Args:
+        images (Tensor): Images of shape (N, C, H, W).
+        missing (Tensor): Which pixels are missing, booleans of shape (N, H, W).
+        tolerance (float): The norm of the residual at which a channel is done, as a share of its norm
+            when the missing pixels are the mean of the others. Defaults to 1e-5.
+        max_iterations (int): The most iterations. Defaults to 2000.
+
+    Returns:
+        Tensor: Images of the same shape; pixels that are not missing are unchanged.
+
+    Raises:
+        ValueError: If all pixels of an image are missing.
+    """
+    if missing.flatten(1).all(1).any():
+        raise ValueError(
+            'all pixels of an image are missing, so that there is nothing to fill them from'
+        )
+    given = images
+    images, hole = full_precision(images), missing[:, None]
+    inside = hole.to(images)
+    weights = _smooth(images.new_ones(1, 1, *images.shape[2:]))
+
+    def total(values: Tensor) -> Tensor:
+        return values.sum((2, 3), keepdim=True)
+
+    mean = total(images * (1 - inside)) / total(1 - inside)
+    filled = torch.where(hole, mean, images)
+    residual = inside * (_smooth(filled) - weights * filled)
+    conditioned = residual / weights
+    direction = conditioned
+    energy = total(residual * conditioned)
+    limit = tolerance**2 * energy
+    for iteration in range(max_iterations):
+        active = energy > limit
+        # Asking the device each time would make it wait
+        if iteration % 16 == 0 and not active.any():
+            break
+        change = inside * (weights * direction - _smooth(direction))
+        step = torch.where(active, energy / total(direction * change), 0.0)
+        filled = filled + step * direction
+        residual = residual - step * change
+        conditioned = residual / weights
+        last, energy = energy, total(residual * conditioned)
+        direction = conditioned + torch.where(active, energy / last, 0.0) * direction
+    return filled.to(given)
+
+
+def _smooth(images: Tensor) -> Tensor:
+    """The weighted sum of 3 × 3 pixels with weights 1 2 1, 2 4 2, 1 2 1 (by 1/16), zeros around.
+
+    Those are the weights of the neighbours but for a factor that all equations share; the pixel itself
+    stands on both sides of its equation. A convolution would do the same, but on some devices with
+    rounded factors (TF32), with which conjugate gradients do not converge.
+    """
+    return F.avg_pool2d(F.avg_pool2d(F.pad(images, (1, 1, 1, 1)), 2, 1), 2, 1)
+
+
+def sample_generators(
+    index: Sequence[int], seed: int, device: torch.device
+) -> list[torch.Generator]:
+    """A source of random numbers for each sample, which no other sample and no global state touches.
+
+    Args:
+        index (Sequence[int]): The positions of the samples in the data set.
+        seed (int): The seed of the data set.
+        device (torch.device): Where the numbers are drawn.
+
+    Returns:
+        list[torch.Generator]: One generator a sample.
+    """
+    return [torch.Generator(device).manual_seed(seed + int(i)) for i in index]

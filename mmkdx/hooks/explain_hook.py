@@ -1,0 +1,429 @@
+"""Explains models at every evaluation, and measures the explanations."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import collect_results, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DefaultScope
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import Tensor, nn
+
+from mmkdx.distillation.subjects import (
+    TARGETS,
+    Subject,
+    build_explainers,
+    choose_targets,
+    find_subjects,
+)
+from mmkdx.functional import degenerate_maps
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score
+from mmkdx.registry import HOOKS, METRICS
+from mmkdx.visualization.records import append_scores, append_values, score_table
+
+#: Bytes of maps and logits of fixed models that are kept between evaluations.
+KEPT_BYTES = 2**30
+
+
+@HOOKS.register_module()
+class ExplainHook(Hook):
+    """Shows and measures at every evaluation where a student and its teacher look.
+
+    On a fixed sample of the validation or test images it explains the student, its teacher and, where
+    one is given, a baseline, all for the same class. The scores stand as ``explain/…`` in the log, in
+    ``scalars.json``, in the ``metrics`` of the evaluation (so ``save_best='explain/…'`` works, with a
+    ``rule``), and in a printed table; each with its 95 % confidence interval in
+    ``<log_dir>/explain/<val|test>.json``, and each image's values in ``<val|test>.csv`` beside it. A
+    picture for some of the images goes to the run's visualizer.
+
+    It adds the time of its sample to an evaluation, and logs how much. What a frozen teacher yields is
+    computed once in a run. Before training, one image is explained and measured on trial, so that a
+    mistake in the config shows at once.
+
+    Data samples must have 'sample_idx', as those of mmpretrain's ``PackInputs`` do.
+
+    Args:
+        explainer (dict | str): The explainer, or a dict of one for each model ('student', 'teacher',
+            'baseline'). Defaults to 'GradCAM', which is the CAM where the head allows.
+        metrics (Sequence[dict]): The metrics, of those for explanations. Defaults to ().
+        num_samples (int, optional): How many images are explained. Defaults to 512. None: all.
+        show_samples (int): How many of them are shown. Defaults to 16.
+        target (str, optional): For which class: that which the 'teacher' or the 'student' predicts,
+            the 'label', or for each model its 'own' prediction. Defaults to None: 'teacher', or
+            'student' where there is no teacher.
+        teacher (int | dict | str | None): Which of the distiller's teachers (members of an ensemble
+            count each); or, for a model without a distiller, a teacher in any form that ``Distiller``
+            takes; or None for none. Defaults to 0.
+        baseline (dict | str, optional): A student trained alone, in any form that ``Distiller`` takes
+            for a teacher; it shows what the teacher's explanations have changed. Defaults to None.
+        interval (int): Explain at every so many-th evaluation in training. Defaults to 1.
+        seed (int): The seed of the sample. Defaults to 0.
+        report (bool | dict): Whether to write ``<log_dir>/explain/report.html`` after a test; with a
+            dict of names and work directories it shows the curves of these runs, too. Defaults to
+            False.
+        enable (bool): Whether to do all this. Defaults to True.
+        out_dir (str, optional): Where files are written. Defaults to None (``<log_dir>/explain``).
+
+    Raises:
+        ValueError: If an argument is out of range, or, before the first iteration, if the model, the
+            data or a metric does not allow what is asked for.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(
+        self,
+        explainer: dict | str = 'GradCAM',
+        metrics: Sequence[dict] = (),
+        num_samples: int | None = 512,
+        show_samples: int = 16,
+        target: str | None = None,
+        teacher: int | dict | str | None = 0,
+        baseline: dict | str | None = None,
+        interval: int = 1,
+        seed: int = 0,
+        report: bool | dict[str, str] = False,
+        enable: bool = True,
+        out_dir: str | None = None,
+    ) -> None:
+        if target not in (None, *TARGETS):
+            raise ValueError(
+                f'ExplainHook.target is {target!r}; it must be one of {", ".join(TARGETS)}'
+            )
+        for name, value, least in (
+            ('num_samples', num_samples, 1),
+            ('show_samples', show_samples, 0),
+            ('interval', interval, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f'ExplainHook.{name} is {value}; it must be at least {least}')
+        self.explainers = build_explainers(explainer, 'ExplainHook')
+        with DefaultScope.overwrite_default_scope('mmkdx'):
+            self.metrics = [METRICS.build(metric) for metric in metrics]
+        for metric in self.metrics:
+            if not isinstance(metric, ExplanationMetric):
+                raise ValueError(
+                    f'ExplainHook.metrics: {type(metric).__name__} is no metric of explanations; it '
+                    'belongs into val_evaluator'
+                )
+        self.metrics.insert(0, _Facts())
+        self.num_samples = num_samples
+        self.show_samples = show_samples
+        self.target = target
+        self.teacher = teacher
+        self.baseline = baseline
+        self.interval = interval
+        self.seed = seed
+        self.report = report
+        self.enable = enable
+        self.out_dir = out_dir
+        self._evaluations = 0
+        self._dataset: Any = None
+        self._model: nn.Module | None = None
+        self._subjects: dict[str, Subject] = {}
+        self._kept: dict[str, dict[int, tuple[Tensor, ...]]] = {}
+        self._kept_bytes = 0
+
+    # When
+
+    def before_train(self, runner: Runner) -> None:
+        """Explains and measures one image on trial."""
+        if self.enable and runner.val_loop is not None:
+            self._try(runner, runner.val_loop.dataloader)
+
+    def before_test(self, runner: Runner) -> None:
+        """Explains and measures one image on trial."""
+        if self.enable:
+            self._try(runner, runner.test_loop.dataloader)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Draws the sample."""
+        self._evaluations += 1
+        self._begin(
+            runner, runner.val_loop.dataloader, (self._evaluations - 1) % self.interval == 0
+        )
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Draws the sample."""
+        self._begin(runner, runner.test_loop.dataloader, True)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence
+    ) -> None:
+        """Explains those images of the batch that are in the sample."""
+        self._process(runner, data_batch)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence
+    ) -> None:
+        """Explains those images of the batch that are in the sample."""
+        self._process(runner, data_batch)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Reports, and adds the scores to ``metrics``."""
+        self._finish(runner, metrics, 'val')
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Reports, and adds the scores to ``metrics``."""
+        self._finish(runner, metrics, 'test')
+
+    # What
+
+    def _begin(self, runner: Runner, dataloader: Any, active: bool) -> None:
+        if dataloader.dataset is not self._dataset:
+            self._dataset = dataloader.dataset
+            self._kept, self._kept_bytes = {}, 0
+            for metric in self.metrics:
+                metric.forget()
+        count = len(dataloader.dataset)
+        order = np.random.RandomState(self.seed).permutation(count)[: self.num_samples]
+        self._sample = set(order.tolist()) if self.enable and active else set()
+        self._shown = set(order[: self.show_samples].tolist())
+        self._pictures: list[dict[str, Any]] = []
+        self._seconds = 0.0
+        if self._sample:
+            self._prepare(runner)
+
+    def _try(self, runner: Runner, dataloader: Any) -> None:
+        """One image through everything, without a trace."""
+        self._begin(runner, dataloader, True)
+        first = min(self._sample)
+        self._sample, self._shown = {first}, set()
+        self._process(runner, dataloader.collate_fn([dataloader.dataset[first]]))
+        for metric in self.metrics:
+            metric.results.clear()
+
+    def _prepare(self, runner: Runner) -> None:
+        """Finds the models."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if self._model is model:
+            return
+        self._subjects = find_subjects(
+            model, self.explainers, 'ExplainHook', self.teacher, self.baseline
+        )
+        self._model = model
+        self._policy = self.target or ('teacher' if 'teacher' in self._subjects else 'student')
+        if self._policy == 'teacher' and 'teacher' not in self._subjects:
+            raise ValueError(
+                "ExplainHook.target is 'teacher' and there is none: use a Distiller with a teacher, or "
+                'set ExplainHook.teacher'
+            )
+        for metric in self.metrics:
+            if (
+                'teacher' not in self._subjects
+                and type(metric).measure is ExplanationMetric.measure
+            ):
+                raise ValueError(
+                    f'ExplainHook.metrics: {type(metric).__name__} compares a student with its teacher, '
+                    'and there is none: use a Distiller with a teacher, or set ExplainHook.teacher'
+                )
+
+    def _process(self, runner: Runner, data_batch: dict) -> None:
+        if not self._sample:
+            return
+        start = time.perf_counter()
+        samples = data_batch['data_samples']
+        if any('sample_idx' not in sample for sample in samples):
+            raise ValueError(
+                "ExplainHook: the data samples have no 'sample_idx'; let the dataset's PackInputs keep "
+                'it (meta_keys)'
+            )
+        here = [i for i, sample in enumerate(samples) if sample.sample_idx in self._sample]
+        if here:
+            self._explain(runner, data_batch, here)
+        self._seconds += time.perf_counter() - start
+
+    def _explain(self, runner: Runner, data_batch: dict, here: list[int]) -> None:
+        samples = [data_batch['data_samples'][i] for i in here]
+        images = [data_batch['inputs'][i] for i in here]
+        if isinstance(data_batch['inputs'], Tensor):
+            images = torch.stack(images)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        preprocessor = model.data_preprocessor
+        inputs = preprocessor(dict(inputs=images, data_samples=samples), False)['inputs']
+        index = [int(sample.sample_idx) for sample in samples]
+        labels = None
+        if all('gt_label' in sample and sample.gt_label.numel() == 1 for sample in samples):
+            labels = torch.cat([sample.gt_label for sample in samples]).to(inputs.device)
+        models = self._models(inputs, index, labels)
+        batch = ExplainedBatch(
+            inputs,
+            index,
+            models,
+            samples,
+            getattr(preprocessor, 'mean', None),
+            getattr(preprocessor, 'std', None),
+        )
+        for metric in self.metrics:
+            metric.process(batch)
+        for i, sample in enumerate(samples):
+            if index[i] in self._shown:
+                self._pictures.append(
+                    dict(
+                        index=index[i],
+                        image=_as_rgb(images[i], getattr(preprocessor, 'to_rgb', False)),
+                        path=sample.get('img_path'),
+                        maps={name: each.maps[i].cpu() for name, each in models.items()},
+                    )
+                )
+
+    def _models(
+        self, inputs: Tensor, index: list[int], labels: Tensor | None
+    ) -> dict[str, Explained]:
+        """Explains all models for the same classes; of fixed ones once in a run."""
+        kept = {
+            name: [self._kept[name][i] for i in index]
+            for name in self._kept
+            if all(i in self._kept[name] for i in index)
+        }
+        logits = {
+            name: torch.stack([each[0] for each in kept[name]]).to(inputs.device)
+            if name in kept
+            else subject.predict(inputs)
+            for name, subject in self._subjects.items()
+        }
+        classes = {name: values.shape[1] for name, values in logits.items()}
+        if len(set(classes.values())) > 1:
+            raise ValueError(
+                'ExplainHook: the models have different numbers of classes '
+                f'({", ".join(f"{name} {count}" for name, count in classes.items())}), so they cannot '
+                'be explained for the same class'
+            )
+        targets = choose_targets(self._policy, logits, labels)
+        models = {}
+        for name, subject in self._subjects.items():
+            if name in kept and len(kept[name][0]) > 1:
+                maps = torch.stack([each[1] for each in kept[name]]).to(inputs.device)
+                models[name] = Explained(
+                    maps, targets[name], logits[name], subject.predict, subject.explain, True
+                )
+                continue
+            models[name] = subject.explained(inputs, logits[name], targets[name])
+            # What depends on the student's prediction is new at every evaluation.
+            models[name].fixed = subject.fixed and self._policy != 'student'
+            if subject.fixed and name not in kept:
+                self._keep(name, index, models[name])
+        return models
+
+    def _keep(self, name: str, index: list[int], model: Explained) -> None:
+        rows = [model.logits.cpu(), *([model.maps.cpu()] if model.fixed else [])]
+        size = sum(row.nbytes for row in rows)
+        if self._kept_bytes + size <= KEPT_BYTES:
+            self._kept_bytes += size
+            self._kept.setdefault(name, {}).update(
+                {i: tuple(row[n] for row in rows) for n, i in enumerate(index)}
+            )
+
+    def _finish(self, runner: Runner, metrics: dict[str, float], mode: str) -> None:
+        """Turns what was measured into scores, files, pictures and log entries."""
+        if not self._sample:
+            return
+        start = time.perf_counter()
+        scores: dict[str, Score] = {}
+        for metric in self.metrics:
+            for name, score in metric.evaluate().items():
+                if name in scores:
+                    raise ValueError(
+                        f'ExplainHook.metrics: two metrics yield the score {name!r}; remove one'
+                    )
+                scores[name] = score
+        pictures = collect_results(self._pictures, sys.maxsize, 'cpu')
+        # Not `runner.train_loop`, which would be built for a test
+        epochs = not isinstance(runner._train_loop, IterBasedTrainLoop)
+        step = runner.epoch if epochs else runner.iter
+        if is_main_process():
+            unique = {picture['index']: picture for picture in pictures}
+            self._write(
+                runner, mode, 'epoch' if epochs else 'iter', step, scores, list(unique.values())
+            )
+        for name, score in scores.items():
+            metrics[f'explain/{name}'] = score.value
+            runner.message_hub.update_scalar(f'{mode}/explain/{name}', score.value)
+        seconds = self._seconds + time.perf_counter() - start
+        metrics['explain/seconds'] = seconds
+        runner.message_hub.update_scalar(f'{mode}/explain/seconds', seconds)
+        runner.logger.info(
+            f'Explained {len(self._sample)} images in {seconds:.1f} s\n{score_table(scores)}'
+        )
+
+    def _write(
+        self,
+        runner: Runner,
+        mode: str,
+        unit: str,
+        step: int,
+        scores: dict[str, Score],
+        pictures: list[dict[str, Any]],
+    ) -> None:
+        """The files of an evaluation, and its pictures."""
+        folder = Path(self.out_dir or Path(runner.log_dir) / 'explain')
+        folder.mkdir(parents=True, exist_ok=True)
+        rows: dict[int, dict[str, Any]] = {}
+        for metric in self.metrics:
+            for index, values in metric.rows.items():
+                rows.setdefault(index, {}).update(values)
+        append_values(folder / f'{mode}.csv', rows, **{unit: step})
+        append_scores(
+            folder / f'{mode}.json',
+            scores,
+            **{unit: step},
+            target=self._policy,
+            explainers={
+                name: type(subject.explainer).__name__ for name, subject in self._subjects.items()
+            },
+            metrics=[_settings(metric) for metric in self.metrics[1:]],
+        )
+
+
+class _Facts(ExplanationMetric):
+    """What is to be known of each image beside its scores."""
+
+    better = {'degenerate': 'lower'}
+    counts_degenerate = True
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:
+        """The classes, and whether the map says nothing."""
+        confidence, prediction = model.logits.softmax(1).max(1)
+        facts = dict(
+            target=model.targets,
+            prediction=prediction,
+            confidence=confidence,
+            degenerate=degenerate_maps(model.maps).long(),
+        )
+        labels = [sample.get('gt_label') for sample in batch.data_samples]
+        if all(label is not None and label.numel() == 1 for label in labels):
+            facts['label'] = [int(label) for label in labels]
+        return facts
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The number of maps that say nothing."""
+        names = dict.fromkeys(name for row in rows for name in row if 'degenerate' in name)
+        return {
+            name: Score(sum(row[name] for row in rows), math.nan, math.nan, len(rows), 'lower')
+            for name in names
+        }
+
+
+def _settings(metric: ExplanationMetric) -> dict[str, Any]:
+    """The conventions of a metric: its arguments."""
+    values = {name: getattr(metric, name, None) for name in signature(type(metric)).parameters}
+    return dict(type=type(metric).__name__, **{k: v for k, v in values.items() if v is not None})
+
+
+def _as_rgb(image: Tensor, from_bgr: bool) -> np.ndarray:
+    """An image of shape (3, H, W) before normalisation as a picture of shape (H, W, 3)."""
+    image = image.float()
+    if image.max() <= 1:
+        image = image * 255
+    image = image.flip(0) if from_bgr else image
+    return image.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,123 @@
+"""Whether a student's maps are its teacher's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmkdx.functional import degenerate_maps, full_precision, normalize_maps, resize_maps
+from mmkdx.functional.similarity import (
+    cosine_similarity,
+    jensen_shannon_divergence,
+    pearson_correlation,
+    spearman_correlation,
+    structural_similarity,
+    top_iou,
+)
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
+from mmkdx.registry import METRICS
+
+#: What is better for each score of a pair of maps.
+DIRECTIONS = dict(
+    cosine='higher',
+    pearson='higher',
+    spearman='higher',
+    ssim='higher',
+    js_divergence='lower',
+    topk_iou='higher',
+)
+SUBSETS = ('same_prediction', 'teacher_wrong')
+
+
+@METRICS.register_module()
+class MapAgreement(ExplanationMetric):
+    """How much a student's maps are like its teacher's.
+
+    Both maps are brought to the input's size (see ``resize_map``), so that maps of any sizes compare and
+    students with maps of different sizes compare with each other.
+
+    - ``cosine``, [0, 1]: of the maps after ReLU and then enlarged; 1 minus it is the explanation loss of
+      e²KD. Source: Parchami-Araghi et al., "Good Teachers Explain", ECCV 2024.
+    - ``pearson`` and ``spearman``, [-1, 1]: correlations of the signed maps.
+    - ``ssim``, [-1, 1]: structural similarity of the signed maps, each scaled to [0, 1].
+    - ``js_divergence``, [0, ln 2] nats, lower is better: of the maps after ReLU and then enlarged, as
+      distributions over pixels.
+    - ``topk_iou``, [0, 1]: intersection over union of the highest 10 % of the pixels.
+    - ``prediction_agreement``: the share of samples that both predict alike.
+
+    The scores of maps come for all samples, and for two kinds of them: ``<name>_same_prediction``, where
+    both models predict alike, and, where there are labels, ``<name>_teacher_wrong``, where the teacher
+    misses the label. With a baseline (a student trained alone), ``<name>_gain`` is what distillation
+    gained: the mean of student minus baseline over the samples that count for both, for
+    ``js_divergence`` of baseline minus student, so that above 0 is always better.
+
+    A pair with a degenerate map has no scores of maps. After ReLU a map can also be 0 everywhere; then
+    ``cosine`` and ``js_divergence`` do not count it.
+    """
+
+    better = {
+        **{
+            name + suffix: direction
+            for name, direction in DIRECTIONS.items()
+            for suffix in ('', *(f'_{subset}' for subset in SUBSETS))
+        },
+        'prediction_agreement': 'higher',
+    }
+    # Predictions count whatever the maps; scores of degenerate maps become NaN here
+    counts_degenerate = True
+
+    def compare(
+        self, batch: ExplainedBatch, student: Explained, teacher: Explained
+    ) -> dict[str, Tensor]:
+        """All scores of each pair; see the base class."""
+        pair = [full_precision(model.maps) for model in (student, teacher)]
+        bad = degenerate_maps(pair[0]) | degenerate_maps(pair[1])
+        size = batch.inputs.shape[-2:]
+        signed = [resize_maps(maps, size) for maps in pair]
+        positive = [resize_maps(maps.relu(), size) for maps in pair]
+        scores = dict(
+            cosine=cosine_similarity(*positive),
+            pearson=pearson_correlation(*signed),
+            spearman=spearman_correlation(*signed),
+            ssim=structural_similarity(*(normalize_maps(maps) for maps in signed)),
+            js_divergence=jensen_shannon_divergence(*positive),
+            topk_iou=top_iou(*signed),
+        )
+        scores = {name: score.masked_fill(bad, torch.nan) for name, score in scores.items()}
+        predictions = [model.logits.argmax(1) for model in (student, teacher)]
+        same = predictions[0] == predictions[1]
+        values = dict(scores, prediction_agreement=same.float())
+        subsets = [same]
+        wrong = _misses(batch, predictions[1])
+        if wrong is not None:
+            subsets.append(wrong)
+        for subset, members in zip(SUBSETS, subsets):
+            for name, score in scores.items():
+                values[f'{name}_{subset}'] = score.masked_fill(~members, torch.nan)
+        return values
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The means of all values, and the gains over the baseline."""
+        scores = super().summarize(rows)
+        for name in (*DIRECTIONS, 'prediction_agreement'):
+            if f'baseline/{name}' in scores:
+                sign = -1 if self.better[name] == 'lower' else 1
+                gains = [sign * (row[name] - row[f'baseline/{name}']) for row in rows]
+                scores[f'{name}_gain'] = mean_score(gains, 'higher')
+        return scores
+
+
+def _misses(batch: ExplainedBatch, predictions: Tensor) -> Tensor | None:
+    """Which predictions miss the label, of shape (N, ); None where no sample of the batch has one."""
+    labels = [sample.get('gt_label') for sample in batch.data_samples]
+    # A sample without a label, or with a negative one, belongs to no class that could be missed
+    labels = [
+        () if label is None else torch.as_tensor(label).flatten().tolist() for label in labels
+    ]
+    labels = [[label for label in known if label >= 0] for known in labels]
+    if not any(labels):
+        return None
+    missed = [bool(known) and p not in known for p, known in zip(predictions.tolist(), labels)]
+    return torch.tensor(missed, device=predictions.device)

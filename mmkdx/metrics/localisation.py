@@ -1,0 +1,355 @@
+"""Whether maps lie where they should, by masks of the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from mmkdx.functional import degenerate_maps, full_precision, normalize_maps, resize_maps
+from mmkdx.functional.segmentation import average_precision, dilate, rank_accuracy
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
+from mmkdx.registry import METRICS
+
+#: Labels of pixels that nobody has labelled.
+IGNORED = (255, -1)
+#: The side of inputs that tolerances are given for.
+REFERENCE_SIDE = 224
+
+
+def pooled_score(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, better: str | None = None
+) -> Score:
+    """A score that is no mean over samples, with its 95 % percentile bootstrap interval.
+
+    Samples are drawn 1,000 times with a fixed seed.
+
+    Args:
+        statistic (Callable): Yields the score of samples, or of each row of samples, from their
+            positions, integers of shape (..., n).
+        n (int): How many samples there are.
+        better (str, optional): 'higher' or 'lower'.
+
+    Returns:
+        Score: The score; its ends are NaN with fewer than two samples.
+    """
+    if n == 0:
+        return Score(float('nan'), float('nan'), float('nan'), 0, better)
+    index = np.arange(n)
+    value = float(statistic(index))
+    if n == 1:
+        return Score(value, float('nan'), float('nan'), 1, better)
+    interval = stats.bootstrap(
+        (index,),
+        lambda drawn, axis: statistic(drawn),
+        n_resamples=1000,
+        batch=max(1, 1_000_000 // n),  # bounds the memory
+        vectorized=True,
+        method='percentile',
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return Score(value, float(interval.low), float(interval.high), n, better)
+
+
+class RegionMetric(ExplanationMetric):
+    """Base of the metrics that look at maps inside and outside a region of the image.
+
+    The region comes from the label map 'gt_seg_map' of each data sample, an array or a tensor of shape
+    (H, W) of the input's size, in which 0 is background and 255 and -1 mark pixels that are ignored.
+    A sample without its region is not counted.
+
+    Args:
+        labels (Sequence[int] | str, optional): The labels that make the region, or the name of the
+            field of the data samples that lists them for each sample, like 'deciding_labels' of
+            ``Parts``. Defaults to None (every label but 0).
+        collect_device (str): See the base class. Defaults to 'cpu'.
+
+    Raises:
+        ValueError: If labels are listed and there are none, or one marks ignored pixels.
+    """
+
+    def __init__(
+        self, labels: Sequence[int] | str | None = None, collect_device: str = 'cpu'
+    ) -> None:
+        super().__init__(collect_device)
+        if labels is not None and not isinstance(labels, str):
+            if len(labels) == 0:
+                raise ValueError('labels is empty; give label ids, or None for every label but 0')
+            if bad := [label for label in labels if label in IGNORED]:
+                raise ValueError(f'labels has {bad[0]}, which marks pixels that are ignored')
+        self.labels = labels
+
+    def regions(self, batch: ExplainedBatch) -> tuple[Tensor, Tensor]:
+        """The regions of a batch.
+
+        Args:
+            batch (ExplainedBatch): The batch.
+
+        Returns:
+            tuple[Tensor, Tensor]: Booleans of shape (N, H, W) on the device of the inputs: the region,
+                and the pixels that are not ignored.
+
+        Raises:
+            ValueError: If a sample has no mask, one of another size than the input, or not the field
+                of ``labels``.
+        """
+        size = tuple(batch.inputs.shape[-2:])
+        samples = batch.data_samples or [{}] * len(batch.index)
+        regions, kept = [], []
+        for index, sample in zip(batch.index, samples):
+            mask = sample.get('gt_seg_map')
+            if mask is None:
+                raise ValueError(
+                    f'{type(self).__name__} needs masks and sample {index} has none; the data set must '
+                    "provide a label map 'gt_seg_map', and PackInputs pack it "
+                    "(algorithm_keys=('gt_seg_map', ))"
+                )
+            if not isinstance(mask, Tensor):
+                mask = torch.from_numpy(np.ascontiguousarray(mask))  # flips yield negative strides
+            mask = mask.int()
+            if tuple(mask.shape) != size:
+                raise ValueError(
+                    f'gt_seg_map of sample {index} has the shape {tuple(mask.shape)} and the input '
+                    f'{size}; {type(self).__name__} needs both transformed alike'
+                )
+            known = ~torch.isin(mask, _like(IGNORED, mask))
+            labels = self._labels(index, sample)
+            region = mask != 0 if labels is None else torch.isin(mask, _like(labels, mask))
+            kept.append(known)
+            regions.append(region & known)
+        device = batch.inputs.device
+        return torch.stack(regions).to(device), torch.stack(kept).to(device)
+
+    def _labels(self, index: int, sample: Any) -> Sequence[int] | None:
+        if not isinstance(self.labels, str):
+            return self.labels
+        labels = sample.get(self.labels)
+        if labels is None:
+            raise ValueError(
+                f'labels is {self.labels!r} and sample {index} has no such field; name one that the '
+                'data set provides and PackInputs packs (meta_keys), or list label ids'
+            )
+        return labels
+
+
+@METRICS.register_module()
+class PointingGame(RegionMetric):
+    """Whether a map's maximum, its evidence and its highest pixels lie in a region.
+
+    Maps are enlarged to the input's size (see ``resize_map``).
+
+    - ``pointing_game``: whether a pixel of the region lies less than ``tolerance`` from the maximum of
+      the map. Of several maxima each counts in equal parts. Source: Zhang et al., "Top-down Neural
+      Attention by Excitation Backprop", IJCV 2018 (ECCV 2016), with the disc of TorchRay.
+    - ``energy``: the share of the positive evidence in the region, of the map after ReLU and then
+      enlarged. Source: Wang et al., "Score-CAM", CVPR Workshops 2020.
+    - ``rank_accuracy``: the share of the region among as many highest pixels as the region has.
+      Source: Arras et al., "CLEVR-XAI", Information Fusion 2022.
+    - ``pointing_game_chance`` and ``energy_chance``: what a map that knows nothing has: the share of the
+      image within the tolerance, and the share of the region. The latter holds for ``rank_accuracy``
+      too.
+
+    All are in [0, 1]; higher is better.
+
+    Args:
+        tolerance (float): The tolerance in pixels of an input whose shorter side is 224; it scales
+            with the input. 0 wants the maximum itself in the region. Defaults to 15.
+        labels (Sequence[int] | str, optional): What makes the region; see ``RegionMetric``. Defaults
+            to None (every label but 0).
+        average (str): How ``pointing_game`` and its chance are averaged: 'class', the mean over the
+            explained classes of the means over their samples (the paper), or 'sample'. Defaults to
+            'class'.
+        collect_device (str): See the base class. Defaults to 'cpu'.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    better = dict(pointing_game='higher', energy='higher', rank_accuracy='higher')
+
+    def __init__(
+        self,
+        tolerance: float = 15,
+        labels: Sequence[int] | str | None = None,
+        average: str = 'class',
+        collect_device: str = 'cpu',
+    ) -> None:
+        super().__init__(labels, collect_device)
+        if tolerance < 0:
+            raise ValueError(f'tolerance is {tolerance}; it must be at least 0')
+        if average not in ('class', 'sample'):
+            raise ValueError(f'average is {average!r}; it must be one of class, sample')
+        self.tolerance = tolerance
+        self.average = average
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
+        """All scores of each map, and the explained 'class'; see the base class."""
+        region, kept = self.regions(batch)
+        size = batch.inputs.shape[-2:]
+        maps = full_precision(model.maps)
+        evidence = resize_maps(maps.relu(), size)
+        maps = resize_maps(maps, size).masked_fill(~kept, -torch.inf)
+        near = dilate(region, self.tolerance * min(size) / REFERENCE_SIDE)
+        values = dict(
+            pointing_game=_share(maps == maps.amax((1, 2), keepdim=True), near),
+            pointing_game_chance=_share(kept, near),
+            energy=_share(evidence * kept, region),
+            energy_chance=_share(kept, region),
+            rank_accuracy=rank_accuracy(maps, region, kept),
+        )
+        empty = ~region.flatten(1).any(1)
+        values = {name: value.masked_fill(empty, torch.nan) for name, value in values.items()}
+        return {**values, 'class': model.targets}
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The scores; see the class."""
+        names = [key.removesuffix('class') for row in rows[:1] for key in row if _is(key, 'class')]
+        scores = super().summarize(
+            [{k: v for k, v in r.items() if not _is(k, 'class')} for r in rows]
+        )
+        if self.average == 'class':
+            for prefix in names:
+                for name in ('pointing_game', 'pointing_game_chance'):
+                    pairs = [(row[prefix + 'class'], row[prefix + name]) for row in rows]
+                    scores[prefix + name] = class_mean_score(pairs, self.direction(name))
+        return scores
+
+
+def class_mean_score(pairs: Sequence[tuple[float, float]], better: str | None = None) -> Score:
+    """The mean over classes of the means of their samples' values; see ``pooled_score``.
+
+    Args:
+        pairs (Sequence[tuple]): The class and the value of each sample; NaN is left out.
+        better (str, optional): 'higher' or 'lower'.
+
+    Returns:
+        Score: The score.
+    """
+    array = np.array(pairs, dtype=float).reshape(-1, 2)
+    array = array[~np.isnan(array).any(1)]
+    known, classes = np.unique(array[:, 0], return_inverse=True)
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        drawn = index.reshape(-1, index.shape[-1])
+        # One histogram for all rows: each has its own bins
+        bins = (classes[drawn] + len(known) * np.arange(len(drawn))[:, None]).ravel()
+        shape = (len(drawn), len(known))
+        total = np.bincount(bins, array[drawn.ravel(), 1], minlength=np.prod(shape)).reshape(shape)
+        count = np.bincount(bins, minlength=np.prod(shape)).reshape(shape)
+        means = (total / np.maximum(count, 1)).sum(1) / (count > 0).sum(1)
+        return means.reshape(index.shape[:-1])
+
+    return pooled_score(statistic, len(array), better)
+
+
+@METRICS.register_module()
+class MapSegmentation(RegionMetric):
+    """How well a map segments the object, in the protocol of ImageNet-Segmentation.
+
+    Source: Chefer et al., "Transformer Interpretability Beyond Attention Visualization", CVPR 2021, as
+    the authors' code computes it. A map is enlarged to the input's size (see ``resize_map``) and scaled
+    to [0, 1] by its minimum and maximum; a pixel is foreground where it exceeds the mean of the map.
+
+    - ``pixel_accuracy``: correct pixels over labelled ones, both summed over the data set.
+    - ``mean_iou``: the mean over background and foreground of the intersection over the union, both
+      summed over the data set.
+    - ``mean_ap``: the mean over images of the average precision of both classes pooled, with 1 - R
+      as the background's scores and R as the foreground's.
+
+    All are in [0, 1]; higher is better. The protocol counts every map: one that is constant predicts
+    background, and its scores are all 0. The intervals of the first two are bootstrapped.
+
+    Args:
+        labels (Sequence[int] | str, optional): What makes the foreground; see ``RegionMetric``.
+            Defaults to None (every label but 0).
+        collect_device (str): See the base class. Defaults to 'cpu'.
+    """
+
+    better = dict(pixel_accuracy='higher', mean_iou='higher', mean_ap='higher')
+    counts_degenerate = True
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
+        """Counts of pixels and the average precision of each map; see the base class."""
+        region, kept = self.regions(batch)
+        maps = resize_maps(full_precision(model.maps), batch.inputs.shape[-2:])
+        good = ~degenerate_maps(maps)[:, None, None]
+        maps = normalize_maps(maps)
+        found = maps > maps.mean((1, 2), keepdim=True)
+        truth = torch.stack([~region & kept, region], 1).flatten(2)
+        guess = torch.stack([~found & kept, found & kept], 1).flatten(2)
+        both, either = (truth & guess).sum(2), (truth | guess).sum(2)
+        scores = torch.stack([(1 - maps) * good, maps * good], 1).flatten(1)
+        values = dict(
+            labelled=kept.flatten(1).sum(1),
+            background_both=both[:, 0],
+            background_either=either[:, 0],
+            foreground_both=both[:, 1],
+            foreground_either=either[:, 1],
+            average_precision=average_precision(
+                scores, truth.flatten(1), torch.stack([kept, kept], 1).flatten(1)
+            ),
+        )
+        empty = ~region.flatten(1).any(1)
+        return {
+            name: value.to(maps.dtype).masked_fill(empty, torch.nan)
+            for name, value in values.items()
+        }
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The scores; see the class."""
+        scores = {}
+        for key in rows[0] if rows else ():
+            if not _is(key, 'labelled'):
+                continue
+            prefix = key.removesuffix('labelled')
+
+            def column(*names: str, prefix: str = prefix) -> np.ndarray:
+                return np.array([[row[prefix + name] for name in names] for row in rows], float)
+
+            both = column('background_both', 'foreground_both')
+            either = column('background_either', 'foreground_either')
+            correct = both.sum(1, keepdims=True)
+            scores[f'{prefix}pixel_accuracy'] = ratio_score(correct, column('labelled'), 'higher')
+            scores[f'{prefix}mean_iou'] = ratio_score(both, either, 'higher')
+            precisions = column('average_precision')[:, 0]
+            scores[f'{prefix}mean_ap'] = mean_score(precisions, 'higher')
+        return scores
+
+
+def ratio_score(parts: np.ndarray, wholes: np.ndarray, better: str | None = None) -> Score:
+    """The mean over columns of sum of parts / sum of wholes; see ``pooled_score``.
+
+    Args:
+        parts (np.ndarray): Counts of shape (n, k), a row of NaN for a sample that is left out.
+        wholes (np.ndarray): Counts of the same shape. A column without any has the ratio 0.
+        better (str, optional): 'higher' or 'lower'.
+
+    Returns:
+        Score: The score.
+    """
+    counted = ~np.isnan(parts).any(1)
+    parts, wholes = parts[counted], wholes[counted]
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        return (parts[index].sum(-2) / np.maximum(wholes[index].sum(-2), 1)).mean(-1)
+
+    return pooled_score(statistic, len(parts), better)
+
+
+def _is(key: str, name: str) -> bool:
+    """Whether a row's key is that of a value of any model."""
+    return key.rpartition('/')[2] == name
+
+
+def _like(labels: Sequence[int], mask: Tensor) -> Tensor:
+    return torch.as_tensor(labels, dtype=torch.int32, device=mask.device)
+
+
+def _share(weights: Tensor, region: Tensor) -> Tensor:
+    """The share of the weights (N, H, W) that lies in the region, of shape (N, )."""
+    weights = full_precision(weights).flatten(1)
+    return (weights * region.flatten(1)).sum(1) / weights.sum(1)

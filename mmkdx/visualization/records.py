@@ -1,0 +1,153 @@
+"""What an evaluation of explanations leaves behind: a table, each image's values, the scores."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from terminaltables import AsciiTable
+
+from mmkdx.metrics.base import Score
+
+#: The models of an evaluation, and how a table calls them.
+MODELS = ('student', 'teacher', 'baseline')
+
+
+def by_model(scores: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
+    """Groups scores by what they are of.
+
+    Args:
+        scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``.
+
+    Returns:
+        dict[str, dict[str, Score]]: For each plain name the scores of 'student', 'teacher' and
+        'baseline'. A score that compares a student with its teacher has none of 'teacher'.
+    """
+    grouped: dict[str, dict[str, Score]] = {}
+    for name, score in scores.items():
+        model, _, plain = name.rpartition('/')
+        grouped.setdefault(plain, {})[model or 'student'] = score
+    return grouped
+
+
+def score_table(scores: Mapping[str, Score]) -> str:
+    """The scores as a table, one row a score, with a column for each model there is.
+
+    Args:
+        scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``.
+
+    Returns:
+        str: The table. Each value stands with half of its 95 % confidence interval.
+    """
+    grouped = by_model(scores)
+    models = [model for model in MODELS if any(model in row for row in grouped.values())]
+    # Agreement with the teacher is a column of its own
+    compared = {
+        name for name, row in grouped.items() if 'teacher' in models and 'teacher' not in row
+    }
+    heads = [f'{model} with teacher' for model in models if model != 'teacher' and compared]
+    rows = [['score', 'better', *models, *heads, 'n']]
+    for name, row in grouped.items():
+        cells = {model: format_score(row[model]) for model in models if model in row}
+        own = [cells.get(model, '') if name not in compared else '' for model in models]
+        pairs = [
+            cells.get(model, '') if name in compared else ''
+            for model in models
+            if model != 'teacher' and compared
+        ]
+        first = next(iter(row.values()))
+        counts = ' / '.join(dict.fromkeys(str(score.n) for score in row.values()))
+        rows.append([name, first.better or '', *own, *pairs, counts])
+    return AsciiTable(rows).table
+
+
+def format_score(score: Score) -> str:
+    """A score as text, like '0.412 ± 0.013'; '-' where there is none."""
+    if math.isnan(score.value):
+        return '-'
+    if math.isnan(score.low):
+        return f'{score.value:.4g}'
+    return f'{score.value:.4f} ± {(score.high - score.low) / 2:.4f}'
+
+
+def append_values(path: Path, rows: Mapping[int, Mapping[str, Any]], **constants: Any) -> None:
+    """Appends each image's values to a CSV file, one row for each image and model.
+
+    Args:
+        path (Path): The file; a new one gets a header.
+        rows (Mapping[int, Mapping[str, Any]]): For each sample index its values, named as scores are.
+        **constants: Columns with one value for all rows, which come first.
+
+    Raises:
+        ValueError: If the file has other columns.
+    """
+    lines = []
+    for index, values in sorted(rows.items()):
+        models = by_model(values)
+        for model in MODELS:
+            cells = {name: row[model] for name, row in models.items() if model in row}
+            if cells:
+                lines.append({**constants, 'index': index, 'model': model, **cells})
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    exists = path.exists()
+    if exists:
+        with path.open(newline='') as file:
+            known = next(csv.reader(file))
+        if not set(columns) <= set(known):
+            new = ', '.join(sorted(set(columns) - set(known)))
+            raise ValueError(f'{path} has no column {new}; choose another ExplainHook.out_dir')
+        columns = known
+    with path.open('a', newline='') as file:
+        writer = csv.DictWriter(file, columns)
+        if not exists:
+            writer.writeheader()
+        writer.writerows(lines)
+
+
+def append_scores(path: Path, scores: Mapping[str, Score], **facts: Any) -> None:
+    """Appends the scores of an evaluation to a file of JSON lines.
+
+    Args:
+        path (Path): The file.
+        scores (Mapping[str, Score]): The scores.
+        **facts: What else is to be known of the evaluation.
+    """
+    # JSON has no NaN.
+    line = {**facts, 'scores': {name: _no_nan(score._asdict()) for name, score in scores.items()}}
+    with path.open('a') as file:
+        file.write(json.dumps(line) + '\n')
+
+
+def read_curves(work_dir: str | Path, keys: Iterable[str] | None = None) -> dict[str, list]:
+    """Reads the values of a run's evaluations from its logs.
+
+    Args:
+        work_dir (str | Path): The work directory, with one folder for each start.
+        keys (Iterable[str], optional): Which values. Defaults to None: all whose name has a '/', as
+            those of evaluations do.
+
+    Returns:
+        dict[str, list]: For each name the pairs (epoch, value), of a resumed run the last of each.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            # Lines of training hold the learning rate.
+            if 'step' not in line or 'lr' in line:
+                continue
+            for name, value in line.items():
+                if '/' in name and (keys is None or name in keys) and math.isfinite(value):
+                    curves.setdefault(name, {})[line['step']] = value
+    return {name: sorted(values.items()) for name, values in curves.items()}
+
+
+def _no_nan(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in values.items()
+    }
