@@ -55,7 +55,8 @@ class ExplainHook(Hook):
     Args:
         explainer (dict | str): The explainer, or a dict of one for each model ('student', 'teacher',
             'baseline'). Defaults to 'GradCAM', which is the CAM where the head allows.
-        metrics (Sequence[dict]): The metrics, of those for explanations. Defaults to ().
+        metrics (Sequence[dict]): The metrics, of those for explanations. A key 'name' stands in front
+            of a metric's scores, so that there may be two of one kind. Defaults to ().
         num_samples (int, optional): How many images are explained. Defaults to 512. None: all.
         show_samples (int): How many of them are shown. Defaults to 16.
         target (str, optional): For which class: that which the 'teacher' or the 'student' predicts,
@@ -109,13 +110,17 @@ class ExplainHook(Hook):
                 raise ValueError(f'ExplainHook.{name} is {value}; it must be at least {least}')
         self.explainers = build_explainers(explainer, 'ExplainHook')
         with DefaultScope.overwrite_default_scope('mmkdx'):
-            self.metrics = [METRICS.build(metric) for metric in metrics]
-        for metric in self.metrics:
+            self.metrics = [
+                METRICS.build({key: metric[key] for key in metric if key != 'name'})
+                for metric in metrics
+            ]
+        for metric, given in zip(self.metrics, metrics):
             if not isinstance(metric, ExplanationMetric):
                 raise ValueError(
                     f'ExplainHook.metrics: {type(metric).__name__} is no metric of explanations; it '
                     'belongs into val_evaluator'
                 )
+            metric.name = given.get('name', '')
         self.metrics.insert(0, _Facts())
         self.num_samples = num_samples
         self.show_samples = show_samples
@@ -334,7 +339,8 @@ class ExplainHook(Hook):
             for name, score in metric.evaluate().items():
                 if name in scores:
                     raise ValueError(
-                        f'ExplainHook.metrics: two metrics yield the score {name!r}; remove one'
+                        f'ExplainHook.metrics: two metrics yield the score {name!r}; remove one, or '
+                        "give it a key 'name', which stands in front of its scores"
                     )
                 scores[name] = score
         pictures = collect_results(self._pictures, sys.maxsize, 'cpu')
@@ -417,7 +423,10 @@ class _Facts(ExplanationMetric):
 def _settings(metric: ExplanationMetric) -> dict[str, Any]:
     """The conventions of a metric: its arguments."""
     values = {name: getattr(metric, name, None) for name in signature(type(metric)).parameters}
-    return dict(type=type(metric).__name__, **{k: v for k, v in values.items() if v is not None})
+    name = dict(name=metric.name) if metric.name else {}
+    return dict(
+        type=type(metric).__name__, **name, **{k: v for k, v in values.items() if v is not None}
+    )
 
 
 def _as_rgb(image: Tensor, from_bgr: bool) -> np.ndarray:

@@ -113,6 +113,9 @@ class ExplanationMetric(BaseMetric):
     """
 
     default_prefix = ''
+    #: What stands in front of its scores' names, to tell two metrics of one kind apart: with 'mark'
+    #: ``energy`` becomes ``mark_energy``. ``ExplainHook`` sets it from the config's key 'name'.
+    name = ''
     #: For each name of a value what is better, 'higher' or 'lower'.
     better: dict[str, str] = {}
     #: Whether the protocol counts zero and constant maps; else their values become NaN.
@@ -180,7 +183,9 @@ class ExplanationMetric(BaseMetric):
         Returns:
             dict[str, Score]: The scores, by name, on every rank.
         """
-        return super().evaluate(size)
+        scores = super().evaluate(size)
+        self.rows = {index: self._named(values) for index, values in self.rows.items()}
+        return self._named(scores)
 
     def compute_metrics(self, results: list[_Row]) -> dict[str, Score]:
         """Turns the rows of all ranks into scores.
@@ -208,6 +213,16 @@ class ExplanationMetric(BaseMetric):
         return {
             name: mean_score([row.get(name, np.nan) for row in rows], self.direction(name))
             for name in names
+        }
+
+    def _named(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Puts the metric's own name in front of each plain name."""
+        if not self.name:
+            return values
+        parts = {name: name.rpartition('/') for name in values}
+        return {
+            f'{model}{slash}{self.name}_{plain}': values[name]
+            for name, (model, slash, plain) in parts.items()
         }
 
     def forget(self) -> None:

@@ -207,6 +207,16 @@ def test_the_best_checkpoint_can_be_chosen_by_a_score(tmp_path):
     assert list(tmp_path.glob(f'best_explain_mean_epoch_{1 + int(np.argmax(values))}.pth'))
 
 
+def test_two_metrics_of_one_kind_have_names(tmp_path):
+    metrics = [dict(type='MapMean', name='first'), dict(type='MapMean', name='second')]
+    runner = run(config(tmp_path, dict(metrics=metrics)), 'test')
+    scores = evaluations_of(runner, 'test')[0]
+    names = {'first_mean', 'teacher/first_mean', 'second_mean', 'teacher/second_mean'}
+    assert names < set(scores['scores']) and 'mean' not in scores['scores']
+    assert [metric['name'] for metric in scores['metrics']] == ['first', 'second']
+    assert {'first_mean', 'second_mean'} < set(rows_of(runner, 'test')[0])
+
+
 def test_an_interval_leaves_evaluations_out(tmp_path):
     runner = run(config(tmp_path, dict(interval=2)))
     assert [each['epoch'] for each in evaluations_of(runner)] == [1]
