@@ -1,5 +1,7 @@
 """Two processes with half a batch each train what one process trains with the whole batch."""
 
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -88,3 +90,95 @@ def test_processes_agree_with_batch_norm(states):
         if 'running_' not in key:
             assert torch.equal(first[key], second[key]), key
             assert torch.isfinite(value).all()
+
+
+# A test of 33 images in batches of 4, explained with every kind of metric: per sample, of pairs, pooled
+# over the data set, and one that needs further forwards.
+EXPLAIN = """
+import json
+import os
+import sys
+from pathlib import Path
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from tiny import classifier
+from mmkdx.compat import prepare_cpu_launch
+
+work_dir = Path(sys.argv[1])
+preprocessor = dict(num_classes=4, mean=[120.0] * 3, std=[60.0] * 3)
+student = dict(classifier(4), data_preprocessor=preprocessor)
+teacher = dict(classifier(8), data_preprocessor=preprocessor)
+loader = dict(
+    batch_size=4, num_workers=0, persistent_workers=False,
+    dataset=dict(type='Parts', split='val', num_samples=33, image_size=32, pipeline=[dict(
+        type='PackInputs', algorithm_keys=('gt_seg_map',), meta_keys=('sample_idx', 'object_labels'))]),
+    sampler=dict(type='DefaultSampler', shuffle=False))
+region = dict(labels='object_labels')
+hook = dict(type='ExplainHook', num_samples=None, show_samples=3, target='student', metrics=[
+    dict(type='MapAgreement'), dict(type='MapComplexity'),
+    dict(type='MapSegmentation', **region), dict(type='PointingGame', **region),
+    dict(type='DeletionInsertion', steps=4), dict(type='PerturbationAUC')])
+config = Config(dict(
+    default_scope='mmkdx', work_dir=str(work_dir), launcher=sys.argv[2],
+    custom_imports=dict(imports=['tiny']),
+    env_cfg=dict(dist_cfg=dict(backend='gloo')),
+    model=dict(type='Distiller', student=student, teacher=dict(model=teacher), input_size=32,
+               terms=dict(kd=dict(type='KLDivLoss', at='logits'))),
+    test_dataloader=loader, test_cfg=dict(), test_evaluator=dict(type='Accuracy', topk=(1,)),
+    visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
+    custom_hooks=[hook], randomness=dict(seed=0)))
+prepare_cpu_launch(config, sys.argv[2])
+runner = Runner.from_cfg(config)
+torch.manual_seed(0)
+model = getattr(runner.model, 'module', runner.model)
+for part in (model.student, model.teachers[0].model):
+    for parameter in part.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+model.teachers[0].loaded = True
+metrics = runner.test()
+(work_dir / f'{runner.rank}.json').write_text(json.dumps(metrics))
+"""
+
+
+@pytest.fixture(scope='module')
+def explained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('explained')
+    script = folder / 'explain.py'
+    script.write_text(EXPLAIN)
+    env = dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tests"}', OMP_NUM_THREADS='1')
+    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    for command, launcher in (([sys.executable], 'none'), (run, 'pytorch')):
+        (folder / launcher).mkdir()
+        done = subprocess.run(
+            [*command, str(script), str(folder / launcher), launcher],
+            env=env,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_two_processes_explain_as_one(explained):
+    """33 images do not divide by two, so one is there twice; it must count once."""
+    one, first, second = (
+        json.loads((explained / name).read_text())
+        for name in ('none/0.json', 'pytorch/0.json', 'pytorch/1.json')
+    )
+    assert len(one) > 30
+    for metrics in (one, first, second):
+        assert metrics.pop('explain/seconds') > 0
+    # Text, because NaN is not equal to itself
+    assert json.dumps(first) == json.dumps(second)
+    assert one == pytest.approx(first, rel=1e-4, abs=1e-6, nan_ok=True)
+    rows = {}
+    for launcher in ('none', 'pytorch'):
+        (path,) = (explained / launcher).glob('*/explain/test.csv')
+        with path.open(newline='') as file:
+            rows[launcher] = list(csv.DictReader(file))
+        assert len(list((explained / launcher).glob('*/vis_data/vis_image/*.png'))) == 3
+    assert len(rows['none']) == 66
+    for a, b in zip(rows['none'], rows['pytorch'], strict=True):
+        assert (a['index'], a['model'], a['target']) == (b['index'], b['model'], b['target'])

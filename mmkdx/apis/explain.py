@@ -26,6 +26,7 @@ from mmkdx.distillation.subjects import build_explainers, choose_targets, find_s
 from mmkdx.explain import Explainer
 from mmkdx.functional import degenerate_maps
 from mmkdx.registry import DATASETS, MODELS
+from mmkdx.visualization.panel import as_rgb, explanation_panel
 
 #: What in a folder is taken for an image.
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -196,6 +197,34 @@ class ExplainInferencer(ImageClassificationInferencer):
             result['degenerate'] = {
                 name: bool(degenerate_maps(values[i : i + 1])) for name, values in maps.items()
             }
+
+    def _draw(self, results: list[dict[str, Any]], folder: Path) -> None:
+        """Writes a picture for each image that could be read."""
+        folder.mkdir(parents=True, exist_ok=True)
+        bgr = getattr(self.model.data_preprocessor, 'to_rgb', False)
+        taken: set[str] = set()
+        for i, result in enumerate(results):
+            if 'error' in result:
+                continue
+            captions = {
+                name: [f'{each.get("class", each["label"])} {each["score"]:.3f}']
+                for name, each in result['predictions'].items()
+            }
+            explained = {self._word(label) for label in result['targets'].values()}
+            captions['input'] = [f'explained: {", ".join(sorted(explained))}']
+            maps = {name: torch.from_numpy(each) for name, each in result['maps'].items()}
+            picture = explanation_panel(as_rgb(result['image'], bgr), maps, captions)
+            name = Path(result['input']).stem if isinstance(result['input'], str) else f'{i}'
+            # Folders may hold files of one name.
+            name = name if name not in taken else f'{name}_{i}'
+            taken.add(name)
+            path = folder / f'{name}.png'
+            if not cv2.imwrite(str(path), picture[..., ::-1]):
+                raise OSError(f'cannot write the picture {path}')
+            result['picture'] = str(path)
+
+    def _word(self, label: int) -> str:
+        return str(label) if self.classes is None else str(self.classes[label])
 
     def _prediction(self, probabilities: Tensor) -> dict[str, Any]:
         score, label = probabilities.max(0)

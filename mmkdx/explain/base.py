@@ -83,10 +83,9 @@ class Explainer(metaclass=ABCMeta):
         with undisturbed(model, inputs):
             # A tensor of inference mode cannot take part in a graph
             inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
-            parameter = next(model.parameters(), None)
-            return self.explain(
-                model, inputs if parameter is None else inputs.to(parameter), targets
-            )
+            parameter = next(model.parameters(), inputs)
+            maps = self.explain(model, inputs.to(parameter), targets)
+            return maps.detach() if isinstance(maps, Tensor) else [each.detach() for each in maps]
 
     @abstractmethod
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor | list[Tensor]:

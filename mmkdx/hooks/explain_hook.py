@@ -29,10 +29,29 @@ from mmkdx.distillation.subjects import (
 from mmkdx.functional import degenerate_maps
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score
 from mmkdx.registry import HOOKS, METRICS
-from mmkdx.visualization.records import append_scores, append_values, score_table
+from mmkdx.visualization.panel import as_rgb, explanation_panel
+from mmkdx.visualization.records import (
+    append_scores,
+    append_values,
+    by_model,
+    read_curves,
+    score_table,
+)
+from mmkdx.visualization.report import GalleryItem, write_report
 
 #: Bytes of maps and logits of fixed models that are kept between evaluations.
 KEPT_BYTES = 2**30
+
+#: Values of an image that are no scores.
+FACTS = ('target', 'prediction', 'confidence', 'degenerate', 'label')
+
+#: What the policies of ``target`` mean, for the report.
+TARGET_WORDS = {
+    'teacher': 'what the teacher predicts',
+    'student': 'what the student predicts',
+    'label': 'the label',
+    'own': 'what each model predicts itself',
+}
 
 
 @HOOKS.register_module()
@@ -276,7 +295,7 @@ class ExplainHook(Hook):
                 self._pictures.append(
                     dict(
                         index=index[i],
-                        image=_as_rgb(images[i], getattr(preprocessor, 'to_rgb', False)),
+                        image=as_rgb(images[i], getattr(preprocessor, 'to_rgb', False)),
                         path=sample.get('img_path'),
                         maps={name: each.maps[i].cpu() for name, each in models.items()},
                     )
@@ -379,15 +398,87 @@ class ExplainHook(Hook):
             for index, values in metric.rows.items():
                 rows.setdefault(index, {}).update(values)
         append_values(folder / f'{mode}.csv', rows, **{unit: step})
+        explainers = {name: type(each.explainer).__name__ for name, each in self._subjects.items()}
         append_scores(
             folder / f'{mode}.json',
             scores,
             **{unit: step},
             target=self._policy,
-            explainers={
-                name: type(subject.explainer).__name__ for name, subject in self._subjects.items()
-            },
+            explainers=explainers,
             metrics=[_settings(metric) for metric in self.metrics[1:]],
+        )
+        classes = (getattr(self._dataset, 'metainfo', None) or {}).get('classes')
+        known = {
+            *scores,
+            *(f'{model}{fact}' for model in ('', 'teacher/', 'baseline/') for fact in FACTS),
+        }
+        gallery = []
+        for picture in sorted(pictures, key=lambda each: each['index']):
+            row = {name: v for name, v in rows[picture['index']].items() if name in known}
+            item = self._panel(picture, row, classes)
+            runner.visualizer.add_image(f'explain_{mode}_{item.index:05d}', item.picture, step)
+            gallery.append(item)
+        if self.report and mode == 'test':
+            compare = self.report if isinstance(self.report, dict) else {}
+            path = write_report(
+                folder / 'report.html',
+                title=Path(runner.work_dir).name,
+                facts={
+                    'config': runner.cfg.filename or '',
+                    'checkpoint': runner._load_from or '',
+                    'explainer': ', '.join(
+                        f'{model}: {kind}' for model, kind in explainers.items()
+                    ),
+                    'explained class': TARGET_WORDS[self._policy],
+                    'images': f'{len(self._sample)} of {len(self._dataset)} (seed {self.seed})',
+                    'made': time.strftime('%Y-%m-%d %H:%M'),
+                },
+                scores=scores,
+                curves=_curves({Path(runner.work_dir).name: runner.work_dir, **compare}),
+                gallery=gallery,
+            )
+            runner.logger.info(f'The report is {path}')
+
+    def _panel(
+        self, picture: dict[str, Any], row: dict[str, Any], classes: Sequence[str] | None
+    ) -> GalleryItem:
+        """The picture of one image, and what a gallery tells of it."""
+
+        def word(label: int) -> str:
+            return str(label) if classes is None else str(classes[label])
+
+        captions, predictions = {}, {}
+        models = by_model(row)
+        own = [name for name in models if name not in FACTS]
+        pairs = [
+            name for name in own if 'teacher' in picture['maps'] and 'teacher' not in models[name]
+        ]
+        for name in picture['maps']:
+            prediction = word(models['prediction'][name])
+            predictions[name] = prediction
+            captions[name] = [
+                f'{prediction} {models["confidence"][name]:.3f}',
+                *(
+                    _line(each, models[each][name])
+                    for each in own
+                    if each not in pairs and name in models[each]
+                ),
+            ][:3]
+        captions['difference'] = [_line(name, row[name]) for name in pairs][:2]
+        label = word(row['label']) if row.get('label', -1) >= 0 else None
+        explained = word(models['target']['student'])
+        captions['input'] = [
+            *([f'label: {label}'] if label is not None else []),
+            f'explained: {explained if self._policy != "own" else "own prediction"}',
+        ]
+        return GalleryItem(
+            picture=explanation_panel(picture['image'], picture['maps'], captions),
+            index=picture['index'],
+            label=label,
+            predictions=predictions,
+            scores={
+                name: float(models[name]['student']) for name in own if 'student' in models[name]
+            },
         )
 
 
@@ -420,6 +511,20 @@ class _Facts(ExplanationMetric):
         }
 
 
+def _line(name: str, value: float) -> str:
+    return f'{name.replace("_", " ")} {value:.3f}'
+
+
+def _curves(runs: dict[str, str]) -> dict[str, dict[str, list]]:
+    """The curves of several runs by metric, then by run."""
+    curves: dict[str, dict[str, list]] = {}
+    for run, work_dir in runs.items():
+        for name, points in read_curves(work_dir).items():
+            if name != 'explain/seconds':
+                curves.setdefault(name, {})[run] = points
+    return curves
+
+
 def _settings(metric: ExplanationMetric) -> dict[str, Any]:
     """The conventions of a metric: its arguments."""
     values = {name: getattr(metric, name, None) for name in signature(type(metric)).parameters}
@@ -427,12 +532,3 @@ def _settings(metric: ExplanationMetric) -> dict[str, Any]:
     return dict(
         type=type(metric).__name__, **name, **{k: v for k, v in values.items() if v is not None}
     )
-
-
-def _as_rgb(image: Tensor, from_bgr: bool) -> np.ndarray:
-    """An image of shape (3, H, W) before normalisation as a picture of shape (H, W, 3)."""
-    image = image.float()
-    if image.max() <= 1:
-        image = image * 255
-    image = image.flip(0) if from_bgr else image
-    return image.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
