@@ -466,3 +466,31 @@ def test_a_transformer_teaches_a_convolutional_network_and_learns_from_it():
         total(losses).backward()
         assert all(torch.isfinite(value) and value > 0 for value in losses.values())
         assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_term_without_gradient_is_refused():
+    """As with a frozen backbone or a detached explanation: it would silently train nothing."""
+    model = distiller(dict(fit=dict(type='MSELoss', at='features'))).train()
+    images, samples = batch()
+    model.student.backbone.requires_grad_(False)
+    with pytest.raises(
+        ValueError, match="terms.fit: no gradient .* what stands at tap 'features' is detached"
+    ):
+        model.loss(images, samples)
+    with torch.no_grad():
+        model.loss(images, samples)
+    model.eval().loss(images, samples)
+
+
+class DetachedLoss(torch.nn.Module):
+    compares = 'logits'
+
+    def forward(self, student, teacher, target=None):
+        return (student.detach() - teacher).square().mean()
+
+
+def test_a_loss_that_detaches_is_refused():
+    model = distiller(dict(kd=dict(type='KLDivLoss', at='logits'))).train()
+    model.terms['kd'].loss = DetachedLoss()
+    with pytest.raises(ValueError, match='terms.kd: no gradient .* its loss is detached'):
+        model.loss(*batch())

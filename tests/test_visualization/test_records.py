@@ -1,0 +1,133 @@
+"""Tables, files of values and scores, and curves."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from mmkdx.metrics import Score
+from mmkdx.visualization.records import (
+    append_scores,
+    append_values,
+    by_model,
+    format_score,
+    read_curves,
+    score_table,
+)
+
+NAN = math.nan
+SCORES = {
+    'deletion': Score(0.25, 0.24, 0.26, 50, 'lower'),
+    'teacher/deletion': Score(0.125, 0.12, 0.13, 50, 'lower'),
+    'baseline/deletion': Score(0.5, 0.4, 0.6, 48, 'lower'),
+    'pearson': Score(0.75, 0.7, 0.8, 49, 'higher'),
+    'baseline/pearson': Score(NAN, NAN, NAN, 0, 'higher'),
+    'degenerate': Score(3, NAN, NAN, 50, 'lower'),
+    'teacher/degenerate': Score(0, NAN, NAN, 50, 'lower'),
+}
+
+
+def cells(table: str) -> list[list[str]]:
+    lines = [line for line in table.splitlines() if line.startswith('|')]
+    return [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+
+
+def test_scores_group_by_what_they_are_of():
+    grouped = by_model(SCORES)
+    assert list(grouped) == ['deletion', 'pearson', 'degenerate']
+    assert grouped['deletion']['teacher'] is SCORES['teacher/deletion']
+    assert set(grouped['pearson']) == {'student', 'baseline'}
+
+
+def test_the_table_has_a_column_for_each_model_and_for_comparisons():
+    head, *rows = cells(score_table(SCORES))
+    assert head == [
+        'score', 'better', 'student', 'teacher', 'baseline',
+        'student with teacher', 'baseline with teacher', 'n',
+    ]  # fmt: skip
+    own = ['0.2500 ± 0.0100', '0.1250 ± 0.0050', '0.5000 ± 0.1000']
+    assert rows == [
+        ['deletion', 'lower', *own, '', '', '50 / 48'],
+        ['pearson', 'higher', '', '', '', '0.7500 ± 0.0500', '-', '49 / 0'],
+        ['degenerate', 'lower', '3', '0', '', '', '', '50'],
+    ]
+
+
+def test_without_a_teacher_all_scores_are_the_students():
+    table = cells(score_table({'deletion': SCORES['deletion']}))
+    assert table == [
+        ['score', 'better', 'student', 'n'],
+        ['deletion', 'lower', '0.2500 ± 0.0100', '50'],
+    ]
+
+
+@pytest.mark.parametrize(
+    ('score', 'text'),
+    [
+        (Score(NAN, NAN, NAN, 0), '-'),
+        (Score(0.5, NAN, NAN, 1), '0.5'),
+        (Score(-0.25, -0.5, 0.0, 2), '-0.2500 ± 0.2500'),
+    ],
+)
+def test_scores_as_text(score, text):
+    assert format_score(score) == text
+
+
+def test_values_are_one_row_for_each_image_and_model(tmp_path):
+    path = tmp_path / 'val.csv'
+    rows = {7: {'deletion': 0.5, 'teacher/deletion': 0.25, 'pearson': 0.75}, 2: {'deletion': 0.125}}
+    append_values(path, rows, epoch=1)
+    append_values(path, {2: {'deletion': NAN}}, epoch=2)
+    with path.open(newline='') as file:
+        lines = list(csv.reader(file))
+    assert lines == [
+        ['epoch', 'index', 'model', 'deletion', 'pearson'],
+        ['1', '2', 'student', '0.125', ''],
+        ['1', '7', 'student', '0.5', '0.75'],
+        ['1', '7', 'teacher', '0.25', ''],
+        ['2', '2', 'student', 'nan', ''],
+    ]
+
+
+def test_a_file_of_other_columns_is_not_spoilt(tmp_path):
+    path = tmp_path / 'val.csv'
+    append_values(path, {0: {'deletion': 0.5}}, epoch=1)
+    before = path.read_text()
+    with pytest.raises(ValueError, match='val.csv has no column gini; choose another .*out_dir'):
+        append_values(path, {0: {'gini': 0.5}}, epoch=2)
+    assert path.read_text() == before
+
+
+def test_scores_are_lines_of_strict_json(tmp_path):
+    path = tmp_path / 'val.json'
+    for epoch in (1, 2):
+        append_scores(path, {'pearson': Score(NAN, NAN, NAN, 0, 'higher')}, epoch=epoch)
+
+    def refuse(name):
+        raise AssertionError(f'{name} is no JSON')
+
+    lines = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    assert lines[1] == dict(
+        epoch=2, scores=dict(pearson=dict(value=None, low=None, high=None, n=0, better='higher'))
+    )
+
+
+def test_curves_of_a_resumed_run_are_joined(tmp_path):
+    starts = {
+        '20260101_000000': [
+            {'lr': 0.1, 'loss': 2.0, 'data/x': 1.0, 'step': 1},
+            {'accuracy/top1': 50.0, 'explain/pearson': 0.5, 'time': 1.0, 'step': 1},
+            {'accuracy/top1': 60.0, 'explain/pearson': NAN, 'step': 2},
+        ],
+        '20260102_000000': [{'accuracy/top1': 62.0, 'step': 2}, {'accuracy/top1': 70.0, 'step': 3}],
+    }
+    for name, lines in starts.items():
+        folder = tmp_path / name / 'vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    assert read_curves(tmp_path) == {
+        'accuracy/top1': [(1, 50.0), (2, 62.0), (3, 70.0)],
+        'explain/pearson': [(1, 0.5)],
+    }
+    assert read_curves(tmp_path / 'nowhere') == {}
