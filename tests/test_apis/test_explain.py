@@ -1,0 +1,233 @@
+"""The inferencer, and the command line tool that uses it."""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain import get_model
+from tiny import build, classifier, tool
+
+from mmkdx.apis import ExplainInferencer
+from mmkdx.explain import GradCAM
+
+PREPROCESSOR = dict(num_classes=4, mean=[100.0, 120.0, 140.0], std=[50.0, 60.0, 70.0], to_rgb=True)
+PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(16, 16)),
+    dict(type='PackInputs'),
+]
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory) -> Path:
+    """A config and checkpoint of a distillation, and a folder of images."""
+    home = tmp_path_factory.mktemp('home')
+    student = dict(classifier(4), data_preprocessor=PREPROCESSOR)
+    # Another order of channels and another normalisation, to be bridged
+    other = dict(num_classes=4, mean=[0.0] * 3, std=[255.0] * 3, to_rgb=False)
+    teacher = dict(classifier(8), data_preprocessor=other)
+    torch.manual_seed(3)
+    torch.save(build(teacher).state_dict(), home / 'teacher.pth')
+    config = Config(
+        dict(
+            default_scope='mmkdx',
+            custom_imports=dict(imports=['tiny']),
+            model=dict(
+                type='Distiller',
+                student=student,
+                input_size=16,
+                teacher=dict(model=teacher, checkpoint=str(home / 'teacher.pth')),
+                terms=dict(kd=dict(type='KLDivLoss', at='logits')),
+            ),
+            test_dataloader=dict(dataset=dict(type='CustomDataset', pipeline=PIPELINE)),
+        )
+    )
+    config.dump(home / 'distill.py')
+    config.model = student
+    config.dump(home / 'student.py')
+    torch.manual_seed(4)
+    meta = dict(dataset_meta=dict(classes=['ant', 'bee', 'cat', 'dog']))
+    weights = build(student).state_dict()
+    torch.save(dict(state_dict=weights, meta=meta), home / 'student.pth')
+    (home / 'images' / 'more').mkdir(parents=True)
+    random = np.random.RandomState(0)
+    for name, size in (('b.png', (20, 30)), ('a.jpg', (16, 16)), ('more/a.png', (40, 20))):
+        image = random.randint(0, 255, (*size, 3), np.uint8)
+        cv2.imwrite(str(home / 'images' / name), image)
+    (home / 'images' / 'notes.txt').write_text('no image')
+    return home
+
+
+@pytest.fixture(scope='module')
+def inferencer(home) -> ExplainInferencer:
+    return ExplainInferencer(str(home / 'distill.py'), str(home / 'student.pth'))
+
+
+def by_hand(home: Path, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps of student and teacher for the teacher's class, and its logits, written out."""
+    image = cv2.resize(cv2.imread(str(home / 'images' / name)), (16, 16))
+    bgr = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    mean, std = (torch.tensor(PREPROCESSOR[key]).view(1, 3, 1, 1) for key in ('mean', 'std'))
+    student = build(classifier(4)).eval()
+    student.load_state_dict(torch.load(home / 'student.pth')['state_dict'])
+    teacher = build(classifier(8)).eval()
+    teacher.load_state_dict(torch.load(home / 'teacher.pth'))
+    logits = teacher(bgr / 255, mode='tensor')
+    target = int(logits.argmax())
+    return (
+        GradCAM()(student, (bgr.flip(1) - mean) / std, target)[0],
+        GradCAM()(teacher, bgr / 255, target)[0],
+        logits[0],
+    )
+
+
+def test_maps_and_predictions_are_those_of_the_models(home, inferencer):
+    results = inferencer(str(home / 'images'))
+    assert [Path(result['input']).name for result in results] == ['a.jpg', 'b.png']
+    for result in results:
+        student, teacher, logits = by_hand(home, Path(result['input']).name)
+        np.testing.assert_allclose(result['maps']['student'], student, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(result['maps']['teacher'], teacher, rtol=1e-4, atol=1e-7)
+        label = int(logits.argmax())
+        assert result['targets'] == dict(student=label, teacher=label)
+        prediction = result['predictions']['teacher']
+        assert (
+            prediction['label'] == label
+            and prediction['class'] == ['ant', 'bee', 'cat', 'dog'][label]
+        )
+        assert prediction['score'] == pytest.approx(float(logits.softmax(0)[label]), rel=1e-4)
+        student = result['predictions']['student']
+        assert result['pred_class'] == student['class'] and result['pred_score'] == student['score']
+        assert result['degenerate'] == dict(student=False, teacher=False)
+
+
+def test_one_image_a_list_an_array_and_a_path_object_are_the_same(home, inferencer):
+    path = home / 'images' / 'b.png'
+    expected = inferencer(str(path))[0]['maps']['student']
+    for given in (path, [str(path)], cv2.imread(str(path)), [cv2.imread(str(path))]):
+        np.testing.assert_array_equal(inferencer(given)[0]['maps']['student'], expected)
+
+
+def test_results_do_not_depend_on_the_batch(home, inferencer):
+    paths = [str(home / 'images' / name) for name in ('a.jpg', 'b.png', 'more/a.png')]
+    one, three = (inferencer(paths, batch_size=n) for n in (1, 3))
+    for a, b in zip(one, three, strict=True):
+        np.testing.assert_allclose(a['maps']['student'], b['maps']['student'], rtol=1e-5, atol=1e-8)
+
+
+def test_the_class_can_be_chosen(home, inferencer):
+    path = str(home / 'images' / 'a.jpg')
+    assert inferencer(path, target=3)[0]['targets'] == dict(student=3, teacher=3)
+    own = inferencer(path, target='own')[0]
+    assert own['targets'] == {name: each['label'] for name, each in own['predictions'].items()}
+    student = inferencer(path, target='student')[0]
+    assert student['targets']['teacher'] == student['pred_label']
+
+
+def test_pictures_are_written_one_for_each_image(home, inferencer, tmp_path):
+    results = inferencer(
+        [home / 'images', home / 'images' / 'more'], show_dir=str(tmp_path / 'maps')
+    )
+    names = [Path(result['picture']).name for result in results]
+    assert names == ['a.png', 'b.png', 'a_2.png']
+    for result in results:
+        picture = cv2.imread(result['picture'])
+        assert picture.shape[1] > 3 * 224 and picture.std() > 10
+    # The first picture is the image itself, in its own colours
+    shown = cv2.imread(results[0]['picture'])[12:236, 12:236]
+    image = cv2.imread(str(home / 'images' / 'a.jpg'))
+    np.testing.assert_array_equal(shown[7::14, 7::14], image)
+
+
+def test_an_unreadable_image_is_named_and_the_rest_goes_on(home, inferencer, tmp_path, caplog):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    (folder / 'a_bad.jpg').write_text('no image')
+    (folder / 'b_empty.png').touch()
+    good = cv2.imread(str(home / 'images' / 'b.png'))
+    cv2.imwrite(str(folder / 'c.png'), good)
+    results = inferencer([folder, folder / 'd_missing.png'], show_dir=str(tmp_path / 'out'))
+    errors = [result.get('error') for result in results]
+    assert 'a_bad.jpg' in errors[0] and 'b_empty.png' in errors[1]
+    assert errors[2] is None and results[2]['maps']['student'].shape == (8, 8)
+    assert 'd_missing.png: there is no such file' in errors[3]
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['c.png']
+
+
+def test_a_plain_classifier_explains_its_own_prediction(home):
+    inferencer = ExplainInferencer(
+        str(home / 'student.py'), str(home / 'student.pth'), explainer=dict(type='LayerCAM')
+    )
+    (result,) = inferencer(str(home / 'images' / 'a.jpg'))
+    assert set(result['maps']) == {'student'}
+    assert result['targets'] == dict(student=result['pred_label'])
+
+
+def test_a_teacher_can_be_added(home):
+    student = Config.fromfile(home / 'student.py')
+    teacher = dict(model=student.model.to_dict(), checkpoint=str(home / 'student.pth'))
+    inferencer = ExplainInferencer(student, str(home / 'student.pth'), teacher=teacher)
+    (result,) = inferencer(str(home / 'images' / 'a.jpg'))
+    np.testing.assert_allclose(result['maps']['teacher'], result['maps']['student'], rtol=1e-5)
+
+
+def test_names_of_the_model_zoo_and_model_objects(home):
+    image = np.random.RandomState(0).randint(0, 255, (40, 60, 3), np.uint8)
+    for model in ('mobilenet-v2_8xb32_in1k', get_model('mobilenet-v2_8xb32_in1k')):
+        torch.manual_seed(0)
+        inferencer = ExplainInferencer(model, pretrained=False)
+        (result,) = inferencer(image)
+        assert result['maps']['student'].shape == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'call', 'message'),
+    [
+        (dict(explainer='CAMM'), None, "ExplainInferencer.explainer: there is no explainer 'CAMM'"),
+        (dict(teacher=2), None, 'ExplainInferencer.teacher is 2 and there are 1 teachers'),
+        (
+            {},
+            dict(target='gt'),
+            "target is 'gt'; it must be a class index, 'student', 'teacher' or",
+        ),
+        ({}, dict(target=4), 'target 4 is no class of the model, which has 4'),
+        ({}, dict(inputs='empty'), 'there is no image in the folder'),
+    ],
+)
+def test_mistakes_are_one_sentence(home, arguments, call, message, tmp_path):
+    def run():
+        inferencer = ExplainInferencer(
+            str(home / 'distill.py'), str(home / 'student.pth'), **arguments
+        )
+        settings = dict(dict(inputs=str(home / 'images')), **(call or {}))
+        if settings['inputs'] == 'empty':
+            settings['inputs'] = str(tmp_path)
+        inferencer(**settings)
+
+    with pytest.raises(ValueError, match=message):
+        run()
+
+
+def test_a_model_object_without_its_config_is_refused():
+    with pytest.raises(ValueError, match='model has no config, .* take it from mmpretrain'):
+        ExplainInferencer(build(classifier()))
+
+
+def test_the_command_line_tool(home, tmp_path, monkeypatch, capsys):
+    bad = tmp_path / 'bad.png'
+    bad.write_text('no image')
+    arguments = [
+        home / 'distill.py', home / 'student.pth', home / 'images', bad,
+        '--explainer', 'GradCAM', '--explainer-options', 'layer=backbone.stem',
+        '--target', '1', '--out', tmp_path / 'out', '--batch-size', '2',
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, 'argv', ['explain.py', *map(str, arguments)])
+    tool('explain').main()
+    output = capsys.readouterr().out
+    assert '1 of 3 images could not be read' in output
+    assert str(tmp_path / 'out' / 'a.png') in output and 'left out' in output
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['a.png', 'b.png']
