@@ -1,0 +1,69 @@
+"""The picture of one image's explanations."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmkdx.explain.rendering import color_table
+from mmkdx.visualization.panel import as_rgb, explanation_panel
+
+IMAGE = np.random.RandomState(0).randint(0, 255, (32, 32, 3), np.uint8)
+LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+RIGHT = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+
+
+def tiles(panel: np.ndarray) -> list[np.ndarray]:
+    """The pictures of 224 pixels in a row, with 12 between them."""
+    count = (panel.shape[1] - 12) // 236
+    return [panel[12:236, 12 + 236 * i : 236 + 236 * i] for i in range(count)]
+
+
+def test_input_teacher_student_baseline_and_difference_in_this_order():
+    maps = dict(student=LEFT, baseline=LEFT, teacher=RIGHT)
+    first, teacher, student, baseline, gap = tiles(explanation_panel(IMAGE, maps))
+    np.testing.assert_array_equal(first[3::7, 3::7], IMAGE)
+    np.testing.assert_array_equal(student, baseline)
+    # The brightest colour of the map is on the side of its evidence
+    yellow = teacher[..., 0].astype(int) - teacher[..., 2]
+    assert yellow[:, -40:].mean() > yellow[:, :40].mean() + 50
+    table = color_table('diverging')
+    assert gap[0, 0].tolist() == table[255].tolist(), 'the student has more on the left'
+    assert gap[0, -1].tolist() == table[0].tolist(), 'the teacher has more on the right'
+
+
+def test_without_a_teacher_there_is_no_difference():
+    assert len(tiles(explanation_panel(IMAGE, dict(student=LEFT)))) == 2
+
+
+@pytest.mark.parametrize('nothing', [torch.zeros(2, 2), -LEFT, torch.full((2, 2), torch.nan)])
+def test_a_map_that_says_nothing_shows_no_colours_and_no_difference(nothing):
+    maps = dict(student=nothing, teacher=RIGHT)
+    _, teacher, student, gap = tiles(explanation_panel(IMAGE, maps))
+    assert (student == student[..., :1]).all() and not (teacher == teacher[..., :1]).all()
+    assert (gap == gap[0, 0]).all()
+
+
+def test_captions_are_under_their_picture():
+    maps = dict(student=LEFT, teacher=RIGHT)
+    plain = explanation_panel(IMAGE, maps, {'student': [' ']})
+    written = explanation_panel(IMAGE, maps, {'student': ['dog 0.93']})
+    assert plain.shape == written.shape
+    columns = np.flatnonzero((plain != written).any((0, 2)))
+    assert columns[0] >= 12 + 2 * 236 and columns[-1] < 12 + 3 * 236
+
+
+@pytest.mark.parametrize('size', [(300, 400), (400, 100), (1, 1), (225, 224)])
+def test_images_of_any_size(size):
+    image = np.full((*size, 3), 128, np.uint8)
+    panel = explanation_panel(image, dict(student=LEFT, teacher=RIGHT))
+    assert panel.shape[1] == 4 * 236 + 12 and panel.dtype == np.uint8
+
+
+def test_pipelines_images_become_pictures():
+    image = torch.arange(12).view(3, 2, 2).byte()
+    np.testing.assert_array_equal(as_rgb(image, False), image.permute(1, 2, 0))
+    np.testing.assert_array_equal(as_rgb(image, True), image.permute(1, 2, 0).flip(2))
+    np.testing.assert_array_equal(as_rgb(image / 255, False), image.permute(1, 2, 0))
+    black = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    black[0, 0, 0] = 1
+    assert as_rgb(black, False).max() == 1, 'a dark image of bytes is not taken for one from 0 to 1'
