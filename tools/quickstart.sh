@@ -7,9 +7,11 @@ Usage: bash tools/quickstart.sh
 
 Installs mmkdx, at the first call, and runs it on the digits that ship in scikit-learn: trains a teacher
 on all training images, then students sixteen times as slim on 100 of them, alone, with the teacher's
-logits (KD) and with its class maps (CAT-KD), and compares them on the test images.
+logits (KD) and with its class maps (CAT-KD), compares them on the test images, and shows in a report where
+the distilled student looks, beside its teacher and beside the student trained alone.
 
-Checkpoints and logs are written to work_dirs/. Takes five to ten minutes on two CPU cores, after the installation.
+Checkpoints, logs and the report are written to work_dirs/. Takes five to ten minutes on two CPU cores,
+after the installation.
 END
 }
 
@@ -47,3 +49,22 @@ done
 echo
 echo 'Top-1 accuracy on 600 test images; the students were trained on 100 labelled ones:'
 "$PYTHON" tools/analysis_tools/compare_runs.py "${configs[@]/#/work_dirs/}" --names "${names[@]}"
+
+echo
+echo 'Explaining 100 test images: CAT-KD beside its teacher and the student alone'
+log=work_dirs/report.txt
+rm -rf work_dirs/report
+compare=()
+for i in "${!configs[@]}"; do
+    compare+=(--compare "${names[i]}=work_dirs/${configs[i]}")
+done
+if ! "$PYTHON" tools/test.py "configs/digits/${configs[3]}.py" "work_dirs/${configs[3]}/epoch_20.pth" \
+    --report "${compare[@]}" --cfg-options custom_hooks.1.out_dir=work_dirs/report \
+    custom_hooks.1.show_samples=30 "custom_hooks.1.baseline.model=configs/digits/${configs[1]}.py" \
+    "custom_hooks.1.baseline.checkpoint=work_dirs/${configs[1]}/epoch_20.pth" > "$log" 2>&1; then
+    echo "Explaining failed; the end of $log:" >&2
+    tail -n 20 "$log" >&2
+    exit 1
+fi
+echo
+echo "The report: $PWD/work_dirs/report/report.html"

@@ -11,3 +11,17 @@ model = dict(
     input_size=32,
     terms=dict(kd=dict(type='KLDivLoss', at='logits', tau=4, weight=1.0)),
 )
+# At every validation: does the student look where the teacher looks?
+custom_hooks = [
+    dict(type='EpochSeedHook'),
+    dict(
+        type='ExplainHook',
+        explainer=dict(type='CAM'),
+        num_samples=100,
+        metrics=[
+            dict(type='MapAgreement'),
+            dict(type='MapComplexity'),
+            dict(type='DeletionInsertion', steps=8, cross=False),
+        ],
+    ),
+]

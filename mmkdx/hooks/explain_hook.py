@@ -420,9 +420,13 @@ class ExplainHook(Hook):
             gallery.append(item)
         if self.report and mode == 'test':
             compare = self.report if isinstance(self.report, dict) else {}
+            title = Path(runner.work_dir).name
+            known_run = any(
+                Path(d).absolute() == Path(runner.work_dir).absolute() for d in compare.values()
+            )
             path = write_report(
                 folder / 'report.html',
-                title=Path(runner.work_dir).name,
+                title=title,
                 facts={
                     'config': runner.cfg.filename or '',
                     'checkpoint': runner._load_from or '',
@@ -434,7 +438,7 @@ class ExplainHook(Hook):
                     'made': time.strftime('%Y-%m-%d %H:%M'),
                 },
                 scores=scores,
-                curves=_curves({Path(runner.work_dir).name: runner.work_dir, **compare}),
+                curves=_curves(compare if known_run else {title: runner.work_dir, **compare}),
                 gallery=gallery,
             )
             runner.logger.info(f'The report is {path}')

@@ -345,3 +345,19 @@ def test_mistakes_show_before_the_first_iteration(tmp_path, hook, message):
         runner.train()
     if message:
         assert runner.iter == 0
+
+
+def test_a_report_shows_this_run_and_those_it_is_compared_with(trained, tmp_path):
+    compare = dict(earlier=str(trained.work_dir))
+    settings = config(tmp_path, dict(report=compare, out_dir=str(tmp_path / 'report')))
+    run(settings, 'test')
+    page = (tmp_path / 'report' / 'report.html').read_text()
+    for text in (
+        'earlier',
+        tmp_path.name,
+        'what the teacher predicts',
+        '30 of 48 (seed 0)',
+        'data:image',
+    ):
+        assert text in page, text
+    assert not (Path(trained.log_dir) / 'explain' / 'report.html').exists()

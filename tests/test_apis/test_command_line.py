@@ -1,0 +1,61 @@
+"""The options that mmkdx adds to mmpretrain's tools."""
+
+import sys
+
+import pytest
+from mmengine.config import Config
+
+from mmkdx.apis.command_line import _ask_for_report, _report_options
+
+
+def options(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['test.py', *arguments])
+    return _report_options()
+
+
+def test_options_of_reports_are_taken_out_of_the_command_line(monkeypatch):
+    own = options(
+        monkeypatch,
+        'c.py',
+        '--report',
+        'k.pth',
+        '--compare',
+        'a=x',
+        '--out',
+        'o',
+        '--compare',
+        'b b=y=z',
+    )
+    assert own.report and own.compare == ['a=x', 'b b=y=z']
+    assert sys.argv == ['test.py', 'c.py', 'k.pth', '--out', 'o']
+
+
+def test_without_them_nothing_changes(monkeypatch):
+    assert not options(monkeypatch, 'c.py', 'k.pth', '--tta').report
+    assert sys.argv == ['test.py', 'c.py', 'k.pth', '--tta']
+
+
+def test_help_tells_of_them(monkeypatch, capsys):
+    options(monkeypatch, '--help')
+    assert '--compare NAME=WORK_DIR' in capsys.readouterr().out
+    assert sys.argv == ['test.py', '--help'], "mmpretrain's parser prints the rest"
+
+
+def test_a_comparison_needs_a_name(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        options(monkeypatch, '--report', '--compare', 'work_dirs/x')
+    assert '--compare work_dirs/x: write NAME=WORK_DIR' in capsys.readouterr().err
+
+
+def test_the_hook_is_told():
+    cfg = Config(dict(custom_hooks=[dict(type='EpochSeedHook'), dict(type='ExplainHook')]))
+    _ask_for_report(cfg, ['KD=work_dirs/kd', 'a=b=c'])
+    assert cfg.custom_hooks[1].report == dict(KD='work_dirs/kd', a='b=c')
+    assert 'report' not in cfg.custom_hooks[0]
+    _ask_for_report(cfg, [])
+    assert cfg.custom_hooks[1].report is True
+
+
+def test_a_config_without_the_hook_is_refused():
+    with pytest.raises(ValueError, match='--report needs an ExplainHook, and custom_hooks'):
+        _ask_for_report(Config(dict(custom_hooks=[dict(type='EpochSeedHook')])), [])
