@@ -1,0 +1,168 @@
+"""ImageNet-Segmentation: images of ImageNet with masks of their objects."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.logging import print_log
+from mmpretrain.datasets import BaseDataset
+from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+
+from mmkdx.datasets.imagenet_wordnet_ids import WORDNET_IDS
+from mmkdx.registry import DATASETS
+
+URL = 'http://calvin-vision.net/bigstuff/proj-imagenet/data/gtsegs_ijcv.mat'
+
+
+@DATASETS.register_module()
+class ImageNetSegmentation(BaseDataset):
+    """4,276 images of ImageNet with masks of their objects, to evaluate maps with.
+
+    Source: M. Guillaumin, D. Küttel and V. Ferrari, "ImageNet Auto-Annotation with Segmentation
+    Propagation", IJCV 2014; the file ``gtsegs_ijcv.mat``, which is read as it is, with h5py. Evaluations
+    of maps resize images and masks to 224 × 224, without keeping the aspect (H. Chefer, S. Gur and
+    L. Wolf, "Transformer Interpretability Beyond Attention Visualization", CVPR 2021).
+
+    A sample has
+
+    - ``img``: uint8 of shape (H, W, 3), BGR like that of ``LoadImageFromFile``;
+    - ``gt_seg_map``: uint8 of shape (H, W), 1 where the object is, else 0; where an image has several
+      masks, the first one;
+    - ``gt_label``: its class of the 1,000 of ILSVRC 2012, found by the WordNet id, or -1 where that
+      is none of theirs, which ``Accuracy`` counts as an error; the log says how many there are;
+    - ``img_id`` and ``wordnet_id``: str, as they stand in the file;
+    - ``img_shape`` and ``ori_shape``: (H, W).
+
+    It needs no loading transform. The file is opened for each sample anew, so that worker processes
+    share no handle.
+
+    Args:
+        ann_file (str): The file, below ``data_root``. Defaults to 'gtsegs_ijcv.mat'.
+        data_root (str): Its folder. Defaults to 'data/imagenet_segmentation'.
+        pipeline (Sequence): The transforms. Defaults to ().
+        test_mode (bool): Whether a sample that cannot be read is an error instead of being replaced by
+            another one. Defaults to True.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ImportError: If h5py is not installed.
+        ValueError: If the file is damaged or another one.
+    """
+
+    METAINFO = {'classes': IMAGENET_CATEGORIES, 'regions': ('background', 'object')}
+
+    def __init__(
+        self,
+        ann_file: str = 'gtsegs_ijcv.mat',
+        data_root: str = 'data/imagenet_segmentation',
+        pipeline: Sequence = (),
+        test_mode: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            ann_file=ann_file, data_root=data_root, pipeline=pipeline, test_mode=test_mode, **kwargs
+        )
+
+    def load_data_list(self) -> list[dict]:
+        """Reads ids and classes; images and masks are read by ``get_data_info``."""
+        labels = {wordnet_id: label for label, wordnet_id in enumerate(WORDNET_IDS)}
+        with self._open() as file:
+            columns = [file['value'][name] for name in ('img', 'gt', 'id', 'target')]
+            lengths = [len(column) for column in columns]
+            if len(set(lengths)) > 1:
+                raise ValueError(
+                    f'{self.ann_file} has {"/".join(map(str, lengths))} images/masks/ids/classes'
+                )
+            samples, other_size = [], []
+            for index in range(lengths[0]):
+                image, mask = _image_and_mask(file, index)
+                if image.ndim != 3 or image.shape[0] != 3 or mask.ndim != 2:
+                    raise ValueError(
+                        f'{self.ann_file}: image {index} has shape {image.shape} and its mask '
+                        f'{mask.shape} instead of (3, W, H) and (W, H)'
+                    )
+                if mask.shape != image.shape[1:]:
+                    other_size.append(index)
+                name, wordnet_id = (_text(file[column[index, 0]]) for column in columns[2:])
+                samples.append(
+                    dict(
+                        index=index,
+                        img_id=name,
+                        wordnet_id=wordnet_id,
+                        gt_label=labels.get(wordnet_id, -1),
+                    )
+                )
+        if other_size:
+            print_log(
+                f'{self.ann_file}: masks of another size than their images: {other_size}',
+                'current',
+                logging.WARNING,
+            )
+        unknown = sum(sample['gt_label'] < 0 for sample in samples)
+        if unknown:
+            print_log(
+                f'{self.ann_file}: {unknown} of {len(samples)} images are of none of the 1,000 '
+                'classes of ILSVRC 2012; their gt_label is -1',
+                'current',
+                logging.WARNING,
+            )
+        return samples
+
+    def get_data_info(self, idx: int) -> dict:
+        """Reads a sample.
+
+        Args:
+            idx (int): Its position.
+
+        Returns:
+            dict: The fields that the class describes.
+        """
+        info = super().get_data_info(idx)
+        with self._open() as file:
+            # MATLAB's columns come first: the axes are reversed
+            image, mask = (part[()].T for part in _image_and_mask(file, info.pop('index')))
+        info['img'] = np.ascontiguousarray(image[..., ::-1])
+        info['gt_seg_map'] = np.ascontiguousarray(mask > 0).astype(np.uint8)
+        info['img_shape'] = info['ori_shape'] = info['img'].shape[:2]
+        return info
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """The open file; what is wrong with it is an error that names it."""
+        try:
+            import h5py
+        except ImportError as error:
+            raise ImportError(
+                'ImageNetSegmentation reads a MATLAB v7.3 file with h5py, which is not installed; '
+                'run "pip install h5py"'
+            ) from error
+        if not Path(self.ann_file).is_file():
+            raise FileNotFoundError(
+                f'there is no file {Path(self.ann_file).resolve()} (data_root and ann_file of '
+                f'ImageNetSegmentation); it can be downloaded from {URL}'
+            )
+        try:
+            with h5py.File(self.ann_file) as file:
+                yield file
+        except (OSError, KeyError) as error:
+            raise ValueError(
+                f'{self.ann_file} is no complete copy of gtsegs_ijcv.mat ({error}); '
+                f'it can be downloaded from {URL}'
+            ) from error
+
+
+def _image_and_mask(file: Any, index: int) -> tuple[Any, Any]:
+    """The HDF5 datasets of an image, of shape (3, W, H), and of its first mask, (W, H)."""
+    value = file['value']
+    return file[value['img'][index, 0]], file[file[value['gt'][index, 0]][0, 0]]
+
+
+def _text(characters: Any) -> str:
+    """MATLAB's text: UTF-16 units along one axis."""
+    return ''.join(map(chr, characters[()].ravel()))
