@@ -7,3 +7,12 @@ model = dict(
     teacher=dict(model='resnet34_8xb32_in1k', pretrained=True),
     terms=dict(cat=dict(type='CATLoss', at='cam', resolution=2, normalize=False, weight=0.5)),
 )
+custom_hooks = [
+    dict(
+        type='ExplainHook',
+        explainer=dict(type='CAM'),
+        num_samples=512,
+        show_samples=16,
+        metrics=[dict(type='MapAgreement'), dict(type='DeletionInsertion'), dict(type='AverageDrop')],
+    )
+]

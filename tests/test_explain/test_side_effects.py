@@ -1,0 +1,180 @@
+"""Explaining leaves a model, its gradients and the random state as they were, wherever it happens."""
+
+import gc
+import os
+import weakref
+
+import pytest
+import torch
+import torch.distributed as dist
+from explainable import explainer_for, images, model_for
+from mmengine.model import MMDistributedDataParallel
+from torch import nn
+
+from mmkdx.registry import EXPLAINERS
+
+EXPLAINERS.import_from_location()
+ALL = sorted(
+    name for name, kind in EXPLAINERS.module_dict.items() if kind.__module__.startswith('mmkdx.')
+)
+HEADS = ('linear', 'hidden')
+
+
+def reference(name: str, head: str) -> torch.Tensor:
+    return explainer_for(name)(model_for(name, head), images(), [0, 1, 2])
+
+
+def hook_count(model: nn.Module) -> int:
+    kinds = [key for key in vars(nn.Module()) if key.endswith('hooks')]
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+def state_of(model: nn.Module) -> dict:
+    """Everything that explaining might change."""
+    return dict(
+        modes=[module.training for module in model.modules()],
+        asked=[parameter.requires_grad for parameter in model.parameters()],
+        grads=[None if p.grad is None else p.grad.clone().tolist() for p in model.parameters()],
+        values={key: value.clone().tolist() for key, value in model.state_dict().items()},
+        hooks=hook_count(model),
+        attributes=[sorted(vars(module)) for module in model.modules()],
+        random=torch.get_rng_state().tolist(),
+        grad_enabled=torch.is_grad_enabled(),
+        autocast=torch.is_autocast_enabled('cpu'),
+    )
+
+
+every = pytest.mark.parametrize('name', ALL)
+both = pytest.mark.parametrize('head', HEADS)
+
+
+@every
+@both
+def test_a_model_comes_out_as_it_was(name, head):
+    model = model_for(name, head).train()
+    # A mixture of modes, frozen parameters and gradients that are there already
+    list(model.modules())[3].eval()
+    parameters = list(model.parameters())
+    parameters[0].requires_grad_(False)
+    parameters[1].grad = torch.full_like(parameters[1], 7.0)
+    before = state_of(model)
+    explainer = explainer_for(name)
+    for targets in (None, 2, [0, 1, 2], 'all'):
+        maps = explainer(model, images(), targets)
+        assert not maps.requires_grad and maps.dtype == torch.float32
+    assert state_of(model) == before
+
+
+@every
+def test_a_model_in_training_is_explained_in_eval_mode(name):
+    expected = reference(name, 'linear')
+    maps = explainer_for(name)(model_for(name).train(), images(), [0, 1, 2])
+    torch.testing.assert_close(maps, expected, rtol=0, atol=0)
+
+
+@every
+@both
+@pytest.mark.parametrize('where', ['no_grad', 'inference', 'frozen', 'autocast', 'compiled inputs'])
+def test_maps_are_the_same_everywhere(name, head, where):
+    expected = reference(name, head)
+    model, explainer = model_for(name, head), explainer_for(name)
+    if where == 'no_grad':
+        with torch.no_grad():
+            maps = explainer(model, images(), [0, 1, 2])
+    elif where == 'inference':
+        with torch.inference_mode():
+            maps = explainer(model, images() + 0, [0, 1, 2])
+    elif where == 'frozen':
+        maps = explainer(model.requires_grad_(False), images(), [0, 1, 2])
+    elif where == 'autocast':
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            maps = explainer(model, images(), [0, 1, 2])
+    else:
+        maps = explainer(model, images().requires_grad_(), torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(maps, expected, rtol=1e-6, atol=1e-9)
+
+
+@every
+def test_half_precision_models_have_maps_in_full_precision(name):
+    expected = reference(name, 'linear')
+    maps = explainer_for(name)(model_for(name).bfloat16(), images(), [0, 1, 2])
+    assert maps.dtype == torch.float32 and maps.isfinite().all()
+    for map_, wanted in zip(maps, expected):
+        pair = torch.stack([map_.flatten(), wanted.flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.9
+
+
+@every
+def test_an_exception_in_the_model_leaves_nothing_behind(name):
+    model = model_for(name).train()
+    explainer = explainer_for(name)
+    explainer(model, images())
+    before = state_of(model)
+    last = list(model.modules())[-1]
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    handle = model.head.register_forward_pre_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        explainer(model, images())
+    handle.remove()
+    assert state_of(model) == before and last.training
+
+
+@every
+def test_maps_do_not_depend_on_the_rest_of_the_batch(name):
+    model, explainer = model_for(name), explainer_for(name)
+    together = explainer(model, images(), [0, 1, 2])
+    alone = [explainer(model, images()[i : i + 1], i)[0] for i in range(3)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-6)
+
+
+@every
+def test_maps_of_a_reinitialised_model_differ(name):
+    """The sanity check of Adebayo et al. (NeurIPS 2018): a map must depend on the parameters."""
+    maps = [explainer_for(name)(model_for(name, seed=seed), images(), 1) for seed in (0, 1)]
+    for first, second in zip(*maps):
+        pair = torch.stack([first.flatten(), second.flatten()])
+        assert torch.corrcoef(pair)[0, 1].abs() < 0.98
+
+
+@pytest.fixture(scope='module')
+def process_group():
+    os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
+    os.environ.setdefault('MASTER_PORT', '29577')
+    dist.init_process_group('gloo', rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@every
+def test_a_distributed_model_is_taken_out_of_its_wrapper(name, process_group):
+    wrapped = MMDistributedDataParallel(model_for(name))
+    maps = explainer_for(name)(wrapped, images(), [0, 1, 2])
+    torch.testing.assert_close(maps, reference(name, 'linear'))
+
+
+@pytest.mark.parametrize('name', ['CAM', 'GradCAM', 'LayerCAM', 'InputGradient'])
+def test_a_thousand_calls_do_not_leak(name):
+    model, explainer = model_for(name, 'hidden'), explainer_for(name)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+
+    explainer(model, images(1), 0)
+    before = tensors()
+    for _ in range(1000):
+        explainer(model, images(1), 0)
+    assert tensors() <= before
+
+
+@every
+def test_a_model_can_be_collected_after_it_was_explained(name):
+    model, explainer = model_for(name), explainer_for(name)
+    explainer(model, images(1), 0)
+    ghost = weakref.ref(model)
+    del model
+    gc.collect()
+    assert ghost() is None
