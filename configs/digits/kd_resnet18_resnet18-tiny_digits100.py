@@ -20,8 +20,8 @@ custom_hooks = [
         num_samples=100,
         metrics=[
             dict(type='MapAgreement'),
-            dict(type='MapComplexity'),
             dict(type='DeletionInsertion', steps=8, cross=False),
+            dict(type='MapComplexity'),
         ],
     ),
 ]

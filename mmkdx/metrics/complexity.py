@@ -14,7 +14,7 @@ from mmkdx.registry import METRICS
 class MapComplexity(ExplanationMetric):
     """How much of a map's evidence lies in how few positions.
 
-    Both scores are of the magnitudes |φ|, so that evidence against a class counts like evidence for
+    Both scores are of the magnitudes ``|φ|``, so that evidence against a class counts like evidence for
     it, and both are the same for any multiple of a map. They are taken at the map's own resolution
     (n positions): enlarging it would change both without adding anything. Compare only models whose
     maps have one size.
@@ -22,7 +22,7 @@ class MapComplexity(ExplanationMetric):
     - ``gini``: the Gini index in [0, 1 - 1/n], higher is simpler: 0 for equal magnitudes, 1 - 1/n for
       one position. Source: Chalasani et al., "Concise Explanations of Neural Networks using
       Adversarial Training", ICML 2020.
-    - ``entropy``: the entropy of |φ| / Σ|φ| in nats, in [0, ln n], lower is simpler. Source: Bhatt et
+    - ``entropy``: the entropy of ``|φ| / Σ|φ|`` in nats, in [0, ln n], lower is simpler. Source: Bhatt et
       al., "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020.
     """
 
