@@ -81,6 +81,7 @@ setup(
     ],
     python_requires='>=3.10',
     packages=find_packages(include=['mmkdx', 'mmkdx.*']),
+    package_data={'mmkdx.visualization': ['*.html']},
     install_requires=requirements('runtime'),
     # The two package families hold the same modules, so which one is installed is the user's choice
     extras_require={

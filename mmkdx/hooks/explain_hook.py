@@ -440,6 +440,7 @@ class ExplainHook(Hook):
                 scores=scores,
                 curves=_curves(compare if known_run else {title: runner.work_dir, **compare}),
                 gallery=gallery,
+                unit=unit,
             )
             runner.logger.info(f'The report is {path}')
 
@@ -449,7 +450,13 @@ class ExplainHook(Hook):
         """The picture of one image, and what a gallery tells of it."""
 
         def word(label: int) -> str:
-            return str(label) if classes is None else str(classes[label])
+            name = str(label) if classes is None else str(classes[label])
+            # Of ImageNet's classes two are called crane
+            return (
+                name
+                if classes is None or classes.count(classes[label]) == 1
+                else f'{name} ({label})'
+            )
 
         captions, predictions = {}, {}
         models = by_model(row)

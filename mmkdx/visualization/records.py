@@ -34,14 +34,15 @@ def by_model(scores: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
     return grouped
 
 
-def score_table(scores: Mapping[str, Score]) -> str:
-    """The scores as a table, one row a score, with a column for each model there is.
+def score_rows(scores: Mapping[str, Score]) -> list[list[str]]:
+    """The scores as the rows of a table, with a column for each model there is.
 
     Args:
         scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``.
 
     Returns:
-        str: The table. Each value stands with half of its 95 % confidence interval.
+        list[list[str]]: The head, then a row for each score: its name, what is better, its values,
+        and on how many samples they rest.
     """
     grouped = by_model(scores)
     models = [model for model in MODELS if any(model in row for row in grouped.values())]
@@ -49,20 +50,25 @@ def score_table(scores: Mapping[str, Score]) -> str:
     compared = {
         name for name, row in grouped.items() if 'teacher' in models and 'teacher' not in row
     }
-    heads = [f'{model} with teacher' for model in models if model != 'teacher' and compared]
-    rows = [['score', 'better', *models, *heads, 'n']]
-    for name, row in grouped.items():
-        cells = {model: format_score(row[model]) for model in models if model in row}
-        own = [cells.get(model, '') if name not in compared else '' for model in models]
-        pairs = [
-            cells.get(model, '') if name in compared else ''
-            for model in models
-            if model != 'teacher' and compared
+    columns = [(model, model, False) for model in models]
+    if compared:
+        columns += [
+            (f'{model} with teacher', model, True) for model in models if model != 'teacher'
         ]
-        first = next(iter(row.values()))
+    rows = [['score', 'better', *(head for head, _, _ in columns), 'n']]
+    for name, row in grouped.items():
+        cells = [
+            format_score(row[model]) if model in row and (name in compared) == pair else ''
+            for _, model, pair in columns
+        ]
         counts = ' / '.join(dict.fromkeys(str(score.n) for score in row.values()))
-        rows.append([name, first.better or '', *own, *pairs, counts])
-    return AsciiTable(rows).table
+        rows.append([name, next(iter(row.values())).better or '', *cells, counts])
+    return rows
+
+
+def score_table(scores: Mapping[str, Score]) -> str:
+    """The scores as a table for a terminal; see ``score_rows``."""
+    return AsciiTable(score_rows(scores)).table
 
 
 def format_score(score: Score) -> str:
