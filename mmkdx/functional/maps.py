@@ -26,7 +26,7 @@ def degenerate_maps(maps: Tensor, tolerance: float = 1e-6) -> Tensor:
     """
     flat = full_precision(maps).flatten(1)
     low, high = flat.amin(1), flat.amax(1)
-    # The largest magnitude that could be normal at all keeps the test meaningful for tiny maps
+    # Written as a negation, so that NaN, which is never larger, counts
     return ~(high - low > tolerance * torch.maximum(high.abs(), low.abs()))
 
 

@@ -22,8 +22,8 @@ class MapComplexity(ExplanationMetric):
     - ``gini``: the Gini index in [0, 1 - 1/n], higher is simpler: 0 for equal magnitudes, 1 - 1/n for
       one position. Source: Chalasani et al., "Concise Explanations of Neural Networks using
       Adversarial Training", ICML 2020.
-    - ``entropy``: the entropy of ``|φ| / Σ|φ|`` in nats, in [0, ln n], lower is simpler. Source: Bhatt et
-      al., "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020.
+    - ``entropy``: the entropy of ``|φ| / Σ|φ|`` in nats, in [0, ln n], lower is simpler. Source: Bhatt
+      et al., "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020.
     """
 
     better = dict(gini='higher', entropy='lower')
