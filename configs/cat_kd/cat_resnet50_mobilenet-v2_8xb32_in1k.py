@@ -13,6 +13,10 @@ custom_hooks = [
         explainer=dict(type='CAM'),
         num_samples=512,
         show_samples=16,
-        metrics=[dict(type='MapAgreement'), dict(type='DeletionInsertion'), dict(type='AverageDrop')],
+        metrics=[
+            dict(type='MapAgreement'),
+            dict(type='DeletionInsertion'),
+            dict(type='AverageDrop'),
+        ],
     )
 ]

@@ -82,6 +82,11 @@ class _AttentionRecorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            # What it calls itself is out of sight
+            output, attention = func(*args, **{**kwargs, 'need_weights': True})
+            self._keep(attention)
+            return output, attention if kwargs.get('need_weights', True) else None
         result = func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             self._keep(_weights(*args, **kwargs))
@@ -90,7 +95,7 @@ class _AttentionRecorder(TorchFunctionMode):
         return result
 
     def _keep(self, attention: Tensor) -> None:
-        """Keeps what has the shape (N, heads, L, L), or (N · heads, L, L) as torch's own module has."""
+        """Keeps what has the shape (N, heads, L, L), (N · heads, L, L), or (N, L, L) as a mean."""
         if attention.dim() == 3 and attention.shape[0] % self.batch == 0:
             attention = attention.unflatten(0, (self.batch, -1))
         if attention.dim() == 4:

@@ -68,19 +68,26 @@ class Explainer(metaclass=ABCMeta):
             where a list of layers was asked for.
 
         Raises:
-            ValueError: If a target is no class of the model, targets and images differ in number, a
-                layer cannot be explained, or a differentiable map would carry no gradient.
+            ValueError: If there is no image, a target is no class of the model, targets and images
+                differ in number, a layer cannot be explained, or a differentiable map would carry no
+                gradient.
         """
         if is_model_wrapper(model):
             model = model.module
-        if inputs.dim() != 4:
+        if inputs.dim() != 4 or not len(inputs):
             raise ValueError(
                 f'an explainer takes images of shape (N, 3, H, W), and got {tuple(inputs.shape)}'
             )
         if self.differentiable:
-            with no_autocast(inputs):
+            sources = (inputs, *model.parameters())
+            if not torch.is_grad_enabled() or not any(each.requires_grad for each in sources):
+                raise ValueError(
+                    f'{type(self).__name__}: the model carries no gradient (frozen parameters, or '
+                    'torch.no_grad), so that a loss of its map would train nothing'
+                )
+            with no_autocast(inputs), without_checkpointing(model):
                 return self.explain(model, inputs, targets)
-        with undisturbed(model, inputs):
+        with undisturbed(model, inputs), without_checkpointing(model):
             # A tensor of inference mode cannot take part in a graph
             inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
             parameter = next(model.parameters(), inputs)
@@ -108,6 +115,25 @@ def undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def without_checkpointing(model: nn.Module) -> Iterator[None]:
+    """A context in which mmpretrain's backbones keep all activations, also those built ``with_cp``.
+
+    Their kind of checkpointing knows ``backward()`` alone and refuses the gradient by a layer.
+
+    Args:
+        model (nn.Module): The model.
+    """
+    modules = [module for module in model.modules() if vars(module).get('with_cp') is True]
+    for module in modules:
+        module.with_cp = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.with_cp = True
+
+
 def class_weights(targets: Targets, logits: Tensor) -> Tensor:
     """Brings targets to one form, the weight of each class.
 
@@ -126,12 +152,19 @@ def class_weights(targets: Targets, logits: Tensor) -> Tensor:
     if targets is None or (isinstance(targets, str) and targets == 'pred'):
         targets = logits.argmax(1)
     elif isinstance(targets, str):
-        raise ValueError(f"targets is {targets!r}; as a word it must be 'pred' or 'all'")
-    elif isinstance(targets, int):
-        targets = [targets] * count
-    elif not isinstance(targets, Tensor) and len(targets) and hasattr(targets[0], 'get'):
+        raise ValueError(
+            f"targets is {targets!r}; as a word it must be 'pred', or 'all' where the model is run"
+        )
+    elif isinstance(targets, Sequence) and len(targets) and hasattr(targets[0], 'get'):
         targets = _labels(targets)
-    targets = torch.as_tensor(targets, device=logits.device)
+    try:
+        targets = torch.as_tensor(targets, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f'targets must be class indices or weights, not {targets!r}') from error
+    if targets.is_inference():
+        targets = targets.clone()  # such a tensor cannot take part in a graph
+    if not targets.dim():
+        targets = targets.expand(count)
     if len(targets) != count:
         raise ValueError(f'there are {len(targets)} targets for {count} images')
     if targets.dim() == 2 and targets.shape[1] == classes:
@@ -151,8 +184,12 @@ def class_weights(targets: Targets, logits: Tensor) -> Tensor:
 def _labels(data_samples: Sequence[Any]) -> Tensor:
     for key in ('gt_score', 'gt_label'):
         if all(sample.get(key) is not None for sample in data_samples):
-            labels = [torch.as_tensor(sample.get(key)) for sample in data_samples]
-            return torch.stack([label.reshape(-1) for label in labels]).squeeze(1)
+            labels = [torch.as_tensor(sample.get(key)).reshape(-1) for sample in data_samples]
+            if key == 'gt_label' and any(len(label) != 1 for label in labels):
+                raise ValueError(
+                    'targets are data samples with several labels; give weights of the classes, (N, K)'
+                )
+            return torch.stack(labels).squeeze(1)
     raise ValueError("targets are data samples without labels ('gt_label'); use 'pred'")
 
 
@@ -201,11 +238,12 @@ class LayerExplainer(Explainer):
     def layers(self, model: nn.Module, inputs: Tensor) -> list[Layer]:
         """The layers that are explained, searched for once a model and image size."""
         known = self._layers.setdefault(model, {})
-        size = tuple(inputs.shape[2:])
-        if size not in known:
+        # Another head may come to the same model
+        key = (tuple(inputs.shape[2:]), *map(type, model.modules()))
+        if key not in known:
             names = [self.layer] if isinstance(self.layer, str) else self.layer
-            known[size] = find_layers(model, inputs, names)
-        return known[size]
+            known[key] = find_layers(model, inputs, names)
+        return known[key]
 
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor | list[Tensor]:
         """See ``Explainer``."""

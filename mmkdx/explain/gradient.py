@@ -220,11 +220,16 @@ def _first_component(activations: Tensor) -> Tensor:
     values = values - values.mean(1, keepdim=True)
     _, positions, channels = values.shape
     # The smaller of the two Gram matrices; both have the same leading eigenvalue.
+    gram = values @ values.mT if positions <= channels else values.mT @ values
+    # Two dead channels have the same eigenvalue, of which the gradient is NaN: what is below rounding
+    # tells them apart.
+    size = gram.detach().diagonal(dim1=1, dim2=2).mean(1)[:, None]
+    size = torch.where(size > 0, size, 1)
+    steps = torch.arange(gram.shape[1], device=gram.device) * torch.finfo(gram.dtype).eps
+    eigenvalues, vectors = torch.linalg.eigh(gram + torch.diag_embed(size * steps))
     if positions <= channels:
-        eigenvalues, vectors = torch.linalg.eigh(values @ values.mT)
-        scores = vectors[..., -1] * eigenvalues[:, -1:].clamp(min=0).sqrt()
+        scores = (gram @ vectors[..., -1:]).squeeze(2) / eigenvalues[:, -1:].sqrt()
     else:
-        _, vectors = torch.linalg.eigh(values.mT @ values)
         scores = (values @ vectors[..., -1:]).squeeze(2)
     sign = torch.where((scores * values.sum(2)).sum(1, keepdim=True) < 0, -1.0, 1.0)
     return (scores * sign.to(scores)).unflatten(1, activations.shape[2:])

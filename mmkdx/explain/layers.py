@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,11 @@ class Layout:
 
     @classmethod
     def of(
-        cls, shape: Sequence[int], image: Sequence[int], extra: int | None = None
+        cls,
+        shape: Sequence[int],
+        image: Sequence[int],
+        extra: int | None = None,
+        channels_last: bool | None = None,
     ) -> Layout | None:
         """Finds the layout of activations.
 
@@ -56,7 +60,10 @@ class Layout:
             shape (Sequence[int]): Their shape, with the batch.
             image (Sequence[int]): Height and width of the image.
             extra (int, optional): The number of extra tokens, where the model says it. Defaults to
-                None: the first that leaves a grid of the image's proportions, 0 to 2 before more.
+                None: the first that leaves a grid of whole patches, or else of the image's
+                proportions, 0 to 2 before more.
+            channels_last (bool, optional): Whether it is rather tokens or (N, C, height · width), where
+                both could be, as with 1024 channels. Defaults to None (tokens of 0 to 2 extra ones).
 
         Returns:
             Layout, optional: The layout, or None if the activations have no extent in space.
@@ -69,15 +76,19 @@ class Layout:
                 return cls((a, b), 'nhwc')
         if len(shape) == 3:
             _, a, b = shape
-            for kind, count, skipped in (
+            candidates = [
                 *(('tokens', a, n) for n in (range(3) if extra is None else [extra])),
                 ('ncl', b, 0),
                 *(('tokens', a, n) for n in range(3, _MAX_EXTRA_TOKENS + 1)),
-            ):
-                for height in range(1, count - skipped + 1):
-                    width, rest = divmod(count - skipped, height)
-                    if min(a, b) > 1 and not rest and _is_grid(height, width, image):
-                        return cls((height, width), kind, skipped)
+            ]
+            if channels_last is not None:
+                candidates.sort(key=lambda candidate: (candidate[0] == 'ncl') == channels_last)
+            for fits in [_is_grid] if extra is not None else [_is_patched, _is_grid]:
+                for kind, count, skipped in candidates:
+                    for height in range(1, count - skipped + 1):
+                        width, rest = divmod(count - skipped, height)
+                        if min(a, b) > 1 and not rest and fits(height, width, image):
+                            return cls((height, width), kind, skipped)
         return None
 
 
@@ -113,7 +124,8 @@ def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
     Raises:
         ValueError: If the model returns something else.
     """
-    logits = forward_tensor(model, inputs)
+    # The clone, because a model may overwrite what it gets, and must not where it is a leaf
+    logits = forward_tensor(model, inputs.clone())
     if isinstance(logits, (tuple, list)) and all(isinstance(each, Tensor) for each in logits):
         logits = sum(logits)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
@@ -149,12 +161,13 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
     gap_linear = TapSet({'cam': 'layer', 'features': 'layer'}, 'model')
     with no_autocast(inputs), fake_forward(model):
         images = torch.empty(2, *inputs.shape[1:], dtype=inputs.dtype, device=inputs.device)
-        given.resolve(model, images)
         try:
             gap_linear.resolve(model, images)
             pooling = gap_linear.taps['features']
         except ValueError:
             pooling = None
+        if given.names or pooling is None:
+            given.resolve(model, images)
     passings = _trace(model, inputs[:1], {*given.taps.values(), *([pooling] if pooling else [])})
     pooled = next((each.state for each in reversed(passings) if each.tap == pooling), None)
     layers = []
@@ -195,13 +208,18 @@ class _Passing:
 def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
     """What passes all modules, and some taps, for one image, in the order of their calls."""
     extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', None)
+    norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
+    widths = {norm.normalized_shape[-1] for norm in norms}
     passings: list[_Passing] = []
 
     def recorder(tap: Tap, module: nn.Module) -> Callable[[Any], None]:
         def record(value: Any) -> None:
             if isinstance(value, Tensor) and value.requires_grad:
                 size = image.shape[2:]
-                layout = Layout.of(value.shape, size, extra) or Layout.of(value.shape, size)
+                last = _channels_last(value, widths)
+                layout = Layout.of(value.shape, size, extra, last) or Layout.of(
+                    value.shape, size, None, last
+                )
                 state = (value.untyped_storage()._cdata, value._version, value.shape)
                 passings.append(
                     _Passing(tap, value, state, layout, not isinstance(module, _NOT_CHOSEN))
@@ -216,7 +234,7 @@ def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
     with evaluating(model), no_autocast(image), torch.enable_grad():
         image = image.detach().clone().requires_grad_()
         with intercept(model, recorders):
-            logits = logits_of(model, image.clone())  # a leaf cannot be written in place
+            logits = logits_of(model, image)
         gradients = torch.autograd.grad(
             logits.amax(), [each.value for each in passings], allow_unused=True
         )
@@ -225,6 +243,17 @@ def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
             share = each.layout.to_map(gradient).abs().amax(1).gt(0).float().mean()
             each.moves = bool(share > 0.5)
     return passings
+
+
+def _channels_last(value: Tensor, widths: Collection[int]) -> bool | None:
+    """Whether (N, ?, ?) has its channels last, as far as the widths of the model's norms tell."""
+    known = [size in widths for size in value.shape[1:]]
+    if known == [False, True]:
+        return True
+    # Transposed after a norm, as Mixers do; else a hidden layer of as many positions as channels
+    if known == [True, False] and value.stride(1) == 1:
+        return False
+    return None
 
 
 def _passing(passings: list[_Passing], tap: Tap) -> _Passing:
@@ -283,3 +312,9 @@ def _is_grid(height: int, width: int, image: Sequence[int]) -> bool:
         and width <= image[1]
         and abs(width - height * image[1] / image[0]) < max(1, image[1] / image[0])
     )
+
+
+def _is_patched(height: int, width: int, image: Sequence[int]) -> bool:
+    """Whether a size is that of square patches that leave no rest of the image."""
+    patch = image[0] // height
+    return height * width > 1 and (height * patch, width * patch) == tuple(image)

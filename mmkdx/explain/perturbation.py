@@ -91,6 +91,9 @@ class ScoreCAM(PerturbationCAM):
         max_batch: int = 32,
     ) -> None:
         super().__init__(layer, max_batch)
+        for key, value in dict(channels=channels, size=size).items():
+            if value is not None and value < 1:
+                raise ValueError(f'{key} is {value}; it must be at least 1')
         self.channels = channels
         self.size = size
 

@@ -48,8 +48,7 @@ class PixelExplainer(Explainer):
     def gradient(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
         """The gradient of the weighted logits by the pixels, of shape (N, 3, H, W)."""
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        # The clone, because a leaf cannot be written in place
-        score = (logits_of(model, inputs.clone()) * weights).sum()
+        score = (logits_of(model, inputs) * weights).sum()
         return torch.autograd.grad(score, inputs, create_graph=self.differentiable)[0]
 
 
@@ -210,7 +209,7 @@ class FullGrad(PixelExplainer):
         }
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
         with intercept(model, {tap: keeper(bias) for tap, bias in biases.items()}):
-            score = (logits_of(model, inputs.clone()) * weights).sum()
+            score = (logits_of(model, inputs) * weights).sum()
         gradients = torch.autograd.grad(
             score,
             [inputs, *(value for value, _ in outputs)],

@@ -460,7 +460,12 @@ class ExplainHook(Hook):
 
         captions, predictions = {}, {}
         models = by_model(row)
-        own = [name for name in models if name not in FACTS]
+        # A score of some of the images only, or of chance, has the name of its score in front.
+        own = [
+            name
+            for name in models
+            if name not in FACTS and not any(name.startswith(f'{other}_') for other in models)
+        ]
         pairs = [
             name for name in own if 'teacher' in picture['maps'] and 'teacher' not in models[name]
         ]

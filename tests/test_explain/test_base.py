@@ -1,14 +1,17 @@
 """What is explained, building explainers, and explanations inside a loss."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from explainable import explainer_for, images, model_for
 from mmpretrain.structures import DataSample
+from tiny import build, classifier
 from torch import nn
 
-from mmkdx.explain import GradCAM, LayerCAM, build_explainer
+from mmkdx.explain import CAM, GradCAM, LayerCAM, build_explainer
 from mmkdx.explain.base import class_weights
+from mmkdx.explain.layers import find_layers
 
 LOGITS = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 2.0]])
 ONE_HOT = [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
@@ -21,6 +24,9 @@ SOFT = [[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]]
         (None, ONE_HOT),
         ('pred', ONE_HOT),
         (2, [[0, 0, 1], [0, 0, 1]]),
+        (np.int64(2), [[0, 0, 1], [0, 0, 1]]),
+        (torch.tensor(2), [[0, 0, 1], [0, 0, 1]]),
+        (np.array([1, 0]), ONE_HOT),
         ([1, 0], ONE_HOT),
         ((1, 0), ONE_HOT),
         (torch.tensor([1, 0]), ONE_HOT),
@@ -40,13 +46,20 @@ def test_targets_become_weights_of_classes(targets, expected):
         (3, 'target 3 is no class of the model, which has 3'),
         ([0, -1], 'target -1 is no class'),
         ([0, 1, 2], 'there are 3 targets for 2 images'),
-        ('best', "targets is 'best'; as a word it must be 'pred' or 'all'"),
+        ('best', "targets is 'best'; as a word it must be 'pred', or 'all' where the model is run"),
+        ('all', "targets is 'all'; as a word"),
+        (['cat', 'dog'], r"targets must be class indices or weights, not \['cat', 'dog'\]"),
+        (1.5, 'and are numbers of shape'),
         (
             [0.5, 0.5],
             r'2 class indices or weights of shape \(2, 3\), and are numbers of shape \(2,\)',
         ),
         (torch.zeros(2, 4), r'weights of shape \(2, 3\)'),
         ([DataSample(), DataSample()], "data samples without labels \\('gt_label'\\); use 'pred'"),
+        (
+            [DataSample().set_gt_label([0, 1]), DataSample().set_gt_label([1, 2])],
+            r'data samples with several labels; give weights of the classes, \(N, K\)',
+        ),
     ],
 )
 def test_targets_that_are_none(targets, message):
@@ -119,19 +132,25 @@ def test_a_loss_of_maps_trains_backbone_and_head(shared):
     assert not torch.allclose(wrong, wanted[0])
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        'CAM',
-        'GradCAM',
-        'GradCAMPlusPlus',
-        'XGradCAM',
-        'HiResCAM',
-        'LayerCAM',
-        'InputGradient',
-        'FullGrad',
-    ],
-)
+CAMS = ['CAM', 'GradCAM', 'GradCAMPlusPlus', 'XGradCAM', 'HiResCAM', 'LayerCAM', 'EigenGradCAM']
+
+
+@pytest.mark.parametrize('name', [*CAMS, 'EigenCAM'])
+def test_gradients_of_maps_are_those_of_finite_differences(name):
+    """By the activations and by the head, whose score is no linear function of them."""
+    torch.manual_seed(0)
+    explainer = explainer_for(name)
+    activations = torch.rand(2, 5, 3, 3, dtype=torch.double, requires_grad=True)
+    head = torch.randn(4, 5, dtype=torch.double, requires_grad=True)
+
+    def maps(activations: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        logits = activations.square().mean((2, 3)) @ head.T
+        return explainer.from_forward(activations, logits, [1, 2])
+
+    assert torch.autograd.gradcheck(maps, (activations, head))
+
+
+@pytest.mark.parametrize('name', [*CAMS, 'InputGradient', 'FullGrad'])
 @pytest.mark.parametrize('head', ['linear', 'hidden'])
 def test_differentiable_maps_have_the_values_of_the_others_and_a_gradient(name, head):
     model = model_for(name, head)
@@ -165,22 +184,62 @@ def test_closed_form_and_general_gradients_train_alike():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
+class Dropping(nn.Module):
+    """Dropout between pooling and classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.pool(self.conv(x)).flatten(1)))
+
+
 def test_dropout_in_training_is_part_of_a_differentiable_map():
     """The closed form does not know which features are dropped, so it is not used then."""
-    model = model_for('GradCAM', 'hidden').train()
-    layers = GradCAM(differentiable=True)
     torch.manual_seed(0)
-    first = layers(model, images(), 1)
+    model = Dropping()
+    explainer = GradCAM(differentiable=True)
+    explainer(model, images(), 1)  # finds the layer
     torch.manual_seed(1)
-    assert not torch.allclose(first, layers(model, images(), 1))
+    maps = explainer(model, images(), 1)
+    torch.manual_seed(1)
+    kept = model.drop(torch.ones(3, 8))
+    weights = model.fc.weight[1] * kept / 14**2
+    torch.testing.assert_close(
+        maps, (weights[..., None, None] * model.conv(images())).sum(1), rtol=1e-4, atol=1e-7
+    )
+    with pytest.raises(
+        ValueError, match='CAM needs .* Dropping is none \\(or drops out in between'
+    ):
+        CAM(differentiable=True)(model, images(), 1)
+    closed = model.eval().fc.weight[1] / 14**2
+    torch.testing.assert_close(
+        explainer(model, images(), 1), torch.einsum('c,nchw->nhw', closed, model.conv(images()))
+    )
+
+
+@pytest.mark.parametrize('name', [*CAMS, 'EigenCAM', 'InputGradient', 'IntegratedGradients',
+                                  'SmoothGrad', 'FullGrad', 'AttentionRollout'])  # fmt: skip
+def test_a_loss_that_trains_nothing_is_refused(name):
+    model, explainer = model_for(name), explainer_for(name, differentiable=True)
+    message = (
+        f'{name}: the model carries no gradient .*, so that a loss of its map would train nothing'
+    )
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        explainer(model, images(), 1)
+    with pytest.raises(ValueError, match=message):
+        explainer(model.requires_grad_(False), images(), 1)
+    assert explainer(model, images().requires_grad_(), 1).requires_grad  # such a loss moves images
 
 
 def test_maps_without_gradient_are_refused_where_a_loss_is_made_of_them():
     model = model_for('GradCAM', 'hidden')
     explainer = GradCAM('backbone.body', differentiable=True)
     message = "GradCAM: layer 'backbone.body' carries no gradient .* train nothing"
-    with torch.no_grad(), pytest.raises(ValueError, match=message):
-        explainer(model, images(), 1)
     model.backbone.requires_grad_(False)
     with pytest.raises(ValueError, match=message):
         explainer(model, images(), 1)
@@ -192,9 +251,64 @@ def test_maps_without_gradient_are_refused_where_a_loss_is_made_of_them():
         GradCAM().from_forward(other, model.head(model.neck((features,))), 1)
 
 
-def test_inputs_that_are_no_images():
-    with pytest.raises(ValueError, match=r'images of shape \(N, 3, H, W\), and got \(3, 16, 16\)'):
-        GradCAM()(model_for('GradCAM'), images()[0])
+def test_an_embedding_loss_and_a_loss_of_maps_share_one_backward():
+    """A map that shares the forward leaves its graph to the other losses."""
+    model = model_for('GradCAM', 'hidden')
+    features = model.backbone(images())[-1]
+    logits = model.head(model.neck((features,)))
+    maps = GradCAM().from_forward(features, logits, 'pred')
+    (maps.square().sum() + logits.square().sum()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(('shape', 'got'), [((3, 16, 16),) * 2, ((0, 3, 16, 16),) * 2])
+def test_inputs_that_are_no_images(shape, got):
+    with pytest.raises(ValueError) as error:
+        GradCAM()(model_for('GradCAM'), torch.zeros(shape))
+    assert str(error.value) == f'an explainer takes images of shape (N, 3, H, W), and got {got}'
+
+
+def test_a_model_with_another_head_is_looked_at_again():
+    model, explainer = model_for('GradCAM'), GradCAM()
+    assert explainer.layers(model, images())[0].classifier == 'head.fc'
+    model.head = model_for('GradCAM', 'hidden').head
+    assert explainer.layers(model, images())[0].classifier is None
+    torch.testing.assert_close(explainer(model, images(), 1), GradCAM()(model, images(), 1))
+
+
+def test_layers_are_searched_for_once_a_model_and_size(monkeypatch):
+    explainer, model, found = GradCAM(), model_for('GradCAM'), []
+    monkeypatch.setattr(
+        'mmkdx.explain.base.find_layers', lambda *args: found.append(args) or find_layers(*args)
+    )
+    for _ in range(3):
+        explainer(model, images(), 1)
+    assert len(found) == 1
+    explainer(model, images()[..., :8], 1)
+    assert len(found) == 2
+    explainer(model_for('GradCAM'), images(), 1)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize('name', ['GradCAM', 'EigenCAM', 'InputGradient', 'FullGrad'])
+@pytest.mark.parametrize('differentiable', [False, True])
+def test_models_that_save_memory_in_training(name, differentiable):
+    """mmpretrain's ``with_cp`` is a checkpointing that has no gradient by a layer."""
+    config = classifier(32)
+    config['backbone'] = dict(
+        type='ResNet', depth=18, base_channels=4, stem_channels=4, with_cp=True
+    )
+    torch.manual_seed(0)
+    model, x = build(config).eval(), torch.randn(2, 3, 32, 32)
+    layer = {} if name in ('InputGradient', 'FullGrad') else dict(layer='backbone.layer2')
+    explainer = explainer_for(name, differentiable=differentiable, **layer)
+    blocks = [module for module in model.modules() if hasattr(module, 'with_cp')]
+    maps = explainer(model, x, 1)
+    assert blocks and all(block.with_cp for block in blocks)
+    for block in blocks:
+        block.with_cp = False
+    torch.testing.assert_close(explainer(model, x, 1), maps, rtol=0, atol=0)
+    assert not any(block.with_cp for block in blocks)
 
 
 @pytest.mark.parametrize('result', [torch.zeros(3, 4, 2), {'logits': torch.zeros(3, 4)}])

@@ -66,6 +66,17 @@ def test_a_model_comes_out_as_it_was(name, head):
 
 
 @every
+def test_differentiable_maps_change_nothing_either(name):
+    if name in ('AblationCAM', 'ScoreCAM'):
+        pytest.skip('has no gradient')
+    model = model_for(name)
+    next(iter(model.parameters())).grad = torch.full_like(next(iter(model.parameters())), 7.0)
+    before = state_of(model)
+    maps = explainer_for(name, differentiable=True)(model, images(), [0, 1, 2])
+    assert maps.requires_grad and state_of(model) == before
+
+
+@every
 def test_a_model_in_training_is_explained_in_eval_mode(name):
     expected = reference(name, 'linear')
     maps = explainer_for(name)(model_for(name).train(), images(), [0, 1, 2])
@@ -74,24 +85,30 @@ def test_a_model_in_training_is_explained_in_eval_mode(name):
 
 @every
 @both
-@pytest.mark.parametrize('where', ['no_grad', 'inference', 'frozen', 'autocast', 'compiled inputs'])
+@pytest.mark.parametrize(
+    'where', ['no_grad', 'inference', 'soft inference', 'frozen', 'autocast', 'leaf']
+)
 def test_maps_are_the_same_everywhere(name, head, where):
     expected = reference(name, head)
-    model, explainer = model_for(name, head), explainer_for(name)
+    model, explainer, x = model_for(name, head), explainer_for(name), images()
     if where == 'no_grad':
         with torch.no_grad():
             maps = explainer(model, images(), [0, 1, 2])
     elif where == 'inference':
         with torch.inference_mode():
             maps = explainer(model, images() + 0, [0, 1, 2])
+    elif where == 'soft inference':
+        with torch.inference_mode():
+            maps = explainer(model, images() + 0, torch.eye(4)[:3])
     elif where == 'frozen':
         maps = explainer(model.requires_grad_(False), images(), [0, 1, 2])
     elif where == 'autocast':
         with torch.autocast('cpu', dtype=torch.bfloat16):
             maps = explainer(model, images(), [0, 1, 2])
     else:
-        maps = explainer(model, images().requires_grad_(), torch.tensor([0, 1, 2]))
-    torch.testing.assert_close(maps, expected, rtol=1e-6, atol=1e-9)
+        maps = explainer(model, x.requires_grad_(), torch.tensor([0, 1, 2]))
+    assert not maps.requires_grad and not maps.is_inference() and x.grad is None
+    torch.testing.assert_close(maps, expected, rtol=0, atol=0)
 
 
 @every
