@@ -19,8 +19,7 @@ def train_and_test(folder: Path, config: str, epochs: int) -> tuple[dict, dict]:
     ]
     if not (folder / 'configs').exists():
         (folder / 'configs').symlink_to(ROOT / 'configs')
-    # Two threads; pytest's own process computes nothing in the meantime
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='2')
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
     config, work_dir = f'configs/parts/{config}.py', folder / config
     for command in (
         ['tools/train.py', config],
@@ -51,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_maps_of_a_trained_model_lie_on_the_parts_that_decide(folder):
-    val, test = train_and_test(folder, 'resnet18-tiny_parts', 8)
+    val, test = train_and_test(folder, 'resnet18-tiny_parts', 6)
     for metrics in (val, test):
         assert metrics['accuracy/top1'] > 60, 'there are nine classes'
         for region, margin in (('object', 0.3), ('deciding', 0.3)):

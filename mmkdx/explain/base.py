@@ -30,7 +30,7 @@ Targets = int | str | Tensor | Sequence | None
 class Explainer(metaclass=ABCMeta):
     """Base of all explainers: ``explainer(model, inputs, targets)`` yields raw maps.
 
-    Maps are signed, in fp32 at least, on the images' device, and at the resolution at which they
+    Maps are signed, in fp32 at least, on the model's device, and at the resolution at which they
     arise; normalising, resizing and drawing are functions of their own. What is explained is the logit
     of a class, or a weighted sum of logits.
 
@@ -364,11 +364,13 @@ def build_explainer(spec: dict | str | Explainer, key: str = 'explainer') -> Exp
         Explainer: The explainer.
 
     Raises:
-        ValueError: If there is no such explainer, or it has no such argument.
+        ValueError: If it is none of these, there is no such explainer, or it has no such argument.
     """
     if isinstance(spec, Explainer):
         return spec
-    config = dict(type=spec) if isinstance(spec, str) else dict(spec)
+    config = dict(type=spec) if isinstance(spec, str) else spec
+    if not isinstance(config, dict):
+        raise ValueError(f'{key}: an explainer is a dict with a type, or a type, and not {spec!r}')
     with DefaultScope.overwrite_default_scope('mmkdx'):
         kind = config.get('type')
         if isinstance(kind, str) and EXPLAINERS.get(kind) is None:

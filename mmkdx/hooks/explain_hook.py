@@ -232,9 +232,14 @@ class ExplainHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if self._model is model:
             return
-        self._subjects = find_subjects(
-            model, self.explainers, 'ExplainHook', self.teacher, self.baseline
-        )
+        try:
+            self._subjects = find_subjects(
+                model, self.explainers, 'ExplainHook', self.teacher, self.baseline
+            )
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f'{error}; or evaluate without explanations by ExplainHook.enable=False'
+            ) from None
         self._model = model
         self._policy = self.target or ('teacher' if 'teacher' in self._subjects else 'student')
         if self._policy == 'teacher' and 'teacher' not in self._subjects:
@@ -522,7 +527,9 @@ class _Facts(ExplanationMetric):
         """The number of maps that say nothing."""
         names = dict.fromkeys(name for row in rows for name in row if 'degenerate' in name)
         return {
-            name: Score(sum(row[name] for row in rows), math.nan, math.nan, len(rows), 'lower')
+            name: Score(
+                float(sum(row[name] for row in rows)), math.nan, math.nan, len(rows), 'lower'
+            )
             for name in names
         }
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from explainable import explainer_for, images, model_for
+from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from tiny import build, classifier
 from torch import nn
@@ -290,6 +291,37 @@ def test_layers_are_searched_for_once_a_model_and_size(monkeypatch):
     assert len(found) == 3
 
 
+@pytest.mark.parametrize('head', ['linear', 'hidden'])
+def test_no_graph_is_recorded_before_the_layer_and_none_at_all_in_closed_form(head):
+    model, explainer = model_for('GradCAM', head), GradCAM()
+    explainer(model, images(), 1)  # finds the layer
+    graphs = {}
+    for name in ('backbone.stem.0', 'backbone.body.0', 'head'):
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: graphs.update({name: output.requires_grad})
+        )
+    explainer(model, images(), 1)
+    assert list(graphs.values()) == [False, False, head == 'hidden']
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('GradCAM', {}),
+        ('GradCAM', dict(differentiable=True)),
+        ('EigenCAM', {}),
+        ('AblationCAM', {}),
+    ],
+)
+def test_a_layer_that_the_next_overwrites_in_place(name, options):
+    """The activations before the ReLU, not after it."""
+    explainer = explainer_for(name, layer='backbone.body.1', **options)
+    model = model_for(name)
+    maps = explainer(model, images(), 1)
+    model.backbone.body[2].inplace = False
+    torch.testing.assert_close(maps, explainer(model, images(), 1), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('name', ['GradCAM', 'EigenCAM', 'InputGradient', 'FullGrad'])
 @pytest.mark.parametrize('differentiable', [False, True])
 def test_models_that_save_memory_in_training(name, differentiable):
@@ -328,6 +360,8 @@ def test_explainers_are_built_from_names_dicts_and_objects():
     built = build_explainer(dict(type='LayerCAM', layer='backbone.stem'))
     assert built.layer == 'backbone.stem' and build_explainer(built) is built
     assert type(build_explainer(dict(type=LayerCAM))) is LayerCAM
+    with DefaultScope.overwrite_default_scope('mmpretrain'):  # as in its configs
+        assert type(build_explainer('LayerCAM')) is LayerCAM
 
 
 @pytest.mark.parametrize(
@@ -335,6 +369,7 @@ def test_explainers_are_built_from_names_dicts_and_objects():
     [
         ('Gradcam', "hook.explainer: there is no explainer 'Gradcam'; there are .*GradCAM"),
         (dict(layer='x'), 'hook.explainer: .*type'),
+        (None, 'hook.explainer: an explainer is a dict with a type, or a type, and not None'),
         (dict(type='GradCAM', steps=3), 'hook.explainer: .*steps'),
         (
             dict(type='IntegratedGradients', steps=0),

@@ -51,5 +51,8 @@ def test_the_whole_benchmark(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['benchmark_explainers.py', *arguments])
     benchmark.main()
     output = capsys.readouterr().out
-    for row in ('mmkdx CAM', 'mmkdx EigenCAM', 'captum GradCAM', '4 forwards', '+ own forward'):
+    for row in (
+        *('mmkdx CAM', 'mmkdx EigenCAM', 'captum GradCAM', '4 forwards', '+ own forward'),
+        *('mmkdx FullGrad', 'captum IntegratedGradients'),
+    ):
         assert f'| {row}' in output, row

@@ -98,6 +98,7 @@ def test_test_py_repeats_the_accuracy_of_training(run):
             '--out-item',
             'metrics',
             '--cfg-options',
+            f'model.teacher.checkpoint={run / "teacher.pth"}',
             *FAST,
         ],
         cwd=ROOT,

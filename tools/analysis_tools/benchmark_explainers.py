@@ -248,6 +248,34 @@ def score_cam(model: nn.Module, image: Tensor, channels: int | None, device: str
     return text
 
 
+def pixels(model: nn.Module, image: Tensor) -> dict[str, Callable[[], object]]:
+    """The pixel methods of one image, here and elsewhere, after a gradient of its pixels."""
+    wrapped, classes = Logits(model), torch.zeros(1, dtype=torch.long, device=image.device)
+
+    def gradient() -> Tensor:
+        leaf = image.clone().requires_grad_()
+        return torch.autograd.grad(wrapped(leaf)[0, 0], leaf)[0]
+
+    runs: dict[str, Callable[[], object]] = {'gradient': gradient}
+    for name in ('InputGradient', 'FullGrad', 'IntegratedGradients'):
+        runs[f'mmkdx {name}'] = ours(name, model, image, classes)
+    if importlib.util.find_spec('captum'):
+        from captum.attr import IntegratedGradients
+
+        integrated = IntegratedGradients(wrapped)
+        runs['captum IntegratedGradients'] = lambda: integrated.attribute(image, target=0)
+    if importlib.util.find_spec('pytorch_grad_cam'):
+        from pytorch_grad_cam import FullGrad
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        def full() -> object:
+            with FullGrad(wrapped, []) as cam:
+                return cam(image, [ClassifierOutputTarget(0)])
+
+        runs['grad-cam FullGrad'] = full
+    return runs
+
+
 def training(name: str, batch: int, size: int, device: str) -> dict[str, Callable[[], object]]:
     """A step of KD, and with a loss of explanations that shares its forward or runs one of its own."""
     student, teacher = build(name, device).train(), build(name, device)
@@ -323,6 +351,7 @@ def main() -> None:
     print(table('A hidden layer after pooling', measure(runs, args.rounds, device), 'floor'))
 
     print(score_cam(model, images[:1], args.channels, device))
+    print(table('One image', measure(pixels(model, images[:1]), args.rounds, device), 'gradient'))
     runs = training(args.model, max(args.batch // 2, 2), args.size, device)
     print(table('A training step', measure(runs, args.rounds, device), 'KD'))
 
