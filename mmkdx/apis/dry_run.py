@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkdx.distillation import Distiller
+from mmkdx.distillation.terms import Value, names_of
 from mmkdx.models.taps import fake_forward, forward_tensor
 from mmkdx.registry import MODELS, TRANSFORMS
 
@@ -138,22 +139,22 @@ def term_rows(distiller: Distiller, size: Sequence[int]) -> list[list[str]]:
 
     Returns:
         list[list[str]]: Name, loss, the student's tap and shape, the teacher's tap and shape, the
-        adapter's parameters, weight and schedule.
+        term's own parameters, weight and schedule.
     """
     rows = []
     for name, (student, teacher) in distiller.probe(size).items():
         term = distiller.terms[name]
-        adapter = sum(p.numel() for p in term.adapter.parameters()) if term.adapter else 0
-        at = f'{term.teacher_tap} of teacher {term.teacher}' if term.teacher else term.teacher_tap
+        own = sum(p.numel() for p in term.parameters())
+        at = ', '.join(names_of(term.teacher_tap))
         rows.append(
             [
                 name,
                 term.loss_name,
-                term.student_tap,
+                ', '.join(names_of(term.student_tap)),
                 shape(student),
-                at,
+                f'{at} of teacher {term.teacher}' if term.teacher else at,
                 shape(teacher),
-                f'{adapter:,}' if adapter else '-',
+                f'{own:,}' if own else '-',
                 f'{term.weight:g}',
                 str(term.schedule or 'constant'),
             ]
@@ -161,6 +162,8 @@ def term_rows(distiller: Distiller, size: Sequence[int]) -> list[list[str]]:
     return rows
 
 
-def shape(value: object) -> str:
+def shape(value: Value) -> str:
     """The shape of a tensor or of class maps, without the batch: ``64 x 8 x 8``."""
+    if isinstance(value, list):
+        return ', '.join(map(shape, value))
     return ' x '.join(map(str, value.shape[1:]))

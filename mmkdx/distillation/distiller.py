@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmkdx.distillation.models import ModelSpec, build_model
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
-from mmkdx.distillation.terms import FiniteWatch, Term, build_term
+from mmkdx.distillation.terms import FiniteWatch, Place, Term, build_term, names_of, value_at
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.taps import TapSet, fake_forward
 from mmkdx.registry import MODELS
@@ -136,10 +136,13 @@ class Distiller(BaseModel):
                 f'student.{key}': value * self.student_weight if 'loss' in key else value
                 for key, value in output.items()
             }
-        target = _target(data_samples)
+        target, index = _target(data_samples), _index(data_samples, inputs.device)
         terms = {
             f'loss_{name}': term(
-                student[term.student_tap], truth[term.teacher][term.teacher_tap], target
+                value_at(student, term.student_tap),
+                value_at(truth[term.teacher], term.teacher_tap),
+                target,
+                index,
             )
             for name, term in self.terms.items()
         }
@@ -150,7 +153,12 @@ class Distiller(BaseModel):
             # Every parameter gets a gradient, so that DDP need not look for unused ones.
             first = next(iter(terms))
             terms[first] = terms[first] + 0 * full_precision(output).mean()
-        return {**losses, **terms}
+        logs = {
+            f'{name}.{key}': value
+            for name, term in self.terms.items()
+            for key, value in getattr(term.loss, 'logs', {}).items()
+        }
+        return {**losses, **terms, **logs}
 
     def probe(self, size: Sequence[int]) -> dict[str, tuple[Any, Any]]:
         """Finds, without computing, what each term compares for images of a size, and checks it.
@@ -175,7 +183,10 @@ class Distiller(BaseModel):
             student = self._taps.resolve(self.student, images)
             truth = {i: teacher.resolve(images) for i, teacher in self._compared.items()}
             places = {
-                name: (student[term.student_tap], truth[term.teacher][term.teacher_tap])
+                name: (
+                    value_at(student, term.student_tap),
+                    value_at(truth[term.teacher], term.teacher_tap),
+                )
                 for name, term in self.terms.items()
             }
             for name, term in self.terms.items():
@@ -205,21 +216,24 @@ class Distiller(BaseModel):
                     f'terms.{name}.teacher is {term.teacher} and the last of the '
                     f'{len(self.teachers)} teachers is {len(self.teachers) - 1}'
                 )
-        terms = self.terms.values()
-        self._taps = TapSet({term.student_tap: f'{term.key}.at' for term in terms}, 'student')
+        terms = list(self.terms.values())
+        taps, explained = _taps([(term, term.student_tap) for term in terms])
+        self._taps = TapSet(taps, 'student', explained)
         for i, teacher in enumerate(self.teachers):
-            taps = {term.teacher_tap: f'{term.key}.at' for term in terms if term.teacher == i}
-            teacher.bind(
-                self.student, taps, f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
+            taps, explained = _taps(
+                [(term, term.teacher_tap) for term in terms if term.teacher == i]
             )
+            owner = f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
+            teacher.bind(self.student, taps, owner, explained)
 
     def _check_gradients(self, student: dict[str, Any], losses: dict[str, Tensor]) -> None:
         """Refuses a term that would train nothing, as with frozen layers or a detached explanation."""
         for name, term in self.terms.items():
-            value = student[term.student_tap]
-            dead = isinstance(value, Tensor) and not value.requires_grad
+            values = [student[tap] for tap in names_of(term.student_tap)]
+            dead = all(isinstance(value, Tensor) and not value.requires_grad for value in values)
             if dead or not losses[f'loss_{name}'].requires_grad:
-                what = f'what stands at tap {term.student_tap!r}' if dead else 'its loss'
+                tap = ', '.join(map(repr, names_of(term.student_tap)))
+                what = f'what stands at tap {tap}' if dead else 'its loss'
                 raise ValueError(
                     f'{term.key}: no gradient flows from it into the student, so it would train '
                     f'nothing; {what} is detached or made of frozen parameters'
@@ -250,6 +264,25 @@ def _target(data_samples: list | None) -> Tensor | None:
     if 'gt_label' in data_samples[0]:
         return torch.cat([sample.gt_label for sample in data_samples])
     return None
+
+
+def _index(data_samples: list | None, device: torch.device) -> Tensor | None:
+    """The positions of a batch's samples in the data set, where the samples know them."""
+    if not data_samples or any('sample_idx' not in sample for sample in data_samples):
+        return None
+    return torch.tensor([int(sample.sample_idx) for sample in data_samples], device=device)
+
+
+def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:
+    """The taps at places, each with its config key, and those by which gradients are taken."""
+    taps = {tap: f'{term.key}.at' for term, place in places for tap in names_of(place)}
+    explained = {
+        tap
+        for term, place in places
+        for tap in names_of(place)
+        if term.explains and tap not in ('logits', 'cam')
+    }
+    return taps, explained
 
 
 def _to_checkpoint(

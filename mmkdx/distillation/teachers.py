@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -28,15 +28,22 @@ class BaseTeacher(nn.Module):
     #: Whether the teacher changes while the student trains, so that a checkpoint must hold it.
     trained_along = False
 
-    def bind(self, student: nn.Module, taps: Mapping[str, str], owner: str = 'teacher') -> None:
+    def bind(
+        self,
+        student: nn.Module,
+        taps: Mapping[str, str],
+        owner: str = 'teacher',
+        explained: Collection[str] = (),
+    ) -> None:
         """Tells the teacher, once, whose teacher it is and what will be read from it.
 
         Args:
             student (nn.Module): The student.
             taps (Mapping[str, str]): The taps, each with the config key that asks for it.
             owner (str): How error messages call the teacher. Defaults to 'teacher'.
+            explained (Collection[str]): The taps by which gradients will be taken.
         """
-        self.taps = TapSet(taps, owner)
+        self.taps = TapSet(taps, owner, explained)
 
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
         """Finds the taps in the teacher; see ``TapSet.resolve``."""
@@ -60,7 +67,8 @@ class BaseTeacher(nn.Module):
             inputs (Tensor): Images as the student's data preprocessor yields them, (N, 3, H, W).
 
         Returns:
-            dict[str, Any]: A tensor or class maps for each tap, without gradients.
+            dict[str, Any]: A tensor or class maps for each tap, without gradients but those by the
+            explained taps.
         """
         with self.taps.record(self.model) as values:
             forward_tensor(self.model, inputs)
@@ -136,9 +144,15 @@ class Teacher(BaseTeacher):
         self.bridge: nn.Module = nn.Identity()
         self.requires_grad_(False).train()
 
-    def bind(self, student: nn.Module, taps: Mapping[str, str], owner: str = 'teacher') -> None:
+    def bind(
+        self,
+        student: nn.Module,
+        taps: Mapping[str, str],
+        owner: str = 'teacher',
+        explained: Collection[str] = (),
+    ) -> None:
         """Prepares also for images in the student's normalisation; see ``BaseTeacher``."""
-        super().bind(student, taps, owner)
+        super().bind(student, taps, owner, explained)
         self.bridge = input_bridge(student, self.model).eval()
         if self.dtype:
             self.model.to(self.dtype)
@@ -216,9 +230,15 @@ class EMATeacher(BaseTeacher):
         """The averaged student."""
         return self.average.module
 
-    def bind(self, student: nn.Module, taps: Mapping[str, str], owner: str = 'teacher') -> None:
+    def bind(
+        self,
+        student: nn.Module,
+        taps: Mapping[str, str],
+        owner: str = 'teacher',
+        explained: Collection[str] = (),
+    ) -> None:
         """Begins as a copy of the student; see ``BaseTeacher``."""
-        super().bind(student, taps, owner)
+        super().bind(student, taps, owner, explained)
         self.average = ExponentialMovingAverage(student, momentum=self.momentum)
         self.train()
 
@@ -249,10 +269,16 @@ class TeacherEnsemble(BaseTeacher):
         if any(member.trained_along for member in self.members):
             raise ValueError('teacher.teachers: an EMATeacher cannot be a member of an ensemble')
 
-    def bind(self, student: nn.Module, taps: Mapping[str, str], owner: str = 'teacher') -> None:
+    def bind(
+        self,
+        student: nn.Module,
+        taps: Mapping[str, str],
+        owner: str = 'teacher',
+        explained: Collection[str] = (),
+    ) -> None:
         """Binds each member; see ``BaseTeacher``."""
         for i, member in enumerate(self.members):
-            member.bind(student, taps, f'{owner}, member {i},')
+            member.bind(student, taps, f'{owner}, member {i},', explained)
 
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
         """Finds the taps in each member; see ``TapSet.resolve``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,11 @@ from mmkdx.distillation.adapters import Adapter
 from mmkdx.distillation.models import build_part
 from mmkdx.distillation.schedules import WeightSchedule
 from mmkdx.functional import ClassMaps, full_precision, no_autocast
+
+#: Where a term reads: one tap, or several whose values come as a list.
+Place = str | tuple[str, ...]
+#: What is read there.
+Value = Tensor | ClassMaps | list
 
 #: What a loss may say of its two inputs in its attribute `compares`.
 COMPARES = ('shape', 'map_size', 'logits', 'class_maps', 'anything')
@@ -32,13 +37,24 @@ class Term(nn.Module):
       bridged.
     - 'anything': never bridged.
 
-    Its attribute ``hard_labels`` is true when it needs one class index an image as target, so that
-    mixed labels are refused.
+    Further attributes and methods, where a loss has them:
+
+    - ``hard_labels`` is true when it needs one class index an image as target, so that mixed labels
+      are refused.
+    - ``sample_index`` is true when its ``forward`` also takes ``index``, the positions of the samples
+      in the data set, of shape (N, ).
+    - ``explains`` is true when it takes gradients of the logits by what is at its other taps. Then
+      the teacher records a graph from these taps on, and tensors come in the precision they have.
+    - ``connect(student, teacher)`` is called once, with what stands at the taps (it may be fake),
+      before the optimizer is built, so that the loss can build layers of its own.
+    - ``check(student, teacher)`` is called for each image size, to refuse what would go wrong.
+    - ``logs`` is a dict of scalars of the last forward, which are logged as ``<term>.<key>``.
 
     Args:
         name (str): The key in ``terms``; the logged loss is ``loss_<name>``.
         type (str): The loss, a name in the registry ``MODELS``.
-        at (str | Sequence[str]): The tap, or the pair of the student's and the teacher's taps.
+        at (str | Sequence): The tap, or the pair of the student's and the teacher's taps. Each of the
+            pair can be a list of taps, where a loss compares several places at once.
         adapter (str, optional): 'auto', or None for no adapter. Defaults to 'auto'.
         weight (float): The weight. Defaults to 1.
         schedule (dict, optional): The arguments of ``WeightSchedule``. Defaults to None (constant).
@@ -54,7 +70,7 @@ class Term(nn.Module):
         name: str,
         *,
         type: str | type[nn.Module],
-        at: str | Sequence[str],
+        at: str | Sequence[str | Sequence[str]],
         adapter: str | None = 'auto',
         weight: float = 1.0,
         schedule: dict | None = None,
@@ -66,17 +82,16 @@ class Term(nn.Module):
             raise ValueError(f'weight is {weight!r}; it must be a number')
         if adapter not in ('auto', None):
             raise ValueError(f"adapter is {adapter!r}; it must be 'auto' or None")
-        taps = (at, at) if isinstance(at, str) else at
-        if not (
-            isinstance(taps, (list, tuple))
-            and len(taps) == 2
-            and all(isinstance(tap, str) for tap in taps)
-        ):
+        pair = (at, at) if isinstance(at, str) else at
+        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_place, pair))):
             raise ValueError(
-                f'at is {at!r}; it must be a tap, or the pair (student tap, teacher tap)'
+                f'at is {at!r}; it must be a tap, or the pair (student tap, teacher tap), each a tap '
+                'or a list of taps'
             )
         self.key = f'terms.{name}'
-        self.student_tap, self.teacher_tap = taps
+        self.student_tap, self.teacher_tap = (
+            place if isinstance(place, str) else tuple(place) for place in pair
+        )
         self.teacher = teacher
         self.weight = weight
         self.schedule = None if schedule is None else WeightSchedule(**schedule)
@@ -89,17 +104,35 @@ class Term(nn.Module):
                 f'{self.loss_name}.compares is {self.compares!r}; it must be one of '
                 f'{", ".join(COMPARES)}'
             )
+        if self.compares != 'anything' and not (
+            isinstance(self.student_tap, str) and isinstance(self.teacher_tap, str)
+        ):
+            raise ValueError(f'at is {at!r}, and {self.loss_name} compares one place with one')
+        self._connected = False
 
-    def connect(self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps) -> None:
-        """Checks that the loss takes what is at the taps and, the first time, builds the adapter.
+    @property
+    def explains(self) -> bool:
+        """Whether the loss takes gradients of the logits by what is at the other taps."""
+        return getattr(self.loss, 'explains', False)
+
+    def connect(self, student: Value, teacher: Value) -> None:
+        """Checks that the loss takes what is at the taps and, the first time, builds what is missing.
+
+        That is the adapter, and the layers of the loss's own.
 
         Args:
-            student (Tensor | ClassMaps): What the student's tap holds, real or fake.
-            teacher (Tensor | ClassMaps): What the teacher's tap holds.
+            student (Tensor | ClassMaps | list): What the student's tap holds, real or fake.
+            teacher (Tensor | ClassMaps | list): What the teacher's tap holds.
 
         Raises:
             ValueError: If the two cannot be bridged, or are not of the kind that the loss compares.
         """
+        if hasattr(self.loss, 'connect') and not self._connected:
+            try:
+                self.loss.connect(student, teacher)
+            except ValueError as error:
+                raise ValueError(f'{self.key}.at: {self.loss_name}: {error}') from error
+        self._connected = True
         if self.compares in ('logits', 'class_maps'):
             self._check_classes(student, teacher)
         elif self.compares == 'anything':
@@ -115,13 +148,15 @@ class Term(nn.Module):
                 raise ValueError(f'{self.key}.adapter: {error}; choose other taps (at)') from error
 
     @torch.no_grad()
-    def check(self, student: Tensor | ClassMaps, teacher: Tensor | ClassMaps) -> None:
+    def check(self, student: Value, teacher: Value) -> None:
         """Runs a copy of the term on random values, so that mistakes show before training.
 
+        A loss that takes gradients of the logits is not run: random values have none.
+
         Args:
-            student (Tensor | ClassMaps): A value with the shape of what the student's tap holds; it may
-                be fake.
-            teacher (Tensor | ClassMaps): The same of the teacher.
+            student (Tensor | ClassMaps | list): A value with the shape of what the student's tap
+                holds; it may be fake.
+            teacher (Tensor | ClassMaps | list): The same of the teacher.
 
         Raises:
             ValueError: If the loss cannot take such values.
@@ -129,13 +164,15 @@ class Term(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # torch.manual_seed would seed CUDA as well
             values = [_random_like(value) for value in (student, teacher)]
-            target = torch.zeros(student.shape[0], dtype=torch.long, device=_tensor(student).device)
+            anchor = _tensor(student)
+            target = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
             try:
                 if hasattr(self.loss, 'check'):
                     self.loss.check(student, teacher)
-                copy.deepcopy(self)(*values, target)
+                if not self.explains or isinstance(student, ClassMaps):
+                    copy.deepcopy(self)(*values, target, torch.arange(len(anchor)).to(target))
             except Exception as error:
-                shapes = ' and '.join(str(tuple(value.shape)) for value in (student, teacher))
+                shapes = ' and '.join(map(shape_text, (student, teacher)))
                 raise ValueError(
                     f'{self.key}: {self.loss_name} cannot compare {shapes}: '
                     f'{str(error).partition(chr(10))[0]}'
@@ -143,24 +180,27 @@ class Term(nn.Module):
 
     def forward(
         self,
-        student: Tensor | ClassMaps,
-        teacher: Tensor | ClassMaps,
+        student: Value,
+        teacher: Value,
         target: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
         """The weighted loss, computed in fp32.
 
         Args:
-            student (Tensor | ClassMaps): What the student's tap holds.
-            teacher (Tensor | ClassMaps): What the teacher's tap holds.
+            student (Tensor | ClassMaps | list): What the student's tap holds.
+            teacher (Tensor | ClassMaps | list): What the teacher's tap holds.
             target (Tensor, optional): Class indices of shape (N, ), or class probabilities of shape
                 (N, K) where images or labels are mixed. Defaults to None.
+            index (Tensor, optional): The positions of the samples in the data set, of shape (N, ).
+                Defaults to None.
 
         Returns:
             Tensor: A scalar.
 
         Raises:
-            ValueError: If the loss needs class indices and the labels are mixed, or it returns no
-                scalar.
+            ValueError: If the loss needs class indices and the labels are mixed, or positions and the
+                samples have none, or it returns no scalar.
         """
         if getattr(self.loss, 'hard_labels', False) and target is not None and target.dim() > 1:
             raise ValueError(
@@ -168,16 +208,22 @@ class Term(nn.Module):
                 'mixed or soft labels; remove batch_augments (train_cfg.augments of the student, or '
                 'data_preprocessor) or the term'
             )
+        extra = {}
+        if getattr(self.loss, 'sample_index', False):
+            if index is None:
+                raise ValueError(
+                    f'{self.key}: {self.loss_name} needs the position of each sample in the data set, '
+                    "and the data samples have no 'sample_idx'; let the dataset's PackInputs keep it "
+                    '(meta_keys)'
+                )
+            extra = dict(index=index)
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
         with no_autocast(_tensor(student)):
-            loss = self.loss(
-                *(
-                    value if isinstance(value, ClassMaps) else full_precision(value)
-                    for value in (student, teacher)
-                ),
-                target,
-            )
+            values = student, teacher
+            if not self.explains:
+                values = (_each(_full_precision, value) for value in values)
+            loss = self.loss(*values, target, **extra)
         if not isinstance(loss, Tensor) or loss.dim():
             tensor = isinstance(loss, Tensor)
             kind = f'tensor of shape {tuple(loss.shape)}' if tensor else type(loss).__name__
@@ -205,12 +251,47 @@ class Term(nn.Module):
             )
 
 
-def _tensor(value: Tensor | ClassMaps) -> Tensor:
+def _is_place(place: Any) -> bool:
+    taps = [place] if isinstance(place, str) else place
+    return (
+        isinstance(taps, (list, tuple)) and bool(taps) and all(isinstance(tap, str) for tap in taps)
+    )
+
+
+def names_of(place: Place) -> tuple[str, ...]:
+    """The taps of a place."""
+    return (place,) if isinstance(place, str) else place
+
+
+def value_at(values: Mapping[str, Any], place: Place) -> Value:
+    """What is at a place: the tap's value, or a list of several taps' values."""
+    return values[place] if isinstance(place, str) else [values[tap] for tap in place]
+
+
+def shape_text(value: Value) -> str:
+    """The shape of what is at a place, to be read."""
+    shapes = value if isinstance(value, list) else [value]
+    return ', '.join(str(tuple(each.shape)) for each in shapes)
+
+
+def _each(function: Callable, value: Value) -> Value:
+    return list(map(function, value)) if isinstance(value, list) else function(value)
+
+
+def _full_precision(value: Tensor | ClassMaps) -> Tensor | ClassMaps:
+    return value if isinstance(value, ClassMaps) else full_precision(value)
+
+
+def _tensor(value: Value) -> Tensor:
+    if isinstance(value, list):
+        value = value[0]
     return value.features if isinstance(value, ClassMaps) else value
 
 
 def _random_like(value: Any) -> Any:
     """Real random values with the shapes, precision and device of what may be fake ones."""
+    if isinstance(value, list):
+        return list(map(_random_like, value))
     if isinstance(value, ClassMaps):
         return ClassMaps(*map(_random_like, (value.features, value.weight, value.bias)))
     return None if value is None else torch.randn(value.shape).to(value.device, value.dtype)
@@ -227,13 +308,19 @@ def build_term(name: str, config: dict) -> Term:
         Term: The term, not yet connected.
 
     Raises:
-        ValueError: If a key is missing or unknown, or a value is out of range.
+        ValueError: If a key is missing or unknown, a value is out of range, or the name would be taken
+            for a loss.
     """
     for key in ('type', 'at'):
         if key not in config:
             raise ValueError(
                 f'terms.{name} has no {key!r}; a term needs a loss (type) and a tap (at)'
             )
+    if 'loss' in name:
+        raise ValueError(
+            f"terms.{name}: a term's name must not contain 'loss', by which mmengine knows what it "
+            'sums up'
+        )
     try:
         return Term(name, **config)
     except (TypeError, ValueError, KeyError) as error:

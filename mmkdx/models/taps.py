@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -110,11 +110,16 @@ class TapSet:
         names (Mapping[str, str]): The taps, by name or by path, each with the config key that asks for
             it, which error messages name.
         owner (str): How error messages call the model: 'student' or 'teacher'.
+        explained (Collection[str]): The taps by which gradients of later ones can be taken, also where
+            the model has none: from them on a graph is recorded.
     """
 
-    def __init__(self, names: Mapping[str, str], owner: str) -> None:
+    def __init__(
+        self, names: Mapping[str, str], owner: str, explained: Collection[str] = ()
+    ) -> None:
         self.names = dict(names)
         self.owner = owner
+        self.explained = frozenset(explained)
         self._taps: dict[str, Tap] = {}
         self._classifier = ''
         # Taps whose tensor a later in-place operation overwrites (batch norm before an in-place
@@ -187,7 +192,8 @@ class TapSet:
             dict[str, Any]: Filled when the block ends: for each tap a tensor or class maps.
         """
         values: dict[str, Any] = {}
-        with _readings(model, set(self._taps.values()), self._overwritten) as readings:
+        taps, explained = set(self._taps.values()), {self._taps[name] for name in self.explained}
+        with _readings(model, taps, self._overwritten, explained) as readings:
             yield values
         for name, tap in self._taps.items():
             if readings[tap].value is None:
@@ -322,7 +328,7 @@ class _Reading:
 
 @contextmanager
 def _readings(
-    model: nn.Module, taps: set[Tap], overwritten: set[Tap]
+    model: nn.Module, taps: set[Tap], overwritten: set[Tap], explained: Collection[Tap] = ()
 ) -> Iterator[dict[Tap, _Reading]]:
     """Yields a reading for each tap; they are filled as the forward runs."""
     readings = {tap: _Reading() for tap in taps}
@@ -335,9 +341,17 @@ def _readings(
                     value = value.clone()
             readings[tap].value = value
 
-        return read
+        def read_and_record(value: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)  # until the forward's end
+            if not value.requires_grad:
+                value = value.detach().requires_grad_()
+            readings[tap].value = value
+            return value.clone() if tap in overwritten else value
 
-    with intercept(model, {tap: reader(tap) for tap in taps}) as calls:
-        yield readings
+        return read_and_record if tap in explained else read
+
+    with torch.set_grad_enabled(torch.is_grad_enabled()):
+        with intercept(model, {tap: reader(tap) for tap in taps}) as calls:
+            yield readings
     for tap, reading in readings.items():
         reading.calls = calls[tap]

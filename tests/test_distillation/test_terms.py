@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.logging import MessageHub
+from tiny import batch, distiller
 from torch import nn
 
 from mmkdx.distillation.terms import FiniteWatch, build_term
@@ -95,10 +96,12 @@ def test_schedule_multiplies_the_weight(monkeypatch):
         ('logits', ('logits', 'logits')),
         (['backbone.layer1', 'backbone.layer2'], ('backbone.layer1', 'backbone.layer2')),
         (('head.fc:in', 'embedding'), ('head.fc:in', 'embedding')),
+        ((['a', 'b'], ['c']), (('a', 'b'), ('c',))),
     ],
 )
 def test_taps(at, taps):
-    term = build_term('kd', dict(type='KLDivLoss', at=at, teacher=2))
+    kind = 'KLDivLoss' if isinstance(taps[0], str) else loss_of(None, compares='anything')
+    term = build_term('kd', dict(type=kind, at=at, teacher=2))
     assert (term.student_tap, term.teacher_tap) == taps
     assert term.teacher == 2
 
@@ -292,6 +295,106 @@ def test_mixed_labels_are_refused_where_the_loss_needs_one_class():
     )
 
 
+# What a loss may ask for
+
+
+def test_a_loss_builds_layers_of_its_own_once():
+    class Projected(nn.Module):
+        compares = 'anything'
+
+        def connect(self, student, teacher):
+            self.project = nn.Linear(student.shape[1], teacher.shape[1])
+
+        def forward(self, student, teacher, target=None):
+            return F.mse_loss(self.project(student), teacher)
+
+    term = connect(dict(type=Projected, weight=2), (4, 6), (4, 9))
+    project = term.loss.project
+    term.connect(random(4, 6), random(4, 9))
+    assert term.loss.project is project and project.weight.shape == (9, 6)
+    student, teacher = random(4, 6), random(4, 9, seed=1)
+    expected = 2 * F.mse_loss(project(student), teacher).item()
+    assert term(student, teacher).item() == pytest.approx(expected)
+
+
+def test_what_a_loss_says_of_its_inputs_names_the_term():
+    class Picky(nn.Module):
+        compares = 'anything'
+
+        def connect(self, student, teacher):
+            raise ValueError('maps must be square')
+
+    with pytest.raises(ValueError, match='^terms.hint.at: Picky: maps must be square$'):
+        connect(dict(type=Picky), (4, 6, 8, 8), (4, 6, 8, 4))
+
+
+def test_several_places_at_once():
+    seen = []
+
+    def loss(student, teacher, target):
+        seen.extend(each.dtype for each in (*student, *teacher))
+        return sum(each.mean() for each in student) - teacher[0].mean()
+
+    kind = loss_of(loss, compares='anything')
+    model = distiller(
+        dict(
+            several=dict(type=kind, at=(['backbone.stem', 'backbone.body'], ['logits'])),
+            kd=dict(type='KLDivLoss', at='logits'),
+        )
+    )
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = model(*batch(), mode='loss')
+    assert set(seen) == {torch.float32} and losses['loss_several'].requires_grad
+    model.eval()
+    result = model(*batch(), mode='loss')['loss_several']
+    student, teacher, images = model.student, model.teachers[0].model, batch()[0]
+    with torch.no_grad():
+        stem = student.backbone.stem(images)
+        expected = stem.mean() + student.backbone.body(stem).mean() - teacher(images).mean()
+    assert result.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_samples_have_positions():
+    seen = []
+
+    def loss(student, teacher, target, index):
+        seen.append(index.tolist())
+        return F.mse_loss(student, teacher)
+
+    class Indexed(nn.Module):
+        compares, sample_index = 'anything', True
+
+        def forward(self, student, teacher, target=None, index=None):
+            return loss(student, teacher, target, index)
+
+    model = distiller(dict(memory=dict(type=Indexed, at='logits')))
+    images, samples = batch(3)
+    with pytest.raises(ValueError, match="^terms.memory: Indexed needs the .*'sample_idx'"):
+        model(images, samples, mode='loss')
+    for sample, position in zip(samples, (7, 2, 40)):
+        sample.set_metainfo(dict(sample_idx=position))
+    seen.clear()
+    model(images, samples, mode='loss')
+    assert seen == [[7, 2, 40]]
+
+
+def test_a_loss_logs_more_than_its_value():
+    class Telling(nn.Module):
+        def forward(self, student, teacher, target=None):
+            value = F.mse_loss(student, teacher)
+            self.logs = dict(root=value.detach().sqrt())
+            return value
+
+    model = distiller(dict(hint=dict(type=Telling, at='logits')))
+    losses = model(*batch(), mode='loss')
+    assert losses['hint.root'].item() == pytest.approx(losses['loss_hint'].item() ** 0.5)
+    total, logged = model.parse_losses(losses)
+    assert logged['hint.root'] == losses['hint.root']
+    assert total.item() == pytest.approx(
+        (losses['student.loss'] + losses['loss_hint']).item(), rel=1e-6
+    )
+
+
 # Losses of third parties
 
 
@@ -412,6 +515,11 @@ def test_no_scalar_in_training():
         (dict(type='KLDivLoss', at=None), 'terms.kd: at is None; it must be a tap'),
         (dict(type='KLDivLoss', at=3), 'terms.kd: at is 3; it must be a tap'),
         (dict(type='KLDivLoss', at=('logits', 3)), r"terms.kd: at is \('logits', 3\)"),
+        (dict(type='KLDivLoss', at=(['logits'], [])), r"terms.kd: at is \(\['logits'\], \[\]\)"),
+        (
+            dict(type='KLDivLoss', at=('logits', ['logits'])),
+            'terms.kd: at is .* and KLDivLoss compares one place with one',
+        ),
         (
             dict(type='KLDivLoss', at='logits', schedule=dict(type='step', end=4)),
             "terms.kd: schedule.type is 'step'",
@@ -464,3 +572,8 @@ def test_a_term_that_becomes_nan_is_named():
     student[2, 3] = float('nan')
     with pytest.raises(FloatingPointError, match='^terms.hint became NaN'):
         FiniteWatch()({term.key: term(student, random(4, 5))})
+
+
+def test_a_name_that_mmengine_would_sum_up():
+    with pytest.raises(ValueError, match="terms.my_loss: a term's name must not contain 'loss'"):
+        build_term('my_loss', dict(type='KLDivLoss', at='logits'))
