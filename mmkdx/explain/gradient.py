@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmkdx.explain.base import Evidence, LayerExplainer, Targets, class_weights
-from mmkdx.functional import full_precision
+from mmkdx.functional import full_precision, tokens_to_map
 from mmkdx.registry import EXPLAINERS
 
 
@@ -48,8 +48,8 @@ class BaseCAM(LayerExplainer):
         """Explains a forward that ran already, so that a loss can share the training step's.
 
         Args:
-            activations (Tensor): The layer's activations in that forward, of shape (N, C, h, w), with
-                their graph.
+            activations (Tensor): The layer's activations in that forward, of shape (N, C, h, w) or
+                tokens (N, L, C), with their graph.
             logits (Tensor): Its logits of shape (N, K).
             targets (int | str | Tensor | Sequence, optional): See ``__call__``; not 'all'.
 
@@ -76,8 +76,8 @@ class BaseCAM(LayerExplainer):
                     f'{type(self).__name__}: the logits do not depend on the activations; both must '
                     'come from one forward'
                 )
-            gradients = full_precision(gradients)
-        return self.combine(full_precision(activations), gradients)
+            gradients = full_precision(_as_map(gradients))
+        return self.combine(full_precision(_as_map(activations)), gradients)
 
 
 @EXPLAINERS.register_module()
@@ -212,6 +212,10 @@ class EigenGradCAM(BaseCAM):
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """See ``BaseCAM``."""
         return _first_component(gradients * activations)
+
+
+def _as_map(values: Tensor) -> Tensor:
+    return tokens_to_map(values) if values.dim() == 3 else values
 
 
 def _first_component(activations: Tensor) -> Tensor:

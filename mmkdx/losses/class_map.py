@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkdx.functional import ClassMaps, full_precision
+from mmkdx.functional import ClassMaps, full_precision, resize_map
 from mmkdx.registry import MODELS
 
 
@@ -65,6 +66,8 @@ class CATLoss(nn.Module):
         class_select (str): Which classes are compared in each sample: 'all', or by the teacher's
             logits the 'topk' or the 'bottomk'. Defaults to 'all'.
         num_classes_selected (int, optional): How many for 'topk' and 'bottomk'. Defaults to None.
+        legacy (bool): Whether as many classes are taken as the authors' code takes, which is off by
+            one: one fewer for 'topk', one more for 'bottomk' (with 100 classes). Defaults to False.
         selection_logits (str): Whether classes are ranked by the 'bias_free' logits (the means of the
             maps; the authors' code) or those of the 'model'. Defaults to 'bias_free'.
         eps (float): The least norm that a map is divided by. Defaults to 1e-6.
@@ -85,6 +88,7 @@ class CATLoss(nn.Module):
         binarize_threshold: str = 'mean_abs',
         class_select: str = 'all',
         num_classes_selected: int | None = None,
+        legacy: bool = False,
         selection_logits: str = 'bias_free',
         eps: float = 1e-6,
     ) -> None:
@@ -114,6 +118,10 @@ class CATLoss(nn.Module):
             raise ValueError(
                 f'num_classes_selected is {num_classes_selected}; it must be at least 1'
             )
+        if legacy and class_select == 'all':
+            raise ValueError("legacy goes with class_select 'topk' or 'bottomk'")
+        if legacy and (class_select, num_classes_selected) == ('topk', 1):
+            raise ValueError('legacy with the one top class selects none; set legacy=False')
         self.resolution = resolution
         self.normalize = normalize
         self.cam_bias = cam_bias
@@ -122,6 +130,7 @@ class CATLoss(nn.Module):
         self.binarize_threshold = binarize_threshold
         self.class_select = class_select
         self.num_classes_selected = num_classes_selected
+        self.legacy = legacy
         self.selection_logits = selection_logits
         self.eps = eps
 
@@ -188,10 +197,120 @@ class CATLoss(nn.Module):
         return F.adaptive_avg_pool2d(binary, self.resolution)
 
     def _select(self, teacher: ClassMaps) -> Tensor:
-        n = self.num_classes_selected
+        top = self.class_select == 'topk'
+        n = self.num_classes_selected + (0 if not self.legacy else -1 if top else 1)
         if n > teacher.num_classes:
             raise ValueError(
-                f'num_classes_selected is {n} and there are only {teacher.num_classes} classes'
+                f'num_classes_selected is {self.num_classes_selected}'
+                f'{" (one more with legacy=True)" if self.legacy else ""} and there are only '
+                f'{teacher.num_classes} classes'
             )
         logits = teacher.logits(bias=self.selection_logits == 'model')
-        return logits.topk(n, dim=1, largest=self.class_select == 'topk').indices
+        return logits.topk(n, dim=1, largest=top).indices
+
+
+@MODELS.register_module()
+class ExpKDLoss(nn.Module):
+    r"""Exp-KD: at each position the class maps, as a distribution over classes, are to agree.
+
+    A reading of Sun et al., "Explainability-based knowledge distillation", Pattern Recognition 2025,
+    after the first version of its public code; the paper's own formulas could not be read. With
+    :math:`M_{c} = relu(\frac{1}{D} \sum_d W_{c,d} A_d)` and the softmax over classes at each position,
+
+    .. math:: L = \frac{1}{B} \sum_{b,c,i,j} (softmax(M^s / \tau) - softmax(M^t / \tau))^2.
+
+    The squares split exactly into what concerns the *label*, their part in the mean over positions,
+    and the *structure*, the rest; both are logged as ``<term>.label`` and ``<term>.structure``.
+
+    The weight of a published pair is 100 times its ``FEAT_WEIGHT``, with ``reduction='sum'`` as it
+    stands and with 'batchmean' times the batch size. Later versions of the public code take the
+    softmax over the batch, which leaves the student no gradient.
+
+    Args:
+        tau (float): The temperature, above 0. Defaults to 1.
+        topk (int, optional): How many classes are compared, those of the teacher's highest logits in
+            each sample; where there are fewer classes, all. Defaults to None (all).
+        align (str): Maps of two sizes are compared at the 'larger' size, or at the 'student's.
+            Defaults to 'larger'.
+        channel_reduce (str): 'mean' divides by D, the number of channels, as the authors do; 'sum'
+            keeps the scale of the logits. Defaults to 'mean'.
+        reduction (str): 'batchmean', or 'sum' over the batch as well. Defaults to 'batchmean'.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    compares = 'class_maps'
+
+    def __init__(
+        self,
+        tau: float = 1.0,
+        topk: int | None = None,
+        align: str = 'larger',
+        channel_reduce: str = 'mean',
+        reduction: str = 'batchmean',
+    ) -> None:
+        super().__init__()
+        for key, value, choices in (
+            ('align', align, ('larger', 'student')),
+            ('channel_reduce', channel_reduce, ('mean', 'sum')),
+            ('reduction', reduction, ('batchmean', 'sum')),
+        ):
+            if value not in choices:
+                raise ValueError(f'{key} is {value!r}; it must be one of {", ".join(choices)}')
+        if tau <= 0:
+            raise ValueError(f'tau is {tau}; a temperature is above 0')
+        if topk is not None and topk < 2:
+            raise ValueError(f'topk is {topk}; a distribution needs at least 2 classes')
+        self.tau = tau
+        self.topk = topk
+        self.align = align
+        self.channel_reduce = channel_reduce
+        self.reduction = reduction
+        self.logs: dict[str, Tensor] = {}
+
+    def check(self, student: ClassMaps | Tensor, teacher: ClassMaps | Tensor) -> None:
+        """Says, before training, where there are fewer classes than ``topk``."""
+        if self.topk is not None and self.topk > teacher.shape[1]:
+            warnings.warn(
+                f'topk is {self.topk} and there are only {teacher.shape[1]} classes; all are compared',
+                stacklevel=2,
+            )
+
+    def forward(
+        self,
+        student: ClassMaps | Tensor,
+        teacher: ClassMaps | Tensor,
+        target: Tensor | None = None,
+    ) -> Tensor:
+        """Compares class maps; labels are not used.
+
+        Args:
+            student (ClassMaps | Tensor): The student's class maps, of shape (N, K, H, W).
+            teacher (ClassMaps | Tensor): The teacher's, which may have another H × W.
+            target (Tensor, optional): Not used.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        student, teacher = ClassMaps.of(student), ClassMaps.of(teacher)
+        index = None
+        if self.topk is not None and self.topk < teacher.num_classes:
+            index = teacher.logits().topk(self.topk, dim=1).indices
+        maps = [self._maps(each, index) for each in (student, teacher)]
+        sizes = [student.shape[2:]] + ([teacher.shape[2:]] if self.align == 'larger' else [])
+        size = [max(sides) for sides in zip(*sizes)]
+        student, teacher = (F.softmax(resize_map(m, size) / self.tau, dim=1) for m in maps)
+        error = student - teacher.detach()
+        share = 1 if self.reduction == 'sum' else 1 / len(error)
+        loss = error.square().sum() * share
+        with torch.no_grad():
+            label = error.mean((2, 3)).square().sum() * error[0, 0].numel() * share
+            self.logs = dict(label=label, structure=loss - label)
+        return loss
+
+    def _maps(self, maps: ClassMaps, index: Tensor | None) -> Tensor:
+        raw = maps.full() if index is None else maps.classes(index)
+        # Finished maps do not tell how many channels they were made of
+        mean = self.channel_reduce == 'mean' and maps.weight is not None
+        return (raw / maps.features.shape[1] if mean else raw).relu()

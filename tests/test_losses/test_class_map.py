@@ -304,6 +304,23 @@ def test_classes_are_ranked_by_the_teacher_in_each_sample(classes, select, order
         assert loss(student, teacher).item() == approx(expected)
 
 
+@pytest.mark.parametrize(
+    'select, published, ours', [('topk', 3, 2), ('bottomk', 1, 2), ('bottomk', 2, 3)]
+)
+def test_the_authors_count_is_off_by_one(select, published, ours):
+    legacy = CATLoss(class_select=select, num_classes_selected=published, legacy=True)
+    exact = CATLoss(class_select=select, num_classes_selected=ours)
+    assert legacy(*toy()).item() == exact(*toy()).item()
+
+
+def test_one_class_more_than_there_are():
+    loss = CATLoss(class_select='bottomk', num_classes_selected=3, legacy=True)
+    with pytest.raises(
+        ValueError, match=r'is 3 \(one more with legacy=True\) and there are only 3 classes'
+    ):
+        loss(*toy())
+
+
 def test_model_logits_rank_with_the_bias():
     student, teacher = toy()
     teacher.bias = tensor(0, -10, 0)  # now the first class is the highest
@@ -426,6 +443,11 @@ def test_maps_of_other_classes(student, teacher):
         (dict(num_classes_selected=3), "num_classes_selected .* 3 with 'all'"),
         (dict(class_select='topk', num_classes_selected=0), 'num_classes_selected is 0'),
         (dict(class_select='bottomk', num_classes_selected=-1), 'num_classes_selected is -1'),
+        (dict(legacy=True), "legacy goes with class_select 'topk' or 'bottomk'"),
+        (
+            dict(class_select='topk', num_classes_selected=1, legacy=True),
+            'legacy with the one top class selects none',
+        ),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
