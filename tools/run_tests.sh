@@ -9,6 +9,7 @@ Installs what the tests need, at the first call, and runs them. Paths are relati
 
   --stack   the package family to test with, openmmlab unless it is given
   -m slow   runs the slow tests, which are left out unless -m is given
+  -n 0      runs all in one process, as a debugger needs; else there is one for each core, at most 4
 
 Without further arguments, at least 90 % of mmkdx's lines must be covered.
 END
@@ -38,5 +39,7 @@ setup_env "$stack" tests
 if ((${#args[@]} == 0)); then
     args=(tests --cov-fail-under=90)
 fi
-# pytest takes the last -m, so one of the user's replaces this one
-exec "$PYTHON" -m pytest --cov=mmkdx --cov-report=term -m 'not slow' "${args[@]}"
+# pytest takes the last of -m and -n, so those of the user replace these. A file's tests stay in one
+# process, as they share fixtures.
+exec "$PYTHON" -m pytest --cov=mmkdx --cov-report=term -m 'not slow' \
+    -n auto --maxprocesses 4 --dist loadfile "${args[@]}"
