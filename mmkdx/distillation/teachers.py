@@ -276,7 +276,16 @@ class TeacherEnsemble(BaseTeacher):
         owner: str = 'teacher',
         explained: Collection[str] = (),
     ) -> None:
-        """Binds each member; see ``BaseTeacher``."""
+        """Binds each member; see ``BaseTeacher``.
+
+        Raises:
+            ValueError: If gradients are to be taken, which the mean of several models does not have.
+        """
+        if explained:
+            raise ValueError(
+                f'{owner} is an ensemble, whose mean logits have no gradient by the mean of '
+                f"{', '.join(sorted(explained))}; use the tap 'cam', or one teacher"
+            )
         for i, member in enumerate(self.members):
             member.bind(student, taps, f'{owner}, member {i},', explained)
 
