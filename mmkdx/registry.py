@@ -35,7 +35,9 @@ PARAM_SCHEDULERS = _child_of(mmpretrain.PARAM_SCHEDULERS)
 DATASETS = _child_of(mmpretrain.DATASETS, 'mmkdx.datasets')
 DATA_SAMPLERS = _child_of(mmpretrain.DATA_SAMPLERS)
 TRANSFORMS = _child_of(mmpretrain.TRANSFORMS, 'mmkdx.datasets')
-MODELS = _child_of(mmpretrain.MODELS, 'mmkdx.distillation', 'mmkdx.losses')
+MODELS = _child_of(
+    mmpretrain.MODELS, 'mmkdx.distillation', 'mmkdx.losses', 'mmkdx.models.backbones'
+)
 MODEL_WRAPPERS = _child_of(mmpretrain.MODEL_WRAPPERS)
 WEIGHT_INITIALIZERS = _child_of(mmpretrain.WEIGHT_INITIALIZERS)
 BATCH_AUGMENTS = _child_of(mmpretrain.BATCH_AUGMENTS)

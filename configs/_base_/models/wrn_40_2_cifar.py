@@ -1,0 +1,2 @@
+_base_ = ['wrn_16_2_cifar.py']
+model = dict(backbone=dict(depth=40))

@@ -1,0 +1,212 @@
+#!/usr/bin/env python
+"""Turns weights of mdistiller's CIFAR networks into a checkpoint for mmkdx's.
+
+Read are the released teachers (ckpt_epoch_240.pth) and what training with mdistiller writes:
+student_*, and latest, best and epoch_*, of which the student is taken. The new checkpoint fits
+configs/_base_/models/NAME_cifar.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+import mmkdx
+from mmkdx.compat import CheckpointError, load_checkpoint_file
+from mmkdx.distillation.models import build_model
+
+CONFIGS = Path(__file__).parents[2] / 'configs/_base_/models'
+NAMES = (
+    *('resnet20', 'resnet32', 'resnet56', 'resnet110', 'resnet8x4', 'resnet32x4', 'resnet50'),
+    *('wrn_16_2', 'wrn_40_1', 'wrn_40_2', 'vgg8', 'vgg13'),
+    *('mobilenetv2', 'shufflenetv1', 'shufflenetv2'),
+)
+
+# How mmpretrain's units call what mdistiller's count through
+INVERTED_RESIDUAL = {0: '0.conv', 1: '0.bn', 3: '1.conv', 4: '1.bn', 6: '2.conv', 7: '2.bn'}
+BRANCHES = ('branch1.0', 'branch1.1', 'branch2.0', 'branch2.1', 'branch2.2')
+# By the beginning of NAME, how mdistiller calls a module and how mmkdx does. The first pattern that
+# fits the beginning of a key counts; a key that none fits stays.
+RULES = {
+    'resnet50': [(r'(layer\d\.\d+)\.shortcut', r'\1.downsample')],
+    'wrn': [
+        (r'(block\d)\.layer\.(\d+)\.convShortcut', r'\1.\2.shortcut'),
+        (r'(block\d)\.layer', r'\1'),
+    ],
+    'mobilenetv2': [
+        (r'(conv[12])\.0', r'\1.conv'),
+        (r'(conv[12])\.1', r'\1.bn'),
+        # The first unit's expansion, which expands nothing, is a layer before the unit
+        (r'blocks\.0\.0\.conv\.0', 'blocks.0.0.conv'),
+        (r'blocks\.0\.0\.conv\.1', 'blocks.0.0.bn'),
+        *(
+            (rf'blocks\.0\.0\.conv\.{i + 3}', f'blocks.0.1.conv.{INVERTED_RESIDUAL[i]}')
+            for i in (0, 1, 3, 4)
+        ),
+        *(
+            (rf'(blocks\.\d\.\d\.conv)\.{i}', rf'\1.{layer}')
+            for i, layer in INVERTED_RESIDUAL.items()
+        ),
+    ],
+    'shufflenetv2': [
+        *(
+            (rf'(layer\d\.0)\.(conv|bn){i}', rf'\1.{layer}.\2')
+            for i, layer in enumerate(BRANCHES, 1)
+        ),
+        *(
+            (rf'(layer\d\.[1-7])\.(conv|bn){i}', rf'\1.{layer}.\2')
+            for i, layer in enumerate(BRANCHES[2:], 1)
+        ),
+    ],
+}
+
+
+def rename(key: str, name: str) -> str:
+    """What a tensor of mdistiller's network is called in mmkdx's.
+
+    Args:
+        key (str): Its public key.
+        name (str): The network, one of ``NAMES``.
+    """
+    if head := re.fullmatch(r'(?:fc|linear|classifier(?:\.0)?)\.(weight|bias)', key):
+        return f'head.fc.{head[1]}'
+    rules = next((rules for family, rules in RULES.items() if name.startswith(family)), [])
+    for public, ours in rules:
+        key, found = re.subn(rf'^{public}\.', f'{ours}.', key)
+        if found:
+            break
+    return f'backbone.{key}'
+
+
+def recognise(weights: dict[str, Tensor]) -> str | None:
+    """Which network weights with public keys look like; None if like none."""
+    if 'block0.0.weight' in weights:
+        return 'vgg13' if 'block0.3.weight' in weights else 'vgg8'
+    if 'blocks.0.0.conv.0.weight' in weights:
+        return 'mobilenetv2'
+    if 'layer4.0.conv3.weight' in weights:
+        return 'resnet50'
+    if 'layer1.0.conv5.weight' in weights:
+        return 'shufflenetv2'
+    if 'layer1.0.conv3.weight' in weights:
+        return 'shufflenetv1'
+
+    def widths(pattern: str) -> list[int]:
+        return [value.numel() for key, value in weights.items() if re.fullmatch(pattern, key)]
+
+    if units := widths(r'block1\.layer\.\d+\.bn2\.weight'):
+        return f'wrn_{6 * len(units) + 4}_{units[0] // 16}'
+    if blocks := widths(r'layer1\.\d+\.bn2\.weight'):
+        return f'resnet{6 * len(blocks) + 2}' + ('x4' if blocks[0] == 64 else '')
+    return None
+
+
+def public_weights(checkpoint: Any, src: str) -> dict[str, Tensor]:
+    """The weights in what a public file holds.
+
+    Raises:
+        CheckpointError: If there are none.
+    """
+    weights = checkpoint.get('model') if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        raise CheckpointError(f"{src} is none of mdistiller's files: it has no weights in 'model'.")
+    # The whole distiller, with a teacher beside the student
+    student = 'module.student.'
+    if any(key.startswith(student) for key in weights):
+        weights = {
+            key.removeprefix(student): value
+            for key, value in weights.items()
+            if key.startswith(student)
+        }
+    return weights
+
+
+def convert(name: str, src: str, dst: str) -> int:
+    """Converts a file.
+
+    Args:
+        name (str): The network, one of ``NAMES``.
+        src (str): The public file.
+        dst (str): The new file, which appears, or takes the place of another, when it is whole.
+
+    Returns:
+        int: The number of tensors.
+
+    Raises:
+        ValueError: If there is no such network.
+        FileNotFoundError: If there is no public file.
+        CheckpointError: If the public file is corrupt, or has not exactly the network's tensors.
+    """
+    if name not in NAMES:
+        raise ValueError(f'There is no network {name!r}; NAME is one of {", ".join(NAMES)}.')
+    public = public_weights(load_checkpoint_file(src), src)
+    if (looks := recognise(public)) != name:
+        looks = "none of mdistiller's networks" if looks is None else looks
+        raise CheckpointError(f'{src} does not hold {name}: it looks like {looks}.')
+
+    model = build_model(Config.fromfile(CONFIGS / f'{name}_cifar.py').model.to_dict(), 'model')
+    network = model.state_dict()
+    keys = {}
+    for key in public:
+        ours = rename(key, name)
+        # Two classifiers, too, would be one too many
+        if ours not in network or ours in keys:
+            raise CheckpointError(f'{src} has a tensor {key!r}, which {name} has not.')
+        keys[ours] = key
+    state_dict = {}
+    for key, like in network.items():
+        if key in keys:
+            value = public[keys[key]]
+        elif key.endswith('.num_batches_tracked'):
+            value = like  # files of old torch versions have no such counters
+        else:
+            raise CheckpointError(f'{src} has no tensor for {key!r} of {name}.')
+        if value.shape != like.shape:
+            raise CheckpointError(
+                f'{src}: {keys[key]!r} is of shape {tuple(value.shape)}, and {name} needs '
+                f'{tuple(like.shape)}.'
+            )
+        state_dict[key] = value
+
+    path = Path(dst)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'{path.name}.part')
+    try:
+        meta = dict(mmkdx_version=mmkdx.__version__, network=name)
+        torch.save(dict(meta=meta, state_dict=state_dict), part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return len(state_dict)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('name', metavar='NAME', help=f'the network: {", ".join(NAMES)}')
+    parser.add_argument('src', metavar='SRC', help="mdistiller's file")
+    parser.add_argument('dst', metavar='DST', help='the new file')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    try:
+        count = convert(args.name, args.src, args.dst)
+    except (CheckpointError, OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    print(f'Wrote {args.dst}: {count} tensors of {args.name}')
+
+
+if __name__ == '__main__':
+    main()
