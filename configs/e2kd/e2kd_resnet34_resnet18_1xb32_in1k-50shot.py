@@ -5,7 +5,7 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='ClassSubset',
-        shots=50,
+        per_class=50,
         seed=42,
         dataset={{_base_.train_dataloader.dataset}},
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,3 +38,189 @@ class KLDivLoss(nn.Module):
             F.log_softmax(full_precision(logits) / self.tau, dim=1) for logits in (student, teacher)
         )
         return self.tau**2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+
+
+@MODELS.register_module()
+class DKDLoss(nn.Module):
+    r"""Decoupled knowledge distillation: the label's class and the other classes, weighed apart.
+
+    Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, Sec. 3. With :math:`p_t` the
+    probability of the label's class at temperature :math:`\tau` and :math:`\hat p` the distribution over
+    the other classes alone,
+
+    .. math:: L = \tau^2 (\alpha\,KL((p_t, 1 - p_t)^T \| (p_t, 1 - p_t)^S)
+        + \beta\,KL(\hat p^T \| \hat p^S)),
+
+    mean over samples. With :math:`\alpha = 1` and :math:`\beta = 1 - p_t^T` for each sample this is
+    ``KLDivLoss``. Both parts are made of log-probabilities, so saturated logits stay finite, where the
+    logarithm of a sum of probabilities does not. The parts, without their weights, are logged as
+    ``<term>.label`` and ``<term>.others``.
+
+    Args:
+        tau (float): The temperature, above 0. Defaults to 4, the paper's for CIFAR-100.
+        alpha (float): The weight of the label's class against the rest. Defaults to 1.
+        beta (float): The weight of the other classes among themselves. Defaults to 8, the paper's for
+            CIFAR-100 but for a few pairs.
+
+    Raises:
+        ValueError: If ``tau`` is not above 0.
+    """
+
+    compares = 'logits'
+    hard_labels = True
+
+    def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0) -> None:
+        super().__init__()
+        if tau <= 0:
+            raise ValueError(f'tau is {tau}; a temperature is above 0')
+        self.tau = tau
+        self.alpha = alpha
+        self.beta = beta
+        self.logs: dict[str, Tensor] = {}
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Compares logits.
+
+        Args:
+            student (Tensor): The student's logits, of shape (N, K).
+            teacher (Tensor): The teacher's, of the same shape.
+            target (Tensor): The labels' classes, of shape (N, ).
+
+        Returns:
+            Tensor: A scalar.
+
+        Raises:
+            ValueError: If there are no labels, or fewer than three classes.
+        """
+        if target is None:
+            raise ValueError('DKDLoss needs the class of each sample as target, and there is none')
+        classes = student.shape[1]
+        if classes < 3:
+            raise ValueError(
+                f'DKDLoss compares the classes other than the label, and with {classes} classes there '
+                'are no two of them; use KLDivLoss'
+            )
+        target = target[:, None]
+        others = torch.arange(classes - 1, device=target.device)
+        others = others + (others >= target)
+        binary, rest = zip(*(self._split(logits, target, others) for logits in (student, teacher)))
+        label, rest = (
+            self.tau**2 * F.kl_div(*pair, reduction='batchmean', log_target=True)
+            for pair in (binary, rest)
+        )
+        self.logs = dict(label=label.detach(), others=rest.detach())
+        return self.alpha * label + self.beta * rest
+
+    def _split(self, logits: Tensor, target: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probabilities of label and rest, (N, 2), and of the others, (N, K - 1)."""
+        logits = full_precision(logits) / self.tau
+        rest = logits.gather(1, others)
+        margin = logits.gather(1, target) - rest.logsumexp(1, keepdim=True)
+        return F.logsigmoid(torch.cat([margin, -margin], 1)), F.log_softmax(rest, dim=1)
+
+
+@MODELS.register_module()
+class DISTLoss(nn.Module):
+    r"""DIST: the student's probabilities are to correlate with the teacher's.
+
+    Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. With
+    Pearson's correlation :math:`\rho` and probabilities :math:`Y` at temperature :math:`\tau`,
+
+    .. math:: L = \tau^2 (\beta\,(1 - \overline{\rho(Y^S_{n,:}, Y^T_{n,:})})
+        + \gamma\,(1 - \overline{\rho(Y^S_{:,k}, Y^T_{:,k})})),
+
+    the first a mean over samples (between classes), the second over classes (within a class, over the
+    samples of this process's batch). As in the authors' code, 1e-8 is added to the product of the two
+    norms: a class that hardly any sample of the batch has a probability of hardly counts, and the loss
+    of equal logits is that little above 0. A constant row or column, such as every column in a batch
+    of one sample, correlates with nothing: its correlation is 0, without a gradient. The parts,
+    without their weights, are logged as ``<term>.between`` and ``<term>.within``.
+
+    Args:
+        tau (float): The temperature, above 0. Defaults to 1.
+        beta (float): The weight of the relation between classes. Defaults to 1.
+        gamma (float): The weight of the relation within classes. Defaults to 1.
+
+    Raises:
+        ValueError: If ``tau`` is not above 0.
+    """
+
+    compares = 'logits'
+
+    def __init__(self, tau: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> None:
+        super().__init__()
+        if tau <= 0:
+            raise ValueError(f'tau is {tau}; a temperature is above 0')
+        self.tau = tau
+        self.beta = beta
+        self.gamma = gamma
+        self.logs: dict[str, Tensor] = {}
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Compares logits of shape (N, K); labels are not used."""
+        student, teacher = (
+            F.softmax(full_precision(logits) / self.tau, dim=1) for logits in (student, teacher)
+        )
+        between = self.tau**2 * (1 - correlation(student, teacher).mean())
+        within = self.tau**2 * (1 - correlation(student.T, teacher.T).mean())
+        self.logs = dict(between=between.detach(), within=within.detach())
+        return self.beta * between + self.gamma * within
+
+
+@MODELS.register_module()
+class LogitStdLoss(KLDivLoss):
+    """Knowledge distillation of standardised logits: shifts and scales of the logits do not count.
+
+    Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. From the logits of
+    each sample their mean is subtracted, and they are divided by their standard deviation (that with
+    K - 1, plus 1e-7, as in the authors' code); then ``KLDivLoss``. Constant logits become 0 and have no
+    gradient.
+
+    Args:
+        tau (float): The temperature, above 0, in units of the standard deviation. Defaults to 2, the
+            authors' for most pairs.
+
+    Raises:
+        ValueError: If ``tau`` is not above 0.
+    """
+
+    def __init__(self, tau: float = 2.0) -> None:
+        super().__init__(tau)
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Compares logits of shape (N, K); labels are not used.
+
+        Raises:
+            ValueError: If there are fewer than three classes.
+        """
+        classes = student.shape[1]
+        if classes < 3:
+            raise ValueError(
+                f'LogitStdLoss standardises the logits of a sample, and of {classes} classes that '
+                'leaves no more than their order; use KLDivLoss'
+            )
+        return super().forward(*map(standardize, (student, teacher)))
+
+
+def standardize(logits: Tensor) -> Tensor:
+    """The z-scores of each row of logits (N, K); those of a constant row are 0."""
+    deviations = _deviations(full_precision(logits))
+    deviation = deviations.norm(dim=1, keepdim=True) / (logits.shape[1] - 1) ** 0.5
+    return deviations / (deviation + 1e-7)
+
+
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation of each row of (M, L) with that of another, of shape (M, ).
+
+    With 1e-8 added to the product of the norms, as in the code of DIST; 0 where a row is constant.
+    """
+    first, second = _deviations(first), _deviations(second)
+    return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1) + 1e-8)
+
+
+def _deviations(values: Tensor) -> Tensor:
+    """What is left of rows (M, L) without their means: exactly 0 where a row is constant."""
+    low, high = values.detach().aminmax(dim=1, keepdim=True)
+    # Rounding alone gives a constant row a deviation, which scaling would blow up
+    constant = high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
+    return (values - values.mean(1, keepdim=True)).masked_fill(constant, 0)

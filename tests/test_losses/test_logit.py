@@ -1,11 +1,15 @@
-"""KLDivLoss against scipy, and its behaviour for extreme logits."""
+"""Losses between logits against scipy or loops, and their behaviour for extreme logits."""
+
+import copy
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from mmkdx.losses import KLDivLoss
+from mmkdx.distillation.terms import build_term
+from mmkdx.losses import DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
+from mmkdx.losses.logit import correlation, standardize
 
 TAUS = [0.5, 1, 4, 20]
 
@@ -109,3 +113,427 @@ def test_labels_are_not_used():
 def test_temperature_out_of_range(tau):
     with pytest.raises(ValueError, match=f'tau is {tau}; a temperature is above 0'):
         KLDivLoss(tau)
+
+
+# Decoupled
+
+LABELS = torch.tensor([0, 9, 3, 3, 5, 8])
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def decoupled(student, teacher, target, tau, alpha, beta):
+    """DKDLoss with probabilities, sample by sample."""
+    total = 0.0
+    for s, t, k in zip(student.double().numpy(), teacher.double().numpy(), target.tolist()):
+        q, p = softmax(s / tau), softmax(t / tau)
+        label = p[k] * np.log(p[k] / q[k]) + (1 - p[k]) * np.log((1 - p[k]) / (1 - q[k]))
+        p, q = np.delete(p, k), np.delete(q, k)
+        p, q = p / p.sum(), q / q.sum()
+        total += alpha * label + beta * (p * np.log(p / q)).sum()
+    return tau**2 * total / len(student)
+
+
+def test_decoupled_by_hand():
+    # the label has 1/2 against 1/4; the others, alone, have (1/4, 3/4) against (1/3, 2/3)
+    teacher, student = tensor([4, 1, 3]).log(), tensor([1, 1, 2]).log()
+    label = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
+    others = 0.25 * np.log(3 / 4) + 0.75 * np.log(9 / 8)
+    target = torch.tensor([0])
+    for alpha, beta in ((1, 0), (0, 1), (1, 1), (0.5, 8)):
+        loss = DKDLoss(1, alpha, beta)
+        value = loss(student, teacher, target).item()
+        assert value == pytest.approx(alpha * label + beta * others, rel=1e-12)
+        logs = {key: value.item() for key, value in loss.logs.items()}
+        assert logs == pytest.approx(dict(label=label, others=others), rel=1e-12)
+
+
+@pytest.mark.parametrize('tau', TAUS)
+@pytest.mark.parametrize('alpha, beta', [(1, 8), (1, 0.5), (0, 1), (3, 0)])
+def test_decoupled_value(tau, alpha, beta):
+    student, teacher = logits(1), logits(2)
+    expected = decoupled(student, teacher, LABELS, tau, alpha, beta)
+    value = DKDLoss(tau, alpha, beta)(student, teacher, LABELS).item()
+    assert value == pytest.approx(expected, rel=1e-10)
+
+
+def test_decoupled_defaults_are_those_of_the_paper():
+    student, teacher = logits(1), logits(2)
+    expected = decoupled(student, teacher, LABELS, 4, 1, 8)
+    assert DKDLoss()(student, teacher, LABELS).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize('tau', TAUS)
+def test_decoupled_with_the_share_of_the_others_is_the_divergence(tau):
+    student, teacher = logits(1).requires_grad_(), logits(2)
+    share = 1 - (teacher / tau).softmax(1).gather(1, LABELS[:, None])
+    parts = [
+        DKDLoss(tau, 1, beta.item())(student[[i]], teacher[[i]], LABELS[[i]])
+        for i, beta in enumerate(share)
+    ]
+    loss, expected = sum(parts) / 6, KLDivLoss(tau)(student, teacher)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    gradients = (torch.autograd.grad(each, student)[0] for each in (loss, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-14)
+
+
+def test_decoupled_gradient():
+    student, teacher = logits(1).requires_grad_(), logits(2)
+    assert torch.autograd.gradcheck(lambda each: DKDLoss()(each, teacher, LABELS), student)
+
+
+@pytest.mark.parametrize(
+    'label, expected',
+    [
+        (0, 1),  # the teacher is sure of the label, the student by one `top` of another class
+        (1, 8),  # neither takes the label; among the others the same
+        (2, 1),  # the student is sure of the label, the teacher of another class
+    ],
+)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_decoupled_saturated_logits_stay_finite(label, expected, dtype):
+    teacher = torch.tensor([[1e4, -1e4, 0]]).to(dtype)
+    student = torch.tensor([[0, -1e4, 1e4]]).to(dtype).requires_grad_()
+    loss = DKDLoss(2)(student, teacher, torch.tensor([label]))
+    top = teacher[0, 0].item()  # bf16 has no 1e4
+    assert loss.item() == pytest.approx(2**2 * expected * top / 2, rel=1e-6)
+    gradient = torch.autograd.grad(loss, student)[0]
+    assert gradient.isfinite().all() and gradient.count_nonzero()
+
+
+def test_decoupled_needs_labels_and_three_classes():
+    with pytest.raises(ValueError, match='DKDLoss needs the class of each sample as target'):
+        DKDLoss()(logits(1), logits(2))
+    with pytest.raises(ValueError, match='with 2 classes there are no two of them; use KLDivLoss'):
+        DKDLoss()(torch.zeros(6, 2), torch.zeros(6, 2), LABELS % 2)
+    term = build_term('dkd', dict(type='DKDLoss', at='logits'))
+    with pytest.raises(ValueError, match='DKDLoss needs one class an image'):
+        term(logits(1), logits(2), torch.full((6, 10), 0.1))
+
+
+# DIST
+
+
+def pearson(a, b):
+    a, b = a - a.mean(), b - b.mean()
+    return (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+
+
+def relations(student, teacher, tau, beta, gamma):
+    """DISTLoss, row by row and column by column."""
+    q, p = (softmax(side.double().numpy() / tau, axis=1) for side in (student, teacher))
+    between = 1 - np.mean([pearson(*pair) for pair in zip(q, p)])
+    within = 1 - np.mean([pearson(*pair) for pair in zip(q.T, p.T)])
+    return tau**2 * (beta * between + gamma * within)
+
+
+def test_relations_by_hand():
+    # rows: correlations -1/2 and 1; columns: one side of the first two is constant, the third 1
+    student = tensor([2, 1, 1], [1, 1, 2]).log()
+    teacher = tensor([1, 2, 1], [1, 1, 2]).log()
+    between, within = 1 - (-0.5 + 1) / 2, 1 - 1 / 3
+    for beta, gamma in ((1, 0), (0, 1), (2, 3)):
+        loss = DISTLoss(1, beta, gamma)
+        expected = beta * between + gamma * within
+        assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+        logs = {key: value.item() for key, value in loss.logs.items()}
+        assert logs == pytest.approx(dict(between=between, within=within), rel=1e-6)
+
+
+@pytest.mark.parametrize('tau', TAUS)
+@pytest.mark.parametrize('beta, gamma', [(1, 1), (2, 0), (0, 3)])
+def test_relations(tau, beta, gamma):
+    student, teacher = logits(1), logits(2)
+    expected = relations(student, teacher, tau, beta, gamma)
+    value = DISTLoss(tau, beta, gamma)(student, teacher).item()
+    # no more than what 1e-8 in the denominators changes
+    assert value == pytest.approx(expected, rel=1e-4)
+
+
+def test_correlation_has_no_scale_and_no_offset():
+    first, second = logits(1), logits(2)
+    expected = [pearson(*pair) for pair in zip(first.numpy(), second.numpy())]
+    torch.testing.assert_close(correlation(first, second), tensor(*expected), rtol=1e-8, atol=1e-8)
+    scale, offset = 1 + torch.arange(6.0)[:, None], 5 * torch.arange(6.0)[:, None]
+    for one, two in (
+        (first * scale - offset, second),
+        (first, second * scale + offset),
+        (first + 1e5, second),  # however small the deviations are beside the mean
+    ):
+        torch.testing.assert_close(
+            correlation(one, two), correlation(first, second), rtol=1e-8, atol=1e-8
+        )
+    torch.testing.assert_close(
+        correlation(-first, second), -correlation(first, second), rtol=1e-8, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize('tau', TAUS)
+def test_relations_of_equal_logits(tau):
+    student = logits(1, scale=1).requires_grad_()
+    loss = DISTLoss(tau)(student, student.detach().clone())
+    p = softmax(student.detach().numpy() / tau, axis=1)
+    squares = [((side - side.mean(1, keepdims=True)) ** 2).sum(1) for side in (p, p.T)]
+    expected = tau**2 * sum((1e-8 / (square + 1e-8)).mean() for square in squares)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    elsewhere = DISTLoss(tau)(student, logits(2, scale=1))
+    gradient, usual = (torch.autograd.grad(each, student)[0].norm() for each in (loss, elsewhere))
+    assert gradient < 5e-3 * usual
+
+
+def test_relations_gradient():
+    student, teacher = logits(1, scale=1).requires_grad_(), logits(2, scale=1)
+    assert torch.autograd.gradcheck(lambda each: DISTLoss()(each, teacher), student)
+
+
+@pytest.mark.parametrize('constant', ['student', 'teacher', 'both', 'row', 'sample'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('level', [0, 0.1, 17.3, -1e4])
+def test_constant_probabilities_have_no_relation(constant, dtype, level):
+    student, teacher = logits(1).to(dtype), logits(2).to(dtype)
+    for name, side in (('student', student), ('teacher', teacher)):
+        if constant in (name, 'both'):
+            side.fill_(level)
+    student[2:3].fill_(level)
+    if constant == 'sample':
+        student, teacher = student[:1], teacher[:1]
+    student.requires_grad_()
+    loss = DISTLoss(2)
+    value = loss(student, teacher)
+    gradient = torch.autograd.grad(value, student)[0]
+    assert value.isfinite() and gradient.isfinite().all()
+    assert gradient.abs().max() < 10  # and not that of rounding, scaled up
+    if constant in ('student', 'teacher', 'both'):
+        assert value.item() == 2**2 * 2
+        assert gradient.count_nonzero() == 0 or constant == 'both'
+    elif constant == 'sample':
+        assert loss.logs['within'].item() == 2**2
+    else:
+        others = [0, 1, 3, 4, 5]
+        q, p = (softmax(side.detach().double().numpy() / 2, axis=1) for side in (student, teacher))
+        expected = 1 - sum(pearson(q[i], p[i]) for i in others) / 6
+        assert loss.logs['between'].item() == pytest.approx(2**2 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_relations_of_saturated_logits_stay_finite(dtype):
+    teacher = torch.tensor([[1e4, -1e4, 0], [-1e4, 1e4, 1e4]]).to(dtype)
+    student = teacher.flip(1).requires_grad_()
+    loss = DISTLoss(1, 1, 1)
+    # rows: one-hot against another one-hot, (0, 1, 1) / 2 against (1, 1, 0) / 2; columns: the middle
+    # one of both sides is (0, 1/2), the outer ones are (1, 0) against (0, 1/2) and the reverse
+    assert loss(student, teacher).item() == pytest.approx(1.5 + 1 - (1 - 1 - 1) / 3, rel=1e-6)
+    assert torch.autograd.grad(loss(student, teacher), student)[0].isfinite().all()
+
+
+# Standardised
+
+
+def test_standardised_by_hand():
+    # both standardise to (-1, 0, 1) in some order, whatever their scale
+    student, teacher = tensor([2, 1, 0]), tensor([-30, 0, 30])
+    assert standardize(teacher).tolist() == [[pytest.approx(z, abs=1e-8) for z in (-1, 0, 1)]]
+    e = np.exp(1 / 2)
+    expected = 2**2 * 2 / 2 * (e - 1 / e) / (e + 1 + 1 / e)
+    assert LogitStdLoss()(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize('tau', TAUS)
+def test_standardised(tau):
+    student, teacher = logits(1), logits(2)
+    scores = []
+    for side in (student.numpy(), teacher.numpy()):
+        scores.append(
+            [(row - row.mean()) / np.sqrt(((row - row.mean()) ** 2).sum() / 9) for row in side]
+        )
+    expected = reference(*map(torch.tensor, np.array(scores)), tau)
+    assert LogitStdLoss(tau)(student, teacher).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_standardised_logits_have_no_scale_and_no_offset():
+    student, teacher = logits(1), logits(2)
+    loss = LogitStdLoss()(student, teacher).item()
+    scale, offset = 1 + torch.arange(6.0)[:, None], 5 * torch.arange(6.0)[:, None]
+    for pair in (
+        (student * scale - offset, teacher),
+        (student, teacher * scale + offset),
+        (student + 1e5, teacher),
+    ):
+        assert LogitStdLoss()(*pair).item() == pytest.approx(loss, rel=1e-6)
+    assert LogitStdLoss()(-student, teacher).item() != pytest.approx(loss, rel=1e-2)
+
+
+@pytest.mark.parametrize('scale', [1, 7])
+def test_standardised_equal_logits(scale):
+    student = logits(1).requires_grad_()
+    loss = LogitStdLoss()(student, scale * student.detach() + 3)
+    assert loss.item() == pytest.approx(0, abs=1e-14)
+    gradient = torch.autograd.grad(loss, student)[0]
+    torch.testing.assert_close(gradient, torch.zeros_like(student), rtol=0, atol=1e-7)
+
+
+def test_standardised_gradient():
+    student, teacher = logits(1).requires_grad_(), logits(2)
+    assert torch.autograd.gradcheck(lambda each: LogitStdLoss()(each, teacher), student)
+
+
+@pytest.mark.parametrize('constant', ['student', 'teacher', 'both'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('level', [0, 0.1, 17.3, -1e4])
+def test_constant_logits_are_standardised_to_zero(constant, dtype, level):
+    student, teacher = (
+        torch.full((6, 10), level).to(dtype) if constant in (name, 'both') else logits(i).to(dtype)
+        for i, name in enumerate(('student', 'teacher'))
+    )
+    student.requires_grad_()
+    loss = LogitStdLoss()(student, teacher)
+    gradient = torch.autograd.grad(loss, student)[0]
+    if constant == 'both':
+        assert loss.item() == 0
+    else:
+        assert 0 < loss.item() < 5
+    if constant == 'teacher':
+        assert gradient.isfinite().all() and gradient.count_nonzero()
+    else:
+        assert gradient.count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    'loss, level',
+    # a step of the larger numbers does change their probabilities
+    [(DISTLoss(), 0.5), (LogitStdLoss(), 0.5), (LogitStdLoss(), 17.3), (LogitStdLoss(), -1e4)],
+    ids=repr,
+)
+def test_rounding_is_no_deviation(loss, level):
+    student = torch.full((6, 10), level)
+    student[:, ::3] = student[:, ::3].nextafter(torch.tensor(torch.inf))
+    assert student.unique().numel() == 2
+    student.requires_grad_()
+    gradient = torch.autograd.grad(loss(student, logits(2).float()), student)[0]
+    assert gradient.abs().max() < 10
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_standardised_saturated_logits_stay_finite(dtype):
+    teacher = torch.tensor([[1e4, -1e4, 0], [-1e4, 1e4, 1e4]]).to(dtype)
+    student = (teacher.flip(1) + 1).requires_grad_()
+    loss = LogitStdLoss()(student, teacher)
+    small = LogitStdLoss()(student.detach().double() / 1e4, teacher.double() / 1e4)
+    assert loss.item() == pytest.approx(small.item(), rel=1e-5)
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize('classes', [1, 2])
+def test_standardising_two_classes_leaves_their_order(classes):
+    message = f'of {classes} classes that leaves no more than their order; use KLDivLoss'
+    with pytest.raises(ValueError, match=message):
+        LogitStdLoss()(torch.zeros(6, classes), torch.zeros(6, classes))
+
+
+# All
+
+
+@pytest.mark.parametrize('loss', [DKDLoss(), DISTLoss(3, 2, 1), LogitStdLoss(3)], ids=repr)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_logit_losses_are_computed_in_fp32(loss, dtype, autocast):
+    student, teacher = logits(1).to(dtype), logits(2).to(dtype)
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        value = loss(student, teacher, LABELS)
+    assert value.dtype == torch.float32
+    expected = loss(student.double(), teacher.double(), LABELS).item()
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('type', ['DKDLoss', 'DISTLoss', 'LogitStdLoss'])
+def test_terms(type):
+    term = build_term('kd', dict(type=type, at='logits', weight=3, tau=5))
+    student, teacher = logits(1).float(), logits(2).float()
+    term.connect(student, teacher)
+    term.check(student, teacher)
+    expected = 3 * term.loss(student, teacher, LABELS).item()
+    assert term(student, teacher, LABELS).item() == pytest.approx(expected)
+    assert term.loss.tau == 5 and not list(term.parameters())
+
+
+@pytest.mark.parametrize('loss', [DKDLoss(), DISTLoss()], ids=repr)
+def test_losses_can_be_copied_after_a_step(loss):
+    loss(logits(1).requires_grad_(), logits(2), LABELS)
+    assert copy.deepcopy(loss).logs == loss.logs
+
+
+@pytest.mark.parametrize('kind', [DKDLoss, DISTLoss, LogitStdLoss])
+def test_temperatures_of_all_losses(kind):
+    for tau in (0, -1):
+        with pytest.raises(ValueError, match=f'tau is {tau}; a temperature is above 0'):
+            kind(tau)
+
+
+@pytest.mark.parametrize('loss', [DKDLoss(), LogitStdLoss()], ids=repr)
+def test_mean_over_samples_of_other_losses(loss):
+    student, teacher = logits(1), logits(2)
+    whole = loss(student, teacher, LABELS).item()
+    halves = [
+        loss(student[half], teacher[half], LABELS[half]).item() for half in (slice(3), slice(3, 6))
+    ]
+    assert sum(halves) / 2 == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize('loss', [DISTLoss(), LogitStdLoss()], ids=repr)
+def test_labels_are_not_used_by_other_losses(loss):
+    student, teacher = logits(1), logits(2)
+    assert loss(student, teacher, LABELS) == loss(student, teacher)
+
+
+@pytest.mark.parametrize('loss', [DKDLoss(), DISTLoss(), LogitStdLoss()], ids=repr)
+def test_nan_is_not_hidden(loss):
+    student, teacher = logits(1), logits(2)
+    student[2, 1] = torch.nan
+    assert loss(student, teacher, LABELS).isnan()
+
+
+# Published weights, as in the guide's table
+
+
+def test_weight_of_decoupled():
+    # mdistiller: both parts summed, over N, times T²; alpha 1, beta 8, T 4
+    student, teacher = logits(1), logits(2)
+    mask = torch.nn.functional.one_hot(LABELS, 10).bool().numpy()
+    q, p = (softmax(side.numpy() / 4, axis=1) for side in (student, teacher))
+    label = (
+        sum(rel_entr(p[m], q[m]).sum() for m in (mask,))
+        + rel_entr(np.where(mask, 0, p).sum(1), np.where(mask, 0, q).sum(1)).sum()
+    )
+    q, p = (softmax(side.numpy() / 4 - 1000 * mask, axis=1) for side in (student, teacher))
+    theirs = 1 * label * 4**2 / 6 + 8 * rel_entr(p, q).sum() * 4**2 / 6
+    ours = 1.0 * DKDLoss(tau=4, alpha=1, beta=8)(student, teacher, LABELS).item()
+    assert ours == pytest.approx(theirs, rel=1e-10)
+
+
+def test_weight_of_relations():
+    # the authors' loss with beta = gamma = 1, times kd_loss_weight 2
+    student, teacher = logits(1), logits(2)
+    theirs = 0
+    for q, p in (
+        [softmax(side.numpy(), axis=1) for side in (student, teacher)],
+        [softmax(side.numpy(), axis=1).T for side in (student, teacher)],
+    ):
+        q, p = q - q.mean(1, keepdims=True), p - p.mean(1, keepdims=True)
+        norms = np.linalg.norm(q, axis=1) * np.linalg.norm(p, axis=1) + 1e-8
+        theirs += 2 * (1 - ((q * p).sum(1) / norms).mean())
+    assert 2 * DISTLoss()(student, teacher).item() == pytest.approx(theirs, rel=1e-10)
+
+
+def test_weight_of_standardised():
+    # --logit-stand --base-temp 2 --kd-weight 9: summed over classes, mean over samples, times T²
+    student, teacher = logits(1), logits(2)
+    q, p = (
+        softmax(
+            (z - z.mean(1, keepdims=True)) / (1e-7 + z.std(1, ddof=1, keepdims=True)) / 2, axis=1
+        )
+        for z in (student.numpy(), teacher.numpy())
+    )
+    theirs = 9 * 2**2 * rel_entr(p, q).sum(1).mean()
+    assert 9 * LogitStdLoss(tau=2)(student, teacher).item() == pytest.approx(theirs, rel=1e-10)

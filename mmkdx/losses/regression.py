@@ -1,0 +1,175 @@
+"""Losses of features that a network of their own regresses or connects."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import all_reduce
+from torch import Tensor, nn
+
+from mmkdx.functional import full_precision, resize_map
+from mmkdx.registry import MODELS
+
+
+class ConnectedLoss(nn.Module):
+    """Base of the losses that bring the student's maps to the teacher's by layers of their own."""
+
+    compares = 'anything'
+
+    def connect(self, student: Tensor, teacher: Tensor) -> None:
+        """Builds the layers for maps of these shapes.
+
+        Args:
+            student (Tensor): The student's maps, of shape (N, C, H, W); they may be fake.
+            teacher (Tensor): The teacher's, of shape (N, D, H', W').
+
+        Raises:
+            ValueError: If these are not two maps, or no layer leads from the one size to the other.
+        """
+        for owner, maps in (('student', student), ('teacher', teacher)):
+            if not isinstance(maps, Tensor) or maps.dim() != 4:
+                shape = tuple(maps.shape) if hasattr(maps, 'shape') else type(maps).__name__
+                raise ValueError(
+                    f"one map of shape (N, C, H, W) is needed, and the {owner}'s tap holds {shape}"
+                )
+        self.build(student.shape[1:], teacher.shape[1:])
+        self.to(student.device)
+
+    def build(self, student: torch.Size, teacher: torch.Size) -> None:
+        """Builds the layers between maps of (C, H, W) and (D, H', W')."""
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class FitNetLoss(ConnectedLoss):
+    """FitNets: the teacher's features are regressed from the student's.
+
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, Sec. 2.2. As in the
+    benchmarks of distillation (RepDistiller, mdistiller) the regressor is one convolution and batch
+    norm, trained along in one stage: 3 × 3 with stride 2 where the student's map is twice as large, a
+    transposed convolution where it is half as large, else a convolution without padding whose kernel
+    takes the larger map to the smaller. The loss is the mean squared error over all elements, without
+    the paper's factor of one half.
+
+    ``MSELoss`` with ``adapter='auto'`` differs in its regressor: a 1 × 1 convolution without batch
+    norm, and pooling.
+    """
+
+    def build(self, student: torch.Size, teacher: torch.Size) -> None:
+        """See ``ConnectedLoss``."""
+        channels, size, goal = (student[0], teacher[0]), student[1:], teacher[1:]
+        ratio = [a / b for a, b in zip(size, goal)]
+        if ratio == [2, 2]:
+            layer: nn.Module = nn.Conv2d(*channels, 3, 2, 1)
+        elif ratio == [0.5, 0.5]:
+            layer = nn.ConvTranspose2d(*channels, 4, 2, 1)
+        elif min(ratio) >= 1:
+            layer = nn.Conv2d(*channels, [1 + a - b for a, b in zip(size, goal)])
+        else:
+            raise ValueError(
+                f"the student's map of {tuple(size)} is smaller than the teacher's of {tuple(goal)} and "
+                'not half as large; choose other taps (at)'
+            )
+        self.regressor = nn.Sequential(layer, nn.BatchNorm2d(channels[1]))
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Compares maps (N, C, H, W) with maps (N, D, H', W'); labels are not used."""
+        return F.mse_loss(self.regressor(full_precision(student)), full_precision(teacher))
+
+
+@MODELS.register_module()
+class VIDLoss(ConnectedLoss):
+    r"""Variational information distillation: the teacher's features under a Gaussian of the student's.
+
+    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, Eq. 5.
+    The mean :math:`\mu` of the teacher's features is regressed by three 1 × 1 convolutions, and each
+    channel has a learned variance :math:`\sigma_c^2 = softplus(a_c) + \epsilon`; the loss is the mean of
+
+    .. math:: \frac{(t - \mu)^2}{2 \sigma_c^2} + \frac{1}{2} \log \sigma_c^2
+
+    over all elements. Where sizes differ, the larger map is average-pooled to the smaller.
+
+    Args:
+        init_variance (float): The variance at the start. Defaults to 5.
+        eps (float): The least variance. Defaults to 1e-5.
+
+    Raises:
+        ValueError: If the variance at the start is not above the least one.
+    """
+
+    def __init__(self, init_variance: float = 5.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        if not init_variance > eps > 0:
+            raise ValueError(
+                f'init_variance is {init_variance}; it must be above eps ({eps}), which is above 0'
+            )
+        self.init_variance = init_variance
+        self.eps = eps
+
+    def build(self, student: torch.Size, teacher: torch.Size) -> None:
+        """See ``ConnectedLoss``."""
+        channels = teacher[0]
+        self.regressor = nn.Sequential(
+            nn.Conv2d(student[0], channels, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 1, bias=False),
+        )
+        start = math.log(math.expm1(self.init_variance - self.eps))
+        self.log_scale = nn.Parameter(torch.full((channels,), start))
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Compares maps (N, C, H, W) with maps (N, D, H', W'); labels are not used."""
+        size = [min(sides) for sides in zip(student.shape[2:], teacher.shape[2:])]
+        student, teacher = (resize_map(full_precision(maps), size) for maps in (student, teacher))
+        variance = (F.softplus(self.log_scale) + self.eps)[:, None, None]
+        error = (teacher - self.regressor(student)).square()
+        return (error / variance + variance.log()).mean() / 2
+
+
+@MODELS.register_module()
+class OFDLoss(ConnectedLoss):
+    r"""Overhaul of feature distillation: features before the ReLU, where they tell something.
+
+    Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, Sec. 3. The
+    student's features pass a 1 × 1 convolution and batch norm; the teacher's pass the margin ReLU
+    :math:`\max(t, m_c)`, with :math:`m_c` the mean of the channel's negative responses. Where the
+    teacher's response is not positive and the student's lies below it, there is no error; the loss is
+    the mean of the squares over all elements.
+
+    The taps are to hold features *before* a ReLU, such as
+    ``backbone.layer2.1.bn2`` of a ResNet. The margins are the mean over all negative responses since
+    training began (over all ranks), in place of the authors' closed form from the teacher's batch norm;
+    they stand in the checkpoint.
+    """
+
+    def build(self, student: torch.Size, teacher: torch.Size) -> None:
+        """See ``ConnectedLoss``."""
+        self.connector = nn.Sequential(
+            nn.Conv2d(student[0], teacher[0], 1, bias=False), nn.BatchNorm2d(teacher[0])
+        )
+        # Sums in fp64: they grow over the whole training
+        self.register_buffer('negative_sum', torch.zeros(teacher[0], dtype=torch.float64))
+        self.register_buffer('negative_count', torch.zeros(teacher[0], dtype=torch.float64))
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Compares maps (N, C, H, W) with maps (N, D, H', W'), both before a ReLU."""
+        student, teacher = full_precision(student), full_precision(teacher)
+        student = resize_map(self.connector(student), teacher.shape[-2:])
+        if self.training:
+            self._count(teacher)
+        margin = (self.negative_sum / self.negative_count.clamp(min=1)).to(teacher.dtype)
+        goal = torch.maximum(teacher, margin[:, None, None])
+        counts = (student > goal) | (goal > 0)
+        return ((student - goal).square() * counts).mean()
+
+    @torch.no_grad()
+    def _count(self, teacher: Tensor) -> None:
+        negative = teacher.clamp(max=0).double()
+        batch = torch.stack([negative.sum((0, 2, 3)), (negative < 0).sum((0, 2, 3))])
+        all_reduce(batch)
+        self.negative_sum += batch[0]
+        self.negative_count += batch[1]
