@@ -4,6 +4,7 @@ from mmkdx.metrics.agreement import MapAgreement
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
 from mmkdx.metrics.complexity import MapComplexity
 from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, PerturbationAUC
+from mmkdx.metrics.group_accuracy import GroupAccuracy
 from mmkdx.metrics.localisation import MapSegmentation, PointingGame
 from mmkdx.metrics.sensitivity import MaxSensitivity
 
@@ -14,6 +15,7 @@ __all__ = [
     'Explained',
     'ExplainedBatch',
     'ExplanationMetric',
+    'GroupAccuracy',
     'MapAgreement',
     'MapComplexity',
     'MapSegmentation',
