@@ -41,14 +41,14 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
     """A batch of random images, made by the config's own training pipeline.
 
     Args:
-        cfg (Config): A config with ``train_dataloader``.
+        cfg (Config): A config with ``train_dataloader``, or with ``test_dataloader`` alone.
         num_images (int): How many. Defaults to 2.
         seed (int): The seed of the images and labels. Defaults to 0.
 
     Returns:
         dict: What a dataloader yields: ``inputs`` and ``data_samples``.
     """
-    dataset = cfg.train_dataloader.dataset
+    dataset = (cfg.get('train_dataloader') or cfg.test_dataloader).dataset
     while 'pipeline' not in dataset:  # wrappers such as RepeatDataset
         dataset = dataset.dataset
     random = np.random.default_rng(seed)
@@ -65,6 +65,7 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
                 dict(
                     img=random.integers(0, 256, (RAW_SIZE, RAW_SIZE, 3), dtype=np.uint8),
                     gt_label=i % num_classes(cfg),
+                    sample_idx=i,
                 )
             )
             for i in range(num_images)

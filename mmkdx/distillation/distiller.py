@@ -136,7 +136,7 @@ class Distiller(BaseModel):
                 f'student.{key}': value * self.student_weight if 'loss' in key else value
                 for key, value in output.items()
             }
-        target, index = _target(data_samples), _index(data_samples, inputs.device)
+        target, index = _target(data_samples), _index(data_samples)
         terms = {
             f'loss_{name}': term(
                 value_at(student, term.student_tap),
@@ -266,11 +266,11 @@ def _target(data_samples: list | None) -> Tensor | None:
     return None
 
 
-def _index(data_samples: list | None, device: torch.device) -> Tensor | None:
-    """The positions of a batch's samples in the data set, where the samples know them."""
+def _index(data_samples: list | None) -> Tensor | None:
+    """The positions of a batch's samples in the data set, on the CPU, where the samples know them."""
     if not data_samples or any('sample_idx' not in sample for sample in data_samples):
         return None
-    return torch.tensor([int(sample.sample_idx) for sample in data_samples], device=device)
+    return torch.tensor([int(sample.sample_idx) for sample in data_samples])
 
 
 def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:

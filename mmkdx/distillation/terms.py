@@ -42,7 +42,7 @@ class Term(nn.Module):
     - ``hard_labels`` is true when it needs one class index an image as target, so that mixed labels
       are refused.
     - ``sample_index`` is true when its ``forward`` also takes ``index``, the positions of the samples
-      in the data set, of shape (N, ).
+      in the data set, of shape (N, ), on the CPU.
     - ``explains`` is true when it takes gradients of the logits by what is at its other taps. Then
       the teacher records a graph from these taps on, and tensors come in the precision they have.
     - ``connect(student, teacher)`` is called once, with what stands at the taps (it may be fake),
@@ -170,7 +170,7 @@ class Term(nn.Module):
                 if hasattr(self.loss, 'check'):
                     self.loss.check(student, teacher)
                 if not self.explains or isinstance(student, ClassMaps):
-                    copy.deepcopy(self)(*values, target, torch.arange(len(anchor)).to(target))
+                    copy.deepcopy(self)(*values, target, torch.arange(len(anchor)))
             except Exception as error:
                 shapes = ' and '.join(map(shape_text, (student, teacher)))
                 raise ValueError(

@@ -47,15 +47,23 @@ class FitNetLoss(ConnectedLoss):
     """FitNets: the teacher's features are regressed from the student's.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, Sec. 2.2. As in the
-    benchmarks of distillation (RepDistiller, mdistiller) the regressor is one convolution and batch
-    norm, trained along in one stage: 3 × 3 with stride 2 where the student's map is twice as large, a
-    transposed convolution where it is half as large, else a convolution without padding whose kernel
-    takes the larger map to the smaller. The loss is the mean squared error over all elements, without
-    the paper's factor of one half.
+    benchmarks of distillation (RepDistiller, mdistiller) the regressor is one convolution, batch norm
+    and ReLU, trained along in one stage: 3 × 3 with stride 2 where the student's map is twice as
+    large, a transposed convolution where it is half as large, else a convolution without padding whose
+    kernel takes the larger map to the smaller. The loss is the mean squared error over all elements,
+    without the paper's factor of one half.
 
-    ``MSELoss`` with ``adapter='auto'`` differs in its regressor: a 1 × 1 convolution without batch
-    norm, and pooling.
+    ``MSELoss`` with ``adapter='auto'`` differs in its regressor: a 1 × 1 convolution with neither batch
+    norm nor ReLU, and pooling; where the shapes are the same already, it has none.
+
+    Args:
+        relu (bool): Whether the regressor ends with a ReLU. The paper asks for the non-linearity of the
+            teacher's layer: set False where the teacher's tap holds negative values. Defaults to True.
     """
+
+    def __init__(self, relu: bool = True) -> None:
+        super().__init__()
+        self.relu = relu
 
     def build(self, student: torch.Size, teacher: torch.Size) -> None:
         """See ``ConnectedLoss``."""
@@ -72,24 +80,39 @@ class FitNetLoss(ConnectedLoss):
                 f"the student's map of {tuple(size)} is smaller than the teacher's of {tuple(goal)} and "
                 'not half as large; choose other taps (at)'
             )
-        self.regressor = nn.Sequential(layer, nn.BatchNorm2d(channels[1]))
+        last = [nn.ReLU(inplace=True)] if self.relu else []
+        self.regressor = nn.Sequential(layer, nn.BatchNorm2d(channels[1]), *last)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Compares maps (N, C, H, W) with maps (N, D, H', W'); labels are not used."""
-        return F.mse_loss(self.regressor(full_precision(student)), full_precision(teacher))
+        """Compares maps (N, C, H, W) with maps (N, D, H', W'); labels are not used.
+
+        Raises:
+            ValueError: If the maps have other sizes than those that the regressor leads between.
+        """
+        regressed = self.regressor(full_precision(student))
+        if regressed.shape != teacher.shape:  # mse_loss would broadcast
+            raise ValueError(
+                f"the student's map of {tuple(student.shape[2:])} is regressed to "
+                f"{tuple(regressed.shape[2:])}, and the teacher's is {tuple(teacher.shape[2:])}; the "
+                'regressor was built for images of another size, so keep to one size'
+            )
+        return F.mse_loss(regressed, full_precision(teacher.detach()))
 
 
 @MODELS.register_module()
 class VIDLoss(ConnectedLoss):
     r"""Variational information distillation: the teacher's features under a Gaussian of the student's.
 
-    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019, Eq. 5.
+    Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019.
     The mean :math:`\mu` of the teacher's features is regressed by three 1 × 1 convolutions, and each
     channel has a learned variance :math:`\sigma_c^2 = softplus(a_c) + \epsilon`; the loss is the mean of
 
     .. math:: \frac{(t - \mu)^2}{2 \sigma_c^2} + \frac{1}{2} \log \sigma_c^2
 
-    over all elements. Where sizes differ, the larger map is average-pooled to the smaller.
+    over all elements, without the constant. Where sizes differ, the larger map is average-pooled to the
+    smaller.
+
+    The loss falls below 0 where the variances, which are learned, become small.
 
     Args:
         init_variance (float): The variance at the start. Defaults to 5.
@@ -124,7 +147,8 @@ class VIDLoss(ConnectedLoss):
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """Compares maps (N, C, H, W) with maps (N, D, H', W'); labels are not used."""
         size = [min(sides) for sides in zip(student.shape[2:], teacher.shape[2:])]
-        student, teacher = (resize_map(full_precision(maps), size) for maps in (student, teacher))
+        maps = (student, teacher.detach())
+        student, teacher = (resize_map(full_precision(each), size) for each in maps)
         variance = (F.softplus(self.log_scale) + self.eps)[:, None, None]
         error = (teacher - self.regressor(student)).square()
         return (error / variance + variance.log()).mean() / 2
@@ -138,12 +162,13 @@ class OFDLoss(ConnectedLoss):
     student's features pass a 1 × 1 convolution and batch norm; the teacher's pass the margin ReLU
     :math:`\max(t, m_c)`, with :math:`m_c` the mean of the channel's negative responses. Where the
     teacher's response is not positive and the student's lies below it, there is no error; the loss is
-    the mean of the squares over all elements.
+    the mean of the squares over all elements. The authors sum over the elements of a map.
 
-    The taps are to hold features *before* a ReLU, such as
-    ``backbone.layer2.1.bn2`` of a ResNet. The margins are the mean over all negative responses since
-    training began (over all ranks), in place of the authors' closed form from the teacher's batch norm;
-    they stand in the checkpoint.
+    The taps are to hold features *before* a ReLU, such as ``backbone.layer2.1.relu@1:in`` (after the
+    addition) or ``backbone.layer2.1.bn2`` of a ResNet. The margins are the mean over all negative
+    responses since training began, of all ranks, in place of the authors' closed form from the
+    teacher's batch norm; they stand in the checkpoint. A channel without negative responses has the
+    margin 0.
     """
 
     def build(self, student: torch.Size, teacher: torch.Size) -> None:
@@ -151,15 +176,17 @@ class OFDLoss(ConnectedLoss):
         self.connector = nn.Sequential(
             nn.Conv2d(student[0], teacher[0], 1, bias=False), nn.BatchNorm2d(teacher[0])
         )
+        nn.init.kaiming_normal_(self.connector[0].weight, mode='fan_out')
         # Sums in fp64: they grow over the whole training
         self.register_buffer('negative_sum', torch.zeros(teacher[0], dtype=torch.float64))
         self.register_buffer('negative_count', torch.zeros(teacher[0], dtype=torch.float64))
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """Compares maps (N, C, H, W) with maps (N, D, H', W'), both before a ReLU."""
-        student, teacher = full_precision(student), full_precision(teacher)
+        student, teacher = full_precision(student), full_precision(teacher.detach())
         student = resize_map(self.connector(student), teacher.shape[-2:])
-        if self.training:
+        # A trial without gradients leaves the margins alone, and other ranks need not take part
+        if self.training and torch.is_grad_enabled():
             self._count(teacher)
         margin = (self.negative_sum / self.negative_count.clamp(min=1)).to(teacher.dtype)
         goal = torch.maximum(teacher, margin[:, None, None])
@@ -168,8 +195,13 @@ class OFDLoss(ConnectedLoss):
 
     @torch.no_grad()
     def _count(self, teacher: Tensor) -> None:
-        negative = teacher.clamp(max=0).double()
-        batch = torch.stack([negative.sum((0, 2, 3)), (negative < 0).sum((0, 2, 3))])
+        negative = teacher.clamp(max=0)
+        batch = torch.stack(
+            [
+                negative.sum((0, 2, 3), dtype=torch.float64),
+                (negative < 0).sum((0, 2, 3), dtype=torch.float64),
+            ]
+        )
         all_reduce(batch)
         self.negative_sum += batch[0]
         self.negative_count += batch[1]

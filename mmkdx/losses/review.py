@@ -113,6 +113,7 @@ class ReviewKDLoss(nn.Module):
         Returns:
             Tensor: A scalar.
         """
+        teacher = [each.detach() for each in teacher]
         student, teacher = (
             [_as_map(full_precision(each)) for each in stages] for stages in (student, teacher)
         )
@@ -129,7 +130,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """The hierarchical context loss (HCL) between maps of one shape (N, C, H, W)."""
     loss, total, weight = F.mse_loss(student, teacher), 1.0, 1.0
     for size in (4, 2, 1):
-        if size < student.shape[2]:
+        if size < min(student.shape[2:]):
             weight /= 2
             pooled = (F.adaptive_avg_pool2d(maps, size) for maps in (student, teacher))
             loss = loss + weight * F.mse_loss(*pooled)

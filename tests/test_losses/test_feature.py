@@ -137,3 +137,16 @@ def test_mean_over_samples_without_labels(loss):
     halves = [loss(student[half], teacher[half]).item() for half in (slice(2), slice(2, 4))]
     assert sum(halves) / 2 == pytest.approx(whole, rel=1e-12)
     assert loss(student, teacher, torch.arange(4)).item() == whole
+
+
+def test_published_weight_of_attention():
+    # the authors, RepDistiller, mdistiller: 1000 for each stage, mean over samples and positions
+    shapes = ((3, 8, 8), (5, 8, 8)), ((4, 4, 4), (6, 4, 4))
+    theirs = ours = 0
+    for student, teacher in shapes:
+        student, teacher = features(1, 4, *student), features(2, 4, *teacher)
+        maps = [np.square(side.numpy()).mean(1).reshape(4, -1) for side in (student, teacher)]
+        maps = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in maps]
+        theirs += 1000 * np.square(maps[0] - maps[1]).mean()
+        ours += 1000 * ATLoss()(student, teacher).item()
+    assert ours == pytest.approx(theirs, rel=1e-10)

@@ -3,12 +3,13 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import batch, distiller, total
 
-from mmkdx.losses import FitNetLoss, OFDLoss, VIDLoss
+from mmkdx.losses import FitNetLoss, OFDLoss, VIDLoss, regression
 
 LOSSES = [FitNetLoss, VIDLoss, OFDLoss]
 
@@ -35,9 +36,10 @@ def connected(loss, student, teacher, dtype=torch.float64):
         ((3, 7, 9), (5, 5, 5), (5, 3, 3, 5)),
     ],
 )
-def test_fitnet_regresses_the_teachers_features(student, teacher, kernel):
-    loss = connected(FitNetLoss(), student, teacher)
-    layer, norm = loss.regressor
+@pytest.mark.parametrize('relu', [True, False])
+def test_fitnet_regresses_the_teachers_features(student, teacher, kernel, relu):
+    loss = connected(FitNetLoss(**({} if relu else dict(relu=False))), student, teacher)
+    layer, norm = loss.regressor[:2]
     assert tuple(layer.weight.shape) == kernel
     s, t = random(4, *student), random(4, *teacher, seed=1)
     mean = layer(s)
@@ -45,6 +47,7 @@ def test_fitnet_regresses_the_teachers_features(student, teacher, kernel):
     z = (mean - mean.mean((0, 2, 3), keepdim=True)) / (
         mean.var((0, 2, 3), keepdim=True, unbiased=False) + norm.eps
     ).sqrt()
+    z = torch.where(z > 0, z, 0) if relu else z
     expected = sum((a - b) ** 2 for a, b in zip(z.flatten(), t.flatten())) / t.numel()
     assert loss(s, t).item() == pytest.approx(expected.item(), rel=1e-9)
 
@@ -54,6 +57,16 @@ def test_fitnet_of_a_small_map():
         ValueError, match=r"map of \(3, 3\) is smaller than the teacher's of \(8, 8\)"
     ):
         FitNetLoss().connect(torch.empty(2, 3, 3, 3), torch.empty(2, 3, 8, 8))
+
+
+def test_fitnet_of_other_images():
+    loss = connected(FitNetLoss(), (3, 7, 7), (5, 5, 5))
+    message = r"map of \(14, 14\) is regressed to \(12, 12\), and the teacher's is \(10, 10\)"
+    with pytest.raises(ValueError, match=message):
+        loss(random(2, 3, 14, 14), random(2, 5, 10, 10))
+    message = r"map of \(3, 3\) is regressed to \(1, 1\), and the teacher's is \(2, 2\)"
+    with pytest.raises(ValueError, match=message):  # these would be broadcast
+        loss(random(2, 3, 3, 3), random(2, 5, 2, 2))
 
 
 # VID
@@ -130,6 +143,29 @@ def test_ofd_margins_are_those_of_batch_norm():
     torch.testing.assert_close(margins.float(), expected, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize('training, gradients', [(False, True), (True, False)])
+def test_ofd_counts_in_training_steps_only(monkeypatch, training, gradients):
+    """A trial, or an evaluation, may run in one rank alone."""
+    loss = connected(OFDLoss(), (3, 4, 4), (5, 4, 4)).train(training)
+    monkeypatch.setattr(regression, 'all_reduce', None)
+    with torch.set_grad_enabled(gradients):
+        assert loss(random(2, 3, 4, 4), random(2, 5, 4, 4)).isfinite()
+    assert loss.negative_count.sum() == 0
+
+
+def test_ofd_starts_as_the_authors_do():
+    weight = connected(OFDLoss(), (50, 1, 1), (200, 1, 1)).connector[0].weight
+    assert weight.std().item() == pytest.approx((2 / 200) ** 0.5, rel=0.03)
+
+
+def test_ofd_brings_the_student_to_the_teachers_size():
+    loss = connected(OFDLoss(), (3, 4, 6), (5, 2, 2)).eval()
+    s, t = random(2, 3, 4, 6), random(2, 5, 2, 2, seed=1)
+    pooled = loss.connector(s).view(2, 5, 2, 2, 2, 3).mean((3, 5))
+    expected = reference_ofd(pooled, t, torch.zeros(5))
+    assert loss(s, t).item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_ofd_without_negative_responses_is_a_plain_distance():
     loss = connected(OFDLoss(), (2, 3, 3), (2, 3, 3))
     s, t = random(2, 2, 3, 3), random(2, 2, 3, 3, seed=1).abs() + 0.1
@@ -142,13 +178,13 @@ def test_ofd_without_negative_responses_is_a_plain_distance():
 @pytest.mark.parametrize('kind', LOSSES)
 def test_gradients_reach_the_student_and_the_layers_and_not_the_teacher(kind):
     loss = connected(kind(), (3, 4, 4), (5, 4, 4))
-    s, t = random(4, 3, 4, 4).requires_grad_(), random(4, 5, 4, 4, seed=1)
+    s, t = random(4, 3, 4, 4).requires_grad_(), random(4, 5, 4, 4, seed=1).requires_grad_()
     loss(s, t).backward()
-    assert s.grad.norm() > 0
+    assert s.grad.norm() > 0 and t.grad is None
     assert all(parameter.grad.norm() > 0 for parameter in loss.parameters() if parameter.dim() > 1)
     loss.eval()
-    x = random(2, 3, 4, 4, seed=5).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: loss(x, t[:2]), x)
+    x, t = random(2, 3, 4, 4, seed=5).requires_grad_(), t.detach()[:2]
+    assert torch.autograd.gradcheck(lambda x: loss(x, t), x)
 
 
 @pytest.mark.parametrize('kind', LOSSES)
@@ -208,19 +244,46 @@ def test_variances_out_of_range(arguments):
 # Published weights
 
 
-@pytest.mark.parametrize('published', [100.0])
-def test_weight_of_fitnet(published):
-    loss = connected(FitNetLoss(), (3, 4, 4), (5, 4, 4))
-    s, t = random(4, 3, 4, 4), random(4, 5, 4, 4, seed=1)
-    toolkit = published * ((loss.regressor(s) - t) ** 2).mean()
-    assert published * loss(s, t).item() == pytest.approx(toolkit.item())
+def relu(maps):
+    return np.maximum(maps.detach().numpy(), 0)
 
 
-def test_weight_of_ofd():
-    """mdistiller: 1e-3 · sum / N, here times the elements of a map."""
-    loss = connected(OFDLoss(), (3, 4, 4), (5, 4, 4))
-    s, t = random(4, 3, 4, 4), random(4, 5, 4, 4, seed=1)
-    value = loss(s, t).item()
-    margins = loss.negative_sum / loss.negative_count
-    toolkit = 1e-3 * reference_ofd(loss.connector(s), t, margins) * t.numel() / len(t)
-    assert (1e-3 * 5 * 4 * 4) * value == pytest.approx(toolkit, rel=1e-9)
+def test_weight_of_fitnet():
+    """RepDistiller and mdistiller: 100, mean over the elements, after a ReLU."""
+    loss = connected(FitNetLoss(), (3, 8, 8), (5, 4, 4))
+    s, t = random(4, 3, 8, 8), random(4, 5, 4, 4, seed=1)
+    conv, norm, _ = loss.regressor
+    toolkit = 100 * np.square(relu(norm(conv(s))) - t.numpy()).mean()
+    assert 100 * loss(s, t).item() == pytest.approx(toolkit)
+
+
+def test_weight_of_vid():
+    """RepDistiller and mdistiller: 1 for each stage, mean over the elements."""
+    shapes = ((3, 8, 8), (5, 8, 8)), ((4, 4, 4), (6, 4, 4))
+    ours = toolkit = 0.0
+    for s_shape, t_shape in shapes:
+        loss = connected(VIDLoss(), s_shape, t_shape)
+        s, t = random(4, *s_shape), random(4, *t_shape, seed=1)
+        ours += 1 * loss(s, t).item()
+        mean = loss.regressor(s).detach().numpy()
+        variance = np.log(1 + np.exp(loss.log_scale.detach().numpy())) + 1e-5
+        error = np.square(mean - t.numpy()) / variance[None, :, None, None]
+        toolkit += (0.5 * (error + np.log(variance)[None, :, None, None])).mean()
+    assert ours == pytest.approx(toolkit, rel=1e-9)
+
+
+@pytest.mark.parametrize('published', [1e-3, 1e-4])
+def test_weight_of_ofd(published):
+    """The authors, mdistiller: sums over N, times 1e-3 (CIFAR) or 1e-4 (ImageNet), halved by stage."""
+    shapes = ((3, 8, 8), (5, 8, 8)), ((4, 4, 4), (6, 4, 4)), ((5, 2, 2), (7, 2, 2))
+    ours = toolkit = 0.0
+    for i, (s_shape, t_shape) in enumerate(shapes, start=1):
+        loss = connected(OFDLoss(), s_shape, t_shape)
+        s, t = random(4, *s_shape), random(4, *t_shape, seed=1)
+        ours += published * math.prod(t_shape) / 2 ** (3 - i) * loss(s, t).item()
+        source, margin = (each.detach().numpy() for each in (loss.connector(s), loss.negative_sum))
+        margin = (margin / loss.negative_count.numpy())[None, :, None, None]
+        goal = np.maximum(t.numpy(), margin)
+        squares = np.square(source - goal) * ((source > goal) | (goal > 0))
+        toolkit += published * squares.sum() / len(t) / 2 ** (3 - i)
+    assert ours == pytest.approx(toolkit, rel=1e-9)

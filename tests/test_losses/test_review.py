@@ -1,5 +1,8 @@
 """ReviewKDLoss: fusions and the hierarchical loss against references, layers and mistakes."""
 
+import copy
+
+import numpy as np
 import pytest
 import torch
 from tiny import batch, distiller, total
@@ -27,7 +30,12 @@ def connected(student=STUDENT, teacher=TEACHER, **arguments):
 
 @pytest.mark.parametrize(
     'side, weights',
-    [(1, {1: 1}), (2, {2: 1, 1: 0.5}), (8, {8: 1, 4: 0.5, 2: 0.25, 1: 0.125})],
+    [
+        (1, {1: 1}),
+        (2, {2: 1, 1: 0.5}),
+        (4, {4: 1, 2: 0.5, 1: 0.25}),
+        (8, {8: 1, 4: 0.5, 2: 0.25, 1: 0.125}),
+    ],
 )
 def test_hierarchical_context(side, weights):
     a, b = random(2, 3, side, side), random(2, 3, side, side, seed=1)
@@ -42,6 +50,13 @@ def test_hierarchical_context(side, weights):
         expected += weight * ((pooled[0] - pooled[1]) ** 2).mean().item()
     expected /= sum(weights.values())
     assert hierarchical_context(a, b).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_hierarchical_context_of_wide_maps():
+    a, b = random(2, 3, 8, 2), random(2, 3, 8, 2, seed=1)
+    expected = ((a - b) ** 2).mean() + ((a - b).mean((2, 3)) ** 2).mean() / 2
+    assert hierarchical_context(a, b).item() == pytest.approx(expected.item() / 1.5, rel=1e-9)
+    assert hierarchical_context(a.mT, b.mT).item() == pytest.approx(expected.item() / 1.5)
 
 
 def enlarge(maps, size):
@@ -106,10 +121,51 @@ def test_half_precision(dtype):
 
 def test_gradients():
     loss = connected()
-    s, t = [each.requires_grad_() for each in stages(STUDENT, seed=10)], stages(TEACHER)
+    s, t = ([each.requires_grad_() for each in stages(shapes, 4)] for shapes in (STUDENT, TEACHER))
     loss(s, t).backward()
     assert all(each.grad.norm() > 0 for each in s)
-    assert all(parameter.grad is not None for parameter in loss.parameters())
+    assert all(each.grad is None for each in t)
+    assert all(parameter.grad.norm() > 0 for parameter in loss.parameters())
+    loss.eval()
+    s = [each.detach()[:1].requires_grad_() for each in s]
+    t = [each.detach()[:1] for each in t]
+    assert torch.autograd.gradcheck(lambda *s: loss(list(s), t), s, fast_mode=True)
+
+
+def test_copies_and_states_give_the_same():
+    loss = connected()
+    s, t = stages(STUDENT), stages(TEACHER)
+    loss(s, t)
+    twin = copy.deepcopy(loss)
+    for parameter in twin.parameters():
+        torch.nn.init.ones_(parameter)
+    twin.load_state_dict(loss.state_dict())
+    assert torch.equal(twin.eval()(s, t), loss.eval()(s, t))
+
+
+def test_published_weight():
+    """mdistiller: 5 for ResNet-32x4 to 8x4, of means, the stages summed."""
+    loss = connected([(4, 8, 8), (6, 1, 1)], [(8, 8, 8), (10, 1, 1)]).eval()
+    s, t = stages([(4, 8, 8), (6, 1, 1)]), stages([(8, 8, 8), (10, 1, 1)])
+    first, last = loss.fusions
+    x = last.enter(s[1])
+    y = first.enter(s[0])
+    z = first.attention(torch.cat([y, x.expand(-1, -1, 8, 8)], 1)).sigmoid()
+    y = y * z[:, [0]] + x * z[:, [1]]
+    errors = [first.leave(y) - t[0], last.leave(x) - t[1]]
+    toolkit = 0.0
+    for error in errors:
+        error = error.detach().numpy()
+        n, c, h, _ = error.shape
+        part, weight, parts = np.square(error).mean(), 1.0, 1.0
+        for side in (4, 2, 1):
+            if side < h:
+                weight /= 2
+                parts += weight
+                pooled = error.reshape(n, c, side, h // side, side, h // side).mean((3, 5))
+                part += weight * np.square(pooled).mean()
+        toolkit += part / parts
+    assert 5 * loss(s, t).item() == pytest.approx(5 * toolkit, rel=1e-9)
 
 
 def test_in_a_distiller():

@@ -1,0 +1,385 @@
+"""The configs of the papers' tables hold the published values, and their pages say so.
+
+Sources: the configuration files of CAT-KD, Exp-KD and mdistiller, with their defaults.
+"""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmkdx.distillation.models import read_config
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / 'configs'
+
+# Networks and their parameters with 100 classes
+NETWORKS = dict(
+    resnet20=278324,
+    resnet32=472756,
+    resnet56=861620,
+    resnet110=1736564,
+    resnet8x4=1233540,
+    resnet32x4=7433860,
+    resnet18=11220132,
+    resnet34=21328292,
+    resnet50=23705252,
+    resnet101=42697380,
+    wrn_16_2=703284,
+    wrn_40_1=569780,
+    wrn_40_2=2255156,
+    vgg8=3965028,
+    vgg13=9462180,
+    mobilenetv2=812836,
+    shufflenetv1=949258,
+    shufflenetv2=1355528,
+)
+LIGHT = ('mobilenetv2', 'shufflenetv1', 'shufflenetv2')
+# Of these there are public weights
+RELEASED = ('resnet56', 'resnet110', 'resnet32x4', 'resnet50', 'wrn_40_2', 'vgg13')
+
+# teacher, student: learning rate, weight, R, normalised
+CAT = {
+    ('resnet56', 'resnet20'): (0.05, 0.7, 2, False),
+    ('resnet110', 'resnet32'): (0.05, 1.8, 2, False),
+    ('resnet32x4', 'resnet8x4'): (0.05, 15, 2, False),
+    ('wrn_40_2', 'wrn_16_2'): (0.05, 12, 2, False),
+    ('wrn_40_2', 'wrn_40_1'): (0.05, 1.5, 2, False),
+    ('vgg13', 'vgg8'): (0.05, 4.5, 2, False),
+    ('resnet32x4', 'shufflenetv1'): (0.01, 600, 4, True),
+    ('resnet32x4', 'shufflenetv2'): (0.01, 600, 4, True),
+    ('wrn_40_2', 'shufflenetv1'): (0.01, 80, 4, True),
+    ('resnet50', 'mobilenetv2'): (0.01, 40, 2, True),
+    ('vgg13', 'mobilenetv2'): (0.01, 15, 2, True),
+}
+
+# Label-free: teacher, student, weight, what else the loss is told
+LABEL_FREE = {
+    'cat-label-free_resnet32x4_resnet32x4_cifar100': ('resnet32x4', 'resnet32x4', 50, {}),
+    'cat-binarised_resnet32x4_resnet32x4_cifar100': (
+        'resnet32x4',
+        'resnet32x4',
+        300,
+        dict(binarize=True),
+    ),
+    'cat-label-free_resnet32x4_resnet32x4_cifar100_99-classes': (
+        'resnet32x4',
+        'resnet32x4',
+        50,
+        {},
+    ),
+    'cat-label-free_resnet32x4_resnet8x4_cifar100_lowest75': (
+        'resnet32x4',
+        'resnet8x4',
+        300,
+        dict(class_select='bottomk', num_classes_selected=75, legacy=True),
+    ),
+}
+
+# teacher, student: learning rate, batch size, FEAT_WEIGHT, temperature
+EXP = {
+    ('resnet56', 'resnet20'): (0.05, 64, 0.5, 1),
+    ('resnet110', 'resnet32'): (0.01, 64, 1, 1),
+    ('resnet110', 'resnet20'): (0.01, 64, 0.5, 1),
+    ('resnet32x4', 'resnet8x4'): (0.01, 64, 200, 1),
+    ('wrn_40_2', 'wrn_16_2'): (0.01, 64, 50, 1),
+    ('wrn_40_2', 'wrn_40_1'): (0.1, 256, 10, 1),
+    ('vgg13', 'vgg8'): (0.05, 64, 200, 1),
+    ('resnet32x4', 'shufflenetv1'): (0.01, 64, 1000, 1),
+    ('resnet32x4', 'shufflenetv2'): (0.01, 64, 100, 1),
+    ('wrn_40_2', 'shufflenetv1'): (0.01, 64, 100, 1),
+    ('vgg13', 'mobilenetv2'): (0.01, 64, 3000, 1),
+    ('resnet50', 'mobilenetv2'): (0.01, 64, 50000, 1),
+    ('resnet32x4', 'mobilenetv2'): (0.01, 64, 5, 1),
+    ('resnet32x4', 'resnet20'): (0.1, 64, 10, 1),
+    ('resnet56', 'shufflenetv2'): (0.01, 64, 1, 1),
+    ('shufflenetv1', 'resnet20'): (0.05, 64, 1, 1),
+    ('resnet34', 'resnet18'): (0.05, 64, 2000, 2),
+    ('resnet101', 'resnet18'): (0.05, 64, 5, 1),
+}
+
+
+@cache
+def read(path):
+    """A config, which is not to be changed."""
+    return read_config(str(CONFIGS / path), path)
+
+
+def check_cifar_run(cfg, lr, batch_size=64):
+    """The schedule and data that all CIFAR-100 configs of mdistiller share."""
+    assert cfg.optim_wrapper.optimizer.to_dict() == dict(
+        type='SGD', lr=lr, momentum=0.9, weight_decay=5e-4
+    )
+    assert cfg.train_dataloader.batch_size == batch_size
+    assert cfg.val_dataloader.dataset.split == cfg.test_dataloader.dataset.split == 'test'
+    assert cfg.train_cfg.max_epochs == 240
+    schedule = cfg.param_scheduler
+    assert (schedule.type, schedule.by_epoch) == ('MultiStepLR', True)
+    assert (schedule.milestones, schedule.gamma) == ([150, 180, 210], 0.1)
+    mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    assert cfg.data_preprocessor.mean == pytest.approx([255 * m for m in mean])
+    assert cfg.data_preprocessor.std == pytest.approx([255 * s for s in std])
+
+
+def check_pair(cfg, teacher, student):
+    """Who teaches whom, with which weights."""
+    network = read(f'_base_/models/{student}_cifar.py').model
+    assert cfg.model.student == network and network.head.num_classes == 100
+    weights = (
+        f'checkpoints/mdistiller/{teacher}.pth'
+        if teacher in RELEASED
+        else f'work_dirs/{teacher}_cifar100/epoch_240.pth'
+    )
+    source = f'configs/cifar/{teacher}_cifar100.py'
+    assert cfg.model.teacher == dict(model=source, checkpoint=weights)
+    # Which also says in which normalisation the teacher was trained
+    taught = read(f'cifar/{teacher}_cifar100.py')
+    assert taught.data_preprocessor == cfg.data_preprocessor
+    assert (cfg.model.type, cfg.model.input_size) == ('Distiller', 32)
+    (hook,) = cfg.custom_hooks
+    assert (hook.type, hook.num_samples) == ('ExplainHook', 512)
+    assert [metric.type for metric in hook.metrics] == [
+        'MapAgreement',
+        'DeletionInsertion',
+        'AverageDrop',
+    ]
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_networks_are_trained_as_students_and_teachers_were(network):
+    cfg = read(f'cifar/{network}_cifar100.py')
+    check_cifar_run(cfg, 0.01 if network in LIGHT else 0.05)
+    assert cfg.model == read(f'_base_/models/{network}_cifar.py').model
+
+
+@pytest.mark.parametrize('teacher, student', CAT)
+def test_cat_kd(teacher, student):
+    cfg = read(f'cat_kd/cat_{teacher}_{student}_cifar100.py')
+    lr, weight, resolution, normalize = CAT[teacher, student]
+    check_cifar_run(cfg, lr)
+    check_pair(cfg, teacher, student)
+    assert cfg.model.get('student_weight', 1) == 1
+    assert cfg.model.terms.to_dict() == dict(
+        cat=dict(
+            type='CATLoss', at='cam', resolution=resolution, normalize=normalize, weight=weight
+        )
+    )
+
+
+@pytest.mark.parametrize('name', LABEL_FREE)
+def test_label_free_cat(name):
+    teacher, student, weight, extra = LABEL_FREE[name]
+    cfg = read(f'cat_kd/{name}.py')
+    check_cifar_run(cfg, 0.05)
+    check_pair(cfg, teacher, student)
+    assert cfg.model.student_weight == 0
+    assert cfg.model.terms.to_dict() == dict(
+        cat=dict(type='CATLoss', at='cam', resolution=2, normalize=True, weight=weight, **extra)
+    )
+
+
+@pytest.mark.parametrize('teacher, student', EXP)
+def test_exp_kd(teacher, student):
+    cfg = read(f'exp_kd/exp_{teacher}_{student}_cifar100.py')
+    lr, batch_size, feat_weight, tau = EXP[teacher, student]
+    check_cifar_run(cfg, lr, batch_size)
+    check_pair(cfg, teacher, student)
+    assert cfg.model.get('student_weight', 1) == 1
+    # The published loss is 100 times a sum over the batch
+    assert cfg.model.terms.to_dict() == dict(
+        expkd=dict(type='ExpKDLoss', at='cam', tau=tau, weight=100 * batch_size * feat_weight)
+    )
+
+
+# How a ResNet-8x4 is taught by a ResNet-32x4: the weight of the labels' loss, and the terms.
+# Published weights hold for batches of 64.
+STAGES = (1, 2, 3)
+SHELF = dict(
+    kd=(0.1, dict(kd=dict(type='KLDivLoss', at='logits', tau=4, weight=0.9))),
+    at=(1, {f'at{i}': dict(type='ATLoss', at=f'backbone.layer{i}', weight=1000) for i in STAGES}),
+    nst=(1, {f'nst{i}': dict(type='NSTLoss', at=f'backbone.layer{i}', weight=50) for i in STAGES}),
+    sp=(1, dict(sp=dict(type='SPLoss', at='features', weight=3000))),
+    # 25 for distances, 50 for angles
+    rkd=(1, dict(rkd=dict(type='RKDLoss', at='embedding', distance=1, angle=2, weight=25))),
+    # 30,000 times a mean over all pairs, which here is a sum over a sample's pairs
+    pkt=(1, dict(pkt=dict(type='PKTLoss', at='embedding', weight=468.75))),
+    fitnet=(1, dict(fitnet=dict(type='FitNetLoss', at='backbone.layer2', weight=100))),
+    vid=(1, {f'vid{i}': dict(type='VIDLoss', at=f'backbone.layer{i}', weight=1) for i in STAGES}),
+    # 0.001 times a sum over 65,536, 32,768 and 16,384 elements, halved with each earlier stage
+    ofd=(
+        1,
+        {
+            f'ofd{i}': dict(
+                type='OFDLoss',
+                at=(f'backbone.layer{i}.0.relu@1:in', f'backbone.layer{i}.4.relu@1:in'),
+                weight=16.384,
+            )
+            for i in STAGES
+        },
+    ),
+    crd=(1, dict(crd=dict(type='CRDLoss', at='embedding', num_samples=50000, weight=0.8))),
+    reviewkd=(
+        1,
+        dict(
+            reviewkd=dict(
+                type='ReviewKDLoss',
+                at=(
+                    [*(f'backbone.layer{i}' for i in STAGES), 'embedding'],
+                    [*(f'backbone.layer{i}.4.relu@1:in' for i in STAGES), 'embedding'],
+                ),
+                weight=5,
+                schedule=dict(type='linear', start_factor=0.05, end=20),
+            )
+        ),
+    ),
+    dkd=(
+        1,
+        dict(
+            dkd=dict(
+                type='DKDLoss',
+                at='logits',
+                tau=4,
+                alpha=1,
+                beta=8,
+                schedule=dict(type='linear', start_factor=0.05, end=20),
+            )
+        ),
+    ),
+    dist=(1, dict(dist=dict(type='DISTLoss', at='logits', tau=4, weight=2))),
+    **{'logit-std': (0.1, dict(kd=dict(type='LogitStdLoss', at='logits', tau=2, weight=9)))},
+)
+
+
+@pytest.mark.parametrize('method', SHELF)
+def test_methods_on_one_pair(method):
+    cfg = read(f'kd/{method}_resnet32x4_resnet8x4_cifar100.py')
+    check_cifar_run(cfg, 0.05)
+    check_pair(cfg, 'resnet32x4', 'resnet8x4')
+    assert (cfg.model.student_weight, cfg.model.terms.to_dict()) == SHELF[method]
+
+
+def test_without_the_last_class():
+    name = 'cat-label-free_resnet32x4_resnet32x4_cifar100_99-classes'
+    cfg, whole = read(f'cat_kd/{name}.py'), read('cifar/resnet32x4_cifar100.py')
+    subset = cfg.train_dataloader.dataset
+    assert {key: subset[key] for key in subset if key != 'dataset'} == dict(
+        type='ClassSubset', num_classes=99
+    )
+    assert subset.dataset == whole.train_dataloader.dataset
+    assert cfg.test_dataloader == whole.test_dataloader
+    assert [metric.type for metric in cfg.test_evaluator] == ['Accuracy', 'SingleLabelMetric']
+
+
+def test_exp_kd_on_imagenet():
+    cfg = read('exp_kd/exp_resnet34_resnet18_8xb64_in1k.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', 0.2, 0.9)
+    assert optimizer.weight_decay == 1e-4
+    schedule = cfg.param_scheduler
+    assert (schedule.type, schedule.by_epoch) == ('MultiStepLR', True)
+    assert (schedule.milestones, schedule.gamma) == ([15, 30, 45], 0.2)
+    assert (cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size) == (100, 64)
+    assert cfg.model.teacher == dict(model='resnet34_8xb32_in1k', pretrained=True)
+    # FEAT_WEIGHT 2 in batches of 512
+    assert cfg.model.terms.to_dict() == dict(
+        expkd=dict(type='ExpKDLoss', at='cam', tau=1, topk=50, weight=102400)
+    )
+
+
+@pytest.mark.parametrize(
+    'name, metric, data_set',
+    [
+        ('perturbation_resnet18_in1k', 'PerturbationAUC', 'ImageNet'),
+        ('segmentation_resnet18', 'MapSegmentation', 'ImageNetSegmentation'),
+    ],
+)
+def test_tests_of_explanations(name, metric, data_set):
+    cfg = read(f'exp_kd/{name}.py')
+    (hook,) = cfg.custom_hooks
+    assert [each.type for each in hook.metrics] == [metric]
+    # All images, each model's map for its own prediction, without ReLU
+    assert (hook.num_samples, hook.target, hook.explainer) == (None, 'own', dict(type='CAM'))
+    assert hook.teacher.model == 'resnet34_8xb32_in1k'
+    assert hook.baseline.model == 'resnet18_8xb32_in1k'
+    data = cfg.test_dataloader.dataset
+    assert data.type == data_set
+    resize = [step for step in data.pipeline if not step.type.startswith(('Load', 'Pack'))]
+    assert [(step.type, step.scale, step.interpolation) for step in resize] == [
+        ('Resize', (224, 224), 'bilinear')
+    ]
+    # mmengine's Runner wants all of these or none
+    training = [cfg.get(key) for key in ('train_dataloader', 'train_cfg', 'optim_wrapper')]
+    assert all(training) or not any(training)
+
+
+TABLES = dict(
+    cifar={f'{network}_cifar100' for network in NETWORKS},
+    cat_kd={f'cat_{teacher}_{student}_cifar100' for teacher, student in CAT}
+    | set(LABEL_FREE)
+    | {'cat_resnet34_resnet18_8xb32_in1k', 'cat_resnet50_mobilenet-v2_8xb32_in1k'}
+    | {'linear-probe_resnet8x4_stl10', 'linear-probe_resnet8x4_tiny-imagenet'},
+    exp_kd={f'exp_{teacher}_{student}_cifar100' for teacher, student in EXP}
+    | {'exp_resnet34_resnet18_8xb64_in1k'}
+    | {'perturbation_resnet18_in1k', 'segmentation_resnet18'},
+    kd={f'{method}_resnet32x4_resnet8x4_cifar100' for method in SHELF}
+    | {'kd_resnet34_resnet18_8xb32_in1k', 'kd_resnet50_mobilenet-v2_8xb32_in1k'},
+)
+
+
+@pytest.mark.parametrize('folder', TABLES)
+def test_folders_hold_the_tables(folder):
+    assert {path.stem for path in (CONFIGS / folder).glob('*.py')} == TABLES[folder]
+
+
+def rows(folder):
+    """The tables of a README, by config: the cells beside the link."""
+    lines = (CONFIGS / folder / 'README.md').read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
+    return {row[0].partition('.py]')[0][1:]: row[1:] for row in cells if row and '.py]' in row[0]}
+
+
+def test_pages_show_what_configs_hold():
+    page = rows('cifar')
+    for network, parameters in NETWORKS.items():
+        row = page[f'{network}_cifar100']
+        assert row[0] == f'{parameters:,}'
+        assert row[2] == ('0.01' if network in LIGHT else '0.05')
+        assert row[3] == ('yes' if network in RELEASED else '')
+    page = rows('cat_kd')
+    for (teacher, student), (lr, weight, resolution, normalize) in CAT.items():
+        row = page[f'cat_{teacher}_{student}_cifar100']
+        assert row[2:6] == [f'{lr:g}', f'{weight:g}', f'{resolution}', 'yes' if normalize else 'no']
+    for name, (*_, weight, _) in LABEL_FREE.items():
+        assert page[name][2] == f'{weight}'
+    page = rows('exp_kd')
+    for (teacher, student), (lr, batch_size, feat_weight, tau) in EXP.items():
+        row = page[f'exp_{teacher}_{student}_cifar100']
+        weight = f'{100 * batch_size * feat_weight:,.0f}'
+        assert row[2:7] == [f'{lr:g}', f'{batch_size}', f'{feat_weight:g}', weight, f'{tau}']
+
+
+def test_metafiles_list_configs_that_exist():
+    imports = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    assert sorted(imports) == sorted(
+        str(path.relative_to(ROOT)) for path in CONFIGS.glob('*/metafile.yml')
+    )
+    names = []
+    for path in imports:
+        metafile = yaml.safe_load((ROOT / path).read_text())
+        (collection,) = metafile['Collections']
+        assert (ROOT / collection['README']).is_file()
+        for model in metafile['Models']:
+            assert model['In Collection'] == collection['Name']
+            assert model['Config'] == f'{Path(path).parent}/{model["Name"]}.py'
+            assert (ROOT / model['Config']).is_file()
+            student = model['Metadata'].get('Student', model['Name'])
+            if student.endswith('_cifar100'):
+                parameters = NETWORKS[student.removesuffix('_cifar100')]
+                assert model['Metadata']['Parameters'] == parameters
+        names += [model['Name'] for model in metafile['Models']]
+    assert len(set(names)) == len(names)
+    for folder in ('cifar', 'cat_kd', 'exp_kd', 'kd'):
+        tested = {'perturbation_resnet18_in1k', 'segmentation_resnet18'}
+        probes = {name for name in TABLES[folder] if name.startswith('linear-probe')}
+        assert TABLES[folder] - tested - probes <= set(names)
