@@ -64,9 +64,13 @@ def states(tmp_path_factory):
             )
             for rank in range(world)
         ]
-        for rank in ranks:
-            error = rank.communicate(timeout=120)[1]
-            assert rank.returncode == 0, error[-3000:]
+        try:
+            for rank in ranks:
+                error = rank.communicate(timeout=120)[1]
+                assert rank.returncode == 0, error[-3000:]
+        finally:
+            for rank in ranks:
+                rank.kill()
     return [torch.load(folder / name) for name in ('one.0', 'two.0', 'two.1')]
 
 

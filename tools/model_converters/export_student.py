@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
+from mmpretrain.registry import DATASETS
 
 from mmkdx.distillation.models import build_model, load_weights, model_config
-from mmkdx.registry import DATASETS
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,9 +31,9 @@ def parse_args() -> argparse.Namespace:
 
 def is_foreign(dataset: dict) -> bool:
     """Whether plain mmpretrain lacks a data set, or one that it wraps."""
-    if 'dataset' in dataset:
-        return is_foreign(dataset['dataset'])
-    return not DATASETS.get(dataset['type']).__module__.startswith('mmpretrain.')
+    if 'dataset' in dataset and is_foreign(dataset['dataset']):
+        return True
+    return DATASETS.get(dataset['type']) is None
 
 
 def student_config(cfg: Config) -> Config:
