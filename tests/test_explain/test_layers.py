@@ -224,7 +224,7 @@ def test_the_grid_of_tokens_is_that_of_the_patches():
         (Layout((2, 3), 'tokens'), lambda maps: maps.flatten(2).mT),
         (Layout((2, 3), 'tokens', 2), lambda maps: F.pad(maps.flatten(2).mT, (0, 0, 2, 0))),
     ],
-    ids=str,
+    ids=['nchw', 'nhwc', 'ncl', 'tokens', 'two more tokens'],
 )
 def test_every_layout_becomes_one(layout, arrange):
     maps = torch.arange(48.0).view(2, 4, 2, 3) + 1

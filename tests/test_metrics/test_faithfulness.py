@@ -450,7 +450,7 @@ def test_labels_of_dicts(sample):
 @pytest.mark.parametrize(
     'samples, number',
     [((), 0), ([DataSample()], 0), ([{}], 0), ([dict(gt_label=[1, 2])], 2)],
-    ids=str,
+    ids=['no samples', 'empty sample', 'empty dict', 'two labels'],
 )
 def test_samples_without_one_label(samples, number):
     batch = toy()
