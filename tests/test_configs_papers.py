@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mmkdx.distillation.models import read_config
@@ -383,3 +384,21 @@ def test_metafiles_list_configs_that_exist():
         tested = {'perturbation_resnet18_in1k', 'segmentation_resnet18'}
         probes = {name for name in TABLES[folder] if name.startswith('linear-probe')}
         assert TABLES[folder] - tested - probes <= set(names)
+
+
+@pytest.mark.parametrize('name, classes', [('stl10', 10), ('tiny-imagenet', 200)])
+def test_a_linear_probe_trains_the_classifier_alone(name, classes):
+    cfg = Config.fromfile(CONFIGS / f'cat_kd/linear-probe_resnet8x4_{name}.py')
+    assert cfg.optim_wrapper.optimizer.weight_decay == 0
+    cfg.model.backbone.init_cfg = None
+    model = build(cfg.model.to_dict()).train()
+    before = {key: value.clone() for key, value in model.backbone.state_dict().items()}
+    samples = [DataSample().set_gt_label(i) for i in range(4)]
+    losses = model(torch.randn(4, 3, 32, 32), samples, mode='loss')
+    losses['loss'].backward()
+    trained = {key for key, value in model.named_parameters() if value.grad is not None}
+    assert trained == {'head.fc.weight', 'head.fc.bias'}
+    assert model.head.fc.out_features == classes
+    assert all(
+        torch.equal(value, before[key]) for key, value in model.backbone.state_dict().items()
+    )
