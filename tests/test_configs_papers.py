@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mmengine.config import Config
+from mmpretrain.structures import DataSample
+from tiny import build
 
 from mmkdx.distillation.models import read_config
 
