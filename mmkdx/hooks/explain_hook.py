@@ -455,13 +455,12 @@ class ExplainHook(Hook):
         """The picture of one image, and what a gallery tells of it."""
 
         def word(label: int) -> str:
-            name = str(label) if classes is None else str(classes[label])
+            # A head may have more classes than the data set names
+            if classes is None or label >= len(classes):
+                return str(label)
+            name = str(classes[label])
             # Of ImageNet's classes two are called crane
-            return (
-                name
-                if classes is None or classes.count(classes[label]) == 1
-                else f'{name} ({label})'
-            )
+            return name if classes.count(classes[label]) == 1 else f'{name} ({label})'
 
         captions, predictions = {}, {}
         models = by_model(row)

@@ -364,3 +364,11 @@ def test_a_report_shows_this_run_and_those_it_is_compared_with(trained, tmp_path
     ):
         assert text in page, text
     assert not (Path(trained.log_dir) / 'explain' / 'report.html').exists()
+
+
+def test_a_head_with_more_classes_than_the_data_set_names(tmp_path):
+    model = dict(classifier(4, classes=60), data_preprocessor=PREPROCESSOR)
+    changes = dict(num_samples=None, show_samples=48, target='student')
+    runner = run(config(tmp_path, changes, model=model), 'test')
+    rows = rows_of(runner, 'test')
+    assert any(int(row['prediction']) >= 10 for row in rows) and len(rows) == 48
