@@ -220,8 +220,10 @@ def test_active_environment_with_the_other_family(checkout, tmp_path):
 def test_run_tests(checkout):
     process = checkout.bash('tools/run_tests.sh')
     assert process.returncode == 0, process.stderr
-    common = '--cov=mmkdx --cov-report=term -m not slow -n auto --maxprocesses 4 --dist loadfile '
+    common = (
+        '--cov=mmkdx --cov-report=term -m not slow -n auto --maxprocesses 4 --dist loadfile '
         '--no-loadscope-reorder '
+    )
     assert checkout.calls('pytest') == [common + 'tests --cov-fail-under=90']
     checkout.bash('tools/run_tests.sh', '-m', 'slow', 'tests/test_registry.py')
     assert checkout.calls('pytest') == [common + '-m slow tests/test_registry.py']
