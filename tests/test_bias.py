@@ -69,8 +69,8 @@ def test_maps_of_a_trained_model_lie_on_the_parts_that_decide(folder):
 
 def test_a_planted_bias_is_caught(folder):
     """In training and validation a mark tells the class; in the test there is none."""
-    val, test = train_and_test(folder, 'resnet18-tiny_parts-biased', 4)
-    assert val['accuracy/top1'] > 85
+    val, test = train_and_test(folder, 'resnet18-tiny_parts-biased', 6)
+    assert val['accuracy/top1'] > 80
     assert val['explain/mark_pointing_game'] > 0.5 > 4 * val['explain/mark_pointing_game_chance']
     assert val['explain/mark_energy'] > 2 * val['explain/mark_energy_chance']
     assert val['explain/object_pointing_game'] < val['explain/object_pointing_game_chance']
