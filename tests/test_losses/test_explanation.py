@@ -296,3 +296,18 @@ def test_an_ensemble_has_no_gradients_and_has_class_maps():
         distiller(terms((LAYER, LAYER)), teacher=teacher)
     losses = distiller(terms('cam'), teacher=teacher).train()(*batch(), mode='loss')
     assert losses['loss_e2'].requires_grad
+
+
+# The divergence beside it
+
+
+@pytest.mark.parametrize(
+    'tau, rows, expected',
+    [(1, 2, 1.0241407748), (5, 2, 1.1416544161), (1, 1, 1.5739608886)],
+)
+def test_divergence_of_the_logits(tau, rows, expected):
+    student, teacher = tensor([1, 2, 3], [0, 0, 1]), tensor([3, 1, 0.5], [0, 2, 1])
+    loss = KLDivLoss(tau=tau)
+    assert loss(student[:rows], teacher[:rows]).item() == approx(expected)
+    assert KLDivLoss()(teacher, student).item() == approx(0.9745879910)
+    assert loss(teacher, teacher).item() == 0
