@@ -660,11 +660,12 @@ def test_prepared_config(monkeypatch):
 
 LAUNCHED = """
 import json
+import os
 import sys
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import all_gather, get_rank
+from mmengine.dist import all_gather, barrier, get_rank
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
@@ -710,7 +711,9 @@ if get_rank() == 0:
         json.dump(dict(weights=[w.item() for w in weights],
                        wrapper=type(runner.model).__name__,
                        backend=torch.distributed.get_backend()), file)
-torch.distributed.destroy_process_group()
+barrier()
+# Once in a dozen runs a thread of gloo outlived the interpreter, which then aborted with all done.
+os._exit(0)
 """
 
 
