@@ -36,7 +36,11 @@ DATASETS = _child_of(mmpretrain.DATASETS, 'mmkdx.datasets')
 DATA_SAMPLERS = _child_of(mmpretrain.DATA_SAMPLERS)
 TRANSFORMS = _child_of(mmpretrain.TRANSFORMS, 'mmkdx.datasets')
 MODELS = _child_of(
-    mmpretrain.MODELS, 'mmkdx.distillation', 'mmkdx.losses', 'mmkdx.models.backbones'
+    mmpretrain.MODELS,
+    'mmkdx.distillation',
+    'mmkdx.losses',
+    'mmkdx.models.backbones',
+    'mmkdx.models.heads',
 )
 MODEL_WRAPPERS = _child_of(mmpretrain.MODEL_WRAPPERS)
 WEIGHT_INITIALIZERS = _child_of(mmpretrain.WEIGHT_INITIALIZERS)

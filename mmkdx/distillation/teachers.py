@@ -138,6 +138,8 @@ class Teacher(BaseTeacher):
         #: Whether the weights are those that the config names; a module comes with its own.
         self.loaded = isinstance(model, nn.Module) and checkpoint is None
         self.checkpoint = checkpoint
+        #: After ``load``: the names of the classes it was trained on, where the checkpoint has them.
+        self.classes: list[str] | None = None
         self.strict = strict
         self.dtype = dtype and getattr(torch, dtype)
         self.model = build_model(model, 'teacher.model')
@@ -185,6 +187,7 @@ class Teacher(BaseTeacher):
         source = f'teacher.checkpoint {self.checkpoint}'
         load_weights(self.model, state, source, 'teacher.strict', self.strict)
         self.train()  # some backbones prepare for eval mode by their weights
+        self.classes = (state.get('meta', {}).get('dataset_meta') or {}).get('classes')
         self.loaded = True
 
     @torch.no_grad()

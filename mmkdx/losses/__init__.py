@@ -5,6 +5,7 @@ from mmkdx.losses.contrastive import CRDLoss
 from mmkdx.losses.explanation import E2KDLoss
 from mmkdx.losses.feature import ATLoss, MSELoss
 from mmkdx.losses.logit import DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
+from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
 from mmkdx.losses.regression import FitNetLoss, OFDLoss, VIDLoss
 from mmkdx.losses.relation import NSTLoss, PKTLoss, RKDLoss, SPLoss
 from mmkdx.losses.review import ReviewKDLoss
@@ -18,12 +19,14 @@ __all__ = [
     'E2KDLoss',
     'ExpKDLoss',
     'FitNetLoss',
+    'GlobalExplanationLoss',
     'KLDivLoss',
     'LogitStdLoss',
     'MSELoss',
     'NSTLoss',
     'OFDLoss',
     'PKTLoss',
+    'PatchPrototypeLoss',
     'RKDLoss',
     'ReviewKDLoss',
     'SPLoss',

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmkdx.models.heads import PrototypeLayer
+
 
 def find_global_pooling(model: nn.Module) -> str:
     """The path of the global average pooling before the classifier.
@@ -39,6 +41,18 @@ def find_classifier(model: nn.Module) -> str:
     if not paths:
         raise ValueError('has no linear classifier (an nn.Linear)')
     return paths[-1]
+
+
+def find_prototypes(model: nn.Module) -> str:
+    """The path of the layer that compares patches with prototypes, and holds them.
+
+    Raises:
+        ValueError: If the model has none.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, PrototypeLayer):
+            return path
+    raise ValueError('has no prototypes; use a prototype head, such as ProtoPNetHead')
 
 
 def check_gap_linear(outputs: Mapping[str, tuple[Any, int | None]]) -> None:

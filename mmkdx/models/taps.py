@@ -17,10 +17,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.functional import ClassMaps
-from mmkdx.models.classifier import check_gap_linear, find_classifier, find_global_pooling
+from mmkdx.models.classifier import (
+    check_gap_linear,
+    find_classifier,
+    find_global_pooling,
+    find_prototypes,
+)
 
 #: The taps that have a name of their own; everything else is a path in the model.
-NAMED_TAPS = ('logits', 'features', 'embedding', 'cam')
+NAMED_TAPS = ('logits', 'features', 'embedding', 'cam', 'prototypes')
 
 _SYNTAX = re.compile(
     r'(?P<path>\w[\w.]*)(?:@(?P<call>\d+))?(?::(?P<side>in|out))?(?:\[(?P<item>-?\d+)\])?'
@@ -224,6 +229,8 @@ class TapSet:
                 return Tap(find_global_pooling(model), side='in')
             if name == 'embedding':
                 return Tap(find_classifier(model), side='in')
+            if name == 'prototypes':
+                return Tap(find_prototypes(model))
             tap = Tap.parse(name)
         except ValueError as error:
             raise ValueError(f'{self.names[name]}: the {self.owner} {error}') from None
@@ -261,6 +268,8 @@ class TapSet:
         if 'cam' in values:
             linear = model.get_submodule(self._classifier)
             values['cam'] = ClassMaps(values['cam'], linear.weight, linear.bias)
+        if 'prototypes' in values:
+            values['prototypes'] = model.get_submodule(self._taps['prototypes'].path).prototypes
         return values
 
 

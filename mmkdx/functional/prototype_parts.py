@@ -1,0 +1,227 @@
+"""Whether prototypes stand for the parts of an object, by annotations of parts.
+
+A prototype *covers* a part of an image when at least half of the part's points in the image lie in the
+prototype's region, a square around the cell where it is nearest. A key point is a part of one point, a
+mask one of many. Boxes are [y0, y1, x0, x1], from y0 up to, and without, y1.
+
+Each measure yields values of prototypes, and its score is their ``nanmean``: NaN stands for a prototype
+that no image counts for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def region_boxes(
+    cells: Tensor, grid: Sequence[int], image_size: Sequence[int], side: int = 72
+) -> Tensor:
+    """Squares around the centres of cells.
+
+    EvalProtoPNet takes 72 pixels of 224 for consistency and stability, around the highest pixel of
+    the map resized to the image, which can be some pixels away from the cell's centre; PIP-Net takes
+    32 for purity.
+
+    Args:
+        cells (Tensor): Flat indices ``row * width + column``, integers of any shape.
+        grid (Sequence[int]): Height and width of the grid of cells.
+        image_size (Sequence[int]): Height and width of the images.
+        side (int): The side of the squares in pixels. Defaults to 72.
+
+    Returns:
+        Tensor: Boxes [y0, y1, x0, x1], int64 of the shape of ``cells`` and 4, clipped to the image.
+
+    Raises:
+        ValueError: If ``side`` is below 1, or a cell is not in the grid.
+    """
+    if side < 1:
+        raise ValueError(f'side is {side}; it must be at least 1')
+    cells, width = cells.long(), grid[1]
+    if cells.numel() and not 0 <= int(cells.min()) <= int(cells.max()) < math.prod(grid):
+        raise ValueError(
+            f'cells range from {int(cells.min())} to {int(cells.max())}; a grid of {grid[0]}x{width} '
+            f'has 0 to {math.prod(grid) - 1}'
+        )
+    ends = []
+    for index, count, extent in zip((cells // width, cells % width), grid, image_size):
+        # The centre less half a side, in whole numbers
+        low = ((2 * index + 1) * extent - side * count).div(2 * count, rounding_mode='floor')
+        ends += [low.clamp(0, extent), (low + side).clamp(0, extent)]
+    return torch.stack(ends, -1)
+
+
+def covered_parts_from_points(
+    points: Tensor, visible: Tensor, boxes: Tensor, image_size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Which parts prototypes cover, where a part is a key point.
+
+    Args:
+        points (Tensor): Positions (x, y) in pixels, of shape (N, K, 2); the first pixel reaches from
+            0 to 1.
+        visible (Tensor): Booleans of shape (N, K).
+        boxes (Tensor): Each prototype's region in each image, of shape (N, P, 4).
+        image_size (Sequence[int]): Height and width of the images.
+
+    Returns:
+        tuple[Tensor, Tensor]: Booleans of shape (N, P, K), whether a prototype covers a part, and of
+            shape (N, K), whether the image shows it: it is visible, and was not cropped away.
+    """
+    x, y = points.unbind(-1)
+    height, width = image_size
+    shown = visible.bool() & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    y0, y1, x0, x1 = boxes[..., None].unbind(2)
+    x, y = x[:, None], y[:, None]
+    inside = (y >= y0) & (y < y1) & (x >= x0) & (x < x1)
+    return inside & shown[:, None], shown
+
+
+def covered_parts_from_label_map(
+    label_maps: Tensor, parts: Sequence[int], boxes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Which parts prototypes cover, where a part is the pixels of a label.
+
+    Memory is that of N × K maps in int32.
+
+    Args:
+        label_maps (Tensor): Labels of pixels, integers of shape (N, H, W).
+        parts (Sequence[int]): The K labels that are parts.
+        boxes (Tensor): Each prototype's region in each image, of shape (N, P, 4).
+
+    Returns:
+        tuple[Tensor, Tensor]: Booleans of shape (N, P, K), whether a prototype covers a part, and of
+            shape (N, K), whether the image shows it.
+
+    Raises:
+        ValueError: If there are no parts, or boxes reach out of the maps.
+    """
+    if not len(parts):
+        raise ValueError('parts is empty; list the labels of the parts')
+    height, width = label_maps.shape[1:]
+    y0, y1, x0, x1 = boxes.unbind(-1)
+    if boxes.numel() and (int(y1.max()) > height or int(x1.max()) > width):
+        raise ValueError(
+            f'boxes reach row {int(y1.max())} and column {int(x1.max())}; label_maps have only '
+            f'{height}x{width} pixels'
+        )
+    labels = torch.as_tensor(parts, device=label_maps.device)[:, None, None]
+    masks = label_maps[:, None] == labels
+    # sums[y, x] counts the pixels above and to the left, so a box is four look-ups
+    sums = F.pad(masks.cumsum(2, dtype=torch.int32).cumsum(3, dtype=torch.int32), (1, 0, 1, 0))
+    total, sums = sums[..., -1, -1], sums.flatten(2)
+
+    def look_up(y: Tensor, x: Tensor) -> Tensor:
+        index = (y * (width + 1) + x)[:, None].expand(-1, len(parts), -1)
+        return sums.gather(2, index)
+
+    inside = look_up(y1, x1) - look_up(y0, x1) - look_up(y1, x0) + look_up(y0, x0)
+    shown = total > 0
+    covered = (2 * inside >= total[..., None]) & shown[..., None]
+    return covered.transpose(1, 2), shown
+
+
+def purity(distances: Tensor, covered: Tensor, shown: Tensor, k: int = 10) -> Tensor:
+    """How often a prototype's nearest images show it at one and the same part.
+
+    Source: Nauta et al., "PIP-Net: Patch-based intuitive prototypes for interpretable image
+    classification", CVPR 2023, as its public code counts: of the k images that are nearest to a
+    prototype, the share in which it covers a part, among those that show the part; the largest share
+    of all parts. Left and right parts are merged there, and a patch has the size that the backbone's
+    stride suggests.
+
+    Args:
+        distances (Tensor): Each prototype's smallest distance in each image, of shape (N, P).
+        covered (Tensor): Booleans of shape (N, P, K), whether a prototype covers a part.
+        shown (Tensor): Booleans of shape (N, K), whether an image shows a part.
+        k (int): How many images; all, where there are fewer. Which of equally near ones are taken is
+            not defined. Defaults to 10.
+
+    Returns:
+        Tensor: Values of shape (P, ) in [0, 1]; 0 where none of the k images shows a part.
+
+    Raises:
+        ValueError: If k is below 1, or shapes do not fit.
+    """
+    if k < 1:
+        raise ValueError(f'k is {k}; it must be at least 1')
+    _check(covered, shown=(shown, 'nk'), distances=(distances, 'np'))
+    nearest = distances.topk(min(k, len(distances)), dim=0, largest=False).indices
+    prototypes = torch.arange(distances.shape[1], device=distances.device)
+    return _share(covered[nearest, prototypes], shown[nearest]).amax(1)
+
+
+def consistency(covered: Tensor, shown: Tensor, own: Tensor, threshold: float = 0.8) -> Tensor:
+    """Whether a prototype covers one and the same part in most images.
+
+    Source: Huang et al., "Evaluation and improvement of interpretability for self-explainable
+    part-prototype networks", ICCV 2023. A prototype is consistent when, for some part, it covers it
+    in at least ``threshold`` of the images of its class that show it.
+
+    Args:
+        covered (Tensor): Booleans of shape (N, P, K), whether a prototype covers a part.
+        shown (Tensor): Booleans of shape (N, K), whether an image shows a part.
+        own (Tensor): Booleans of shape (N, P), whether an image counts for a prototype: in the paper
+            whether it is of the prototype's class.
+        threshold (float): The least share, above 0 and up to 1. Defaults to 0.8.
+
+    Returns:
+        Tensor: 1 or 0 for each prototype, of shape (P, ); NaN where no image counts for it.
+
+    Raises:
+        ValueError: If ``threshold`` is out of its range, or shapes do not fit.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f'threshold is {threshold}; it must be above 0 and at most 1')
+    _check(covered, shown=(shown, 'nk'), own=(own, 'np'))
+    counted = own[..., None] & shown[:, None]
+    consistent = (_share(covered, counted) >= threshold).any(1)
+    return torch.where(own.any(0), consistent.float(), math.nan)
+
+
+def stability(covered: Tensor, noisy: Tensor, own: Tensor) -> Tensor:
+    """In how many images a prototype covers the same parts when noise is added to the image.
+
+    Source: see ``consistency``; there the noise is normal with a standard deviation of 0.2, clipped
+    to ±0.25, and added after normalisation.
+
+    Args:
+        covered (Tensor): Booleans of shape (N, P, K), whether a prototype covers a part.
+        noisy (Tensor): The same for the images with noise.
+        own (Tensor): See ``consistency``.
+
+    Returns:
+        Tensor: The share of the images that count in which the sets of parts are equal, of shape
+            (P, ); NaN where no image counts for a prototype.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    _check(covered, own=(own, 'np'), noisy=(noisy, 'npk'))
+    same = (covered == noisy).all(2)
+    return torch.where(own.any(0), _share(same, own), math.nan)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """Over the first axis, how many of the whole are in the part; 0 of nothing."""
+    return (part & whole).sum(0) / whole.sum(0).clamp(min=1)
+
+
+def _check(covered: Tensor, **others: tuple[Tensor, str]) -> None:
+    """Refuses tensors that are of other images, prototypes or parts than ``covered``."""
+    if covered.ndim != 3 or not covered.numel():
+        raise ValueError(
+            f'covered has the shape {tuple(covered.shape)}; it must be (images, prototypes, parts), '
+            'with at least one of each'
+        )
+    sizes = dict(zip('npk', covered.shape))
+    for name, (tensor, axes) in others.items():
+        expected = tuple(sizes[axis] for axis in axes)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(
+                f'{name} has the shape {tuple(tensor.shape)}; with covered of {tuple(covered.shape)} it '
+                f'must be {expected}'
+            )

@@ -1,0 +1,292 @@
+"""How far a student's prototypes look at the places that its teacher's look at.
+
+Source: Keswani et al., "Proto2Proto: Can you recognize the car, the way I do?", CVPR 2022, and its
+public code, by which the details are settled. Of each image and each prototype it takes the smallest
+distance over the cells of a grid, and the cell where that is: the prototype's *patch*. Cells are flat
+indices ``row * width + column``; of one grid, where two models are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+#: How many numbers a block of one-hot cells may hold (32 MB).
+_BLOCK = 2**23
+
+
+def active_patches(distances: Tensor, cells: Tensor, tau: float | None = None) -> Tensor:
+    """The number of different cells that are the patch of an active prototype, for each image.
+
+    Args:
+        distances (Tensor): Each prototype's smallest distance in each image, of shape (N, P).
+        cells (Tensor): The cell of that distance, integers of the same shape.
+        tau (float, optional): A prototype is active where its distance is at most this. Defaults to
+            None (everywhere, as with infinity).
+
+    Returns:
+        Tensor: Whole numbers in fp32, of shape (N, ); at most P, and at most the number of cells.
+
+    Raises:
+        ValueError: If the shapes differ, or ``cells`` holds no cells.
+    """
+    _check(cells=cells)
+    return _active_cells(distances, cells, tau, _count(cells)).sum(1).float()
+
+
+def average_active_patches(distances: Tensor, cells: Tensor, tau: float | None = None) -> Tensor:
+    """AAP, the average number of active patches: the mean of ``active_patches`` over images.
+
+    It belongs to one model; a student's should be near its teacher's.
+
+    Args:
+        distances (Tensor): See ``active_patches``.
+        cells (Tensor): See ``active_patches``.
+        tau (float, optional): See ``active_patches``. Defaults to None.
+
+    Returns:
+        Tensor: A scalar.
+
+    Raises:
+        ValueError: See ``active_patches``.
+    """
+    return active_patches(distances, cells, tau).mean()
+
+
+def patch_similarity(
+    teacher_distances: Tensor,
+    teacher_cells: Tensor,
+    student_distances: Tensor,
+    student_cells: Tensor,
+    tau: float | None = None,
+) -> Tensor:
+    """The Jaccard index of the sets of active cells of two models, for each image.
+
+    It is 0, and not 1, where neither model has an active cell, as in the authors' code. A model
+    compared with itself thus yields 1 where it has an active cell and 0 elsewhere.
+
+    Args:
+        teacher_distances (Tensor): The teacher's smallest distances, of shape (N, P).
+        teacher_cells (Tensor): Their cells, integers of the same shape.
+        student_distances (Tensor): The student's, of shape (N, P'); P' may be another number.
+        student_cells (Tensor): Their cells, on the same grid.
+        tau (float, optional): See ``active_patches``. Defaults to None.
+
+    Returns:
+        Tensor: Values of shape (N, ) in [0, 1].
+
+    Raises:
+        ValueError: If shapes do not fit, or cells are none.
+    """
+    _check(teacher_cells=teacher_cells, student_cells=student_cells)
+    count = _count(teacher_cells, student_cells)
+    teacher = _active_cells(teacher_distances, teacher_cells, tau, count, 'teacher_')
+    student = _active_cells(student_distances, student_cells, tau, count, 'student_')
+    return (teacher & student).sum(1) / (teacher | student).sum(1).clamp(min=1)
+
+
+def active_patch_similarity(
+    teacher_distances: Tensor,
+    teacher_cells: Tensor,
+    student_distances: Tensor,
+    student_cells: Tensor,
+    tau: float | None = None,
+) -> Tensor:
+    """AJS, the average Jaccard similarity of active patches: the mean of ``patch_similarity``.
+
+    With a large ``tau`` nearly all cells are active, and any two models come out alike; small ones
+    tell more.
+
+    Args:
+        teacher_distances (Tensor): See ``patch_similarity``.
+        teacher_cells (Tensor): See ``patch_similarity``.
+        student_distances (Tensor): See ``patch_similarity``.
+        student_cells (Tensor): See ``patch_similarity``.
+        tau (float, optional): See ``active_patches``. Defaults to None.
+
+    Returns:
+        Tensor: A scalar in [0, 1]. An image without an active cell in either model counts 0.
+
+    Raises:
+        ValueError: See ``patch_similarity``.
+    """
+    return patch_similarity(
+        teacher_distances, teacher_cells, student_distances, student_cells, tau
+    ).mean()
+
+
+def cell_agreement(teacher_cells: Tensor, student_cells: Tensor) -> Tensor:
+    """In how many images a prototype of one model and one of another have the same patch.
+
+    It is the product of one-hot cells, summed over blocks of images, so that memory does not grow
+    with their number.
+
+    Args:
+        teacher_cells (Tensor): The teacher's cells, integers of shape (N, P).
+        student_cells (Tensor): The student's, of shape (N, P').
+
+    Returns:
+        Tensor: Counts from 0 to N of shape (P, P'), int64.
+
+    Raises:
+        ValueError: If shapes do not fit, or cells are none.
+    """
+    _check(teacher_cells=teacher_cells, student_cells=student_cells)
+    count = _count(teacher_cells, student_cells)
+    size = max(1, _BLOCK // (count * max(teacher_cells.shape[1], student_cells.shape[1])))
+    grid = torch.arange(count, dtype=torch.int32, device=teacher_cells.device)[:, None]
+    # Whole numbers are exact in fp32 up to 2^24 images; zeros and ones are in TF32, too
+    total = torch.zeros(teacher_cells.shape[1], student_cells.shape[1], device=teacher_cells.device)
+    for block in zip(teacher_cells.split(size), student_cells.split(size)):
+        teacher, student = (
+            (cells.int()[:, None] == grid).flatten(0, 1).to(total.dtype) for cells in block
+        )
+        total.addmm_(teacher.T, student)  # in place, where autocast does nothing
+    return total.long()
+
+
+def matching_caps(num_images: int, caps: int = 10, legacy: bool = False) -> range:
+    """The caps of ``prototype_matching_score``: multiples of a share of the images.
+
+    With the step ⌊N / caps⌋ they are 1, 2, … ``caps`` steps. Of fewer images than ``caps``, the step
+    is 1 and they are 1 … N. The authors' code takes all multiples below N, with a step of ⌊N / 10⌋:
+    9 where 10 divides N and 10 elsewhere, but up to 18 for fewer than 90 images.
+
+    Args:
+        num_images (int): N, the number of images.
+        caps (int): How many. Defaults to 10.
+        legacy (bool): Whether they are those of the authors' code. Defaults to False.
+
+    Returns:
+        range: The caps, from the smallest.
+
+    Raises:
+        ValueError: If ``caps`` is below 1, or there are too few images for any.
+    """
+    if caps < 1:
+        raise ValueError(f'caps is {caps}; it must be at least 1')
+    step = max(1, num_images // caps)
+    stop = num_images if legacy else min(step * caps, num_images) + 1
+    if stop <= step:
+        raise ValueError(f'{num_images} images are too few for a cap')
+    return range(step, stop, step)
+
+
+def prototype_matching_score(
+    teacher_cells: Tensor, student_cells: Tensor, caps: int | Sequence[int] = 10
+) -> float:
+    r"""PMS, how well the prototypes of two models match, whatever their order.
+
+    A prototype's signature is the set of its patches :math:`(i, a_{ij})` in all N images. Two
+    signatures are compared by a Jaccard index with a cap c on the union, which is 1 once c patches
+    agree. As each has N elements, the union has at least :math:`N \geq c`, and the index is exactly
+
+    .. math:: J_c(j, k) = \min(1, I_{jk} / c), \quad I_{jk} = |\{i : a^t_{ij} = a^s_{ik}\}|.
+
+    For each cap, prototypes are assigned one to one so that the sum is largest; the score is the mean
+    over pairs and caps. The paper has the caps 0.1 N, 0.2 N, … N; its code has slightly others,
+    ``matching_caps(N, legacy=True)``. Prototypes at random cells do not score 0: 200 of them on 49
+    cells reach about 0.1.
+
+    The assignment runs on the CPU.
+
+    Args:
+        teacher_cells (Tensor): The teacher's cells, integers of shape (N, P).
+        student_cells (Tensor): The student's, of the same shape.
+        caps (int | Sequence[int]): How many caps (see ``matching_caps``), or the caps themselves, in
+            images. Defaults to 10.
+
+    Returns:
+        float: The score in [0, 1]; 1 for the same prototypes in any order.
+
+    Raises:
+        ValueError: If the numbers of prototypes or of images differ, cells are none, or a cap is not
+            from 1 to N.
+    """
+    agreement = _square_agreement(teacher_cells, student_cells)
+    num_images, num_prototypes = teacher_cells.shape
+    caps = matching_caps(num_images, caps) if isinstance(caps, int) else caps
+    if not caps or min(caps) < 1 or max(caps) > num_images:
+        raise ValueError(f'caps is {caps}; of {num_images} images caps are 1 to {num_images}')
+    scores = []
+    for cap in caps:
+        capped = np.minimum(agreement, cap)
+        pairs = linear_sum_assignment(capped, maximize=True)
+        scores.append(capped[pairs].sum() / (cap * num_prototypes))
+    return float(np.mean(scores))
+
+
+def match_prototypes(teacher_cells: Tensor, student_cells: Tensor) -> Tensor:
+    """Pairs each prototype of the teacher with one of the student, to show them side by side.
+
+    The pairs have the most patches in common, without a cap: caps, the lower the more, make pairs
+    equal that are not. Where several assignments are equally good, which is taken is not defined.
+
+    Args:
+        teacher_cells (Tensor): The teacher's cells, integers of shape (N, P).
+        student_cells (Tensor): The student's, of the same shape.
+
+    Returns:
+        Tensor: For each of the teacher's prototypes the index of the student's, int64 of shape (P, ),
+            a permutation.
+
+    Raises:
+        ValueError: If the numbers of prototypes or of images differ, or cells are none.
+    """
+    agreement = _square_agreement(teacher_cells, student_cells)
+    columns = linear_sum_assignment(agreement, maximize=True)[1]
+    return torch.as_tensor(columns, dtype=torch.long, device=teacher_cells.device)
+
+
+def _square_agreement(teacher_cells: Tensor, student_cells: Tensor) -> np.ndarray:
+    _check(teacher_cells=teacher_cells, student_cells=student_cells)
+    teacher, student = teacher_cells.shape[1], student_cells.shape[1]
+    if teacher != student:
+        raise ValueError(
+            f'teacher_cells are of {teacher} prototypes and student_cells of {student}; prototypes are '
+            'matched one to one'
+        )
+    return cell_agreement(teacher_cells, student_cells).cpu().numpy()
+
+
+def _active_cells(
+    distances: Tensor, cells: Tensor, tau: float | None, count: int, owner: str = ''
+) -> Tensor:
+    """Booleans of shape (N, count): the set of active cells of each image."""
+    if distances.shape != cells.shape:
+        raise ValueError(
+            f'{owner}distances have the shape {tuple(distances.shape)} and {owner}cells '
+            f'{tuple(cells.shape)}; they must be the same'
+        )
+    active = distances <= (math.inf if tau is None else tau)
+    # Prototypes that are not active mark a column of their own, which is dropped
+    index = torch.where(active, cells.long(), count)
+    marks = torch.zeros(len(cells), count + 1, dtype=torch.bool, device=cells.device)
+    return marks.scatter_(1, index, True)[:, :count]
+
+
+def _count(*cells: Tensor) -> int:
+    return max(int(each.max()) for each in cells) + 1
+
+
+def _check(**arguments: Tensor) -> None:
+    """Refuses what are no cells, and cells of different numbers of images."""
+    for name, cells in arguments.items():
+        if cells.ndim != 2 or not cells.numel():
+            raise ValueError(
+                f'{name} has the shape {tuple(cells.shape)}; it must be (images, prototypes), with at '
+                'least one of each'
+            )
+        if cells.dtype.is_floating_point or cells.dtype == torch.bool:
+            raise ValueError(f'{name} is of {cells.dtype}; cells are integers')
+        if (low := int(cells.min())) < 0:
+            raise ValueError(f'{name} holds {low}; cells count from 0')
+    sizes = {name: len(cells) for name, cells in arguments.items()}
+    if len(set(sizes.values())) > 1:
+        text = ' and '.join(f'{name} of {size} images' for name, size in sizes.items())
+        raise ValueError(f'{text} cannot be compared')

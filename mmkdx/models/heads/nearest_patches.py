@@ -1,0 +1,121 @@
+"""The patches of a data set that are nearest to prototypes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from mmengine.dist import all_gather
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from mmkdx.models.taps import evaluating
+
+
+@dataclass
+class NearestPatches:
+    """For each of P prototypes the k images that come nearest, the nearest first.
+
+    Args:
+        distances (Tensor): The squared distances of their best patches, of shape (P, k); infinite where
+            there were fewer images.
+        images (Tensor): Their positions in the data set, of shape (P, k).
+        labels (Tensor): Their labels, of shape (P, k).
+        maps (Tensor): The squared distances of all patches of the image, of shape (P, k, H, W).
+        embedding (Tensor): The embeddings of the best patches, of shape (P, k, C).
+    """
+
+    distances: Tensor
+    images: Tensor
+    labels: Tensor
+    maps: Tensor
+    embedding: Tensor
+
+    @property
+    def cells(self) -> Tensor:
+        """Row and column of the best patches, of shape (P, k, 2); of equal ones the first."""
+        best = self.maps.flatten(2).argmin(2)
+        width = self.maps.shape[-1]
+        return torch.stack([best // width, best % width], 2)
+
+    def merged(self, other: NearestPatches) -> NearestPatches:
+        """The k nearest of both, each image once; of equally near ones the first of the data set."""
+        k = self.distances.shape[1]
+        both = [torch.cat(pair, 1) for pair in zip(_values(self), _values(other))]
+        both = _take(both, both[1].argsort(dim=1, stable=True))
+        both = _take(both, both[0].argsort(dim=1, stable=True))
+        # A sampler repeats images to fill up the last batch
+        images = both[1]
+        again = (images[:, :, None] == images[:, None]).tril(-1).any(2)
+        both[0] = both[0].masked_fill(again, torch.inf)
+        return NearestPatches(*_take(both, both[0].argsort(dim=1, stable=True)[:, :k]))
+
+
+@torch.no_grad()
+def find_nearest_patches(
+    model: BaseModel, batches: Iterable[dict], k: int = 1, classes: Tensor | None = None
+) -> NearestPatches:
+    """Finds the patches of a data set that are nearest to a model's prototypes, over all ranks.
+
+    Each image counts with its best patch. The model runs in eval mode.
+
+    Args:
+        model (BaseModel): A classifier of mmpretrain with a prototype head.
+        batches (Iterable[dict]): A data loader; each rank has its share of the data set.
+        k (int): How many images for each prototype. Defaults to 1.
+        classes (Tensor, optional): Booleans of shape (P, K): images of which classes count for a
+            prototype. Defaults to None (all).
+
+    Returns:
+        NearestPatches: The same on every rank.
+    """
+    nearest = None
+    with evaluating(model):
+        for batch in batches:
+            data = model.data_preprocessor(batch, False)
+            found = _of_batch(model, data['inputs'], data['data_samples'], k, classes)
+            nearest = found if nearest is None else nearest.merged(found)
+    gathered = zip(*(all_gather(values.contiguous()) for values in _values(nearest)))
+    result, *others = (NearestPatches(*values) for values in gathered)
+    for other in others:
+        result = result.merged(other)
+    return result
+
+
+def _of_batch(
+    model: BaseModel, inputs: Tensor, samples: list, k: int, classes: Tensor | None
+) -> NearestPatches:
+    embedding = model.head.add_on(model.extract_feat(inputs)[-1])
+    maps = model.head.prototype_layer(embedding).transpose(0, 1)
+    labels = torch.cat([sample.gt_label for sample in samples]).to(maps.device)
+    images = torch.tensor([int(sample.sample_idx) for sample in samples], device=maps.device)
+    distances = maps.amin((2, 3))
+    if classes is not None:
+        distances = distances.masked_fill(~classes[:, labels], torch.inf)
+    count = len(maps)
+    chosen = distances.argsort(dim=1, stable=True)[:, :k]
+    best = maps.flatten(2).argmin(2).gather(1, chosen)
+    values = [
+        distances.gather(1, chosen),
+        images[chosen],
+        labels[chosen],
+        maps[torch.arange(count, device=maps.device)[:, None], chosen],
+        embedding.flatten(2).transpose(1, 2)[chosen, best],
+    ]
+    missing = k - chosen.shape[1]
+    if missing > 0:
+        for i, fill in enumerate((torch.inf, -1, -1, torch.inf, 0)):
+            shape = (count, missing, *values[i].shape[2:])
+            values[i] = torch.cat([values[i], values[i].new_full(shape, fill)], 1)
+    return NearestPatches(*values)
+
+
+def _values(nearest: NearestPatches) -> list[Tensor]:
+    return [getattr(nearest, field.name) for field in fields(nearest)]
+
+
+def _take(values: list[Tensor], order: Tensor) -> list[Tensor]:
+    """Of values of shape (P, n, ...) those at positions of shape (P, m)."""
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    return [value[rows, order] for value in values]

@@ -1,0 +1,214 @@
+"""ProtoPNet: this looks like that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from mmkdx.models.heads.prototype_head import PrototypeHead, PrototypeLayer
+from mmkdx.registry import MODELS
+
+ADD_ONS = ('regular', 'bottleneck')
+SIMILARITIES = ('log', 'linear')
+
+
+@MODELS.register_module()
+class ProtoPNetHead(PrototypeHead):
+    """The head of ProtoPNet: the logits are a linear function of the similarities to prototypes.
+
+    With d the smallest squared distance of a prototype to a patch of the image, ``logits = W s(d)``,
+    where s is ``log((d + 1) / (d + 1e-4))`` or ``-d``. W begins with 1 from a prototype to its own class
+    and -0.5 to the others. Beside the cross-entropy the head yields, from the means over the batch,
+
+    - ``loss_cluster``: the distance of the nearest prototype of the image's class,
+    - ``loss_separation``: minus the distance of the nearest prototype of another class,
+    - ``loss_l1``: the sum of the magnitudes of W between prototypes and other classes,
+
+    each times its weight. The minima are true minima; the public code takes maxima of C - d, which is
+    the same unless a distance is above C.
+
+    Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2, read from the authors' public
+    code. Without ``class_specific`` prototypes belong to no class: there is no separation, and
+    ``loss_l1`` is of all of W.
+
+    Args:
+        num_classes (int): The classes, K.
+        in_channels (int): The channels of the backbone's last feature map.
+        prototypes_per_class (int): So many prototypes belong to each class. Defaults to 10.
+        prototype_channels (int): The size of a prototype, C. Defaults to 128.
+        add_on (str): 'regular', two 1 x 1 convolutions, or 'bottleneck', which halves the channels with
+            each pair of them until there are C. The last is followed by a sigmoid. Defaults to
+            'regular'.
+        similarity (str): 'log' or 'linear'. Defaults to 'log'.
+        class_specific (bool): Whether prototypes belong to classes. Defaults to True.
+        cluster_weight (float): Defaults to 0.8.
+        separation_weight (float): Defaults to 0.08.
+        l1_weight (float): Defaults to 1e-4.
+        **kwargs: The arguments of mmpretrain's ``ClsHead``.
+
+    Raises:
+        ValueError: If an argument is out of range; in training, if labels are mixed.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        prototypes_per_class: int = 10,
+        prototype_channels: int = 128,
+        add_on: str = 'regular',
+        similarity: str = 'log',
+        class_specific: bool = True,
+        cluster_weight: float = 0.8,
+        separation_weight: float = 0.08,
+        l1_weight: float = 1e-4,
+        **kwargs,
+    ) -> None:
+        if add_on not in ADD_ONS:
+            raise ValueError(f'head.add_on is {add_on!r}; it must be one of {", ".join(ADD_ONS)}')
+        if similarity not in SIMILARITIES:
+            raise ValueError(
+                f'head.similarity is {similarity!r}; it must be one of {", ".join(SIMILARITIES)}'
+            )
+        for name, value in (
+            ('num_classes', num_classes),
+            ('prototypes_per_class', prototypes_per_class),
+            ('prototype_channels', prototype_channels),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'head.{name} is {value!r}; it must be a whole number above 0')
+        super().__init__(
+            _add_on(add_on, in_channels, prototype_channels),
+            PrototypeLayer(num_classes * prototypes_per_class, prototype_channels),
+            num_classes,
+            **kwargs,
+        )
+        self.similarity_kind = similarity
+        self.class_specific = class_specific
+        self.cluster_weight = cluster_weight
+        self.separation_weight = separation_weight
+        self.l1_weight = l1_weight
+        own = torch.arange(num_classes).repeat_interleave(prototypes_per_class)
+        identity = own[:, None] == torch.arange(num_classes)
+        #: Which class a prototype belongs to, of shape (P, K).
+        self.register_buffer('class_identity', identity)
+        self.last_layer = nn.Linear(len(own), num_classes, bias=False)
+        with torch.no_grad():
+            self.last_layer.weight.copy_(identity.T * 1.5 - 0.5)
+
+    def similarity(self, distances: Tensor) -> Tensor:
+        """``log((d + 1) / (d + 1e-4))``, in (0, 9.21], or -d; of the shape of the distances."""
+        if self.similarity_kind == 'linear':
+            return -distances
+        return ((distances + 1) / (distances + 1e-4)).log()
+
+    def push_classes(self) -> Tensor:
+        """Patches of a prototype's own class, or of all classes if there is none."""
+        if self.class_specific:
+            return self.class_identity
+        return torch.ones_like(self.class_identity)
+
+    def class_weights(self) -> Tensor:
+        """W, without the pruned prototypes."""
+        return self.last_layer.weight * self.alive
+
+    def prune(self, labels: Tensor, min_same_class: int = 3) -> int:
+        """Drops the prototypes whose nearest images are of other classes.
+
+        Source: Chen et al., "This Looks Like That", NeurIPS 2019, from the authors' public code.
+
+        Args:
+            labels (Tensor): The labels of the k training images nearest to each prototype, (P, k).
+            min_same_class (int): So many must be of the prototype's class. Defaults to 3.
+
+        Returns:
+            int: How many prototypes were dropped.
+        """
+        own = self.class_identity.long().argmax(1, keepdim=True).to(labels.device)
+        before = int(self.alive.sum())
+        self.alive &= ((labels == own).sum(1) >= min_same_class).to(self.alive.device)
+        return before - int(self.alive.sum())
+
+    def pre_logits(self, feats: Sequence[Tensor]) -> Tensor:
+        """The similarities of the images to the prototypes, of shape (N, P)."""
+        return self._scores(self.distances(feats).amin((2, 3)))
+
+    def forward(
+        self, feats: Sequence[Tensor], with_distances: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The logits.
+
+        Args:
+            feats (Sequence[Tensor]): The backbone's feature maps; the last is taken.
+            with_distances (bool): Whether the smallest distances (N, P) come with them, in front.
+                Defaults to False.
+
+        Returns:
+            Tensor | tuple[Tensor, Tensor]: Logits of shape (N, K).
+        """
+        nearest = self.distances(feats).amin((2, 3))
+        # A model in half precision as a whole has its last layer in it as well
+        scores = self._scores(nearest).to(self.last_layer.weight)
+        logits = self.last_layer(scores)
+        # The logits last: of a tuple that is what the tap 'logits' reads
+        return (nearest, logits) if with_distances else logits
+
+    def loss(
+        self, feats: Sequence[Tensor], data_samples: list[DataSample], **kwargs
+    ) -> dict[str, Tensor]:
+        """The losses of the class; see there.
+
+        Args:
+            feats (Sequence[Tensor]): The backbone's feature maps.
+            data_samples (list[DataSample]): The labels.
+            **kwargs: Further arguments of the cross-entropy.
+
+        Returns:
+            dict[str, Tensor]: Scalars.
+        """
+        if 'gt_score' in data_samples[0]:
+            raise ValueError(
+                'ProtoPNetHead needs one class an image and the batches have mixed or soft labels; '
+                'remove train_cfg.augments'
+            )
+        nearest, logits = self(feats, with_distances=True)
+        losses = self._get_loss(logits, data_samples, **kwargs)
+        label = torch.cat([sample.gt_label for sample in data_samples]).to(nearest.device)
+        own = self.push_classes().T[label]
+        losses['loss_cluster'] = self.cluster_weight * self._nearest(nearest, own)
+        weight = self.class_weights()
+        if self.class_specific:
+            separation = self._nearest(nearest, ~own)
+            losses['loss_separation'] = -self.separation_weight * separation
+            weight = weight * ~self.class_identity.T
+        losses['loss_l1'] = self.l1_weight * weight.abs().sum()
+        return losses
+
+    def _scores(self, nearest: Tensor) -> Tensor:
+        return self.similarity(nearest) * self.alive
+
+    def _nearest(self, distances: Tensor, chosen: Tensor) -> Tensor:
+        """The mean over images of the smallest distance to a chosen prototype, where there is one."""
+        smallest = distances.masked_fill(~(chosen & self.alive), torch.inf).amin(1)
+        found = smallest.isfinite()
+        return smallest.where(found, 0).sum() / found.sum().clamp(min=1)
+
+
+def _add_on(kind: str, in_channels: int, channels: int) -> nn.Sequential:
+    """1 x 1 convolutions from the backbone's channels to a prototype's, with a sigmoid at the end."""
+    widths = [in_channels, channels, channels]
+    if kind == 'bottleneck':
+        widths, width = [in_channels], in_channels
+        while width > channels or len(widths) == 1:
+            widths += [max(channels, width // 2)] * 2
+            width //= 2
+    layers: list[nn.Module] = []
+    for before, after in zip(widths, widths[1:]):
+        convolution = nn.Conv2d(before, after, 1)
+        nn.init.kaiming_normal_(convolution.weight, mode='fan_out', nonlinearity='relu')
+        nn.init.zeros_(convolution.bias)
+        layers += [convolution, nn.ReLU()]
+    return nn.Sequential(*layers[:-1], nn.Sigmoid())

@@ -1,0 +1,103 @@
+"""What all prototype networks share: an embedding, prototypes, and where each prototype comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmpretrain.models.heads import ClsHead
+from torch import Tensor, nn
+
+from mmkdx.functional import full_precision, no_autocast
+
+
+class PrototypeLayer(nn.Module):
+    """Squared L2 distances of every position's embedding to every prototype, in fp32.
+
+    Near 0, where a logarithmic similarity is steepest, half precision would leave nothing but rounding.
+    So would TF32, which torch allows in convolutions and not in matrix products; a product it is.
+
+    Args:
+        num_prototypes (int): P.
+        channels (int): C.
+    """
+
+    def __init__(self, num_prototypes: int, channels: int) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.rand(num_prototypes, channels))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Distances of shape (N, P, H, W) of an embedding of shape (N, C, H, W)."""
+        with no_autocast(embedding):
+            embedding, prototypes = map(full_precision, (embedding, self.prototypes))
+            products = torch.einsum('pc,nchw->nphw', prototypes, embedding)
+            squares = embedding.square().sum(1, keepdim=True)
+            distances = squares - 2 * products + prototypes.square().sum(1)[:, None, None]
+            return distances.relu()  # rounding makes tiny ones negative
+
+
+class PrototypeHead(ClsHead):
+    """Base of prototype heads: ``add_on`` embeds, ``prototype_layer`` compares with P prototypes.
+
+    Each prototype remembers which training patch it was projected onto, in buffers and so in every
+    checkpoint:
+
+    - ``source_image`` (P, ): the position of the image in the push data set; -1 before a push.
+    - ``source_label`` (P, ): the label of that image.
+    - ``source_cell`` (P, 2): row and column of the patch in the feature map.
+    - ``source_box`` (P, 4): x0, y0, x1, y1 in pixels of the network's input, of the region where the
+      prototype was highly activated before it was moved, as in ProtoPNet's public code (see
+      ``high_activation_boxes``; maps are enlarged bilinearly, there cubically); x1 and y1 are outside.
+    - ``alive`` (P, ): false for a pruned prototype, which plays no part any more. Its place stays, so
+      that checkpoints, optimizers and the pairing with a teacher's prototypes stay valid.
+
+    Args:
+        add_on (nn.Module): From the backbone's last feature map (N, in_channels, H, W) to the
+            embedding (N, C, H, W).
+        prototype_layer (PrototypeLayer): The prototypes.
+        num_classes (int): K.
+        **kwargs: The arguments of mmpretrain's ``ClsHead``.
+    """
+
+    def __init__(
+        self, add_on: nn.Module, prototype_layer: PrototypeLayer, num_classes: int, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.add_on = add_on
+        self.prototype_layer = prototype_layer
+        count = len(prototype_layer.prototypes)
+        self.register_buffer('source_image', torch.full((count,), -1))
+        self.register_buffer('source_label', torch.full((count,), -1))
+        self.register_buffer('source_cell', torch.full((count, 2), -1))
+        self.register_buffer('source_box', torch.full((count, 4), -1))
+        self.register_buffer('alive', torch.ones(count, dtype=torch.bool))
+
+    @property
+    def prototypes(self) -> nn.Parameter:
+        """The prototypes, of shape (P, C)."""
+        return self.prototype_layer.prototypes
+
+    def distances(self, feats: Sequence[Tensor]) -> Tensor:
+        """Squared distances of shape (N, P, H, W) of all positions to all prototypes."""
+        feature = feats[-1]
+        if feature.dim() != 4:
+            raise ValueError(
+                f'{type(self).__name__} takes feature maps of shape (N, C, H, W) and got '
+                f'{tuple(feature.shape)}; leave out the neck, and of a transformer take '
+                "backbone.out_type='featmap'"
+            )
+        return self.prototype_layer(self.add_on(feature))
+
+    def similarity(self, distances: Tensor) -> Tensor:
+        """How alike patches and prototypes are, from their squared distances, of any shape."""
+        raise NotImplementedError
+
+    def push_classes(self) -> Tensor:
+        """Booleans of shape (P, K): onto patches of which classes a prototype may be projected."""
+        raise NotImplementedError
+
+    def class_weights(self) -> Tensor:
+        """Of shape (K, P): by how much a prototype's similarity speaks for a class."""
+        raise NotImplementedError

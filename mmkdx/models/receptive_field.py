@@ -1,0 +1,133 @@
+"""The region of the image that a cell of a backbone's last feature map can see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from mmkdx.models.taps import fake_forward, forward_tensor
+
+#: Branches beside the main path, by the name of their module.
+SHORTCUTS = ('downsample', 'shortcut')
+
+
+class ReceptiveField(NamedTuple):
+    """The receptive field of the cells of a feature map, which are as many rows as columns.
+
+    Args:
+        n (int): How many cells a row has.
+        jump (int): From one cell's centre to the next, in pixels.
+        size (int): The side of the square that a cell sees, in pixels.
+        start (float): The centre of the first cell, where the first pixel's is 0.5.
+    """
+
+    n: int
+    jump: int
+    size: int
+    start: float
+
+
+def receptive_field(backbone: nn.Module, size: int = 224) -> ReceptiveField:
+    r"""The theoretical receptive field of the last feature map.
+
+    For each convolution and pooling with kernel k, stride s, padding p, in the order in which they
+    run, :math:`r' = r + (k - 1) j`, :math:`start' = start + ((k - 1) / 2 - p) j`, :math:`j' = s j`
+    (Araujo et al., "Computing receptive fields of convolutional neural networks", Distill 2019, as in
+    the public code of ProtoPNet, Chen et al., NeurIPS 2019). Modules named 'downsample' or 'shortcut'
+    are left out. Other parallel branches of stride 1 are counted as if one followed the other, which
+    is right for DenseNet's blocks, whose longest path goes through all.
+
+    Args:
+        backbone (nn.Module): A chain of 2-D convolutions and poolings, which yields a feature map or a
+            tuple whose last element is one.
+        size (int): Height and width of the images. Defaults to 224.
+
+    Returns:
+        ReceptiveField: (n, jump, size, start).
+
+    Raises:
+        ValueError: If the backbone yields no square feature map, a layer is not the same in both
+            directions, or layers form no chain (squeeze-and-excitation, strided parallel branches).
+    """
+    width, jump, field, start = size, 1, 1, 0.5
+    last = 'the image'
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal width, jump, field, start, last
+            if inputs[0].shape[-1] != width:
+                raise ValueError(
+                    f'backbone has no receptive field of one size: {name} takes a map of '
+                    f'{inputs[0].shape[-1]} columns after {last} gave one of {width}'
+                )
+            settings = (
+                *(layer.kernel_size, layer.stride, layer.padding),
+                getattr(layer, 'dilation', 1),  # average pooling has none
+            )
+            settings = [_pair(setting) for setting in settings]
+            if any(len(set(setting)) > 1 for setting in settings):
+                raise ValueError(
+                    f'backbone has no square receptive field: {name} is {layer}, which is not the same '
+                    'in both directions'
+                )
+            kernel, stride, padding, dilation = (setting[0] for setting in settings)
+            reach = dilation * (kernel - 1)
+            field += reach * jump
+            start += (reach / 2 - padding) * jump
+            jump *= stride
+            width, last = output.shape[-1], name
+
+        return add
+
+    handles = [
+        module.register_forward_hook(hook(name))
+        for name, module in backbone.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))
+        and not set(name.split('.')) & set(SHORTCUTS)
+    ]
+    try:
+        with fake_forward(backbone):
+            output = forward_tensor(backbone, torch.empty(1, 3, size, size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    output = output[-1] if isinstance(output, (tuple, list)) else output
+    if output.ndim != 4 or tuple(output.shape[2:]) != (width, width):
+        raise ValueError(
+            f'backbone yields {tuple(output.shape)} after {last} gave {width} columns; it must yield a '
+            'square feature map of its last convolution or pooling'
+        )
+    return ReceptiveField(width, jump, field, start)
+
+
+def cell_box(field: ReceptiveField, cell: int, size: int = 224) -> tuple[int, int, int, int]:
+    """The part of the image that one cell sees.
+
+    Args:
+        field (ReceptiveField): The receptive field.
+        cell (int): The cell's flat index ``row * n + column``.
+        size (int): Height and width of the image. Defaults to 224.
+
+    Returns:
+        tuple[int, int, int, int]: Rows from y0 up to y1, columns from x0 up to x1, as (y0, y1, x0, x1),
+            clipped to the image.
+
+    Raises:
+        ValueError: If there is no such cell.
+    """
+    if not 0 <= cell < field.n**2:
+        raise ValueError(
+            f'cell is {cell}; a map of {field.n}x{field.n} has cells 0 to {field.n**2 - 1}'
+        )
+    box: list[int] = []
+    for index in divmod(cell, field.n):
+        center = field.start + index * field.jump
+        box += [
+            max(int(center - field.size / 2), 0),
+            min(int(center + field.size / 2), size),
+        ]
+    return tuple(box)
