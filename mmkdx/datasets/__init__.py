@@ -1,21 +1,27 @@
-"""Data sets; all others of mmpretrain can be used as well."""
+"""Data sets and transforms; all others of mmpretrain can be used as well."""
 
+from mmkdx.datasets.cars import StanfordCars
 from mmkdx.datasets.cifar import CIFAR10, CIFAR100
 from mmkdx.datasets.class_subset import class_subset
+from mmkdx.datasets.cub import CUB
 from mmkdx.datasets.digits import Digits
 from mmkdx.datasets.imagenet_segmentation import ImageNetSegmentation
 from mmkdx.datasets.parts import Parts
 from mmkdx.datasets.stl10 import STL10
 from mmkdx.datasets.tiny_imagenet import TinyImageNet
+from mmkdx.datasets.transforms import CropToBox
 from mmkdx.datasets.waterbirds import Waterbirds
 
 __all__ = [
     'CIFAR10',
     'CIFAR100',
+    'CUB',
     'STL10',
+    'CropToBox',
     'Digits',
     'ImageNetSegmentation',
     'Parts',
+    'StanfordCars',
     'TinyImageNet',
     'Waterbirds',
     'class_subset',

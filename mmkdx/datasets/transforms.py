@@ -1,0 +1,61 @@
+"""Transforms that mmcv and mmpretrain lack."""
+
+from __future__ import annotations
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+
+from mmkdx.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class CropToBox(BaseTransform):
+    """Crops an image to the first of its boxes, as prototype networks see birds.
+
+    Source: C. Chen et al., "This Looks Like That: Deep Learning for Interpretable Image Recognition",
+    NeurIPS 2019, whose images of CUB-200-2011 are cropped to x, y, x + width, y + height.
+
+    The box is rounded to pixels and clipped to the image; at least one pixel is left. What else
+    belongs to the image moves with it: ``gt_bboxes`` (clipped to the crop), ``gt_keypoints``
+    (N, K, 2), whose ``gt_keypoints_visible`` (N, K) becomes 0 outside of the crop, and ``gt_seg_map``.
+    ``img_shape`` is the size of the crop, ``ori_shape`` stays.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Crops.
+
+        Args:
+            results (dict): With ``img`` (H, W[, C]) and ``gt_bboxes`` (N, 4): x1, y1, x2, y2 in pixels,
+                x2 and y2 exclusive.
+
+        Returns:
+            dict: The same dict.
+
+        Raises:
+            ValueError: If there is no box.
+        """
+        boxes = results.get('gt_bboxes')
+        if boxes is None or not len(boxes):
+            raise ValueError(
+                "CropToBox finds no box in 'gt_bboxes', which a data set such as CUB has to yield"
+            )
+        height, width = results['img'].shape[:2]
+        x1, y1, x2, y2 = np.rint(boxes[0]).astype(int)
+        left, top = np.clip((x1, y1), 0, (width - 1, height - 1))
+        right, bottom = np.clip((x2, y2), (left + 1, top + 1), (width, height))
+        for key in ('img', 'gt_seg_map'):
+            if results.get(key) is not None:
+                results[key] = np.ascontiguousarray(results[key][top:bottom, left:right])
+        size = np.array([right - left, bottom - top])
+        results['img_shape'] = results['img'].shape[:2]
+
+        offset = np.array([left, top], np.float32)
+        results['gt_bboxes'] = np.clip(boxes - np.tile(offset, 2), 0, np.tile(size, 2)).astype(
+            np.float32
+        )
+        if results.get('gt_keypoints') is not None:
+            points = results['gt_keypoints'] - offset
+            inside = ((points >= 0) & (points < size)).all(-1)
+            results['gt_keypoints'] = points
+            results['gt_keypoints_visible'] = results['gt_keypoints_visible'] * inside
+        return results
