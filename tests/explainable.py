@@ -11,6 +11,7 @@ from torch import nn
 from mmkdx.explain import Explainer, build_explainer
 
 TRANSFORMER_ONLY = {'AttentionRollout'}
+PROTOTYPES_ONLY = {'PrototypeMap'}
 #: Explainers with fewer steps than their defaults
 OPTIONS = dict(IntegratedGradients=dict(steps=3), SmoothGrad=dict(samples=2))
 
@@ -30,7 +31,13 @@ def model_for(name: str, head: str = 'linear', seed: int = 0) -> nn.Module:
             )
     else:
         config = classifier(4, drop=0.5)
-        if head == 'hidden' and name != 'CAM':
+        if name in PROTOTYPES_ONLY:
+            del config['neck']
+            config['head'] = dict(
+                type='ProtoPNetHead', num_classes=4, in_channels=4, prototypes_per_class=2,
+                prototype_channels=3,
+            )  # fmt: skip
+        elif head == 'hidden' and name != 'CAM':
             config['head'] = dict(
                 type='StackedLinearClsHead', num_classes=4, in_channels=4, mid_channels=[5],
                 dropout_rate=0.5,

@@ -2,5 +2,6 @@
 
 from mmkdx.apis.command_line import mmpretrain_tool, run_tool
 from mmkdx.apis.explain import ExplainInferencer
+from mmkdx.apis.prototypes import PrototypeAnalysis
 
-__all__ = ['ExplainInferencer', 'mmpretrain_tool', 'run_tool']
+__all__ = ['ExplainInferencer', 'PrototypeAnalysis', 'mmpretrain_tool', 'run_tool']

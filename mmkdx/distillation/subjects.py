@@ -57,8 +57,11 @@ class Subject:
             logits (Tensor): The model's logits on them.
             targets (Tensor): The classes to explain, of shape (N, ).
         """
-        maps = self.explain(inputs, targets)
-        return Explained(maps, targets, logits, self.predict, self.explain, self.fixed)
+        return self.with_maps(self.explain(inputs, targets), logits, targets, self.fixed)
+
+    def with_maps(self, maps: Tensor, logits: Tensor, targets: Tensor, fixed: bool) -> Explained:
+        """The same, with maps that are known."""
+        return Explained(maps, targets, logits, self.predict, self.explain, fixed, self.model)
 
     def _converted(self, inputs: Tensor) -> Tensor:
         return inputs if self.convert is None else self.convert(inputs)

@@ -15,6 +15,7 @@ from mmkdx.explain.gradient import (
 )
 from mmkdx.explain.perturbation import AblationCAM, ScoreCAM
 from mmkdx.explain.pixel import FullGrad, InputGradient, IntegratedGradients, SmoothGrad
+from mmkdx.explain.prototype_map import PrototypeMap
 
 __all__ = [
     'CAM',
@@ -32,6 +33,7 @@ __all__ = [
     'IntegratedGradients',
     'LayerCAM',
     'LayerExplainer',
+    'PrototypeMap',
     'ScoreCAM',
     'SmoothGrad',
     'XGradCAM',

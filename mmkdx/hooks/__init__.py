@@ -2,5 +2,6 @@
 
 from mmkdx.hooks.epoch_seed_hook import EpochSeedHook
 from mmkdx.hooks.explain_hook import ExplainHook
+from mmkdx.hooks.prototype_hooks import PrototypePushHook, PrototypeStageHook
 
-__all__ = ['EpochSeedHook', 'ExplainHook']
+__all__ = ['EpochSeedHook', 'ExplainHook', 'PrototypePushHook', 'PrototypeStageHook']

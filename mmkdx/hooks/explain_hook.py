@@ -18,6 +18,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mmkdx.distillation.subjects import (
     TARGETS,
@@ -27,9 +28,12 @@ from mmkdx.distillation.subjects import (
     find_subjects,
 )
 from mmkdx.functional import degenerate_maps
+from mmkdx.hooks.prototype_hooks import PrototypePushHook, push_dataloader
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score
+from mmkdx.models.heads import ProtoPNetHead
 from mmkdx.registry import HOOKS, METRICS
 from mmkdx.visualization.panel import as_rgb, explanation_panel
+from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets
 from mmkdx.visualization.records import (
     append_scores,
     append_values,
@@ -37,10 +41,13 @@ from mmkdx.visualization.records import (
     read_curves,
     score_table,
 )
-from mmkdx.visualization.report import GalleryItem, write_report
+from mmkdx.visualization.report import GalleryItem, PictureSection, write_report
 
 #: Bytes of maps and logits of fixed models that are kept between evaluations.
 KEPT_BYTES = 2**30
+
+#: Of how many images the report shows by which prototypes they are decided.
+SHOWN_DECISIONS = 8
 
 #: Values of an image that are no scores.
 FACTS = ('target', 'prediction', 'confidence', 'degenerate', 'label')
@@ -89,8 +96,9 @@ class ExplainHook(Hook):
         interval (int): Explain at every so many-th evaluation in training. Defaults to 1.
         seed (int): The seed of the sample. Defaults to 0.
         report (bool | dict): Whether to write ``<log_dir>/explain/report.html`` after a test; with a
-            dict of names and work directories it shows the curves of these runs, too. Defaults to
-            False.
+            dict of names and work directories it shows the curves of these runs, too. Of a student
+            with a ``ProtoPNetHead`` it shows the prototypes that decide, if the config has its
+            ``PrototypePushHook``. Defaults to False.
         enable (bool): Whether to do all this. Defaults to True.
         out_dir (str, optional): Where files are written. Defaults to None (``<log_dir>/explain``).
 
@@ -333,9 +341,7 @@ class ExplainHook(Hook):
         for name, subject in self._subjects.items():
             if name in kept and len(kept[name][0]) > 1:
                 maps = torch.stack([each[1] for each in kept[name]]).to(inputs.device)
-                models[name] = Explained(
-                    maps, targets[name], logits[name], subject.predict, subject.explain, True
-                )
+                models[name] = subject.with_maps(maps, logits[name], targets[name], True)
                 continue
             models[name] = subject.explained(inputs, logits[name], targets[name])
             # What depends on the student's prediction is new at every evaluation.
@@ -445,9 +451,33 @@ class ExplainHook(Hook):
                 scores=scores,
                 curves=_curves(compare if known_run else {title: runner.work_dir, **compare}),
                 gallery=gallery,
+                sections=self._prototypes(runner, classes),
                 unit=unit,
             )
             runner.logger.info(f'The report is {path}')
+
+    def _prototypes(self, runner: Runner, classes: Sequence[str] | None) -> list[PictureSection]:
+        """What speaks for the student's decisions, where prototypes do and their images are there."""
+        student = self._subjects['student'].model
+        hooks = [hook for hook in runner.hooks if isinstance(hook, PrototypePushHook)]
+        if not hooks or not isinstance(getattr(student, 'head', None), ProtoPNetHead):
+            return []
+        try:
+            data = hooks[0].dataloader
+            if not isinstance(data, DataLoader):  # as after a training
+                data = Runner.build_dataloader(push_dataloader(runner.cfg, data))
+            sheets = PrototypeSheets(student, data.dataset, classes)
+        except (ValueError, FileNotFoundError) as error:
+            runner.logger.warning(f'The report has no section of prototypes: {error}')
+            return []
+        pictures = []
+        for index in sorted(self._shown)[:SHOWN_DECISIONS]:
+            drawn, facts = sheets.explain_image(self._dataset[index], f'image {index}')
+            pictures += [
+                (f'{facts["image"]}: {each["class"]}', picture)
+                for each, picture in zip(facts['classes'], drawn)
+            ]
+        return [PictureSection('Prototypes', LOCAL_NOTE, pictures)] if pictures else []
 
     def _panel(
         self, picture: dict[str, Any], row: dict[str, Any], classes: Sequence[str] | None

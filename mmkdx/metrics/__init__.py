@@ -6,6 +6,7 @@ from mmkdx.metrics.complexity import MapComplexity
 from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, PerturbationAUC
 from mmkdx.metrics.group_accuracy import GroupAccuracy
 from mmkdx.metrics.localisation import MapSegmentation, PointingGame
+from mmkdx.metrics.prototype import PrototypeParts, PrototypeTransfer
 from mmkdx.metrics.sensitivity import MaxSensitivity
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     'MaxSensitivity',
     'PerturbationAUC',
     'PointingGame',
+    'PrototypeParts',
+    'PrototypeTransfer',
     'Score',
     'mean_score',
 ]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.evaluator import BaseMetric
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmkdx.functional import degenerate_maps
 
@@ -27,6 +27,8 @@ class Explained:
             ``ExplainedBatch.inputs``, without a graph, in eval mode.
         explain (Callable): Yields raw maps (M, h, w) for such images and classes (M, ).
         fixed (bool): Whether the model is the same at every evaluation, so that its values may be kept.
+        model (nn.Module, optional): The model itself, for metrics of what goes on inside; ``predict``
+            runs it.
     """
 
     maps: Tensor
@@ -35,6 +37,7 @@ class Explained:
     predict: Callable[[Tensor], Tensor]
     explain: Callable[[Tensor, Tensor], Tensor]
     fixed: bool = False
+    model: nn.Module | None = None
 
 
 @dataclass

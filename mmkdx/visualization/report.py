@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -60,14 +61,31 @@ class GalleryItem:
     scores: dict[str, float]
 
 
+@dataclass
+class PictureSection:
+    """A section of further pictures.
+
+    Args:
+        heading (str): Its headline.
+        note (str): What the pictures show.
+        pictures (Sequence[tuple[str, np.ndarray]]): What each shows, and the picture, RGB, uint8 of
+            shape (H, W, 3).
+    """
+
+    heading: str
+    note: str
+    pictures: Sequence[tuple[str, np.ndarray]]
+
+
 def write_report(
     path: str | Path,
     *,
     title: str,
     facts: Mapping[str, str],
-    scores: Mapping[str, Score],
-    curves: Curves,
-    gallery: Sequence[GalleryItem],
+    scores: Mapping[str, Score] = MappingProxyType({}),
+    curves: Curves | None = None,
+    gallery: Sequence[GalleryItem] = (),
+    sections: Sequence[PictureSection] = (),
     unit: str = 'epoch',
 ) -> Path:
     """Writes a page that needs no other file and no network.
@@ -78,9 +96,11 @@ def write_report(
         path (str | Path): The file, in a folder that exists.
         title (str): The headline.
         facts (Mapping[str, str]): What is to be known of the run; empty ones are left out.
-        scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``.
-        curves (Mapping): For each metric and run the pairs (epoch, value).
-        gallery (Sequence[GalleryItem]): The pictures.
+        scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``. Defaults to {}.
+        curves (Mapping, optional): For each metric and run the pairs (epoch, value). Defaults to None:
+            the page is of no training, and has no such section.
+        gallery (Sequence[GalleryItem]): The pictures. Defaults to ().
+        sections (Sequence[PictureSection]): Further pictures. Defaults to ().
         unit (str): What the curves run over. Defaults to 'epoch'.
 
     Returns:
@@ -94,9 +114,10 @@ def write_report(
     page = template.substitute(
         title=escape(title),
         facts='\n'.join(_pair(name, escape(fact)) for name, fact in facts.items() if fact),
-        curves=_curves(curves, unit),
+        curves='' if curves is None else _curves(curves, unit),
         scores=_scores(scores),
         gallery=_gallery(gallery),
+        sections='\n'.join(_pictures(f'pictures-{i}', each) for i, each in enumerate(sections)),
         version=__version__,
     )
     # Names of files may hold bytes that are no text.
@@ -313,23 +334,40 @@ def _card(item: GalleryItem, verdicts: Sequence[str], number: int | str) -> str:
     values = [
         _pair(name, '–' if value is None else f'{value:.3f}') for name, value in scores.items()
     ]
+    url = _data_url(item.picture, f'GalleryItem.picture of image {item.index}')
     height, width = item.picture.shape[:2]
     return (
         f'<article data-index="{item.index}" data-class="{number}" '
         f'data-verdicts="{" ".join(verdicts)}" data-scores="{escape(json.dumps(scores))}">'
         f'<h3>{head}</h3><div class="picture"><img width="{width}" height="{height}" '
         f'alt="{head}, with the explanations of {escape(", ".join(item.predictions))}" '
-        f'src="{_data_url(item)}"></div>'
+        f'src="{url}"></div>'
         f'<dl class="values">{"".join(rows)}</dl><dl class="values">{"".join(values)}</dl></article>\n'
     )
 
 
-def _data_url(item: GalleryItem) -> str:
-    picture = item.picture
+def _pictures(name: str, section: PictureSection) -> str:
+    """A section of further pictures."""
+    figures = []
+    for i, (caption, picture) in enumerate(section.pictures):
+        url = _data_url(picture, f'PictureSection.pictures[{i}] of {section.heading!r}')
+        height, width = picture.shape[:2]
+        figures.append(
+            f'<figure><div class="picture"><img width="{width}" height="{height}" '
+            f'alt="{escape(caption)}" src="{url}"></div></figure>\n'
+        )
+    return _section(
+        name,
+        escape(section.heading),
+        f'<p class="quiet">{escape(section.note)}</p><div class="sheets">\n{"".join(figures)}</div>',
+    )
+
+
+def _data_url(picture: np.ndarray, key: str) -> str:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(
-            f'GalleryItem.picture of image {item.index} is {picture.dtype} of shape {picture.shape}; it '
-            'must be RGB, uint8 of shape (H, W, 3)'
+            f'{key} is {picture.dtype} of shape {picture.shape}; it must be RGB, uint8 of shape '
+            '(H, W, 3)'
         )
     data = cv2.imencode('.webp', picture[..., ::-1], (cv2.IMWRITE_WEBP_QUALITY, 90))[1]
     return f'data:image/webp;base64,{base64.b64encode(data).decode()}'

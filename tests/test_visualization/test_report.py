@@ -14,7 +14,7 @@ import pytest
 
 from mmkdx.metrics.base import Score
 from mmkdx.visualization.records import score_table
-from mmkdx.visualization.report import GalleryItem, write_report
+from mmkdx.visualization.report import GalleryItem, PictureSection, write_report
 
 NAN = float('nan')
 EVIL = '<b>&"\'$title</b></script><script>document.title = 1</script><!--'
@@ -237,6 +237,38 @@ def test_picture_of_a_wrong_kind(tmp_path, shape, dtype):
     with pytest.raises(ValueError, match=re.escape(message)):
         write(tmp_path, gallery=[bad])
     assert not (tmp_path / 'report.html').exists()
+
+
+def test_sections_of_further_pictures(tmp_path):
+    first = PictureSection(EVIL, EVIL, [('one', picture(1)), (EVIL, picture(2))])
+    page = write(tmp_path, sections=[first, PictureSection('more', '', [('three', picture(3))])])
+    page = page.read_text('utf-8')
+    ids = re.findall('<section id="(.*?)"', page)
+    assert ids == ['curves', 'scores', 'gallery', 'pictures-0', 'pictures-1']
+    assert EVIL not in page
+    body = page[page.index('<section id="pictures-0"') :]
+    assert unescape(re.search('<h2.*?>(.*?)</h2>', body)[1]) == EVIL
+    assert unescape(re.search('<p class="quiet">(.*?)</p>', body)[1]) == EVIL
+    found = re.findall('<img width="(.*?)" height="(.*?)" alt="(.*?)" src="(.*?)">', body)
+    assert [unescape(alt) for _, _, alt, _ in found] == ['one', EVIL, 'three']
+    for seed, (width, height, _, url) in enumerate(found, 1):
+        data = np.frombuffer(base64.b64decode(url.split(',')[1]), np.uint8)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+        assert image.shape == picture(seed).shape == (int(height), int(width), 3)
+        assert np.abs(image.astype(int) - picture(seed)).mean() < 4
+
+
+def test_a_page_of_pictures_alone(tmp_path):
+    section = PictureSection('a', 'b', [('c', picture())])
+    path = write_report(tmp_path / 'page.html', title='t', facts={}, sections=[section])
+    assert re.findall('<section id="(.*?)"', path.read_text('utf-8')) == ['pictures-0']
+
+
+def test_picture_of_a_section_of_a_wrong_kind(tmp_path):
+    section = PictureSection('a', 'b', [('c', picture()), ('d', np.zeros((4, 5), 'uint8'))])
+    message = r"PictureSection.pictures\[1\] of 'a' is uint8 of shape \(4, 5\); it must be RGB"
+    with pytest.raises(ValueError, match=message):
+        write(tmp_path, sections=[section])
 
 
 # In a browser
@@ -486,3 +518,15 @@ def test_text_can_be_read(page, scheme):
     for front, back in pairs:
         low, high = sorted(map(luminance, (front, back)))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (front, back)
+
+
+def test_further_pictures_fit_and_leave_the_gallery_alone(page):
+    section = PictureSection('a', 'b', [('c', picture()), ('d', np.tile(picture(1), (1, 6, 1)))])
+    browser = page(sections=[section])
+    choose(browser, 'class', 'dog')
+    assert shown(browser) == [5, 100]
+    images = browser.find_elements('css selector', '.sheets img')
+    assert [each.size['width'] for each in images][0] == 360
+    assert 360 < images[1].size['width'] < 1280
+    width(browser, 400)
+    assert browser.execute_script('return document.documentElement.scrollWidth') <= 400

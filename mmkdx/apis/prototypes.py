@@ -1,0 +1,349 @@
+"""Looking at the prototypes of a trained network, and of its teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmcv.image import imread
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader, Runner
+from mmpretrain.datasets import remove_transform
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmkdx.distillation.models import build_model, load_weights, read_config
+from mmkdx.distillation.teachers import Teacher, build_teacher
+from mmkdx.functional.prototype_transfer import cell_agreement, match_prototypes
+from mmkdx.hooks.prototype_hooks import push_dataloader
+from mmkdx.models.heads.nearest_patches import find_nearest_patches
+from mmkdx.models.taps import evaluating
+from mmkdx.registry import TRANSFORMS
+from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets, spread
+from mmkdx.visualization.prototypes import transfer_sheet
+from mmkdx.visualization.report import PictureSection, write_report
+
+
+class PrototypeAnalysis:
+    """Shows the prototypes of a trained network, by which it decides, and what its teacher's became.
+
+    Each part is a method that returns pictures and numbers; ``write`` makes files of them.
+
+    Args:
+        config (Config | str | Path): The config of the training, of a network with a prototype head or
+            of its distillation, with its ``PrototypePushHook``.
+        checkpoint (str | Path): A checkpoint from after a push.
+        teacher (dict | str, optional): A teacher in any form that ``Distiller`` takes. Defaults to
+            None: the first of the config's, if it is of a distillation.
+        device (str | torch.device): The device. Defaults to 'cpu'.
+        cmap (str): See ``heat_map``. Defaults to 'viridis'.
+
+    Example:
+        >>> analysis = PrototypeAnalysis('protopnet_resnet18-tiny_parts.py', 'epoch_16.pth')
+        >>> picture, numbers = analysis.prototypes([0])[0]
+        >>> analysis.write('prototypes', images=['bird.png'])
+
+    Raises:
+        ValueError: If the config has no ``PrototypePushHook``, or the checkpoint no prototypes that
+            were projected by it.
+        FileNotFoundError: If the checkpoint does not exist.
+    """
+
+    def __init__(
+        self,
+        config: Config | str | Path,
+        checkpoint: str | Path,
+        teacher: Any = None,
+        device: str | torch.device = 'cpu',
+        cmap: str = 'viridis',
+    ) -> None:
+        if not isinstance(config, Config):
+            config = read_config(str(config), 'config')
+        self.config, self.checkpoint, self.device, self.cmap = config, checkpoint, device, cmap
+        model = build_model(config.model, 'model', config.get('data_preprocessor'))
+        state = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
+        load_weights(model, state, f'checkpoint {checkpoint}')
+        self.model = model.to(device).eval()
+        self.push_data, self.test_data = _push_data(config), _loader(config.test_dataloader)
+        self.classes = (state.get('meta', {}).get('dataset_meta') or {}).get('classes') or (
+            getattr(self.test_data.dataset, 'metainfo', None) or {}
+        ).get('classes')
+        self.sheets = PrototypeSheets(
+            self.model, self.push_data.dataset, self.classes, cmap, f'checkpoint {checkpoint}'
+        )
+        if teacher is None and config.model.get('teacher') is not None:
+            teacher = config.model.teacher
+            teacher = teacher[0] if isinstance(teacher, (list, tuple)) else teacher
+        #: The teacher, in a form that ``Distiller`` takes.
+        self.teacher = teacher
+
+    def prototypes(
+        self, prototypes: Sequence[int] | None = None, num: int = 10, k: int = 5
+    ) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """The global analysis: prototypes with their nearest patches of training and test images.
+
+        Args:
+            prototypes (Sequence[int], optional): Which. Defaults to None: some, spread over all.
+            num (int): How many, if they are not given. Defaults to 10.
+            k (int): How many patches of each. Defaults to 5.
+
+        Returns:
+            list[tuple[np.ndarray, dict]]: For each a picture and its numbers.
+
+        Raises:
+            ValueError: If there is no such prototype.
+        """
+        chosen = self.sheets.chosen(prototypes, num)
+        # One more, as the nearest training image is mostly the source itself
+        neighbours = {
+            name: (data.dataset, find_nearest_patches(self.model, data, count))
+            for name, data, count in (
+                ('training', self.push_data, k + 1),
+                ('test', self.test_data, k),
+            )
+        }
+        return [self.sheets.explain_prototype(j, neighbours, k) for j in chosen]
+
+    def images(
+        self, images: Sequence[int | str | Path] | None = None, num: int = 10, rows: int = 10
+    ) -> list[tuple[list[np.ndarray], dict[str, Any]]]:
+        """The local analysis: what speaks for the predicted class of an image, and for the next one.
+
+        Args:
+            images (Sequence[int | str | Path], optional): Files, and positions in the test data.
+                Defaults to None: some of the test data, spread over all.
+            num (int): How many, if they are not given. Defaults to 10.
+            rows (int): How many prototypes each picture shows. Defaults to 10.
+
+        Returns:
+            list[tuple[list[np.ndarray], dict]]: For each image its pictures and numbers.
+
+        Raises:
+            ValueError: If an image cannot be read, or logits are no sum over prototypes.
+        """
+        dataset = self.test_data.dataset
+        if images is None:
+            images = spread(np.arange(len(dataset)), num)
+        results = []
+        for each in images:
+            if isinstance(each, int):
+                if not 0 <= each < len(dataset):
+                    raise ValueError(f'images: there is no test image {each} of {len(dataset)}')
+                item, name = dataset[each], f'test image {each}'
+            else:
+                item, name = self._load(str(each)), Path(each).name
+            results.append(self.sheets.explain_image(item, name, rows=rows))
+        return results
+
+    def transfer(
+        self, prototypes: Sequence[int] | None = None, num: int = 10
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The teacher's prototypes beside those of the student that match them on the test data.
+
+        Args:
+            prototypes (Sequence[int], optional): Which of the teacher's. Defaults to None: some, spread
+                over all.
+            num (int): How many, if they are not given. Defaults to 10.
+
+        Returns:
+            tuple[np.ndarray, dict]: The picture and its numbers, among them all matches.
+
+        Raises:
+            ValueError: If there is no teacher, or its prototypes cannot be compared.
+        """
+        if self.teacher is None:
+            raise ValueError(
+                'there is no teacher whose prototypes could be compared: give one, or take the config '
+                'of a distillation'
+            )
+        teacher = build_teacher(self.teacher)
+        if not isinstance(teacher, Teacher):
+            raise ValueError(
+                f'teacher is a {type(teacher).__name__}; it must be a Teacher, of one trained network'
+            )
+        teacher.bind(self.model, {}, 'teacher')
+        teacher.load()
+        teacher.to(self.device)
+        data = _teacher_data(self.teacher) or self.push_data
+        theirs = PrototypeSheets(
+            teacher.model, data.dataset, self.classes, self.cmap, 'the teacher'
+        )
+        chosen = theirs.chosen(prototypes, num)
+        cells = self._cells(teacher)
+        match = match_prototypes(*cells).tolist()
+        agreement = cell_agreement(*cells)
+        images = len(self.test_data.dataset)
+        rows, numbers = [], []
+        for j in chosen:
+            (patch, teacher_facts), (own, facts) = theirs.source(j), self.sheets.source(match[j])
+            same = int(agreement[j, match[j]])
+            numbers.append(dict(teacher=teacher_facts, student=facts, same_patch=same))
+            lines = [
+                f"teacher's prototype {j}",
+                f'of {teacher_facts["source_class"]}',
+                f"student's prototype {match[j]}",
+                f'of {facts["source_class"]}',
+                f'same patch in {same} of {images} test images',
+            ]
+            rows.append((patch, own, lines))
+        picture = transfer_sheet(["The teacher's prototypes and the student's"], rows)
+        return picture, dict(matches=match, images=images, prototypes=numbers)
+
+    def write(
+        self,
+        folder: str | Path,
+        parts: Sequence[str] | None = None,
+        images: Sequence[int | str | Path] | None = None,
+        prototypes: Sequence[int] | None = None,
+        num: int = 10,
+    ) -> Path:
+        """Writes pictures, a page with all of them, and their numbers.
+
+        Args:
+            folder (str | Path): Where to.
+            parts (Sequence[str], optional): Of 'global', 'local' and 'transfer'. Defaults to None: the
+                first two, and the third where there is a teacher.
+            images (Sequence, optional): See ``images``. Defaults to None.
+            prototypes (Sequence[int], optional): See ``prototypes``. Defaults to None.
+            num (int): How many of each, if they are not given. Defaults to 10.
+
+        Returns:
+            Path: The page, 'prototypes.html', beside 'prototypes.json' and the pictures.
+        """
+        if parts is None:
+            parts = ['global', 'local', *(['transfer'] if self.teacher is not None else [])]
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        sections, numbers = [], {}
+        if 'global' in parts:
+            results = self.prototypes(prototypes, num)
+            numbers['global'] = [facts for _, facts in results]
+            drawn = {
+                f'global_{facts["prototype"]:04d}': (f'Prototype {facts["prototype"]}', picture)
+                for picture, facts in results
+            }
+            sections.append(_section(folder, 'Prototypes', GLOBAL_NOTE, drawn))
+        if 'local' in parts:
+            results = self.images(images, num)
+            numbers['local'] = [facts for _, facts in results]
+            drawn = {
+                f'local_{i:03d}_{rank}': (
+                    f'{facts["image"]}: {facts["classes"][rank]["class"]}',
+                    each,
+                )
+                for i, (pictures, facts) in enumerate(results)
+                for rank, each in enumerate(pictures)
+            }
+            sections.append(_section(folder, 'Decisions', LOCAL_NOTE, drawn))
+        if 'transfer' in parts:
+            picture, numbers['transfer'] = self.transfer(prototypes, num)
+            drawn = {'transfer': ("The teacher's prototypes and the student's", picture)}
+            sections.append(_section(folder, 'Transfer', TRANSFER_NOTE, drawn))
+        (folder / 'prototypes.json').write_text(json.dumps(numbers, indent=1))
+        alive = self.sheets.head.alive
+        return write_report(
+            folder / 'prototypes.html',
+            title=f'Prototypes of {Path(self.checkpoint).name}',
+            facts={
+                'config': self.config.filename or '',
+                'checkpoint': str(self.checkpoint),
+                'prototypes': f'{int(alive.sum())} of {len(alive)} in use',
+            },
+            sections=sections,
+        )
+
+    def _load(self, name: str) -> dict:
+        """An image file through the test pipeline."""
+        if not Path(name).is_file():
+            raise ValueError(f'images: there is no file {name}')
+        try:
+            image = imread(name)
+        except Exception as error:  # each backend raises its own
+            raise ValueError(f'images: cannot read {name}: {error}') from error
+        if image is None:
+            raise ValueError(f'images: cannot read {name}: it holds no image')
+        steps = remove_transform(self.config.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
+        with DefaultScope.overwrite_default_scope('mmkdx'):
+            pipeline = Compose([TRANSFORMS.build(step) for step in steps])
+        size = image.shape[:2]
+        return pipeline(dict(img=image, img_path=name, img_shape=size, ori_shape=size))
+
+    @torch.no_grad()
+    def _cells(self, teacher: Teacher) -> tuple[Tensor, Tensor]:
+        """The flat cells (N, P) of the nearest patches in the test data, of teacher and student."""
+        cells: tuple[list[Tensor], list[Tensor]] = ([], [])
+        with evaluating(self.model):
+            for batch in self.test_data:
+                inputs = self.model.data_preprocessor(batch, False)['inputs']
+                maps = []
+                for model, images in (
+                    (teacher.model, teacher.convert(inputs)),
+                    (self.model, inputs),
+                ):
+                    maps.append(model.head.distances(model.extract_feat(images)))
+                if maps[0].shape[1:] != maps[1].shape[1:]:
+                    raise ValueError(
+                        f'the teacher has {_size(maps[0])} and the student {_size(maps[1])}; only alike '
+                        'ones can be matched'
+                    )
+                for each, distances in zip(cells, maps):
+                    each.append(distances.flatten(2).argmin(2))
+        return torch.cat(cells[0]), torch.cat(cells[1])
+
+
+GLOBAL_NOTE = (
+    'Where each prototype comes from, and the patches of other images that are nearest to it. The dot '
+    'is the patch, the box the region that is similar. A prototype stands for one thing if its patches '
+    'show the same part.'
+)
+TRANSFER_NOTE = (
+    "Each of the teacher's prototypes beside one of the student's, matched one to one so that over all "
+    'test images their nearest patches are most often at the same place.'
+)
+
+
+def _section(
+    folder: Path, heading: str, note: str, drawn: dict[str, tuple[str, np.ndarray]]
+) -> PictureSection:
+    """Writes pictures as files, by their names, and makes a section of them."""
+    for name, (_, picture) in drawn.items():
+        path = folder / f'{name}.png'
+        if not cv2.imwrite(str(path), picture[..., ::-1]):
+            raise OSError(f'cannot write the picture {path}')
+    return PictureSection(heading, note, list(drawn.values()))
+
+
+def _loader(config: dict) -> DataLoader:
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        return Runner.build_dataloader(config, seed=0)
+
+
+def _push_data(config: Config) -> DataLoader:
+    """The images onto which the prototypes of a training were projected."""
+    for hook in config.get('custom_hooks') or ():
+        kind = hook.get('type')
+        if getattr(kind, '__name__', kind) == 'PrototypePushHook':
+            return _loader(push_dataloader(config, hook.get('dataloader')))
+    raise ValueError(
+        f'custom_hooks of {config.filename or "the config"} has no PrototypePushHook, which says onto '
+        'which images prototypes were projected'
+    )
+
+
+def _teacher_data(teacher: Any) -> DataLoader | None:
+    """The images of a teacher that is named by the config of its training."""
+    model = teacher.get('model') if isinstance(teacher, dict) else teacher
+    if not isinstance(model, (str, Path)):
+        return None
+    return _push_data(read_config(str(model), 'teacher.model'))
+
+
+def _size(maps: Tensor) -> str:
+    return f'{maps.shape[1]} prototypes on a grid of {maps.shape[2]} x {maps.shape[3]}'

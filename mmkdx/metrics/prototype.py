@@ -1,0 +1,321 @@
+"""What prototypes find: the same as the teacher's, and parts of the object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmkdx.functional.prototype_parts import (
+    consistency,
+    covered_parts_from_label_map,
+    covered_parts_from_points,
+    purity,
+    region_boxes,
+    stability,
+)
+from mmkdx.functional.prototype_transfer import (
+    active_patches,
+    patch_similarity,
+    prototype_matching_score,
+)
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
+from mmkdx.models.classifier import find_prototypes
+from mmkdx.models.taps import Tap, intercept
+from mmkdx.registry import METRICS
+
+
+@METRICS.register_module()
+class PrototypeTransfer(ExplanationMetric):
+    """The three scores of Proto2Proto, for students whose prototypes stem from a teacher's.
+
+    A prototype's patch in an image is the position that is nearest to it; it is active where its
+    squared distance is at most tau.
+
+    - ``aap@<tau>``, in [0, H·W]: average number of active patches of an image, for each model. A
+      student's should be near its teacher's, so neither direction is better.
+    - ``ajs@<tau>``, [0, 1], higher is better: the mean Jaccard index of the active patches of student
+      and teacher. An image without any counts as 0. With a large tau nearly all positions are active and
+      any two models agree, so look at small ones.
+    - ``pms``, [0, 1], higher is better: the prototype matching score, of all patches. Its floor is
+      above 0: two models that have nothing in common but the layout of their images reach 0.2 and
+      more.
+
+    With a baseline (a student trained alone) its scores stand beside. With ``num_samples=None``, all
+    images, the scores are the paper's; compare runs by the same images.
+
+    Source: Keswani et al., "Proto2Proto", CVPR 2022; a reading of its public code and reproductions.
+
+    Args:
+        taus (Sequence[float | None]): Bounds of squared distances; None for no bound. Defaults to
+            (0.1, 0.45, 1, 5, None), those of the paper.
+        collect_device (str): See ``ExplanationMetric``.
+
+    Raises:
+        ValueError: If a bound is not above 0; from an evaluation, if a model has no prototypes, or
+            student and teacher differ in their number or their grids.
+    """
+
+    counts_degenerate = True
+
+    def __init__(
+        self,
+        taus: Sequence[float | None] = (0.1, 0.45, 1, 5, None),
+        collect_device: str = 'cpu',
+    ) -> None:
+        if wrong := [tau for tau in taus if tau is not None and not tau > 0]:
+            raise ValueError(f'PrototypeTransfer.taus holds {wrong[0]!r}; a bound must be above 0')
+        super().__init__(collect_device)
+        self.taus = taus
+
+    def direction(self, name: str) -> str | None:
+        """AAP has none."""
+        return None if 'aap' in name else 'higher'
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Any]:
+        """Each image's smallest distances and their positions; see the base class."""
+        maps = prototype_distances(model, batch.inputs, type(self).__name__)
+        distances, cells = maps.flatten(2).min(2)
+        # The first of equally near positions, on every device
+        cells = (maps.flatten(2) == distances[:, :, None]).int().argmax(2)
+        if maps[0, 0].numel() > np.iinfo(np.int16).max:
+            cells = cells.int()
+        else:
+            cells = cells.short()
+        return dict(
+            _distances=list(distances.cpu().numpy()),
+            _cells=list(cells.cpu().numpy()),
+            _grid=[tuple(maps.shape[2:])] * len(maps),
+        )
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The scores; rows keep each image's, and no distances."""
+        models = {}
+        for prefix in ('', 'teacher/', 'baseline/'):
+            if f'{prefix}_cells' in rows[0]:
+                grid = rows[0][f'{prefix}_grid']
+                arrays = [
+                    torch.from_numpy(np.stack([row[f'{prefix}{key}'] for row in rows]))
+                    for key in ('_distances', '_cells')
+                ]
+                models[prefix] = (grid, *arrays)
+        _drop_hidden(rows)
+        scores: dict[str, Score] = {}
+        teacher = models.get('teacher/')
+        for prefix, (grid, distances, cells) in models.items():
+            if teacher is not None:
+                self._check(prefix or 'student', teacher, (grid, distances))
+            for tau in self.taus:
+                bound = 'inf' if tau is None else f'{tau:g}'
+                values = {f'{prefix}aap@{bound}': active_patches(distances, cells, tau)}
+                if teacher is not None and prefix != 'teacher/':
+                    values[f'{prefix}ajs@{bound}'] = patch_similarity(
+                        *teacher[1:], distances, cells, tau
+                    )
+                for name, each in values.items():
+                    scores[name] = mean_score(each.tolist(), self.direction(name))
+                    for row, value in zip(rows, each.tolist()):
+                        row[name] = value
+            if teacher is not None and prefix != 'teacher/':
+                value = prototype_matching_score(teacher[2], cells)
+                scores[f'{prefix}pms'] = Score(value, math.nan, math.nan, len(rows), 'higher')
+        return scores
+
+    @staticmethod
+    def _check(name: str, teacher: tuple, model: tuple) -> None:
+        name = name.rstrip('/')
+        for what, theirs, ours in (
+            ('a grid of', teacher[0], model[0]),
+            ('prototypes:', teacher[1].shape[1], model[1].shape[1]),
+        ):
+            if theirs != ours:
+                raise ValueError(
+                    f'PrototypeTransfer: the {name} has {what} {ours} and the teacher {theirs}; '
+                    'positions and prototypes are paired, so both must agree'
+                )
+
+
+@METRICS.register_module()
+class PrototypeParts(ExplanationMetric):
+    """Whether prototypes stand for parts of the object, where the parts are annotated.
+
+    - ``purity``, [0, 1]: of the 10 images that are nearest to a prototype, the largest share in which
+      its patch covers one and the same part. Source: Nauta et al., "PIP-Net", CVPR 2023.
+    - ``consistency``, [0, 1]: the share of prototypes that cover one and the same part in at least 80 %
+      of the images of their class that show it.
+    - ``stability``, [0, 1]: in which share of the images of its class a prototype covers the same parts
+      when noise is added (normal, 0.2, clipped to ±0.25, after normalisation). Source of both: Huang
+      et al., ICCV 2023.
+
+    All are means over prototypes, pruned ones left out, higher is better. A prototype covers a part
+    when at least half of the part's points in the image are in a square around the prototype's nearest
+    position (see ``mmkdx.functional.prototype_parts``). An image has its parts as key points
+    (``gt_keypoints``, as ``CUB`` yields them) or in a label map (``gt_seg_map``, as ``Parts`` does).
+
+    Args:
+        parts (Sequence[int | Sequence[int]], optional): For each part its label, or its key point; or
+            several that count as one, as left and right do. Needed for label maps. Defaults to None:
+            every key point.
+        side (float): The side of the square for consistency and stability, as a share of the image's.
+            Defaults to 72 / 224.
+        purity_side (float): The same for purity. Defaults to 32 / 224.
+        collect_device (str): See ``ExplanationMetric``.
+
+    Raises:
+        ValueError: If a side is not in (0, 1]; from an evaluation, if a model has no prototypes, or
+            images have no parts.
+    """
+
+    counts_degenerate = True
+    better = dict(purity='higher', consistency='higher', stability='higher')
+
+    def __init__(
+        self,
+        parts: Sequence[int | Sequence[int]] | None = None,
+        side: float = 72 / 224,
+        purity_side: float = 32 / 224,
+        collect_device: str = 'cpu',
+    ) -> None:
+        for name, value in (('side', side), ('purity_side', purity_side)):
+            if not 0 < value <= 1:
+                raise ValueError(f'PrototypeParts.{name} is {value}; it must be in (0, 1]')
+        super().__init__(collect_device)
+        self.parts = parts
+        self.side = side
+        self.purity_side = purity_side
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Any]:
+        """What each prototype covers in each image; see the base class."""
+        noise = torch.stack(
+            [
+                torch.randn(each.shape, generator=torch.Generator().manual_seed(int(index)))
+                for each, index in zip(batch.inputs, batch.index)
+            ]
+        ).to(batch.inputs)
+        noisy = batch.inputs + (0.2 * noise).clamp(-0.25, 0.25)
+        head = model.model.head
+        size = tuple(batch.inputs.shape[2:])
+        values: dict[str, Any] = {}
+        for name, inputs, share in (
+            ('_patch', batch.inputs, self.purity_side),
+            ('_region', batch.inputs, self.side),
+            ('_noisy', noisy, self.side),
+        ):
+            if name != '_region':
+                maps = prototype_distances(model, inputs, type(self).__name__)[:, head.alive]
+                distances, cells = maps.flatten(2).min(2)
+            boxes = region_boxes(cells, maps.shape[2:], size, max(1, round(share * size[1])))
+            covered, shown = self._covered(batch, boxes)
+            values[name] = [np.packbits(each) for each in covered.cpu().numpy()]
+            if name == '_patch':
+                values['_distances'] = list(distances.cpu().numpy())
+        values['_shown'] = list(shown.cpu().numpy())
+        labels = [int(sample.get('gt_label')) for sample in batch.data_samples]
+        values['_own'] = list(head.push_classes()[head.alive][:, labels].T.cpu().numpy())
+        return values
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The scores, over prototypes."""
+        scores: dict[str, Score] = {}
+        for prefix in ('', 'teacher/', 'baseline/'):
+            if f'{prefix}_shown' not in rows[0]:
+                continue
+            distances, shown, own = (
+                torch.from_numpy(np.stack([row[f'{prefix}{key}'] for row in rows]))
+                for key in ('_distances', '_shown', '_own')
+            )
+            shape = (distances.shape[1], shown.shape[1])
+            patch, region, noisy = (
+                torch.from_numpy(
+                    np.stack(
+                        [
+                            np.unpackbits(row[f'{prefix}{key}'], count=math.prod(shape))
+                            for row in rows
+                        ]
+                    )
+                )
+                .view(-1, *shape)
+                .bool()
+                for key in ('_patch', '_region', '_noisy')
+            )
+            values = dict(
+                purity=purity(distances, patch, shown),
+                consistency=consistency(region, shown, own),
+                stability=stability(region, noisy, own),
+            )
+            for name, each in values.items():
+                scores[prefix + name] = mean_score(each.tolist(), 'higher')
+        _drop_hidden(rows)
+        return scores
+
+    def _covered(self, batch: ExplainedBatch, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Which parts prototypes cover (N, P, K), and which are shown (N, K)."""
+        size = batch.inputs.shape[2:]
+        device = boxes.device
+        samples = batch.data_samples
+        if all(sample.get('gt_keypoints') is not None for sample in samples):
+            points, visible = (
+                torch.stack(
+                    [torch.as_tensor(np.asarray(sample.get(key))[0]) for sample in samples]
+                ).to(device)
+                for key in ('gt_keypoints', 'gt_keypoints_visible')
+            )
+            covered, shown = covered_parts_from_points(points, visible, boxes, size)
+            groups = [[i] for i in range(points.shape[1])] if self.parts is None else self.parts
+        elif all(sample.get('gt_seg_map') is not None for sample in samples):
+            if self.parts is None:
+                raise ValueError(
+                    'PrototypeParts.parts is missing; list the labels of the parts in the label maps'
+                )
+            maps = torch.stack([torch.as_tensor(sample.get('gt_seg_map')) for sample in samples])
+            labels = sorted({label for part in self.parts for label in _several(part)})
+            covered, shown = covered_parts_from_label_map(
+                maps.squeeze(1).to(device) if maps.dim() == 4 else maps.to(device), labels, boxes
+            )
+            groups = [[labels.index(label) for label in _several(part)] for part in self.parts]
+        else:
+            raise ValueError(
+                "PrototypeParts: the data samples have neither 'gt_keypoints' nor 'gt_seg_map'; keep "
+                "them by algorithm_keys of the dataset's PackInputs"
+            )
+        groups = [_several(group) for group in groups]
+        return (
+            torch.stack([covered[:, :, group].any(2) for group in groups], 2),
+            torch.stack([shown[:, group].any(1) for group in groups], 1),
+        )
+
+
+def prototype_distances(model: Explained, inputs: Tensor, owner: str) -> Tensor:
+    """Squared distances of all positions to all prototypes of a model, of shape (N, P, H, W).
+
+    Args:
+        model (Explained): The model.
+        inputs (Tensor): Images of shape (N, 3, H, W), in the student's normalisation.
+        owner (str): Who asks, for the message.
+
+    Raises:
+        ValueError: If it has no prototypes.
+    """
+    try:
+        path = find_prototypes(model.model)
+    except ValueError as error:
+        raise ValueError(f'{owner}: a {type(model.model).__name__} {error}') from None
+    values: list[Tensor] = []
+    with intercept(model.model, {Tap(path): values.append}):
+        model.predict(inputs)
+    return values[-1]
+
+
+def _drop_hidden(rows: list[dict[str, Any]]) -> None:
+    """Removes what is no score of an image."""
+    for row in rows:
+        for key in [key for key in row if key.rpartition('/')[2].startswith('_')]:
+            del row[key]
+
+
+def _several(part: int | Sequence[int]) -> Sequence[int]:
+    return [part] if isinstance(part, int) else list(part)

@@ -1,0 +1,312 @@
+"""What the pictures of a prototype network show, from the network and its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from mmkdx.functional import resize_maps
+from mmkdx.functional.activation_boxes import high_activation_boxes
+from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
+from mmkdx.models.heads.nearest_patches import NearestPatches
+from mmkdx.models.taps import evaluating
+from mmkdx.visualization.panel import as_rgb
+from mmkdx.visualization.prototypes import Patch, global_sheet, local_sheet
+
+#: What the pictures of ``PrototypeSheets.explain_image`` show.
+LOCAL_NOTE = (
+    'What speaks for the predicted class of an image, and for the next one: this patch looks like that '
+    'prototype. The contributions of all prototypes, similarity times weight, add up to the logit.'
+)
+
+
+class PrototypeSheets:
+    """Draws the prototypes of a classifier, and by which of them it decides.
+
+    Args:
+        model (BaseModel): A classifier of mmpretrain with a prototype head, after a push.
+        dataset (Any): The images that the prototypes were projected onto.
+        classes (Sequence[str], optional): The names of the classes. Defaults to None: their indices.
+        cmap (str): See ``heat_map``. Defaults to 'viridis'.
+        owner (str): How error messages call the model. Defaults to 'the checkpoint'.
+
+    Raises:
+        ValueError: If the model has no prototypes, they have not been projected, or not onto these
+            images.
+    """
+
+    def __init__(
+        self,
+        model: BaseModel,
+        dataset: Any,
+        classes: Sequence[str] | None = None,
+        cmap: str = 'viridis',
+        owner: str = 'the checkpoint',
+    ) -> None:
+        head = getattr(model, 'head', None)
+        if not isinstance(head, PrototypeHead):
+            raise ValueError(
+                f'{owner} is of a model with the head {type(head).__name__}; it takes a prototype head, '
+                'such as ProtoPNetHead'
+            )
+        pushed = head.source_image >= 0
+        if missing := int((~pushed & head.alive).sum()):
+            raise ValueError(
+                f'{owner} has {missing} of {len(pushed)} prototypes that have not been projected onto '
+                'training images, so there is nothing to show; take one from after a push of '
+                'PrototypePushHook'
+            )
+        self.model = model
+        self.head: PrototypeHead = head
+        self.dataset = dataset
+        self.classes = classes
+        self.cmap = cmap
+        for j in pushed.nonzero()[:, 0].tolist():
+            image, label = int(head.source_image[j]), int(head.source_label[j])
+            if image >= len(dataset) or label not in dataset.get_cat_ids(image):
+                raise ValueError(
+                    f'{owner} has prototype {j} from image {image} of class {label}, which is none of '
+                    "the data of PrototypePushHook; they must be the same as in the prototypes' training"
+                )
+
+    def word(self, label: int) -> str:
+        """The name of a class."""
+        named = self.classes is not None and label < len(self.classes)
+        return str(self.classes[label]) if named else f'class {label}'
+
+    def prepare(self, item: dict) -> tuple[np.ndarray, Tensor, Any]:
+        """What a pipeline yields: as a picture, as input (1, 3, H, W), and its data sample."""
+        preprocessor = self.model.data_preprocessor
+        inputs = preprocessor(pseudo_collate([item]), False)['inputs']
+        image = as_rgb(item['inputs'], getattr(preprocessor, 'to_rgb', False))
+        return image, inputs, item['data_samples']
+
+    @cached_property
+    def grid(self) -> tuple[int, int]:
+        """The rows and columns of the cells of the images that prototypes come from."""
+        return tuple(self.distances(self.prepare(self.dataset[0])[1]).shape[2:])
+
+    @torch.no_grad()
+    def distances(self, inputs: Tensor) -> Tensor:
+        """The squared distances of all places to all prototypes, (N, P, h, w), in eval mode."""
+        with evaluating(self.model):
+            return self.head.distances(self.model.extract_feat(inputs))
+
+    def chosen(self, prototypes: Sequence[int] | None, num: int) -> list[int]:
+        """The prototypes to show: those asked for, or some, spread over all that are not pruned.
+
+        Raises:
+            ValueError: If there is no such prototype.
+        """
+        count = len(self.head.alive)
+        if prototypes is None:
+            alive = self.head.alive.nonzero()[:, 0].cpu().numpy()
+            return spread(alive, num)
+        for j in prototypes:
+            if not 0 <= j < count:
+                raise ValueError(
+                    f'prototypes: there is no prototype {j}; there are 0 to {count - 1}'
+                )
+            if self.head.source_image[j] < 0:
+                raise ValueError(f'prototypes: prototype {j} was pruned before it was projected')
+        return list(prototypes)
+
+    def source(self, j: int) -> tuple[Patch, dict[str, Any]]:
+        """The patch that a prototype is, and where it comes from."""
+        head = self.head
+        index, label = int(head.source_image[j]), int(head.source_label[j])
+        image, _, sample = self.prepare(self.dataset[index])
+        facts = dict(
+            prototype=j,
+            source_image=index,
+            source_path=sample.get('img_path'),
+            source_label=label,
+            source_class=self.word(label),
+            source_cell=head.source_cell[j].tolist(),
+            source_box=head.source_box[j].tolist(),
+            alive=bool(head.alive[j]),
+        )
+        return Patch(image, facts['source_box'], None, facts['source_cell'], self.grid), facts
+
+    @torch.no_grad()
+    def explain_prototype(
+        self, j: int, neighbours: dict[str, tuple[Any, NearestPatches]], k: int = 5
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The global analysis of a prototype: its source and the patches that are nearest to it.
+
+        The source itself is not among them.
+
+        Args:
+            j (int): The prototype.
+            neighbours (dict[str, tuple]): Data sets and their nearest patches, by their names.
+            k (int): So many patches of each. Defaults to 5.
+
+        Returns:
+            tuple[np.ndarray, dict]: The picture and its numbers.
+        """
+        source, facts = self.source(j)
+        inputs = self.prepare(self.dataset[facts['source_image']])[1]
+        source.similarity = self.head.similarity(self.distances(inputs)[0, j])
+        source.lines = _source_lines(facts)
+        if isinstance(self.head, ProtoPNetHead):
+            weight, label = self.head.class_weights()[:, j].max(0)
+            facts.update(weight=float(weight), weight_class=self.word(int(label)))
+            source.lines.append(
+                f'speaks most for: {facts["weight_class"]} (weight {float(weight):.3f})'
+            )
+        shown = {}
+        for name, (dataset, nearest) in neighbours.items():
+            patches, rows = [], []
+            own = facts['source_image'] if dataset is self.dataset else -1
+            for i, index in enumerate(nearest.images[j].tolist()):
+                if nearest.distances[j, i].isfinite() and index != own and len(rows) < k:
+                    image, inputs, sample = self.prepare(dataset[index])
+                    similarity = self.head.similarity(nearest.maps[j, i])
+                    box = _box(similarity, inputs)
+                    best = float(self.head.similarity(nearest.distances[j, i]))
+                    label = self.word(int(nearest.labels[j, i]))
+                    lines = [f'similarity {best:.3f}', label, f'image {index}']
+                    cell = nearest.cells[j, i].tolist()
+                    patches.append(Patch(image, box, similarity, cell, similarity.shape, lines))
+                    rows.append(
+                        {
+                            'image': index,
+                            'path': sample.get('img_path'),
+                            'class': label,
+                            'similarity': best,
+                            'cell': cell,
+                            'box': box,
+                        }
+                    )
+            shown[f'Nearest {name} images'] = patches
+            facts[name] = rows
+        title = [
+            f'Prototype {j}: {facts["source_class"]}' + ('' if facts['alive'] else ' (pruned)')
+        ]
+        return global_sheet(title, source, shown, self.cmap), facts
+
+    @torch.no_grad()
+    def explain_image(
+        self, item: dict, name: str, num_classes: int = 2, rows: int = 10
+    ) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """The local analysis of an image: what speaks for the classes with the largest logits.
+
+        Of all prototypes those are shown whose contributions (similarity times weight) are largest in
+        magnitude, the largest first; the contributions of the others are added up.
+
+        Args:
+            item (dict): What the data set's pipeline yields.
+            name (str): How the image is called.
+            num_classes (int): For how many classes there is a picture. Defaults to 2.
+            rows (int): How many prototypes each shows. Defaults to 10.
+
+        Returns:
+            tuple[list[np.ndarray], dict]: The pictures, and the numbers.
+
+        Raises:
+            ValueError: If logits are no sum over prototypes.
+        """
+        if not isinstance(self.head, ProtoPNetHead):
+            raise ValueError(
+                f'the local analysis takes a ProtoPNetHead, whose logits are sums over prototypes; the '
+                f'model has {type(self.head).__name__}'
+            )
+        image, inputs, sample = self.prepare(item)
+        distances = self.distances(inputs)[0]
+        best, cells = distances.flatten(1).min(1)
+        similarity = self.head.similarity(best)
+        terms = self.head.class_weights() * similarity  # (K, P)
+        logits = terms.sum(1)
+        order = logits.argsort(descending=True, stable=True)[:num_classes].tolist()
+        alive = int(self.head.alive.sum())
+        label = sample.get('gt_label')
+        facts: dict[str, Any] = {
+            'image': name,
+            'path': sample.get('img_path'),
+            'label': self.word(int(label)) if label is not None and label.numel() == 1 else None,
+            'prediction': self.word(order[0]),
+            'classes': [],
+        }
+        pictures = []
+        for rank, c in enumerate(order):
+            shown = terms[c].abs().argsort(descending=True, stable=True)[: min(rows, alive)]
+            shown = shown[terms[c, shown].argsort(descending=True, stable=True)].tolist()
+            others = float(logits[c] - terms[c, shown].sum())
+            drawn, numbers = [], []
+            for j in shown:
+                similarities = self.head.similarity(distances[j])
+                box = _box(similarities, inputs)
+                values = dict(
+                    similarity=float(similarity[j]),
+                    weight=float(self.head.class_weights()[c, j]),
+                    contribution=float(terms[c, j]),
+                    cell=list(divmod(int(cells[j]), distances.shape[2])),
+                    box=box,
+                )
+                source, origin = self.source(j)
+                numbers.append({**values, **origin})
+                lines = [
+                    f'prototype {j}',
+                    f'of {origin["source_class"]}',
+                    f'similarity {values["similarity"]:.3f}',
+                    f'× weight {values["weight"]:.3f}',
+                    f'= {values["contribution"]:+.3f}',
+                ]
+                drawn.append(
+                    (
+                        Patch(image, box, similarities, values['cell'], similarities.shape),
+                        source,
+                        lines,
+                    )
+                )
+            facts['classes'].append(
+                {
+                    'class': self.word(c),
+                    'logit': float(logits[c]),
+                    'others': others,
+                    'prototypes': numbers,
+                }
+            )
+            what = 'prediction' if rank == 0 else f'number {rank + 1} of the classes'
+            title = [
+                f'{name}: what speaks for {self.word(c)}',
+                f'{what}, logit {float(logits[c]):.3f}'
+                + (f'; label: {facts["label"]}' if facts['label'] is not None else ''),
+            ]
+            rest = alive - len(shown)
+            sign = '+' if others >= 0 else '-'
+            summary = [
+                f'Logit {float(logits[c]):.3f} = {float(logits[c]) - others:.3f} (these {len(shown)} '
+                f'prototypes) {sign} {abs(others):.3f} (the other {rest})'
+            ]
+            pictures.append(local_sheet(title, drawn, summary, self.cmap))
+        return pictures, facts
+
+
+def spread(values: np.ndarray, num: int) -> list[int]:
+    """At most ``num`` values, spread evenly over all."""
+    places = np.linspace(0, len(values) - 1, min(num, len(values)))
+    return values[places.round().astype(int)].tolist()
+
+
+def _box(similarity: Tensor, inputs: Tensor) -> list[int]:
+    """The box of high activation of a similarity map (h, w), in pixels of the input."""
+    return high_activation_boxes(resize_maps(similarity[None], inputs.shape[2:]))[0].tolist()
+
+
+def _source_lines(facts: dict[str, Any]) -> list[str]:
+    (row, column), (x0, y0, x1, y1) = facts['source_cell'], facts['source_box']
+    return [
+        f'Taken from training image {facts["source_image"]}',
+        *([facts['source_path']] if facts['source_path'] else []),
+        facts['source_class'],
+        f'cell: row {row}, column {column}',
+        f'box: x {x0} to {x1}, y {y0} to {y1}',
+    ]

@@ -1,0 +1,75 @@
+#!/usr/bin/env python
+"""Shows the prototypes of a trained network, as pictures and a page.
+
+- global: where prototypes come from, and the patches of training and test images nearest to them
+- local: which patches of an image look like which prototypes, and what that adds to a class's logit
+- transfer: a teacher's prototypes beside those of the student that match them
+"""
+
+import argparse
+
+from mmengine.config import Config, DictAction
+
+from mmkdx.apis import PrototypeAnalysis
+
+PARTS = ('global', 'local', 'transfer')
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of a prototype network or of its distillation')
+    parser.add_argument('checkpoint', help='checkpoint from after a push')
+    parser.add_argument(
+        '--parts',
+        nargs='+',
+        choices=PARTS,
+        help='what to show (default: global and local, and transfer where there is a teacher)',
+    )
+    parser.add_argument('--out', default='prototypes', help='folder for the files')
+    parser.add_argument(
+        '--images', nargs='+', help='image files, or positions in the test data like 0 5'
+    )
+    parser.add_argument(
+        '--prototypes', nargs='+', type=int, help="prototypes to show; of transfer, the teacher's"
+    )
+    parser.add_argument(
+        '--num', type=int, default=10, help='how many of each, where they are not given'
+    )
+    parser.add_argument('--teacher-config', help="config of the teacher's training")
+    parser.add_argument('--teacher-checkpoint', help='its checkpoint')
+    parser.add_argument(
+        '--cmap', default='viridis', help="colours of similarities; 'jet' looks as in papers"
+    )
+    parser.add_argument('--device', default='cpu', help='device, like cuda:0')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='changes of the config as key=value',
+    )
+    args = parser.parse_args()
+    if (args.teacher_config is None) != (args.teacher_checkpoint is None):
+        parser.error('--teacher-config and --teacher-checkpoint belong together')
+    return args
+
+
+def main() -> None:
+    """Writes the pictures and says where they are."""
+    args = parse_args()
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options)
+    teacher = None
+    if args.teacher_config is not None:
+        teacher = dict(model=args.teacher_config, checkpoint=args.teacher_checkpoint)
+    analysis = PrototypeAnalysis(config, args.checkpoint, teacher, args.device, args.cmap)
+    images = args.images and [int(each) if each.isdigit() else each for each in args.images]
+    page = analysis.write(args.out, args.parts, images, args.prototypes, args.num)
+    print(f'The page is {page}')
+
+
+if __name__ == '__main__':
+    main()
