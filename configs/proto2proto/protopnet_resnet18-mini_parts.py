@@ -10,7 +10,7 @@ model = dict(
             prefix='backbone.',
         ),
     ),
-    head=dict(in_channels=48),
+    head=dict(in_channels=24),
 )
 custom_hooks = [
     dict(type='EpochSeedHook'),

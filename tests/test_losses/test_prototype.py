@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from tiny import batch, distiller
 from torch import tensor
 
 from mmkdx.losses import GlobalExplanationLoss, PatchPrototypeLoss
 from mmkdx.losses.prototype import active_mask
+from mmkdx.models.heads import ProtoPNetHead
 
 TEACHER = tensor(
     [[[0.05, 1.45], [1.45, 0.52]], [[1.45, 0.05], [0.05, 0.52]], [[0.01, 0.89], [0.85, 0.26]]]
@@ -153,3 +155,82 @@ def test_taps_must_be_maps():
     good = [torch.rand(2, 3, 4, 4), torch.rand(2, 5, 4, 4)]
     with pytest.raises(ValueError, match='at the taps of the teacher are no maps'):
         PatchPrototypeLoss().connect(good, [torch.rand(2, 3), torch.rand(2, 5)])
+
+
+# In a distiller
+
+
+def prototype_network(width=4, **head):
+    return dict(
+        type='ImageClassifier',
+        backbone=dict(type='TinyBackbone', width=width),
+        head=dict(
+            type='ProtoPNetHead',
+            **dict(
+                dict(
+                    num_classes=4, in_channels=width, prototypes_per_class=3, prototype_channels=5
+                ),
+                **head,
+            ),
+        ),
+    )
+
+
+TERMS = dict(
+    order=dict(type='GlobalExplanationLoss', at='prototypes', weight=10.0),
+    patches=dict(
+        type='PatchPrototypeLoss', at=[['head.add_on', 'head.prototype_layer']] * 2, weight=10.0
+    ),
+)
+
+
+def test_terms_of_a_distiller():
+    torch.manual_seed(0)
+    model = distiller(
+        TERMS, student=prototype_network(), teacher=dict(model=prototype_network(8))
+    ).train()
+    images, samples = batch()
+    student, teacher = model.student, model.teachers[0].model.eval()
+    losses = model(images, samples, mode='loss')
+    heads = student.head, teacher.head
+    order = (heads[0].prototypes - heads[1].prototypes + 1e-6).norm(dim=1).mean()
+    torch.testing.assert_close(losses['loss_order'], 10 * order)
+    assert losses['loss_patches'] > 0
+    sum(value for key, value in losses.items() if 'loss' in key).backward()
+    assert all(each.grad is not None for each in student.parameters())
+    assert all(each.grad is None for each in teacher.parameters())
+
+
+def test_totals_of_the_public_code():
+    """T9: the weighted sums of given parts, with the weights of head and config."""
+    parts = dict(ce=1.2, cluster=0.7, separation=0.35, l1=191100, patches=0.0642857, order=2.5)
+    terms = sum(term['weight'] * parts[name] for name, term in TERMS.items())
+    assert terms == pytest.approx(25.642857)
+    for kwargs, total in ((dict(), 20.842), (dict(cluster_weight=1.0), 46.624857 - terms)):
+        head = ProtoPNetHead(2, 4, **kwargs)
+        own = parts['ce'] + head.cluster_weight * parts['cluster']
+        own += head.l1_weight * parts['l1'] - head.separation_weight * parts['separation']
+        assert own == pytest.approx(total)
+
+
+def test_prototypes_of_a_plain_classifier():
+    sentence = 'terms.order.at: the student has no prototypes; use a prototype head, such as Proto'
+    with pytest.raises(ValueError, match=sentence):
+        distiller(dict(order=TERMS['order']))
+
+
+@pytest.mark.parametrize(
+    ('head', 'sentence'),
+    [
+        (dict(prototypes_per_class=2), 'the student has 12 prototypes and the teacher 8'),
+        (dict(prototype_channels=6), 'have 5 channels and those of the teacher 6'),
+    ],
+)
+@pytest.mark.parametrize('term', TERMS)
+def test_a_teacher_that_does_not_fit(term, head, sentence):
+    with pytest.raises(ValueError, match=f'terms.{term}.at: .*{sentence}'):
+        distiller(
+            {term: TERMS[term]},
+            student=prototype_network(),
+            teacher=dict(model=prototype_network(8, **head)),
+        )
