@@ -273,7 +273,10 @@ class PrototypePushHook(Hook):
         prune = self.prune if epoch == runner.max_epochs else None
         scores = dict(pre_push=self._evaluate(runner))
         if prune is not None and not isinstance(head, ProtoPNetHead):
-            runner.logger.info(f'Pruned {head.prune(**prune)} prototypes')
+            try:
+                runner.logger.info(f'Pruned {head.prune(**prune)} prototypes')
+            except ValueError as error:  # a long training should not end here
+                runner.logger.warning(f'PrototypePushHook.prune: nothing is pruned: {error}')
         before = head.prototypes.detach().clone()
         push(student, self.dataloader)
         moved = (head.prototypes - before).norm(dim=1).mean()
@@ -383,6 +386,8 @@ def push(model: nn.Module, dataloader: DataLoader) -> NearestPatches:
     head: PrototypeHead = model.head
     nearest = find_nearest_patches(model, dataloader, classes=head.push_classes())
     found = nearest.distances[:, 0].isfinite() & head.alive
+    if not found.any():  # a tree can be pruned to a leaf
+        return nearest
     size = model.data_preprocessor(next(iter(dataloader)), False)['inputs'].shape[2:]
     similarity = head.similarity(nearest.maps[found, 0])
     head.prototypes[found] = nearest.embedding[found, 0].to(head.prototypes)

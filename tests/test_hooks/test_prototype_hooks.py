@@ -93,6 +93,13 @@ def test_a_pruned_prototype_stays():
     assert model.head.prototypes.flatten().tolist() == pytest.approx([0.35, 0.55])
 
 
+def test_nothing_is_left_to_project():
+    model = Plain()
+    model.head.alive[:] = False
+    push(model, list(loader()))
+    assert model.head.source_image.tolist() == [-1, -1]
+
+
 def test_ties_go_to_the_first_image_and_cell():
     model = Plain(classes=((1, 1), (1, 1)))
     images = tensor([[0.9, 0.2], [0.2, 0.2], [0.2, 0.9]])[:, None, None]
@@ -312,6 +319,56 @@ def test_pruning_at_the_last_push(tmp_path):
     alive = runner.model.head.alive
     assert 0 < alive.sum() < len(alive) or not alive.any()
     assert torch.equal(state_of(tmp_path, 2)['head.alive'], alive)
+
+
+def tree():
+    model = proto_classifier()
+    model['head'] = dict(
+        type='ProtoTreeHead', num_classes=9, in_channels=6, depth=3, prototype_channels=5
+    )
+    return model
+
+
+def test_a_tree_is_pruned_and_pushed(tmp_path):
+    stages = dict(
+        type='PrototypeStageHook', stages=[dict(train=['backbone', 'add_on', 'prototypes'])]
+    )
+    hook = dict(PUSH, start=5, tune_epochs=0, prune=dict(threshold=0.13))
+    runner = Runner.from_cfg(config(tmp_path, [stages, hook], epochs=2, model=tree()))
+    runner.train()
+    head = runner.model.head
+    assert head.batches_per_epoch == 4 and head.leaves.abs().sum() > 0
+    best = head.leaves.softmax(1).amax(1)
+    # a node of two leaves that know nothing is pruned, and no other prototype is moved elsewhere
+    for node in range(3, 7):
+        known = (best[2 * node - 6 : 2 * node - 4] > 0.13).all()
+        assert bool(head.alive[node]) == bool(known)
+    pushed = head.source_image >= 0
+    assert pushed.any() and torch.equal(pushed, head.alive)
+    allowed = head.push_classes()
+    assert all(allowed[j, head.source_label[j]] for j in pushed.nonzero()[:, 0])
+
+
+def test_a_tree_that_knows_nothing_is_not_pruned(tmp_path):
+    hook = dict(PUSH, start=5, tune_epochs=0, prune=dict(threshold=0.9))
+    runner = Runner.from_cfg(config(tmp_path, [hook], epochs=1, model=tree()))
+    warnings = []
+    runner.logger.warning = warnings.append
+    runner.train()
+    assert any(
+        'PrototypePushHook.prune: nothing is pruned: threshold is 0.9' in w for w in warnings
+    )
+    assert runner.model.head.alive.all() and (tmp_path / 'epoch_1.pth').is_file()
+
+
+def test_a_tree_has_no_last_layer(tmp_path):
+    with pytest.raises(
+        ValueError, match='tune_epochs is 1 and ProtoTreeHead has no last layer; set'
+    ):
+        begin(tmp_path, PUSH, model=tree())
+    stages = dict(type='PrototypeStageHook', stages=[dict(train=['last_layer'])])
+    with pytest.raises(ValueError, match='stages: ProtoTreeHead has no last_layer to train'):
+        begin(tmp_path, stages, model=tree())
 
 
 # Distillation

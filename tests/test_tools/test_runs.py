@@ -180,17 +180,43 @@ def test_export_keeps_data_of_mmpretrain(monkeypatch):
     assert plain.optim_wrapper.optimizer.lr == 0.1
 
 
-def test_export_refuses_a_student_with_parts_of_mmkdx(monkeypatch):
-    cfg = Config.fromfile(STUDENT)
-    export = tool('model_converters/export_student')
-    from tiny import TinyBackbone
-
-    monkeypatch.setattr(TinyBackbone, '__module__', 'mmkdx.models.tiny')
-    cfg.model.student.backbone = dict(type='TinyBackbone', width=32)
-    with pytest.raises(
-        ValueError, match='the student has a TinyBackbone, which is a part of mmkdx'
-    ):
-        export.student_config(cfg)
+def test_export_of_a_student_with_prototypes(tmp_path, monkeypatch, capsys):
+    """mmpretrain builds it where mmkdx is installed, and it knows where its prototypes come from."""
+    monkeypatch.chdir(ROOT)
+    config = 'configs/proto2proto/proto2proto_resnet18-tiny_resnet18-mini_parts.py'
+    torch.manual_seed(0)
+    student = build(Config.fromfile(config).model.student.to_dict()).eval()
+    student.head.source_image.random_(0, 99)
+    meta = dict(dataset_meta=dict(classes=[str(i) for i in range(9)]))
+    torch.save(dict(state_dict=student.state_dict(), meta=meta), tmp_path / 'epoch_16.pth')
+    checkpoint, out = str(tmp_path / 'epoch_16.pth'), tmp_path / 'out'
+    monkeypatch.setattr(
+        'sys.argv', ['export_student.py', config, checkpoint, str(out), '--name', 'student']
+    )
+    tool('model_converters/export_student').main()
+    assert capsys.readouterr().out.strip().endswith('needs mmkdx')
+    plain = Config.fromfile(out / 'student.py')
+    assert plain.model.head.type == 'mmkdx.ProtoPNetHead'
+    assert plain.model.backbone.type == 'ResNet_CIFAR'
+    script = (
+        'import sys, torch\n'
+        'from mmpretrain import get_model\n'
+        'model = get_model(sys.argv[1] + ".py", pretrained=sys.argv[1] + ".pth").eval()\n'
+        'images = (torch.arange(3 * 64 * 64).reshape(1, 3, 64, 64) % 255).float()\n'
+        'torch.save([model(images).detach(), model.head.source_image], sys.argv[2])\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script, str(out / 'student'), str(out / 'result.pt')],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    logits, source = torch.load(out / 'result.pt')
+    images = (torch.arange(3 * 64 * 64).reshape(1, 3, 64, 64) % 255).float()
+    assert torch.equal(logits, student(images))
+    assert torch.equal(source, student.head.source_image)
 
 
 def test_compare_runs(run, monkeypatch, capsys):

@@ -1,19 +1,22 @@
 #!/usr/bin/env python
 """Turns a distillation's config and checkpoint into a config and weights for plain mmpretrain.
 
-Writes OUT_DIR/NAME.py and OUT_DIR/NAME.pth, with nothing of mmkdx in them: no teacher, terms or
-adapters. Data loaders stay if their data set is one of mmpretrain's; otherwise only the test
-pipeline does, which is what mmpretrain's inferencers need.
+Writes OUT_DIR/NAME.py and OUT_DIR/NAME.pth, without teacher, terms and adapters. Data loaders stay if
+their data set is one of mmpretrain's; otherwise only the test pipeline does, which is what
+mmpretrain's inferencers need. Where the student itself has parts of mmkdx, such as a prototype head,
+the config imports mmkdx, which must be installed then.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
-from mmpretrain.registry import DATASETS
+from mmpretrain.registry import DATASETS, MODELS
 
+import mmkdx.registry as mmkdx
 from mmkdx.distillation.models import build_model, load_weights, model_config
 
 
@@ -36,20 +39,25 @@ def is_foreign(dataset: dict) -> bool:
     return DATASETS.get(dataset['type']) is None
 
 
-def student_config(cfg: Config) -> Config:
-    """The config of the student alone.
+def name_parts(config: Any) -> bool:
+    """Writes 'mmkdx.' before the types that mmpretrain does not know, and says if there are such."""
+    if isinstance(config, (list, tuple)):
+        return any([name_parts(each) for each in config])
+    if not isinstance(config, dict):
+        return False
+    kind = config.get('type')
+    ours = isinstance(kind, str) and MODELS.get(kind) is None and mmkdx.MODELS.get(kind) is not None
+    if ours:
+        config['type'] = f'mmkdx.{kind}'
+    return any([ours, *(name_parts(each) for each in config.values())])
 
-    Raises:
-        ValueError: If the student has a part that plain mmpretrain lacks.
-    """
+
+def student_config(cfg: Config) -> Config:
+    """The config of the student alone."""
     model = model_config(cfg.model.to_dict(), 'model', cfg.get('data_preprocessor'))
-    for module in build_model(model, 'model').modules():
-        if type(module).__module__.startswith('mmkdx.'):
-            raise ValueError(
-                f'the student has a {type(module).__name__}, which is a part of mmkdx, so plain '
-                'mmpretrain cannot build it'
-            )
     plain = dict(default_scope='mmpretrain', model=model)
+    if name_parts(model):
+        plain['custom_imports'] = dict(imports=['mmkdx'])
     for part in ('train', 'val', 'test'):
         loader = cfg.get(f'{part}_dataloader')
         if loader is None:
@@ -83,7 +91,7 @@ def main() -> None:
     torch.save(dict(meta=meta, state_dict=student.state_dict()), f'{name}.pth')
     print(
         f'Wrote {name}.py and {name}.pth: mmpretrain.get_model({f"{name}.py"!r}, '
-        f'pretrained={f"{name}.pth"!r})'
+        f'pretrained={f"{name}.pth"!r})' + ('; needs mmkdx' if 'custom_imports' in plain else '')
     )
 
 
