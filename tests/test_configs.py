@@ -8,9 +8,6 @@ import torch
 from mmengine.config import Config
 from tiny import tool
 
-# Measuring coverage would take two thirds more time, and other tests run the same lines.
-pytestmark = pytest.mark.no_cover
-
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.relative_to(ROOT) for path in ROOT.glob('configs/*/*.py') if path.parent.name != '_base_'

@@ -15,9 +15,6 @@ from tiny import build
 
 from mmkdx.distillation.models import read_config
 
-# Measuring coverage would take two thirds more time, and other tests run the same lines.
-pytestmark = pytest.mark.no_cover
-
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
 
