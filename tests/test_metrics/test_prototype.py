@@ -1,9 +1,16 @@
 """PrototypeTransfer: T10, T11 and T14 of Proto2Proto's tests through the metric's interface."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from prototype_layouts import write_cub
+from tiny import build
 from torch import nn, tensor
 
 from mmkdx.functional.prototype_transfer import prototype_matching_score
@@ -11,6 +18,7 @@ from mmkdx.metrics import Explained, ExplainedBatch, PrototypeParts, PrototypeTr
 from mmkdx.models.heads import PrototypeLayer
 from mmkdx.registry import METRICS
 
+ROOT = Path(__file__).parents[2]
 CELLS = dict(
     teacher=[[0, 1, 1, 3], [2, 2, 0, 1], [3, 3, 3, 3]],
     student=[[0, 1, 2, 3], [2, 0, 0, 1], [3, 0, 3, 3]],
@@ -257,3 +265,44 @@ def test_label_maps_need_labels():
 def test_images_without_parts():
     with pytest.raises(ValueError, match="neither 'gt_keypoints' nor 'gt_seg_map'; keep them by"):
         parts_scores([{}] * 3)
+
+
+def test_parts_of_birds_through_the_config_of_the_public_archive(tmp_path):
+    write_cub(tmp_path)
+    cfg = Config.fromfile(ROOT / 'configs/proto2proto/parts_protopnet_vgg19_cub.py')
+    cfg.test_dataloader.dataset.data_root = str(tmp_path)
+    cfg.test_dataloader.update(batch_size=3, num_workers=0)
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        (data,) = Runner.build_dataloader(cfg.test_dataloader)
+    network = build(
+        dict(
+            type='ImageClassifier',
+            backbone=dict(type='TinyBackbone', width=4),
+            head=dict(
+                type='ProtoPNetHead',
+                num_classes=200,
+                in_channels=4,
+                prototypes_per_class=1,
+                prototype_channels=3,
+            ),
+            data_preprocessor=cfg.data_preprocessor.to_dict(),
+        )
+    ).eval()
+    inputs = network.data_preprocessor(data, False)['inputs']
+    assert inputs.shape == (3, 3, 224, 224)
+    model = Explained(torch.zeros(3, 2, 2), None, None, network, None, model=network)
+    metric = METRICS.build(cfg.custom_hooks[0].metrics[0])
+    samples = data['data_samples']
+    with torch.no_grad():
+        metric.process(ExplainedBatch(inputs, [0, 1, 2], dict(student=model), samples))
+    row = metric.results[0].values
+    assert row['_shown'].shape == (12,)  # of 15 parts three are pairs
+    visible = np.asarray(samples[0].get('gt_keypoints_visible'))[0].astype(bool)
+    points = np.asarray(samples[0].get('gt_keypoints'))[0]
+    inside = visible & ((points >= 0) & (points < 224)).all(1)
+    expected = [inside[[part] if isinstance(part, int) else part].any() for part in metric.parts]
+    assert row['_shown'].tolist() == expected and any(expected)
+    scores = metric.evaluate()
+    # three test images, one of each of three classes
+    assert scores['consistency'].n == 3 and scores['purity'].n == 200
+    assert 0 <= scores['purity'].value <= 1
