@@ -28,7 +28,8 @@ class ProtoPNetHead(PrototypeHead):
     - ``loss_l1``: the sum of the magnitudes of W between prototypes and other classes,
 
     each times its weight. The minima are true minima; the public code takes maxima of C - d, which is
-    the same unless a distance is above C.
+    the same unless a distance is above C. ``average_separation``, the mean distance of the prototypes
+    of other classes, is logged only.
 
     Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2, read from the authors' public
     code. Without ``class_specific`` prototypes belong to no class: there is no separation, and
@@ -183,6 +184,9 @@ class ProtoPNetHead(PrototypeHead):
         if self.class_specific:
             separation = self._nearest(nearest, ~own)
             losses['loss_separation'] = -self.separation_weight * separation
+            others = ~own & self.alive
+            mean = (nearest * others).sum(1) / others.sum(1).clamp(min=1)
+            losses['average_separation'] = mean.mean().detach()
             weight = weight * ~self.class_identity.T
         losses['loss_l1'] = self.l1_weight * weight.abs().sum()
         return losses

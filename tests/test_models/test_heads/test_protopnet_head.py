@@ -105,6 +105,7 @@ def test_cluster_and_separation():
     losses = losses_of(module)
     assert losses['loss_cluster'].item() == pytest.approx(0.7)
     assert losses['loss_separation'].item() == pytest.approx(-0.35)
+    assert losses['average_separation'].item() == pytest.approx(1.05)
     (losses['loss_cluster'] + losses['loss_separation']).backward()
     gradient = module.prototype_layer.nearest.grad
     torch.testing.assert_close(gradient, tensor([[0.5, 0, 0, -0.5], [0, -0.5, 0.5, 0]]))
@@ -187,7 +188,8 @@ def test_it_is_a_head_of_mmpretrain():
     model = network()
     images, samples = batch()
     losses = model(images, samples, 'loss')
-    assert set(losses) == {'loss', 'loss_cluster', 'loss_separation', 'loss_l1'}
+    terms = {'loss', 'loss_cluster', 'loss_separation', 'loss_l1'}
+    assert set(losses) == {*terms, 'average_separation'}
     total(losses).backward()
     assert all(each.grad is not None for each in model.parameters())
     logits = model(images)
