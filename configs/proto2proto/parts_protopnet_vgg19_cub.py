@@ -1,5 +1,5 @@
-# What the prototypes of protopnet_vgg19_cub.py stand for, by the annotated parts of CUB-200-2011: tests a
-# checkpoint on the images of the public archive, cropped alike.
+# What the prototypes of protopnet_vgg19_cub.py stand for, by the annotated parts of CUB-200-2011: tests
+# a checkpoint on the images of the public archive, cropped alike.
 _base_ = ['../_base_/datasets/cub_parts.py', '../_base_/default_runtime.py']
 model = dict(
     type='ImageClassifier',
