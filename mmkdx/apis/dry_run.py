@@ -65,6 +65,7 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
                 dict(
                     img=random.integers(0, 256, (RAW_SIZE, RAW_SIZE, 3), dtype=np.uint8),
                     gt_label=i % num_classes(cfg),
+                    gt_bboxes=np.array([[0, 0, RAW_SIZE, RAW_SIZE]]),
                     sample_idx=i,
                 )
             )

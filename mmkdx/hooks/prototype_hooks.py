@@ -22,6 +22,7 @@ from mmkdx.functional import resize_maps
 from mmkdx.functional.activation_boxes import high_activation_boxes
 from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
 from mmkdx.models.heads.nearest_patches import NearestPatches, find_nearest_patches
+from mmkdx.models.receptive_field import cell_box, receptive_field
 from mmkdx.models.taps import evaluating
 from mmkdx.registry import HOOKS
 
@@ -202,7 +203,8 @@ class PrototypePushHook(Hook):
         start (int): The first epoch, counted from 1, that a push follows.
         interval (int): A push follows every so many epochs from there on. Defaults to 10.
         dataloader (dict, optional): The images to project onto, without augmentation. Defaults to None:
-            the training data set with the pipeline of the validation.
+            ``push_dataloader`` of the config if there is one, else the training data set with the
+            pipeline of the validation.
         tune_epochs (int): How many passes train the last layer after a push. Defaults to 20.
         tune_lr (float): Their learning rate. Defaults to 1e-4.
         norm_eval (bool): Whether the network is in eval mode in these passes. Defaults to True.
@@ -345,8 +347,9 @@ def push_dataloader(cfg: Config, dataloader: dict | None = None) -> dict:
 
     Args:
         cfg (Config): The config of a run.
-        dataloader (dict, optional): ``PrototypePushHook.dataloader``. Defaults to None: the training
-            data with the pipeline of the validation.
+        dataloader (dict, optional): ``PrototypePushHook.dataloader``. Defaults to None: what the
+            config has under ``push_dataloader``, else the training data with the pipeline of the
+            validation.
 
     Returns:
         dict: The config of a data loader, a copy.
@@ -354,6 +357,7 @@ def push_dataloader(cfg: Config, dataloader: dict | None = None) -> dict:
     Raises:
         ValueError: If it cannot be made of the training data.
     """
+    dataloader = cfg.get('push_dataloader') if dataloader is None else dataloader
     if dataloader is not None:
         return copy.deepcopy(dataloader)
     try:
@@ -388,15 +392,28 @@ def push(model: nn.Module, dataloader: DataLoader) -> NearestPatches:
     found = nearest.distances[:, 0].isfinite() & head.alive
     if not found.any():  # a tree can be pruned to a leaf
         return nearest
-    size = model.data_preprocessor(next(iter(dataloader)), False)['inputs'].shape[2:]
     similarity = head.similarity(nearest.maps[found, 0])
     head.prototypes[found] = nearest.embedding[found, 0].to(head.prototypes)
     head.source_image[found] = nearest.images[found, 0]
     head.source_label[found] = nearest.labels[found, 0]
     head.source_cell[found] = nearest.cells[found, 0]
     # In parts, as there may be thousands of maps
-    boxes = [high_activation_boxes(resize_maps(part, size)) for part in similarity.split(256)]
+    boxes = [
+        high_activation_boxes(resize_maps(part, nearest.size)) for part in similarity.split(256)
+    ]
     head.source_box[found] = torch.cat(boxes)
+    height, width = nearest.size
+    try:
+        field = receptive_field(model.backbone, height) if height == width else None
+    except ValueError:  # of a transformer, or a backbone with branches
+        field = None
+    if field is None:
+        return nearest
+    cells = [row * field.n + column for row, column in nearest.cells[found, 0].tolist()]
+    fields = [cell_box(field, cell, height) for cell in cells]
+    head.source_field[found] = nearest.cells.new_tensor(
+        [(x0, y0, x1, y1) for y0, y1, x0, x1 in fields]
+    )
     return nearest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABCMeta, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from mmkdx.functional import full_precision, resize_map
 from mmkdx.registry import MODELS
 
 
-class ConnectedLoss(nn.Module):
+class ConnectedLoss(nn.Module, metaclass=ABCMeta):
     """Base of the losses that bring the student's maps to the teacher's by layers of their own."""
 
     compares = 'anything'
@@ -37,9 +38,9 @@ class ConnectedLoss(nn.Module):
         self.build(student.shape[1:], teacher.shape[1:])
         self.to(student.device)
 
+    @abstractmethod
     def build(self, student: torch.Size, teacher: torch.Size) -> None:
         """Builds the layers between maps of (C, H, W) and (D, H', W')."""
-        raise NotImplementedError
 
 
 @MODELS.register_module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta, abstractmethod
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from mmkdx.registry import MODELS
 ANGLES_AT_ONCE = 2**22
 
 
-class SampleRelationLoss(nn.Module):
+class SampleRelationLoss(nn.Module, metaclass=ABCMeta):
     """Base of the losses between the relations of samples.
 
     Student and teacher may have any shapes (N, ...), which are flattened to (N, D): only N must be the
@@ -59,6 +60,7 @@ class SampleRelationLoss(nn.Module):
         with no_autocast(student):
             return self.compare(student, teacher)
 
+    @abstractmethod
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of two or more samples.
 
@@ -69,7 +71,6 @@ class SampleRelationLoss(nn.Module):
         Returns:
             Tensor: A scalar.
         """
-        raise NotImplementedError
 
 
 @MODELS.register_module()

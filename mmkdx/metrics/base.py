@@ -54,6 +54,7 @@ class ExplainedBatch:
         mean (Tensor, optional): What preprocessing subtracts from each channel, in units of the pixel
             values. Defaults to None (zero).
         std (Tensor, optional): What preprocessing divides each channel by. Defaults to None (one).
+        shared (dict): What several metrics need of the batch and compute once, by keys of theirs.
     """
 
     inputs: Tensor
@@ -62,6 +63,7 @@ class ExplainedBatch:
     data_samples: Sequence[Any] = ()
     mean: Tensor | None = None
     std: Tensor | None = None
+    shared: dict[Any, Any] = field(default_factory=dict)
 
     def black(self) -> Tensor:
         """The value of a black pixel after preprocessing, of shape (3, 1, 1)."""

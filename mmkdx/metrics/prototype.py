@@ -78,14 +78,10 @@ class PrototypeTransfer(ExplanationMetric):
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Any]:
         """Each image's smallest distances and their positions; see the base class."""
-        maps = prototype_distances(model, batch.inputs, type(self).__name__)
-        distances, cells = maps.flatten(2).min(2)
-        # The first of equally near positions, on every device
-        cells = (maps.flatten(2) == distances[:, :, None]).int().argmax(2)
-        if maps[0, 0].numel() > np.iinfo(np.int16).max:
-            cells = cells.int()
-        else:
-            cells = cells.short()
+        maps = _own_distances(batch, model, self)
+        distances, cells = _nearest(maps)
+        small = maps[0, 0].numel() <= np.iinfo(np.int16).max
+        cells = cells.short() if small else cells.int()
         return dict(
             _distances=list(distances.cpu().numpy()),
             _cells=list(cells.cpu().numpy()),
@@ -200,14 +196,18 @@ class PrototypeParts(ExplanationMetric):
         head = model.model.head
         size = tuple(batch.inputs.shape[2:])
         values: dict[str, Any] = {}
-        for name, inputs, share in (
-            ('_patch', batch.inputs, self.purity_side),
-            ('_region', batch.inputs, self.side),
-            ('_noisy', noisy, self.side),
+        for name, share in (
+            ('_patch', self.purity_side),
+            ('_region', self.side),
+            ('_noisy', self.side),
         ):
             if name != '_region':
-                maps = prototype_distances(model, inputs, type(self).__name__)[:, head.alive]
-                distances, cells = maps.flatten(2).min(2)
+                maps = (
+                    prototype_distances(model, noisy, type(self).__name__)
+                    if name == '_noisy'
+                    else _own_distances(batch, model, self)
+                )[:, head.alive]
+                distances, cells = _nearest(maps)
             boxes = region_boxes(cells, maps.shape[2:], size, max(1, round(share * size[1])))
             covered, shown = self._covered(batch, boxes)
             values[name] = [np.packbits(each) for each in covered.cpu().numpy()]
@@ -308,6 +308,20 @@ def prototype_distances(model: Explained, inputs: Tensor, owner: str) -> Tensor:
     with intercept(model.model, {Tap(path): values.append}):
         model.predict(inputs)
     return values[-1]
+
+
+def _own_distances(batch: ExplainedBatch, model: Explained, metric: ExplanationMetric) -> Tensor:
+    """The distances of a batch's images, by one forward for all metrics."""
+    key = 'prototype_distances', id(model)
+    if key not in batch.shared:
+        batch.shared[key] = prototype_distances(model, batch.inputs, type(metric).__name__)
+    return batch.shared[key]
+
+
+def _nearest(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest distances (N, P), and the flat positions of the first that are so near."""
+    flat = maps.flatten(2)
+    return flat.amin(2), flat.argmin(2)
 
 
 def _drop_hidden(rows: list[dict[str, Any]]) -> None:

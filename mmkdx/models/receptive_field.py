@@ -50,9 +50,15 @@ def receptive_field(backbone: nn.Module, size: int = 224) -> ReceptiveField:
         ReceptiveField: (n, jump, size, start).
 
     Raises:
-        ValueError: If the backbone yields no square feature map, a layer is not the same in both
+        ValueError: If the backbone has linear layers (by which transformers mix positions), it yields
+            no square feature map, a layer is not the same in both
             directions, or layers form no chain (squeeze-and-excitation, strided parallel branches).
     """
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Linear):
+            raise ValueError(
+                f'backbone is no chain of convolutions and poolings: {name} is a linear layer'
+            )
     width, jump, field, start = size, 1, 1, 0.5
     last = 'the image'
 

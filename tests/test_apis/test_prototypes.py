@@ -169,10 +169,14 @@ def test_contributions_add_up_to_the_models_logits(analysis, rows):
 
 
 def test_boxes_hold_what_is_highest(analysis):
-    similarity, _ = by_hand(analysis, analysis.test_data.dataset)
+    model = analysis.model
+    inputs = (analysis.test_data.dataset[5]['inputs'].float().flip(0)[None] - 105) / 41
+    # The network's own rounding: the threshold lies between pixels that may be equal but for that
+    with torch.no_grad():
+        similarity = model.head.similarity(model.head.distances(model.backbone(inputs)))
     ((_, facts),) = analysis.images([5], rows=3)
     for row in facts['classes'][0]['prototypes']:
-        assert row['box'] == box_by_hand(similarity[5, row['prototype']])
+        assert row['box'] == box_by_hand(similarity[0, row['prototype']])
 
 
 def test_an_image_file_is_explained_like_the_test_image(analysis, tmp_path):

@@ -40,8 +40,12 @@ class Plain(nn.Module):
             def push_classes(self):
                 return tensor(classes).bool()
 
+            def class_weights(self):
+                return tensor(classes).T.float()
+
         self.head = Head(nn.Identity(), PrototypeLayer(2, 1), 2)
         self.head.prototypes.data = tensor([[0.3], [0.55]])
+        self.backbone = nn.Identity()
 
     def data_preprocessor(self, data, training):
         return data
@@ -268,6 +272,9 @@ def test_after_a_push_prototypes_are_patches(run):
         # a cell is two pixels wide; cubic enlargement may move the peak within it
         assert 0 <= x0 <= 2 * column + 2 and 2 * column - 1 <= x1 <= 64
         assert 0 <= y0 <= 2 * row + 2 and 2 * row - 1 <= y1 <= 64
+        # two 3 x 3 convolutions, of which the second halves the size: five pixels round 2 * cell
+        field = [2 * column - 2, 2 * row - 2, 2 * column + 3, 2 * row + 3]
+        assert head.source_field[j].tolist() == [min(max(each, 0), 64) for each in field]
 
 
 def test_scores_before_and_after_are_logged(run):
@@ -653,6 +660,15 @@ def test_a_class_without_images(tmp_path):
         ValueError, match=r'no image of 19 of the 20 classes \(0, 1, 2, 4, 5, ...\)'
     ):
         check_push_set(SimpleNamespace(dataset=dataset), head)
+
+
+def test_push_data_of_the_config(tmp_path):
+    data = config(tmp_path, []).val_dataloader
+    data.dataset.update(split='test', num_samples=45)
+    runner = Runner.from_cfg(config(tmp_path, [PUSH], push_dataloader=data))
+    hook = next(hook for hook in runner.hooks if isinstance(hook, PrototypePushHook))
+    hook.before_train(runner)
+    assert hook.dataloader.dataset.split == 'test' and len(hook.dataloader.dataset) == 45
 
 
 def test_push_data_that_cannot_be_guessed(tmp_path):

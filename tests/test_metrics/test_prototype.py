@@ -251,6 +251,16 @@ def test_parts_as_labels():
     assert values['purity'] == pytest.approx(0.5)
 
 
+def test_two_metrics_share_a_forward():
+    calls = []
+    model = given('student')
+    predict, model.predict = model.predict, lambda images: calls.append(1) or predict(images)
+    batch = next(batches(dict(student=model), 3, 3))
+    for _ in range(2):
+        PrototypeTransfer().process(batch)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize('name', ['side', 'purity_side'])
 def test_bad_side(name):
     with pytest.raises(ValueError, match=f'PrototypeParts.{name} is 1.5; it must be in'):

@@ -143,3 +143,13 @@ def test_no_receptive_field(build, message):
 
 def test_grouped_convolutions_are_a_chain():
     assert receptive_field(RegNet('regnetx_400mf')).jump == 32
+
+
+def test_a_transformer_has_none():
+    from mmpretrain.models import VisionTransformer
+
+    backbone = VisionTransformer('deit-tiny', out_type='featmap')
+    with pytest.raises(
+        ValueError, match='no chain of convolutions and poolings: .* a linear layer'
+    ):
+        receptive_field(backbone)

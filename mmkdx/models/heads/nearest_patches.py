@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from mmengine.dist import all_gather
@@ -24,6 +24,7 @@ class NearestPatches:
         labels (Tensor): Their labels, of shape (P, k).
         maps (Tensor): The squared distances of all patches of the image, of shape (P, k, H, W).
         embedding (Tensor): The embeddings of the best patches, of shape (P, k, C).
+        size (tuple[int, int]): Height and width of the images, as the network takes them.
     """
 
     distances: Tensor
@@ -31,6 +32,7 @@ class NearestPatches:
     labels: Tensor
     maps: Tensor
     embedding: Tensor
+    size: tuple[int, int]
 
     @property
     def cells(self) -> Tensor:
@@ -49,7 +51,7 @@ class NearestPatches:
         images = both[1]
         again = (images[:, :, None] == images[:, None]).tril(-1).any(2)
         both[0] = both[0].masked_fill(again, torch.inf)
-        return NearestPatches(*_take(both, both[0].argsort(dim=1, stable=True)[:, :k]))
+        return NearestPatches(*_take(both, both[0].argsort(dim=1, stable=True)[:, :k]), self.size)
 
 
 @torch.no_grad()
@@ -77,7 +79,7 @@ def find_nearest_patches(
             found = _of_batch(model, data['inputs'], data['data_samples'], k, classes)
             nearest = found if nearest is None else nearest.merged(found)
     gathered = zip(*(all_gather(values.contiguous()) for values in _values(nearest)))
-    result, *others = (NearestPatches(*values) for values in gathered)
+    result, *others = (NearestPatches(*values, nearest.size) for values in gathered)
     for other in others:
         result = result.merged(other)
     return result
@@ -108,11 +110,11 @@ def _of_batch(
         for i, fill in enumerate((torch.inf, -1, -1, torch.inf, 0)):
             shape = (count, missing, *values[i].shape[2:])
             values[i] = torch.cat([values[i], values[i].new_full(shape, fill)], 1)
-    return NearestPatches(*values)
+    return NearestPatches(*values, tuple(inputs.shape[2:]))
 
 
 def _values(nearest: NearestPatches) -> list[Tensor]:
-    return [getattr(nearest, field.name) for field in fields(nearest)]
+    return [nearest.distances, nearest.images, nearest.labels, nearest.maps, nearest.embedding]
 
 
 def _take(values: list[Tensor], order: Tensor) -> list[Tensor]:

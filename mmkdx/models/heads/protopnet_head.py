@@ -8,7 +8,7 @@ import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from mmkdx.models.heads.prototype_head import PrototypeHead, PrototypeLayer
+from mmkdx.models.heads.prototype_head import PrototypeHead, PrototypeLayer, check_counts
 from mmkdx.registry import MODELS
 
 ADD_ONS = ('regular', 'bottleneck')
@@ -74,13 +74,12 @@ class ProtoPNetHead(PrototypeHead):
             raise ValueError(
                 f'head.similarity is {similarity!r}; it must be one of {", ".join(SIMILARITIES)}'
             )
-        for name, value in (
-            ('num_classes', num_classes),
-            ('prototypes_per_class', prototypes_per_class),
-            ('prototype_channels', prototype_channels),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'head.{name} is {value!r}; it must be a whole number above 0')
+        check_counts(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            prototypes_per_class=prototypes_per_class,
+            prototype_channels=prototype_channels,
+        )
         super().__init__(
             _add_on(add_on, in_channels, prototype_channels),
             PrototypeLayer(num_classes * prototypes_per_class, prototype_channels),
@@ -170,14 +169,9 @@ class ProtoPNetHead(PrototypeHead):
         Returns:
             dict[str, Tensor]: Scalars.
         """
-        if 'gt_score' in data_samples[0]:
-            raise ValueError(
-                'ProtoPNetHead needs one class an image and the batches have mixed or soft labels; '
-                'remove train_cfg.augments'
-            )
+        label = self.labels(data_samples)
         nearest, logits = self(feats, with_distances=True)
         losses = self._get_loss(logits, data_samples, **kwargs)
-        label = torch.cat([sample.gt_label for sample in data_samples]).to(nearest.device)
         own = self.push_classes().T[label]
         losses['loss_cluster'] = self.cluster_weight * self._nearest(nearest, own)
         weight = self.class_weights()

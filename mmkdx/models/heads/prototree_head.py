@@ -11,7 +11,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mmkdx.functional import full_precision, no_autocast
-from mmkdx.models.heads.prototype_head import PrototypeHead, PrototypeLayer
+from mmkdx.models.heads.prototype_head import PrototypeHead, PrototypeLayer, check_counts
 from mmkdx.registry import MODELS
 
 ROUTINGS = ('distributed', 'max_path', 'greedy')
@@ -73,14 +73,12 @@ class ProtoTreeHead(PrototypeHead):
             raise ValueError(
                 f'head.routing is {routing!r}; it must be one of {", ".join(ROUTINGS)}'
             )
-        for name, value in (
-            ('num_classes', num_classes),
-            ('in_channels', in_channels),
-            ('depth', depth),
-            ('prototype_channels', prototype_channels),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'head.{name} is {value!r}; it must be a whole number above 0')
+        check_counts(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            depth=depth,
+            prototype_channels=prototype_channels,
+        )
         convolution = nn.Conv2d(in_channels, prototype_channels, 1, bias=False)
         nn.init.xavier_normal_(convolution.weight, gain=nn.init.calculate_gain('sigmoid'))
         super().__init__(
@@ -158,16 +156,11 @@ class ProtoTreeHead(PrototypeHead):
         Returns:
             dict[str, Tensor]: Scalars.
         """
-        if 'gt_score' in data_samples[0]:
-            raise ValueError(
-                'ProtoTreeHead needs one class an image and the batches have mixed or soft labels; '
-                'remove train_cfg.augments'
-            )
+        label = self.labels(data_samples)
         paths, logits = self(feats, with_paths=True)
         losses = self._get_loss(logits, data_samples, **kwargs)
         # Without gradients it is a trial, perhaps in this process only
         if self.training and torch.is_grad_enabled():
-            label = torch.cat([sample.gt_label for sample in data_samples]).to(logits.device)
             self._update_leaves(paths, logits, label)
         return losses
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmpretrain.models.heads import ClsHead
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mmkdx.functional import full_precision, no_autocast
@@ -49,6 +51,8 @@ class PrototypeHead(ClsHead):
     - ``source_box`` (P, 4): x0, y0, x1, y1 in pixels of the network's input, of the region where the
       prototype was highly activated before it was moved, as in ProtoPNet's public code (see
       ``high_activation_boxes``; maps are enlarged bilinearly, there cubically); x1 and y1 are outside.
+    - ``source_field`` (P, 4): the same of the region that the patch's position can see (see
+      ``receptive_field``); -1 of a backbone for which that is not known.
     - ``alive`` (P, ): false for a pruned prototype, which plays no part any more. Its place stays, so
       that checkpoints, optimizers and the pairing with a teacher's prototypes stay valid.
 
@@ -72,6 +76,7 @@ class PrototypeHead(ClsHead):
         self.register_buffer('source_label', torch.full((count,), -1))
         self.register_buffer('source_cell', torch.full((count, 2), -1))
         self.register_buffer('source_box', torch.full((count, 4), -1))
+        self.register_buffer('source_field', torch.full((count, 4), -1))
         self.register_buffer('alive', torch.ones(count, dtype=torch.bool))
 
     @property
@@ -90,14 +95,38 @@ class PrototypeHead(ClsHead):
             )
         return self.prototype_layer(self.add_on(feature))
 
+    def labels(self, data_samples: Sequence[DataSample]) -> Tensor:
+        """The class of each image, of shape (N, ).
+
+        Raises:
+            ValueError: If labels are mixed.
+        """
+        if 'gt_score' in data_samples[0]:
+            raise ValueError(
+                f'{type(self).__name__} needs one class an image and the batches have mixed or soft '
+                'labels; remove train_cfg.augments'
+            )
+        return torch.cat([sample.gt_label for sample in data_samples]).to(self.alive.device)
+
+    @abstractmethod
     def similarity(self, distances: Tensor) -> Tensor:
         """How alike patches and prototypes are, from their squared distances, of any shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def push_classes(self) -> Tensor:
         """Booleans of shape (P, K): onto patches of which classes a prototype may be projected."""
-        raise NotImplementedError
 
+    @abstractmethod
     def class_weights(self) -> Tensor:
         """Of shape (K, P): by how much a prototype's similarity speaks for a class."""
-        raise NotImplementedError
+
+
+def check_counts(**counts: int) -> None:
+    """Refuses arguments of a head that are no whole numbers above 0.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f'head.{name} is {value!r}; it must be a whole number above 0')
