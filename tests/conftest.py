@@ -1,10 +1,16 @@
 """Settings of all tests."""
 
+import functools
+
+import mmengine.config.utils
 import pytest
 import torch
 
 # The models are so small that threads would only wait for one another.
 torch.set_num_threads(1)
+
+# For each base of mmpretrain's that a config has, mmengine reads all 85 metafiles again.
+mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.slow
+
 
 def train_and_test(folder: Path, config: str, epochs: int) -> tuple[dict, dict]:
     """Trains a model and returns what its last validation and its test say."""

@@ -305,7 +305,7 @@ def test_tests_of_explanations(name, metric, data_set):
     # All images, each model's map for its own prediction, without ReLU
     assert (hook.num_samples, hook.target, hook.explainer) == (None, 'own', dict(type='CAM'))
     assert hook.teacher.model == 'resnet34_8xb32_in1k'
-    assert hook.baseline.model == 'resnet18_8xb32_in1k'
+    assert hook.base.model == 'resnet18_8xb32_in1k'
     data = cfg.test_dataloader.dataset
     assert data.type == data_set
     resize = [step for step in data.pipeline if not step.type.startswith(('Load', 'Pack'))]

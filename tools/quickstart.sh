@@ -59,9 +59,10 @@ for i in "${!configs[@]}"; do
     compare+=(--compare "${names[i]}=work_dirs/${configs[i]}")
 done
 if ! "$PYTHON" tools/test.py "configs/digits/${configs[3]}.py" "work_dirs/${configs[3]}/epoch_20.pth" \
-    --report "${compare[@]}" --cfg-options custom_hooks.1.out_dir=work_dirs/report \
-    custom_hooks.1.show_samples=30 "custom_hooks.1.baseline.model=configs/digits/${configs[1]}.py" \
-    "custom_hooks.1.baseline.checkpoint=work_dirs/${configs[1]}/epoch_20.pth" > "$log" 2>&1; then
+    --report "${compare[@]}" \
+    --base "configs/digits/${configs[1]}.py" "work_dirs/${configs[1]}/epoch_20.pth" \
+    --cfg-options custom_hooks.1.out_dir=work_dirs/report custom_hooks.1.show_samples=30 \
+    > "$log" 2>&1; then
     echo "Explaining failed; the end of $log:" >&2
     tail -n 20 "$log" >&2
     exit 1

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tests a checkpoint; the options are those of mmpretrain's tools/test.py, --report and --compare."""
+"""Tests a checkpoint; the options are those of mmpretrain's tools/test.py, --report, --compare, --base."""
 
 from mmkdx.apis import run_tool
 

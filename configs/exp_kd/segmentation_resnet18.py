@@ -11,7 +11,7 @@ custom_hooks = [
         num_samples=None,
         target='own',
         teacher=dict(model='resnet34_8xb32_in1k', pretrained=True),
-        baseline=dict(model='resnet18_8xb32_in1k', pretrained=True),
+        base=dict(model='resnet18_8xb32_in1k', pretrained=True),
         metrics=[dict(type='MapSegmentation')],
     )
 ]

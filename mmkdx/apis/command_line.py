@@ -18,7 +18,8 @@ def run_tool(name: str) -> None:
     """Runs a script of mmpretrain's ``tools`` on a config that is made ready for this machine.
 
     ``--resume`` without a checkpoint takes the last one that is whole, and a launcher on a machine
-    without CUDA connects its processes with gloo. 'test' takes ``--report`` and ``--compare``, too.
+    without CUDA connects its processes with gloo. 'test' takes ``--report``, ``--compare`` and
+    ``--base``, too.
 
     Args:
         name (str): 'train' or 'test'.
@@ -26,7 +27,7 @@ def run_tool(name: str) -> None:
     Raises:
         FileNotFoundError: If this mmpretrain was installed without its tools.
     """
-    own = _report_options() if name == 'test' else argparse.Namespace(report=False)
+    own = _own_options() if name == 'test' else argparse.Namespace(report=False, base=None)
     tool = mmpretrain_tool(name)
     merge_args = tool.merge_args
 
@@ -35,8 +36,7 @@ def run_tool(name: str) -> None:
         if getattr(args, 'resume', None) == 'auto':
             cfg.load_from = last_whole_checkpoint(cfg.work_dir)
         prepare_cpu_launch(cfg, args.launcher)
-        if own.report:
-            _ask_for_report(cfg, own.compare)
+        _change_hooks(cfg, own)
         return cfg
 
     tool.merge_args = merge
@@ -66,10 +66,10 @@ def mmpretrain_tool(name: str) -> ModuleType:
     return module
 
 
-def _report_options() -> argparse.Namespace:
-    """Takes the options of reports out of the command line, since mmpretrain's parser refuses them."""
+def _own_options() -> argparse.Namespace:
+    """Takes options of ours out of the command line, since mmpretrain's parser refuses them."""
     parser = argparse.ArgumentParser(add_help=False)
-    group = parser.add_argument_group('report')
+    group = parser.add_argument_group('explanations')
     group.add_argument(
         '--report',
         action='store_true',
@@ -82,6 +82,12 @@ def _report_options() -> argparse.Namespace:
         metavar='NAME=WORK_DIR',
         help='another run whose curves the report shows; may be given several times',
     )
+    group.add_argument(
+        '--base',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='the student trained alone, to see what was distilled (see ExplainHook.base)',
+    )
     if {'-h', '--help'} & set(sys.argv):
         print(parser.format_help())
     own, sys.argv[1:] = parser.parse_known_args()
@@ -91,9 +97,17 @@ def _report_options() -> argparse.Namespace:
     return own
 
 
-def _ask_for_report(cfg: Config, compare: list[str]) -> None:
+def _change_hooks(cfg: Config, own: argparse.Namespace) -> None:
+    """Tells the config's ``ExplainHook`` what options of ours say."""
+    changes = {}
+    if own.report:
+        changes['report'] = dict(text.split('=', 1) for text in own.compare) or True
+    if own.base:
+        changes['base'] = dict(zip(('model', 'checkpoint'), own.base))
     hooks = [hook for hook in cfg.get('custom_hooks', ()) if hook.get('type') == 'ExplainHook']
-    if not hooks:
-        raise ValueError('--report needs an ExplainHook, and custom_hooks of the config has none')
+    if changes and not hooks:
+        raise ValueError(
+            f'--{next(iter(changes))} needs an ExplainHook, and custom_hooks of the config has none'
+        )
     for hook in hooks:
-        hook['report'] = dict(text.split('=', 1) for text in compare) or True
+        hook.update(changes)

@@ -43,7 +43,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         device (str | torch.device, optional): The device. Defaults to None (the CPU).
         explainer (dict | str | Explainer): See ``ExplainHook``. Defaults to 'GradCAM'.
         teacher (int | dict | str | None): See ``ExplainHook``. Defaults to 0.
-        baseline (dict | str, optional): See ``ExplainHook``. Defaults to None.
+        base (dict | str, optional): See ``ExplainHook``. Defaults to None.
         classes (Sequence[str], optional): The names of the classes. Defaults to None: those of the
             checkpoint or of the data set.
         **kwargs: Changes of the model's config, for a model name.
@@ -64,7 +64,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         device: str | torch.device | None = None,
         explainer: dict | str | Explainer = 'GradCAM',
         teacher: int | dict | str | None = 0,
-        baseline: dict | str | None = None,
+        base: dict | str | None = None,
         classes: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -77,9 +77,7 @@ class ExplainInferencer(ImageClassificationInferencer):
                 "mmpretrain's get_model, or give a config or a model name"
             )
         super().__init__(model, pretrained, device, classes=classes, **kwargs)
-        self.subjects = find_subjects(
-            self.model, explainers, 'ExplainInferencer', teacher, baseline
-        )
+        self.subjects = find_subjects(self.model, explainers, 'ExplainInferencer', teacher, base)
 
     def __call__(
         self,

@@ -5,6 +5,7 @@ from mmkdx.datasets.cifar import CIFAR10, CIFAR100
 from mmkdx.datasets.class_subset import class_subset
 from mmkdx.datasets.cub import CUB
 from mmkdx.datasets.digits import Digits
+from mmkdx.datasets.image_list import ImageList
 from mmkdx.datasets.imagenet_segmentation import ImageNetSegmentation
 from mmkdx.datasets.parts import Parts
 from mmkdx.datasets.stl10 import STL10
@@ -19,6 +20,7 @@ __all__ = [
     'STL10',
     'CropToBox',
     'Digits',
+    'ImageList',
     'ImageNetSegmentation',
     'Parts',
     'StanfordCars',

@@ -42,12 +42,12 @@ class Subject:
     def predict(self, inputs: Tensor) -> Tensor:
         """The logits (N, K) of images (N, 3, H, W), in eval mode, in fp32, without a graph."""
         with undisturbed(self.model, inputs), torch.no_grad():
-            inputs = self._converted(inputs).to(next(self.model.parameters(), inputs))
+            inputs = self.converted(inputs).to(next(self.model.parameters(), inputs))
             return full_precision(logits_of(self.model, inputs))
 
     def explain(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The raw maps (N, h, w) of images (N, 3, H, W) for classes (N, )."""
-        return self.explainer(self.model, self._converted(inputs), targets)
+        return self.explainer(self.model, self.converted(inputs), targets)
 
     def explained(self, inputs: Tensor, logits: Tensor, targets: Tensor) -> Explained:
         """What metrics get of this model.
@@ -63,7 +63,8 @@ class Subject:
         """The same, with maps that are known."""
         return Explained(maps, targets, logits, self.predict, self.explain, fixed, self.model)
 
-    def _converted(self, inputs: Tensor) -> Tensor:
+    def converted(self, inputs: Tensor) -> Tensor:
+        """Images in the student's normalisation as the model takes them."""
         return inputs if self.convert is None else self.convert(inputs)
 
 
@@ -99,16 +100,16 @@ def build_explainers(spec: dict | str | Explainer, owner: str) -> dict[str, Expl
 
     Args:
         spec (dict | str | Explainer): One for all models, in any form of ``build_explainer``, or a
-            dict of one for each ('student', 'teacher', 'baseline'; GradCAM where one is missing).
+            dict of one for each ('student', 'teacher', 'base'; GradCAM where one is missing).
         owner (str): Whose argument ``explainer`` it is, for messages.
 
     Returns:
-        dict[str, Explainer]: The explainers of 'student', 'teacher' and 'baseline'.
+        dict[str, Explainer]: The explainers of 'student', 'teacher' and 'base'.
 
     Raises:
         ValueError: If there is no such explainer, or one is of several layers.
     """
-    names = ('student', 'teacher', 'baseline')
+    names = ('student', 'teacher', 'base')
     several = isinstance(spec, dict) and 'type' not in spec
     if several and (unknown := set(spec) - set(names)):
         raise ValueError(
@@ -132,28 +133,28 @@ def find_subjects(
     explainers: dict[str, Explainer],
     owner: str,
     teacher: Any = 0,
-    baseline: Any = None,
+    base: Any = None,
 ) -> dict[str, Subject]:
     """The models that are explained beside each other.
 
     Args:
         model (nn.Module): A distiller, or any classifier, which is the student then.
         explainers (dict[str, Explainer]): The explainers of ``build_explainers``.
-        owner (str): Whose arguments ``teacher`` and ``baseline`` are, for messages.
+        owner (str): Whose arguments ``teacher`` and ``base`` are, for messages.
         teacher (int | dict | str | None): Which of the distiller's teachers (members of an ensemble
             count each), or a teacher in any form that ``Distiller`` takes, or None for none. Defaults
             to 0, if there is one.
-        baseline (dict | str, optional): Another model in such a form. Defaults to None.
+        base (dict | str, optional): Another model in such a form. Defaults to None.
 
     Returns:
-        dict[str, Subject]: The models: 'student', and where there are such 'teacher' and 'baseline'.
+        dict[str, Subject]: The models: 'student', and where there are such 'teacher' and 'base'.
 
     Raises:
         ValueError: If there is no such teacher, or a model cannot be built or loaded.
         FileNotFoundError: If a checkpoint file does not exist.
     """
     student = model.student if isinstance(model, Distiller) else model
-    others = {'baseline': _build(baseline, student, f'{owner}.baseline')}
+    others = {'base': _build(base, student, f'{owner}.base')}
     if isinstance(teacher, int):
         teachers: list[BaseTeacher] = []
         for each in getattr(model, 'teachers', ()):

@@ -16,6 +16,7 @@ from mmkdx.explain.gradient import (
 from mmkdx.explain.perturbation import AblationCAM, ScoreCAM
 from mmkdx.explain.pixel import FullGrad, InputGradient, IntegratedGradients, SmoothGrad
 from mmkdx.explain.prototype_map import PrototypeMap
+from mmkdx.explain.unicam import PairExplanation, UniCAM
 
 __all__ = [
     'CAM',
@@ -33,9 +34,11 @@ __all__ = [
     'IntegratedGradients',
     'LayerCAM',
     'LayerExplainer',
+    'PairExplanation',
     'PrototypeMap',
     'ScoreCAM',
     'SmoothGrad',
+    'UniCAM',
     'XGradCAM',
     'build_explainer',
 ]

@@ -377,6 +377,11 @@ def build_explainer(spec: dict | str | Explainer, key: str = 'explainer') -> Exp
             known = ', '.join(sorted(EXPLAINERS.module_dict))
             raise ValueError(f'{key}: there is no explainer {kind!r}; there are {known}')
         try:
-            return EXPLAINERS.build(config)
+            explainer = EXPLAINERS.build(config)
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f'{key}: {error.args[0]}') from error
+    if not isinstance(explainer, Explainer):
+        raise ValueError(
+            f'{key}: {type(explainer).__name__} explains a pair of models; it is for ExplainHook.unicam'
+        )
+    return explainer

@@ -180,15 +180,38 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
                 f'{tuple(chosen.value.shape)} for an image of {tuple(inputs.shape[2:])} pixels; '
                 f'possible layers are {_names(passings)}'
             )
-        if not chosen.moves:
+        if not chosen.share:
             raise ValueError(
-                f"layer {name!r} does not move the score: its activations' gradient is zero at most "
+                f"layer {name!r} does not move the score: its activations' gradient is zero at all "
                 'positions, as after the last attention of a transformer that classifies by its class '
                 f'token; possible layers are {_names(passings)}'
             )
         classifier = gap_linear.classifier if chosen.state == pooled else None
         layers.append(Layer(str(chosen.tap), chosen.tap, chosen.layout, classifier))
     return layers
+
+
+def find_stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
+    """Finds the last layer at each size of map, as the ends of a CNN's stages.
+
+    A transformer whose maps are of one size has one.
+
+    Args:
+        model (nn.Module): The classifier.
+        inputs (Tensor): Images of shape (N, 3, H, W).
+
+    Returns:
+        list[Layer]: The layers, in the order of the forward.
+
+    Raises:
+        ValueError: If no layer moves the score and has an extent in space.
+    """
+    with no_autocast(inputs), evaluating(model):
+        passings = _trace(model, inputs[:1], set())
+    _last_moving(passings)
+    # Not for one image only, as a narrow network may have dead units there
+    ends = {each.layout.size: each for each in _possible(passings, 0.0)}
+    return [Layer(str(each.tap), each.tap, each.layout) for each in ends.values()]
 
 
 @dataclass
@@ -202,8 +225,8 @@ class _Passing:
     layout: Layout | None
     #: Whether 'auto' may choose it
     eligible: bool
-    #: Whether the score moves with it at most positions
-    moves: bool = False
+    #: At which share of its positions the score moves with it
+    share: float = 0.0
 
 
 def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
@@ -241,8 +264,7 @@ def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
         )
     for each, gradient in zip(passings, gradients):
         if each.layout is not None and gradient is not None:
-            share = each.layout.to_map(gradient).abs().amax(1).gt(0).float().mean()
-            each.moves = bool(share > 0.5)
+            each.share = float(each.layout.to_map(gradient).abs().amax(1).gt(0).float().mean())
     return passings
 
 
@@ -265,11 +287,16 @@ def _passing(passings: list[_Passing], tap: Tap) -> _Passing:
     raise ValueError(f'layer {tap} does not move the score: no gradient flows through it')
 
 
-def _possible(passings: list[_Passing]) -> list[_Passing]:
-    """What maps can be made of, from the first to the last, each under its shortest path."""
+def _possible(passings: list[_Passing], least: float = 0.5) -> list[_Passing]:
+    """What maps can be made of, from the first to the last, each under its shortest path.
+
+    Args:
+        passings (list[_Passing]): What passed all modules.
+        least (float): Above which share of positions the score must move. Defaults to 0.5.
+    """
     states: dict[tuple, list[_Passing]] = {}
     for each in passings:
-        if each.moves and each.eligible:
+        if each.share > least and each.eligible:
             states.setdefault(each.state, []).append(each)
     # Modules that a forward calls twice need a number behind their path
     calls = Counter(each.tap for each in passings)

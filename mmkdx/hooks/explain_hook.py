@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,13 @@ from mmkdx.distillation.subjects import (
     find_subjects,
 )
 from mmkdx.functional import degenerate_maps
+from mmkdx.hooks.pair_evaluation import PairEvaluation, prepared, settings_of
 from mmkdx.hooks.prototype_hooks import PrototypePushHook, push_dataloader
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score
+from mmkdx.metrics.relevance import PairMetric
 from mmkdx.models.heads import ProtoPNetHead
 from mmkdx.registry import HOOKS, METRICS
+from mmkdx.visualization.pair_panel import NOTE as PAIR_NOTE
 from mmkdx.visualization.panel import as_rgb, explanation_panel
 from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets
 from mmkdx.visualization.records import (
@@ -66,7 +68,7 @@ class ExplainHook(Hook):
     """Shows and measures at every evaluation where a student and its teacher look.
 
     On a fixed sample of the validation or test images it explains the student, its teacher and, where
-    one is given, a baseline, all for the same class. The scores stand as ``explain/…`` in the log, in
+    one is given, a base model, all for the same class. The scores stand as ``explain/…`` in the log, in
     ``scalars.json``, in the ``metrics`` of the evaluation (so ``save_best='explain/…'`` works, with a
     ``rule``), and in a printed table; each with its 95 % confidence interval in
     ``<log_dir>/explain/<val|test>.json``, and each image's values in ``<val|test>.csv`` beside it. A
@@ -80,7 +82,7 @@ class ExplainHook(Hook):
 
     Args:
         explainer (dict | str): The explainer, or a dict of one for each model ('student', 'teacher',
-            'baseline'). Defaults to 'GradCAM', which is the CAM where the head allows.
+            'base'). Defaults to 'GradCAM', which is the CAM where the head allows.
         metrics (Sequence[dict]): The metrics, of those for explanations. A key 'name' stands in front
             of a metric's scores, so that there may be two of one kind. Defaults to ().
         num_samples (int, optional): How many images are explained. Defaults to 512. None: all.
@@ -91,8 +93,14 @@ class ExplainHook(Hook):
         teacher (int | dict | str | None): Which of the distiller's teachers (members of an ensemble
             count each); or, for a model without a distiller, a teacher in any form that ``Distiller``
             takes; or None for none. Defaults to 0.
-        baseline (dict | str, optional): A student trained alone, in any form that ``Distiller`` takes
-            for a teacher; it shows what the teacher's explanations have changed. Defaults to None.
+        base (dict | str, optional): The student trained alone, in any form that ``Distiller`` takes for
+            a teacher. It is explained, too, and then shows what was distilled: batches of the sample
+            are compared by ``unicam``, with ``FeatureSimilarityScore`` and ``RelevanceScore`` unless
+            metrics of pairs are given. Defaults to None.
+        unicam (dict | bool): The arguments of ``UniCAM``; False to explain and measure the base model
+            alone. Defaults to True.
+        context_size (int): Images in a batch of which student and base model are compared, an even
+            number from 6 on. Defaults to 64.
         interval (int): Explain at every so many-th evaluation in training. Defaults to 1.
         seed (int): The seed of the sample. Defaults to 0.
         report (bool | dict): Whether to write ``<log_dir>/explain/report.html`` after a test; with a
@@ -117,7 +125,9 @@ class ExplainHook(Hook):
         show_samples: int = 16,
         target: str | None = None,
         teacher: int | dict | str | None = 0,
-        baseline: dict | str | None = None,
+        base: dict | str | None = None,
+        unicam: dict | bool = True,
+        context_size: int = 64,
         interval: int = 1,
         seed: int = 0,
         report: bool | dict[str, str] = False,
@@ -142,18 +152,30 @@ class ExplainHook(Hook):
                 for metric in metrics
             ]
         for metric, given in zip(self.metrics, metrics):
-            if not isinstance(metric, ExplanationMetric):
+            if not isinstance(metric, (ExplanationMetric, PairMetric)):
                 raise ValueError(
                     f'ExplainHook.metrics: {type(metric).__name__} is no metric of explanations; it '
                     'belongs into val_evaluator'
                 )
             metric.name = given.get('name', '')
+        self.pair_metrics = [each for each in self.metrics if isinstance(each, PairMetric)]
+        self.metrics = [each for each in self.metrics if isinstance(each, ExplanationMetric)]
         self.metrics.insert(0, _Facts())
+        self.pairs = None
+        if base is not None and unicam is not False:
+            settings = {} if unicam is True else unicam
+            self.pairs = PairEvaluation(settings, self.pair_metrics, context_size, seed)
+            self.pair_metrics = self.pairs.metrics
+        elif self.pair_metrics:
+            raise ValueError(
+                f'ExplainHook.metrics: {type(self.pair_metrics[0]).__name__} compares a student with a '
+                'base model; set ExplainHook.base'
+            )
         self.num_samples = num_samples
         self.show_samples = show_samples
         self.target = target
         self.teacher = teacher
-        self.baseline = baseline
+        self.base = base
         self.interval = interval
         self.seed = seed
         self.report = report
@@ -229,10 +251,13 @@ class ExplainHook(Hook):
     def _try(self, runner: Runner, dataloader: Any) -> None:
         """One image through everything, without a trace."""
         self._begin(runner, dataloader, True)
-        first = min(self._sample)
+        first, whole = min(self._sample), self._sample
         self._sample, self._shown = {first}, set()
         self._process(runner, dataloader.collate_fn([dataloader.dataset[first]]))
-        for metric in self.metrics:
+        self._sample = whole
+        if self.pairs is not None:
+            self.pairs.try_out(runner, dataloader, whole)
+        for metric in (*self.metrics, *self.pair_metrics):
             metric.results.clear()
 
     def _prepare(self, runner: Runner) -> None:
@@ -242,13 +267,15 @@ class ExplainHook(Hook):
             return
         try:
             self._subjects = find_subjects(
-                model, self.explainers, 'ExplainHook', self.teacher, self.baseline
+                model, self.explainers, 'ExplainHook', self.teacher, self.base
             )
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f'{error}; or evaluate without explanations by ExplainHook.enable=False'
             ) from None
         self._model = model
+        if self.pairs is not None:
+            self.pairs.begin(self._subjects)
         self._policy = self.target or ('teacher' if 'teacher' in self._subjects else 'student')
         if self._policy == 'teacher' and 'teacher' not in self._subjects:
             raise ValueError(
@@ -281,13 +308,7 @@ class ExplainHook(Hook):
         self._seconds += time.perf_counter() - start
 
     def _explain(self, runner: Runner, data_batch: dict, here: list[int]) -> None:
-        samples = [data_batch['data_samples'][i] for i in here]
-        images = [data_batch['inputs'][i] for i in here]
-        if isinstance(data_batch['inputs'], Tensor):
-            images = torch.stack(images)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        preprocessor = model.data_preprocessor
-        inputs = preprocessor(dict(inputs=images, data_samples=samples), False)['inputs']
+        images, samples, inputs, preprocessor = prepared(runner, data_batch, here)
         index = [int(sample.sample_idx) for sample in samples]
         labels = None
         if all('gt_label' in sample and sample.gt_label.numel() == 1 for sample in samples):
@@ -365,7 +386,11 @@ class ExplainHook(Hook):
             return
         start = time.perf_counter()
         scores: dict[str, Score] = {}
-        for metric in self.metrics:
+        sheets = []
+        if self.pairs is not None:
+            loop = runner.val_loop if mode == 'val' else runner.test_loop
+            sheets = self.pairs.run(runner, loop.dataloader, self._sample, self.show_samples)
+        for metric in (*self.metrics, *self.pair_metrics):
             for name, score in metric.evaluate().items():
                 if name in scores:
                     raise ValueError(
@@ -380,7 +405,13 @@ class ExplainHook(Hook):
         if is_main_process():
             unique = {picture['index']: picture for picture in pictures}
             self._write(
-                runner, mode, 'epoch' if epochs else 'iter', step, scores, list(unique.values())
+                runner,
+                mode,
+                'epoch' if epochs else 'iter',
+                step,
+                scores,
+                list(unique.values()),
+                sheets,
             )
         for name, score in scores.items():
             metrics[f'explain/{name}'] = score.value
@@ -400,6 +431,7 @@ class ExplainHook(Hook):
         step: int,
         scores: dict[str, Score],
         pictures: list[dict[str, Any]],
+        sheets: list[tuple[int, np.ndarray]],
     ) -> None:
         """The files of an evaluation, and its pictures."""
         folder = Path(self.out_dir or Path(runner.log_dir) / 'explain')
@@ -416,12 +448,13 @@ class ExplainHook(Hook):
             **{unit: step},
             target=self._policy,
             explainers=explainers,
-            metrics=[_settings(metric) for metric in self.metrics[1:]],
+            metrics=[settings_of(each) for each in (*self.metrics[1:], *self.pair_metrics)],
+            **({} if self.pairs is None else self.pairs.facts()),
         )
         classes = (getattr(self._dataset, 'metainfo', None) or {}).get('classes')
         known = {
             *scores,
-            *(f'{model}{fact}' for model in ('', 'teacher/', 'baseline/') for fact in FACTS),
+            *(f'{model}{fact}' for model in ('', 'teacher/', 'base/') for fact in FACTS),
         }
         gallery = []
         for picture in sorted(pictures, key=lambda each: each['index']):
@@ -429,6 +462,12 @@ class ExplainHook(Hook):
             item = self._panel(picture, row, classes)
             runner.visualizer.add_image(f'explain_{mode}_{item.index:05d}', item.picture, step)
             gallery.append(item)
+        for index, sheet in sheets:
+            runner.visualizer.add_image(f'distilled_{mode}_{index:05d}', sheet, step)
+        sections = []
+        if sheets:
+            sheets = [(f'image {index}', sheet) for index, sheet in sheets]
+            sections.append(PictureSection('What was distilled', PAIR_NOTE, sheets))
         if self.report and mode == 'test':
             compare = self.report if isinstance(self.report, dict) else {}
             title = Path(runner.work_dir).name
@@ -451,7 +490,7 @@ class ExplainHook(Hook):
                 scores=scores,
                 curves=_curves(compare if known_run else {title: runner.work_dir, **compare}),
                 gallery=gallery,
-                sections=self._prototypes(runner, classes),
+                sections=[*sections, *self._prototypes(runner, classes)],
                 unit=unit,
             )
             runner.logger.info(f'The report is {path}')
@@ -575,12 +614,3 @@ def _curves(runs: dict[str, str]) -> dict[str, dict[str, list]]:
             if name != 'explain/seconds':
                 curves.setdefault(name, {})[run] = points
     return curves
-
-
-def _settings(metric: ExplanationMetric) -> dict[str, Any]:
-    """The conventions of a metric: its arguments."""
-    values = {name: getattr(metric, name, None) for name in signature(type(metric)).parameters}
-    name = dict(name=metric.name) if metric.name else {}
-    return dict(
-        type=type(metric).__name__, **name, **{k: v for k, v in values.items() if v is not None}
-    )

@@ -7,6 +7,13 @@ from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, Per
 from mmkdx.metrics.group_accuracy import GroupAccuracy
 from mmkdx.metrics.localisation import MapSegmentation, PointingGame
 from mmkdx.metrics.prototype import PrototypeParts, PrototypeTransfer
+from mmkdx.metrics.relevance import (
+    FeatureSimilarityScore,
+    PairedBatch,
+    PairedModel,
+    PairMetric,
+    RelevanceScore,
+)
 from mmkdx.metrics.sensitivity import MaxSensitivity
 
 __all__ = [
@@ -16,15 +23,20 @@ __all__ = [
     'Explained',
     'ExplainedBatch',
     'ExplanationMetric',
+    'FeatureSimilarityScore',
     'GroupAccuracy',
     'MapAgreement',
     'MapComplexity',
     'MapSegmentation',
     'MaxSensitivity',
+    'PairMetric',
+    'PairedBatch',
+    'PairedModel',
     'PerturbationAUC',
     'PointingGame',
     'PrototypeParts',
     'PrototypeTransfer',
+    'RelevanceScore',
     'Score',
     'mean_score',
 ]

@@ -49,9 +49,9 @@ class MapAgreement(ExplanationMetric):
 
     The scores of maps come for all samples, and for two kinds of them: ``<name>_same_prediction``, where
     both models predict alike, and, where there are labels, ``<name>_teacher_wrong``, where the teacher
-    misses the label. With a baseline (a student trained alone), ``<name>_gain`` is what distillation
-    gained: the mean of student minus baseline over the samples that count for both, for
-    ``js_divergence`` of baseline minus student, so that above 0 is always better.
+    misses the label. With a base model (a student trained alone), ``<name>_gain`` is what distillation
+    gained: the mean of student minus base over the samples that count for both, for
+    ``js_divergence`` of base minus student, so that above 0 is always better.
 
     A pair with a degenerate map has no scores of maps. After ReLU a map can also be 0 everywhere; then
     ``cosine`` and ``js_divergence`` do not count it.
@@ -99,12 +99,12 @@ class MapAgreement(ExplanationMetric):
         return values
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
-        """The means of all values, and the gains over the baseline."""
+        """The means of all values, and the gains over the base model."""
         scores = super().summarize(rows)
         for name in (*DIRECTIONS, 'prediction_agreement'):
-            if f'baseline/{name}' in scores:
+            if f'base/{name}' in scores:
                 sign = -1 if self.better[name] == 'lower' else 1
-                gains = [sign * (row[name] - row[f'baseline/{name}']) for row in rows]
+                gains = [sign * (row[name] - row[f'base/{name}']) for row in rows]
                 scores[f'{name}_gain'] = mean_score(gains, 'higher')
         return scores
 

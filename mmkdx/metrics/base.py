@@ -48,7 +48,7 @@ class ExplainedBatch:
         inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
         index (Sequence[int]): The position of each sample in the data set.
         models (dict[str, Explained]): The models: 'student', and where there are such 'teacher' and
-            'baseline' (a student trained alone).
+            'base' (a student trained alone).
         data_samples (Sequence): mmpretrain's ``DataSample`` of each image, or dicts; a label stands in
             'gt_label', a label map of shape (H, W), as mmcv's transforms treat it, in 'gt_seg_map'.
         mean (Tensor, optional): What preprocessing subtracts from each channel, in units of the pixel
@@ -84,6 +84,8 @@ class Score(NamedTuple):
         high (float): The upper end.
         n (int): How many samples it rests on.
         better (str, optional): 'higher' or 'lower'; None where neither is.
+        batches (int, optional): How many batches these are in, for a score that is a mean over batches.
+        error (float, optional): Its standard error, of such a score.
     """
 
     value: float
@@ -91,6 +93,8 @@ class Score(NamedTuple):
     high: float
     n: int
     better: str | None = None
+    batches: int | None = None
+    error: float | None = None
 
 
 @dataclass
@@ -110,7 +114,7 @@ class ExplanationMetric(BaseMetric):
 
     A subclass yields values for one model (``measure``), for a student beside its teacher
     (``compare``), or both. The names of values become those of scores: plain for the student and for
-    comparisons, with ``teacher/`` or ``baseline/`` in front for those models. NaN stands for a sample
+    comparisons, with ``teacher/`` or ``base/`` in front for those models. NaN stands for a sample
     that a score does not count.
 
     Args:
@@ -152,7 +156,7 @@ class ExplanationMetric(BaseMetric):
 
         Args:
             batch (ExplainedBatch): The batch.
-            student (Explained): The student, or the baseline.
+            student (Explained): The student, or the base model.
             teacher (Explained): The teacher.
 
         Returns:

@@ -45,7 +45,7 @@ class PrototypeTransfer(ExplanationMetric):
       above 0: two models that have nothing in common but the layout of their images reach 0.2 and
       more.
 
-    With a baseline (a student trained alone) its scores stand beside. With ``num_samples=None``, all
+    With a base model (a student trained alone) its scores stand beside. With ``num_samples=None``, all
     images, the scores are the paper's; compare runs by the same images.
 
     Source: Keswani et al., "Proto2Proto", CVPR 2022; a reading of its public code and reproductions.
@@ -91,7 +91,7 @@ class PrototypeTransfer(ExplanationMetric):
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
         """The scores; rows keep each image's, and no distances."""
         models = {}
-        for prefix in ('', 'teacher/', 'baseline/'):
+        for prefix in ('', 'teacher/', 'base/'):
             if f'{prefix}_cells' in rows[0]:
                 grid = rows[0][f'{prefix}_grid']
                 arrays = [
@@ -221,7 +221,7 @@ class PrototypeParts(ExplanationMetric):
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
         """The scores, over prototypes."""
         scores: dict[str, Score] = {}
-        for prefix in ('', 'teacher/', 'baseline/'):
+        for prefix in ('', 'teacher/', 'base/'):
             if f'{prefix}_shown' not in rows[0]:
                 continue
             distances, shown, own = (

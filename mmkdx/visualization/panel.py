@@ -12,7 +12,7 @@ from mmkdx.explain.rendering import color_table, colorize, difference, grid, ove
 from mmkdx.functional import degenerate_maps
 
 #: In which order the models stand.
-ORDER = ('teacher', 'student', 'baseline')
+ORDER = ('teacher', 'student', 'base')
 
 
 def explanation_panel(
@@ -29,7 +29,7 @@ def explanation_panel(
     Args:
         image (np.ndarray): The RGB image, uint8 of shape (H, W, 3).
         maps (Mapping[str, Tensor]): Raw maps of shape (h, w) of 'student' and, where there are such,
-            'teacher' and 'baseline'.
+            'teacher' and 'base'.
         captions (Mapping[str, Sequence[str]], optional): Lines of text for each of these and for
             'input' and 'difference', under their names. Defaults to None.
         side (int): The size of each picture in pixels. Defaults to 224.
@@ -39,15 +39,13 @@ def explanation_panel(
     """
     captions = captions or {}
     pictures, lines = [image], [['input', *captions.get('input', ())]]
-    # Enlarged first, so that maps stay smooth over small images
-    factor = max(1, side // max(image.shape[:2]))
-    canvas = torch.from_numpy(image.repeat(factor, 0).repeat(factor, 1))[None]
+    canvas = torch.from_numpy(enlarged(image, side))[None]
     for name in ORDER:
         if name in maps:
             values = maps[name][None].float()
             pictures.append(overlay(canvas, values)[0].numpy())
-            remark = _remark(values)
-            lines.append([name, *captions.get(name, ()), *([remark] if remark else [])])
+            words = remark(values)
+            lines.append([name, *captions.get(name, ()), *([words] if words else [])])
     if 'teacher' in maps:
         gap = difference(maps['student'][None], maps['teacher'][None], canvas.shape[1:3])
         if gap.isnan().any():
@@ -60,7 +58,7 @@ def explanation_panel(
     legends = [('evidence', 'none', 'most', 'viridis')]
     if 'teacher' in maps:
         legends.append(('difference', 'teacher more', 'student more', 'diverging'))
-    return np.concatenate([body, _legend(body.shape[1], legends)])
+    return np.concatenate([body, legend(body.shape[1], legends)])
 
 
 def as_rgb(image: Tensor, from_bgr: bool) -> np.ndarray:
@@ -80,7 +78,14 @@ def as_rgb(image: Tensor, from_bgr: bool) -> np.ndarray:
     return values.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
-def _remark(maps: Tensor) -> str | None:
+def enlarged(image: np.ndarray, side: int) -> np.ndarray:
+    """An image (H, W, 3), enlarged by a whole factor up to a side, so that maps over it stay smooth."""
+    factor = max(1, side // max(image.shape[:2]))
+    return image.repeat(factor, 0).repeat(factor, 1)
+
+
+def remark(maps: Tensor) -> str | None:
+    """What is to be said of a map (1, h, w) that says nothing, if it does."""
     if not degenerate_maps(maps.relu())[0]:
         return None
     if maps.isfinite().all() and not degenerate_maps(maps)[0]:
@@ -88,7 +93,7 @@ def _remark(maps: Tensor) -> str | None:
     return 'no map: it is constant' if maps.isfinite().all() else 'no map: it is not finite'
 
 
-def _legend(width: int, legends: Sequence[tuple[str, str, str, str]]) -> np.ndarray:
+def legend(width: int, legends: Sequence[tuple[str, str, str, str]]) -> np.ndarray:
     """A strip with a colour bar for each scale."""
     strip = np.full((28, width, 3), 255, dtype=np.uint8)
     left = 12

@@ -14,7 +14,7 @@ from terminaltables import AsciiTable
 from mmkdx.metrics.base import Score
 
 #: The models of an evaluation, and how a table calls them.
-MODELS = ('student', 'teacher', 'baseline')
+MODELS = ('student', 'teacher', 'base')
 
 
 def by_model(scores: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
@@ -25,7 +25,7 @@ def by_model(scores: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
 
     Returns:
         dict[str, dict[str, Score]]: For each plain name the scores of 'student', 'teacher' and
-        'baseline'. A score that compares a student with its teacher has none of 'teacher'.
+        'base'. A score that compares a student with its teacher has none of 'teacher'.
     """
     grouped: dict[str, dict[str, Score]] = {}
     for name, score in scores.items():
@@ -42,13 +42,19 @@ def score_rows(scores: Mapping[str, Score]) -> list[list[str]]:
 
     Returns:
         list[list[str]]: The head, then a row for each score: its name, what is better, its values,
-        and on how many samples they rest.
+        and on how many samples they rest, as '256 in 4' of a mean over 4 batches.
     """
     grouped = by_model(scores)
     models = [model for model in MODELS if any(model in row for row in grouped.values())]
     # Agreement with the teacher is a column of its own
     compared = {
-        name for name, row in grouped.items() if 'teacher' in models and 'teacher' not in row
+        name
+        for name, row in grouped.items()
+        if 'teacher' in models
+        and 'teacher' not in row
+        and all(
+            score.batches is None for score in row.values()
+        )  # those compare with the base model
     }
     columns = [(model, model, False) for model in models]
     if compared:
@@ -61,7 +67,12 @@ def score_rows(scores: Mapping[str, Score]) -> list[list[str]]:
             format_score(row[model]) if model in row and (name in compared) == pair else ''
             for _, model, pair in columns
         ]
-        counts = ' / '.join(dict.fromkeys(str(score.n) for score in row.values()))
+        counts = ' / '.join(
+            dict.fromkeys(
+                str(score.n) if score.batches is None else f'{score.n} in {score.batches}'
+                for score in row.values()
+            )
+        )
         rows.append([name, next(iter(row.values())).better or '', *cells, counts])
     return rows
 
@@ -123,7 +134,8 @@ def append_scores(path: Path, scores: Mapping[str, Score], **facts: Any) -> None
         **facts: What else is to be known of the evaluation.
     """
     # JSON has no NaN.
-    line = {**facts, 'scores': {name: _no_nan(score._asdict()) for name, score in scores.items()}}
+    values = {name: _no_nan(score._asdict()) for name, score in scores.items()}
+    line = {**facts, 'scores': values}
     with path.open('a') as file:
         file.write(json.dumps(line) + '\n')
 
@@ -156,4 +168,5 @@ def _no_nan(values: dict[str, Any]) -> dict[str, Any]:
     return {
         key: None if isinstance(value, float) and math.isnan(value) else value
         for key, value in values.items()
+        if value is not None or key == 'better'
     }

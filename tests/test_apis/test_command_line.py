@@ -5,12 +5,12 @@ import sys
 import pytest
 from mmengine.config import Config
 
-from mmkdx.apis.command_line import _ask_for_report, _report_options
+from mmkdx.apis.command_line import _change_hooks, _own_options
 
 
 def options(monkeypatch, *arguments):
     monkeypatch.setattr(sys, 'argv', ['test.py', *arguments])
-    return _report_options()
+    return _own_options()
 
 
 def test_options_of_reports_are_taken_out_of_the_command_line(monkeypatch):
@@ -47,15 +47,22 @@ def test_a_comparison_needs_a_name(monkeypatch, capsys):
     assert '--compare work_dirs/x: write NAME=WORK_DIR' in capsys.readouterr().err
 
 
-def test_the_hook_is_told():
+def test_the_hook_is_told(monkeypatch):
     cfg = Config(dict(custom_hooks=[dict(type='EpochSeedHook'), dict(type='ExplainHook')]))
-    _ask_for_report(cfg, ['KD=work_dirs/kd', 'a=b=c'])
+    untouched = cfg.to_dict()
+    _change_hooks(cfg, options(monkeypatch, 'c.py', 'k.pth'))
+    assert cfg.to_dict() == untouched
+    _change_hooks(
+        cfg, options(monkeypatch, '--report', '--compare', 'KD=work_dirs/kd', '--compare', 'a=b=c')
+    )
     assert cfg.custom_hooks[1].report == dict(KD='work_dirs/kd', a='b=c')
-    assert 'report' not in cfg.custom_hooks[0]
-    _ask_for_report(cfg, [])
+    assert 'report' not in cfg.custom_hooks[0] and 'base' not in cfg.custom_hooks[1]
+    _change_hooks(cfg, options(monkeypatch, '--report', '--base', 'alone.py', 'alone.pth'))
     assert cfg.custom_hooks[1].report is True
+    assert cfg.custom_hooks[1].base == dict(model='alone.py', checkpoint='alone.pth')
 
 
-def test_a_config_without_the_hook_is_refused():
-    with pytest.raises(ValueError, match='--report needs an ExplainHook, and custom_hooks'):
-        _ask_for_report(Config(dict(custom_hooks=[dict(type='EpochSeedHook')])), [])
+@pytest.mark.parametrize('option', [['--report'], ['--base', 'alone.py', 'alone.pth']])
+def test_a_config_without_the_hook_is_refused(option, monkeypatch):
+    with pytest.raises(ValueError, match=f'{option[0]} needs an ExplainHook, and custom_hooks'):
+        _change_hooks(Config(dict(custom_hooks=[])), options(monkeypatch, *option))

@@ -266,19 +266,19 @@ def test_all_models_are_explained_for_the_class_of_the_policy(tmp_path, target):
     assert all(targets) == (target != 'own')
 
 
-def test_a_teacher_and_a_baseline_can_come_with_the_hook(tmp_path):
+def test_a_teacher_and_a_base_model_can_come_with_the_hook(tmp_path):
     own = dict(
         model=dict(classifier(8, classes=10), data_preprocessor=PREPROCESSOR),
         checkpoint=str(tmp_path / 'teacher.pth'),
     )
     model = dict(classifier(4, classes=10), data_preprocessor=PREPROCESSOR)
     metrics = [dict(type='MapMean'), dict(type='MapAgreement')]
-    changes = dict(teacher=own, baseline=own, metrics=metrics)
+    changes = dict(teacher=own, base=own, metrics=metrics)
     runner = run(config(tmp_path, changes, model=model), 'test')
     result = runner.result
-    assert result['explain/teacher/mean'] == result['explain/baseline/mean']
-    # The baseline is the teacher here, so its maps agree wholly.
-    assert result['explain/baseline/pearson'] == pytest.approx(1, abs=1e-5)
+    assert result['explain/teacher/mean'] == result['explain/base/mean']
+    # The base model is the teacher here, so its maps agree wholly.
+    assert result['explain/base/pearson'] == pytest.approx(1, abs=1e-5)
     assert result['explain/pearson_gain'] == pytest.approx(result['explain/pearson'] - 1, abs=1e-5)
 
 
@@ -330,12 +330,12 @@ def test_wrong_arguments_are_refused_at_once(arguments, message):
         (dict(explainer=dict(type='GradCAM', layer='backbone.bodi')), 'no module .*backbone.body'),
         (
             dict(
-                explainer=dict(student='GradCAM', teacher=dict(type='CAM'), baseline='CAM'),
-                baseline=dict(model=classifier(4, classes=7), checkpoint='none.pth'),
+                explainer=dict(student='GradCAM', teacher=dict(type='CAM'), base='CAM'),
+                base=dict(model=classifier(4, classes=7), checkpoint='none.pth'),
             ),
-            'ExplainHook.baseline: .*none.pth.*; or evaluate without .* ExplainHook.enable=False',
+            'ExplainHook.base: .*none.pth.*; or evaluate without .* ExplainHook.enable=False',
         ),
-        (dict(baseline=dict(model=classifier(4, classes=7))), 'ExplainHook.baseline: .*no weights'),
+        (dict(base=dict(model=classifier(4, classes=7))), 'ExplainHook.base: .*no weights'),
         (dict(teacher=3), 'ExplainHook.teacher is 3 and there are 1 teachers'),
         (dict(metrics=[dict(type='PointingGame')]), 'PointingGame'),
         (dict(metrics=[dict(type='MapMean'), dict(type='MapMean')]), None),

@@ -188,11 +188,11 @@ def three_models(n=12, degenerate=False):
     )
 
 
-def test_gain_over_the_baseline_is_paired_and_positive_is_better():
-    student, teacher, baseline = three_models(degenerate=True)
-    scores = evaluate(batch_of(student, teacher, [0] * 12, baseline=baseline))
+def test_gain_over_the_base_is_paired_and_positive_is_better():
+    student, teacher, base = three_models(degenerate=True)
+    scores = evaluate(batch_of(student, teacher, [0] * 12, base=base))
     values = compare(student, teacher)
-    alone = compare(baseline, teacher)
+    alone = compare(base, teacher)
     for name in NAMES:
         gains = (values[name] - alone[name])[2:].double().numpy()
         if name == 'js_divergence':
@@ -202,7 +202,7 @@ def test_gain_over_the_baseline_is_paired_and_positive_is_better():
         expected = gains.mean(), gains.mean() - half, gains.mean() + half
         assert gain[:3] == pytest.approx(expected, rel=1e-5)
         assert gain.value > 0 and gain.n == 10 and gain.better == 'higher'
-        assert scores[name].n == scores[f'baseline/{name}'].n == 11
+        assert scores[name].n == scores[f'base/{name}'].n == 11
         assert {n for n in scores if n.endswith('_gain')} == {
             f'{n}_gain' for n in (*NAMES, 'prediction_agreement')
         }
@@ -211,31 +211,31 @@ def test_gain_over_the_baseline_is_paired_and_positive_is_better():
 
 
 def test_directions():
-    student, teacher, baseline = three_models()
-    scores = evaluate(batch_of(student, teacher, [0] * 12, baseline=baseline))
+    student, teacher, base = three_models()
+    scores = evaluate(batch_of(student, teacher, [0] * 12, base=base))
     assert len(scores) == 2 * (6 * 3 + 1) + 7
     for name, score in scores.items():
         lower = 'js_divergence' in name and not name.endswith('_gain')
         assert score.better == ('lower' if lower else 'higher'), name
 
 
-def test_no_baseline_no_gain():
+def test_no_base_no_gain():
     student, teacher, _ = three_models()
     scores = evaluate(batch_of(student, teacher))
     assert not any('gain' in name or '/' in name for name in scores)
 
 
 def test_scores_do_not_depend_on_batches():
-    student, teacher, baseline = three_models()
+    student, teacher, base = three_models()
     labels = [i % 2 for i in range(12)]
-    whole = evaluate(batch_of(student, teacher, labels, baseline=baseline))
+    whole = evaluate(batch_of(student, teacher, labels, base=base))
 
     def part(where):
         models = [
             Explained(m.maps[where], m.targets[where], m.logits[where], None, None)
-            for m in (student, teacher, baseline)
+            for m in (student, teacher, base)
         ]
-        batch = batch_of(*models[:2], labels[where], baseline=models[2])
+        batch = batch_of(*models[:2], labels[where], base=models[2])
         batch.index = range(12)[where]
         return batch
 

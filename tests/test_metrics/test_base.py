@@ -36,7 +36,7 @@ def batch_of(index, **models):
 
 
 class Value(ExplanationMetric):
-    """Each image's number, times 10 for the teacher, times 100 for the baseline."""
+    """Each image's number, times 10 for the teacher, times 100 for the base model."""
 
     better = dict(value='higher')
 
@@ -48,7 +48,7 @@ class Value(ExplanationMetric):
     def measure(self, batch, explained):
         name = next(n for n, m in batch.models.items() if m is explained)
         self.asked.append((name, list(batch.index)))
-        value = batch.inputs[:, 0, 0, 0] * dict(student=1, teacher=10, baseline=100)[name]
+        value = batch.inputs[:, 0, 0, 0] * dict(student=1, teacher=10, base=100)[name]
         return dict(value=value.tolist() if self.as_list else value)
 
 
@@ -112,17 +112,17 @@ def test_few_values(values, expected):
 
 @pytest.mark.parametrize('as_list', [False, True])
 def test_names_and_directions_of_several_models(as_list):
-    names = ('student', 'teacher', 'baseline')
+    names = ('student', 'teacher', 'base')
     batch = batch_of([1, 3], **{name: model(2, seed) for seed, name in enumerate(names)})
     result = evaluate(Both(as_list=as_list), batch)
     assert {name: score.value for name, score in result.items() if 'value' in name} == {
         'value': 2,
         'teacher/value': 20,
-        'baseline/value': 200,
+        'base/value': 200,
     }
     maps = [m.maps[:, 0, 0] for m in batch.models.values()]
     assert result['difference'].value == pytest.approx((maps[0] - maps[1]).mean().item())
-    assert result['baseline/difference'].value == pytest.approx((maps[2] - maps[1]).mean().item())
+    assert result['base/difference'].value == pytest.approx((maps[2] - maps[1]).mean().item())
     assert 'teacher/difference' not in result and len(result) == 5
     for name, score in result.items():
         assert score.n == 2 and score.better == ('higher' if 'value' in name else 'lower')
@@ -138,8 +138,8 @@ def test_models_may_stand_in_any_order(order):
 
 
 def test_nothing_is_compared_without_a_teacher():
-    batch = batch_of([1], student=model(1), baseline=model(1))
-    assert set(evaluate(Both(), batch)) == {'value', 'baseline/value'}
+    batch = batch_of([1], student=model(1), base=model(1))
+    assert set(evaluate(Both(), batch)) == {'value', 'base/value'}
 
 
 def test_a_name_without_a_direction():
@@ -254,16 +254,16 @@ BAD = [torch.zeros(4, 4), torch.full((4, 4), 0.7), torch.full((4, 4), NAN)]
 
 @pytest.mark.parametrize('bad', BAD, ids=['zero', 'constant', 'nan'])
 @pytest.mark.parametrize('counts', [False, True])
-@pytest.mark.parametrize('which', ['student', 'teacher', 'baseline'])
+@pytest.mark.parametrize('which', ['student', 'teacher', 'base'])
 def test_only_values_that_rest_on_a_bad_map_are_left_out(bad, counts, which):
-    batch = batch_of([1, 2, 3], **{n: model(3) for n in ('student', 'teacher', 'baseline')})
+    batch = batch_of([1, 2, 3], **{n: model(3) for n in ('student', 'teacher', 'base')})
     batch.models[which].maps[1] = bad
     metric = Both(counts_degenerate=counts)
     result = evaluate(metric, batch)
     rests = dict(
         student=['value', 'difference'],
-        teacher=['teacher/value', 'difference', 'baseline/difference'],
-        baseline=['baseline/value', 'baseline/difference'],
+        teacher=['teacher/value', 'difference', 'base/difference'],
+        base=['base/value', 'base/difference'],
     )
     for name, score in result.items():
         left_out = not counts and name in rests[which]
@@ -313,9 +313,9 @@ def test_kept_values_belong_to_samples_and_not_to_batches():
 def test_fixed_models_do_not_share_what_is_kept():
     metric = Value()
     for _ in range(2):
-        models = {name: model(1, fixed=True) for name in ('teacher', 'baseline')}
+        models = {name: model(1, fixed=True) for name in ('teacher', 'base')}
         result = evaluate(metric, batch_of([1], **models))
-        assert result['teacher/value'].value == 10 and result['baseline/value'].value == 100
+        assert result['teacher/value'].value == 10 and result['base/value'].value == 100
 
 
 def test_a_model_that_changes_is_measured_again():

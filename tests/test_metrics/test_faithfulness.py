@@ -260,7 +260,7 @@ def test_cross_values_take_the_maps_and_classes_of_the_other():
         explained(*x, targets=t) for *x, t in zip(nets, [images] * 2, maps, targets)
     )
     metric = DeletionInsertion(steps=6)
-    batch = batch_of(images, student=student, teacher=teacher, baseline=student)
+    batch = batch_of(images, student=student, teacher=teacher, base=student)
     rows = values(metric, batch)
     crossed = [
         values(metric, batch_of(images, student=explained(nets[i], images, maps[j], targets[j])))
@@ -274,15 +274,13 @@ def test_cross_values_take_the_maps_and_classes_of_the_other():
         for name in ('deletion', 'insertion'):
             assert rows[i][name] == own[0][i][name]
             assert rows[i][f'teacher/{name}'] == own[1][i][name]
-            for prefix in ('', 'baseline/'):
+            for prefix in ('', 'base/'):
                 assert rows[i][f'{prefix}cross_{name}'] == crossed[0][i][name]
                 assert rows[i][f'{prefix}reverse_cross_{name}'] == crossed[1][i][name]
     assert crossed[0] != own[0]
     metric = DeletionInsertion(steps=6, cross=False)
     assert set(values(metric, batch)[0]) == {
-        prefix + name
-        for prefix in ('', 'teacher/', 'baseline/')
-        for name in ('deletion', 'insertion')
+        prefix + name for prefix in ('', 'teacher/', 'base/') for name in ('deletion', 'insertion')
     }
 
 
@@ -623,11 +621,11 @@ def test_noise_falls_on_filled_pixels_only_and_follows_the_seed():
 
 
 def full_batch(index, convert=lambda logits: logits):
-    """Samples of a data set of 8, with student, teacher and baseline."""
+    """Samples of a data set of 8, with student, teacher and base model."""
     images = rand(8, 3, SIZE, SIZE)
     labels = torch.arange(8) % 5
     models = {}
-    for seed, name in enumerate(('student', 'teacher', 'baseline')):
+    for seed, name in enumerate(('student', 'teacher', 'base')):
         net = network(seed=seed)
         models[name] = explained(
             lambda x, net=net: convert(net(x)),

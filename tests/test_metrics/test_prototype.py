@@ -74,14 +74,14 @@ TAUS = (0.01, 0.1, 0.45, 1.0, None)
 
 
 def test_hand_computed_scores():
-    models = dict(student=given('student'), teacher=given('teacher'), baseline=given('teacher'))
+    models = dict(student=given('student'), teacher=given('teacher'), base=given('teacher'))
     scores, metric = evaluate(models, 3, taus=TAUS)
     names = ('0.01', '0.1', '0.45', '1', 'inf')
     expected = {
         'teacher/aap': (0, 4 / 3, 4 / 3, 2, 7 / 3),
         'aap': (0, 1, 7 / 3, 3, 3),
         'ajs': (0, 1 / 9, 7 / 18, 2 / 3, 0.75),
-        'baseline/ajs': (0, 2 / 3, 2 / 3, 1, 1),
+        'base/ajs': (0, 2 / 3, 2 / 3, 1, 1),
     }
     for key, values in expected.items():
         for tau, value in zip(names, values):

@@ -34,6 +34,7 @@ def test_memory_is_the_growth_of_the_peak():
     assert memory != memory or 80 < memory < 130
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark(monkeypatch, capsys):
     pytest.importorskip('captum')
     arguments = [

@@ -18,11 +18,11 @@ def tiles(panel: np.ndarray) -> list[np.ndarray]:
     return [panel[12:236, 12 + 236 * i : 236 + 236 * i] for i in range(count)]
 
 
-def test_input_teacher_student_baseline_and_difference_in_this_order():
-    maps = dict(student=LEFT, baseline=LEFT, teacher=RIGHT)
-    first, teacher, student, baseline, gap = tiles(explanation_panel(IMAGE, maps))
+def test_input_teacher_student_base_and_difference_in_this_order():
+    maps = dict(student=LEFT, base=LEFT, teacher=RIGHT)
+    first, teacher, student, base, gap = tiles(explanation_panel(IMAGE, maps))
     np.testing.assert_array_equal(first[3::7, 3::7], IMAGE)
-    np.testing.assert_array_equal(student, baseline)
+    np.testing.assert_array_equal(student, base)
     # The brightest colour of the map is on the side of its evidence
     yellow = teacher[..., 0].astype(int) - teacher[..., 2]
     assert yellow[:, -40:].mean() > yellow[:, :40].mean() + 50

@@ -1,0 +1,13 @@
+# The student of configs/digits, beside the same network trained without a teacher.
+_base_ = [
+    '../digits/at_resnet18_resnet18-tiny_digits100.py',
+    '../_base_/explain/what_was_distilled.py',
+]
+base = dict(
+    model='configs/digits/resnet18-tiny_digits100.py',
+    checkpoint='work_dirs/resnet18-tiny_digits100/epoch_20.pth',
+)
+custom_hooks = [
+    dict(type='EpochSeedHook'),
+    dict(_base_.what_was_distilled, interval=1, base=base),
+]

@@ -1,0 +1,21 @@
+# Experiment 2: the teacher assistant, between ResNet-101 and ResNet-18.
+_base_ = ['resnet50_petimages.py', '../_base_/explain/what_was_distilled.py']
+work_dir = f'{_base_.runs}/kd_resnet101_resnet50_petimages'
+teacher = dict(
+    model='configs/unicam/resnet101_petimages.py',
+    checkpoint=f'{_base_.runs}/resnet101_petimages/epoch_20.pth',
+)
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student={{_base_.model}},
+    teacher=teacher,
+    student_weight=0.7,
+    terms=dict(kd=dict(type='KLDivLoss', at='logits', tau=20, weight=0.3)),
+)
+base = dict(
+    model='configs/unicam/resnet50_petimages.py',
+    checkpoint=f'{_base_.runs}/resnet50_petimages/epoch_20.pth',
+)
+custom_hooks = [dict(_base_.what_was_distilled, base=base)]
+train_cfg = dict(max_epochs=25)

@@ -1,0 +1,77 @@
+"""Images that lists name, as tools/dataset_converters/image_list.py writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpretrain.datasets import BaseDataset
+
+from mmkdx.datasets.listing import check_images
+from mmkdx.registry import DATASETS
+
+
+@DATASETS.register_module()
+class ImageList(BaseDataset):
+    """The images that a list names, with their classes.
+
+    A line of the list is a path below ``data_root`` and a label, as in mmpretrain's ``CustomDataset``,
+    which reads these lists, too. Beside the list stands 'classes.txt', the names of the labels, one a
+    line. Whether each image is there is checked at the start; whether it can be read, the converter
+    checks.
+
+    Args:
+        ann_file (str): The list, below ``data_root``.
+        source (str): Where the images come from, for the error if they are missing.
+        data_root (str): The folder. Defaults to ''.
+        pipeline (Sequence): The transforms. Defaults to ().
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+
+    Raises:
+        FileNotFoundError: If the list, the names or images are missing.
+        ValueError: If a line is not a path and one of the labels.
+    """
+
+    def __init__(
+        self,
+        ann_file: str,
+        source: str,
+        data_root: str = '',
+        pipeline: Sequence = (),
+        **kwargs: Any,
+    ) -> None:
+        self.source = source
+        super().__init__(ann_file=ann_file, data_root=data_root, pipeline=pipeline, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Reads the list."""
+        table, root = Path(self.ann_file), Path(self.data_root)
+        names = table.with_name('classes.txt')
+        for path in (table, names):
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f'there is no file {path.resolve()} (ann_file of ImageList); unpack {self.source} '
+                    'and run tools/dataset_converters/image_list.py'
+                )
+        classes = tuple(names.read_text(encoding='utf-8').splitlines())
+        self._metainfo.setdefault('classes', classes)
+        samples = []
+        for number, line in enumerate(table.read_text(encoding='utf-8').splitlines(), 1):
+            name, _, label = line.rpartition(' ')
+            if not name or label not in map(str, range(len(classes))):
+                raise ValueError(
+                    f'{table}, line {number}: {line!r} is not a path and a label from 0 to '
+                    f'{len(classes) - 1}'
+                )
+            samples.append((name, int(label)))
+        check_images(root, [name for name, _ in samples], table.name, f'unpack {self.source} again')
+        return [dict(img_path=str(root / name), gt_label=label) for name, label in samples]
+
+    def _copy_without_annotation(self, memo: dict | None = None) -> ImageList:
+        """Copies what is not the list, for ``get_subset``.
+
+        mmengine's default for ``memo`` is one dict for all calls. It would hand the copy of a data set
+        that is gone to whatever has come to its address, such as a transform of the next one.
+        """
+        return super()._copy_without_annotation({} if memo is None else memo)

@@ -1,0 +1,500 @@
+r"""How much features of one model tell about those of another, or about labels, by distances.
+
+Sources: Székely and Rizzo, "The distance correlation t-test of independence in high dimension",
+Journal of Multivariate Analysis 2013 (the bias-corrected estimate and its test), and "Partial distance
+correlation with methods for dissimilarities", Annals of Statistics 2014 (U-centring, projection, partial
+correlation). Zhen et al., "On the versatile uses of partial distance correlation in deep learning", ECCV
+2022, compare networks by it; Adhane et al., "On explaining knowledge distillation: measuring and
+visualising the knowledge transfer process", WACV 2025, Eq. 1-4, a student and its base model.
+
+Features of n samples are compared only through their (n, n) matrices of distances, so that widths may
+differ. With :math:`P` the U-centred distances and :math:`\langle P, Q \rangle` their inner product, the
+correlation is :math:`R^* = \langle P, Q \rangle / \sqrt{\langle P, P \rangle \langle Q, Q \rangle}`. It
+estimates the *square* of the distance correlation without its bias. For what is independent it is 0 on
+average, and thus negative half of the time: it is neither clamped nor rooted.
+
+Nothing adds an epsilon. What is undefined is NaN: the correlation with labels that all are the same, or
+with what is left of features that another model has, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from mmkdx.functional.precision import full_precision, no_autocast
+
+#: How many numbers a block of columns may hold (8 MB in fp32).
+_BLOCK = 2**21
+#: A squared distance below this share of the samples' own energy is too small for a Gram matrix.
+_CLOSE = 1e-4
+#: Up to this share of the mean squared distance, U-centred distances are nothing but rounding.
+_VANISHED = 1e-12
+#: Below this share of the energy, a residual is nothing but rounding.
+_REMOVED = 1e-6
+
+
+def pairwise_distances(x: Tensor) -> Tensor:
+    """Euclidean distances between samples, in memory that grows with n d + n² and not with n² d.
+
+    They come from the Gram matrix of features less their mean, which is summed over blocks of columns:
+    products in fp32 (fp64 for fp64 and integers) without TF32, sums in fp64. Samples that are much
+    closer to each other than to the rest are compared directly, so that equal ones have a distance of
+    exactly 0. The gradient is the closed form of ``distance_gradient``; it has no gradient itself.
+
+    Args:
+        x (Tensor): Features of shape (n, ...), of any type.
+
+    Returns:
+        Tensor: Distances in fp64 of shape (n, n), symmetric, with an exact 0 on the diagonal; all NaN
+            if any feature is not finite.
+    """
+    # The order of columns does not matter: in that of memory, channels_last needs no copy either
+    x = x[:, None]
+    order = sorted(range(1, x.ndim), key=lambda axis: -x.stride(axis))
+    return _Distances.apply(x.permute(0, *order).flatten(1))
+
+
+def distance_gradient(weights: Tensor, distances: Tensor, features: Tensor) -> Tensor:
+    r"""The gradient of features, from that of their distances.
+
+    With :math:`Q = (W + W^T) / 2D` it is :math:`\sum_j (W_{ij} + W_{ji}) / D_{ij} \, (x_i - x_j) = 2
+    (\mathrm{diag}(Q 1) - Q) X`, a product for each block of columns. As that is linear in X, features
+    averaged over positions yield the gradient's average over positions, with the same W and D.
+
+    Distances of 0 have the subgradient 0.
+
+    Args:
+        weights (Tensor): W, the derivative by each distance, of shape (n, n).
+        distances (Tensor): D, of shape (n, n).
+        features (Tensor): X, of shape (n, m).
+
+    Returns:
+        Tensor: Of the shape of the features and their type, but at least fp32.
+    """
+    return _gradient(weights, distances, features, _working_type(features))
+
+
+def u_center(distances: Tensor) -> Tensor:
+    """U-centring, which makes all rows and columns sum to 0 and keeps a diagonal of 0.
+
+    Source: Székely and Rizzo 2014; Adhane et al., Eq. 2. It removes whatever has the form
+    ``u[i] + u[j]``: also the distances between one-hot labels that are all the same, all different, or
+    all the same but one. What remains of them is rounding, for which the result is exactly 0.
+
+    Args:
+        distances (Tensor): Distances in fp64 of shape (n, n).
+
+    Returns:
+        Tensor: Of the same shape.
+
+    Raises:
+        ValueError: If n is below 5.
+    """
+    n = _check_number(len(distances))
+    rows, columns = (distances.sum(axis, keepdim=True) / (n - 2) for axis in (1, 0))
+    centred = distances - rows - columns + distances.sum() / ((n - 1) * (n - 2))
+    with torch.no_grad():
+        vanished = u_inner(centred, centred) <= _VANISHED * distances.square().mean()
+        diagonal = torch.eye(n, dtype=torch.bool, device=distances.device)
+    return centred.masked_fill(diagonal | vanished, 0)
+
+
+def u_inner(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of U-centred matrices: the sum off the diagonal, over n (n - 3).
+
+    Source: Székely and Rizzo 2014; Adhane et al., Eq. 4.
+
+    Args:
+        a (Tensor): Of shape (n, n).
+        b (Tensor): Of shape (n, n).
+
+    Returns:
+        Tensor: A scalar; of one matrix with itself its energy.
+    """
+    product = a * b
+    return (product.sum() - product.trace()) / (len(a) * (len(a) - 3))
+
+
+def u_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """The cosine of the angle between U-centred matrices, which is R*.
+
+    Args:
+        a (Tensor): Of shape (n, n).
+        b (Tensor): Of shape (n, n).
+
+    Returns:
+        Tensor: A scalar in [-1, 1]; NaN if one of them is 0.
+    """
+    return u_inner(a, b) / (u_inner(a, a) * u_inner(b, b)).sqrt()
+
+
+def remove(p: Tensor, given: Tensor) -> Tensor:
+    """What a U-centred matrix holds beyond another: the residual of its projection on it.
+
+    Source: Székely and Rizzo 2014; Adhane et al., Eq. 3. Of features that two models share, rounding
+    would remain, and it would correlate with anything: a residual whose share (``residual_share``) is
+    below 1e-6 becomes exactly 0.
+
+    Args:
+        p (Tensor): U-centred, of shape (n, n).
+        given (Tensor): U-centred, of the same shape. If it is 0, nothing is removed.
+
+    Returns:
+        Tensor: U-centred, orthogonal to ``given``.
+    """
+    rest = _residual(p, given)
+    with torch.no_grad():
+        vanished = u_inner(rest, rest) < _REMOVED * u_inner(p, p)
+    return rest.masked_fill(vanished, 0)
+
+
+def residual_share(p: Tensor, given: Tensor) -> Tensor:
+    """Which share of the energy of a U-centred matrix another one leaves: 1 - R*².
+
+    Args:
+        p (Tensor): U-centred, of shape (n, n).
+        given (Tensor): U-centred, of the same shape.
+
+    Returns:
+        Tensor: A scalar in [0, 1], before ``remove`` takes what is below 1e-6 for nothing; NaN if ``p``
+            is 0.
+    """
+    rest = _residual(p, given)
+    return u_inner(rest, rest) / u_inner(p, p)
+
+
+def bias_corrected_dcor(x: Tensor, y: Tensor) -> Tensor:
+    """R*, the bias-corrected estimate of the squared distance correlation.
+
+    Source: Székely and Rizzo 2013 and 2014. It does not change when features are shifted, rotated or
+    scaled. Labels enter as features, too: one-hot, or an embedding of the classes.
+
+    Args:
+        x (Tensor): Features of shape (n, ...).
+        y (Tensor): Features of the same samples, of shape (n, ...), of any width.
+
+    Returns:
+        Tensor: A scalar in fp64 in [-1, 1], differentiable; NaN if it is undefined (see ``u_center``) or
+            a feature is not finite.
+
+    Raises:
+        ValueError: If n is below 5, or not the same for both.
+    """
+    return u_correlation(*_centred(x=x, y=y))
+
+
+def part_dcor(x: Tensor, y: Tensor, given: Tensor) -> Tensor:
+    """R* of y and of what x holds beyond ``given``: the part (semi-partial) correlation.
+
+    The public code of both papers on networks calls it the partial one. It becomes strongly *negative*
+    if ``given`` tells of y what x does not: the removed part was informative, and that is all it says.
+
+    Args:
+        x (Tensor): Features of shape (n, ...).
+        y (Tensor): Features of the same samples, of any width.
+        given (Tensor): Features of the same samples, of any width, which are removed from x.
+
+    Returns:
+        Tensor: A scalar in fp64 in [-1, 1], differentiable; NaN if it is undefined, which it also is if
+            nothing of x is left (see ``remove``).
+
+    Raises:
+        ValueError: If n is below 5, or not the same for all.
+    """
+    p, q, z = _centred(x=x, y=y, given=given)
+    return u_correlation(remove(p, z), q)
+
+
+def partial_dcor(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """The partial distance correlation: R* of what x and of what y hold beyond z.
+
+    Source: Székely and Rizzo 2014.
+
+    Args:
+        x (Tensor): Features of shape (n, ...).
+        y (Tensor): Features of the same samples, of any width.
+        z (Tensor): Features of the same samples, of any width, which are removed from both.
+
+    Returns:
+        Tensor: A scalar in fp64 in [-1, 1], differentiable; NaN if it is undefined, which it also is if
+            nothing of x or y is left (see ``remove``).
+
+    Raises:
+        ValueError: If n is below 5, or not the same for all.
+    """
+    p, q, given = _centred(x=x, y=y, z=z)
+    return u_correlation(remove(p, given), remove(q, given))
+
+
+def biased_dcor(x: Tensor, y: Tensor) -> Tensor:
+    """The squared distance correlation with its bias (the V-statistic), to compare with other work only.
+
+    Source: Székely, Rizzo and Bakirov, "Measuring and testing dependence by correlation of distances",
+    Annals of Statistics 2007. It says nothing about features of networks: in high dimension it tends
+    to 1 for whatever is compared. Independent normal features, 1024 of 32 samples, have 0.99.
+
+    Args:
+        x (Tensor): Features of shape (n, ...).
+        y (Tensor): Features of the same samples, of any width.
+
+    Returns:
+        Tensor: A scalar in fp64 in [0, 1], differentiable; NaN if all samples of one are equal.
+
+    Raises:
+        ValueError: If n is below 5, or not the same for both.
+    """
+    return biased_correlation(*_distances(x=x, y=y))
+
+
+def biased_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """``biased_dcor`` of what is given as distances.
+
+    Args:
+        a (Tensor): Distances in fp64 of shape (n, n).
+        b (Tensor): Distances of the same samples.
+
+    Returns:
+        Tensor: A scalar in fp64 in [0, 1]; NaN if all distances of one are 0.
+    """
+    a, b = _double_centred(a), _double_centred(b)
+    return (a * b).mean() / (a.square().mean() * b.square().mean()).sqrt()
+
+
+def pair_correlations(
+    student: Tensor, base: Tensor, labels: Tensor | None = None
+) -> dict[str, Tensor]:
+    """All correlations of the features of two models and of the labels.
+
+    Args:
+        student (Tensor): The student's features as U-centred distances of shape (n, n).
+        base (Tensor): Those of a base model.
+        labels (Tensor, optional): Those of the labels. Defaults to None: only what needs none.
+
+    Returns:
+        dict[str, Tensor]: Scalars: ``similarity`` of both models, and ``rho``, which share of the energy
+            of either is left without the other (see ``residual_share``); with labels, for the student,
+            and with ``base_`` in front for the base model, ``relevance``, ``part`` (see ``part_dcor``)
+            and ``partial`` (see ``partial_dcor``) without the other model.
+    """
+    values = dict(similarity=u_correlation(student, base), rho=residual_share(student, base))
+    for prefix, own, other in (('', student, base), ('base_', base, student)):
+        if labels is not None:
+            unique = remove(own, other)
+            values[f'{prefix}relevance'] = u_correlation(own, labels)
+            values[f'{prefix}part'] = u_correlation(unique, labels)
+            values[f'{prefix}partial'] = u_correlation(unique, remove(labels, other))
+    return values
+
+
+def dcor_standard_error(n: int, batches: int = 1) -> float:
+    """The standard error of R* of independent features in high dimension, of a mean over batches.
+
+    Source: the variance of the limit distribution of Székely and Rizzo 2013. Scores of what is not
+    independent vary in another way.
+
+    Args:
+        n (int): Samples in a batch.
+        batches (int): Over how many batches the mean is. Defaults to 1.
+
+    Returns:
+        float: sqrt(2 / (n (n - 3))) / sqrt(batches), for instance 0.046 for 32 samples.
+
+    Raises:
+        ValueError: If n is below 5, or ``batches`` below 1.
+    """
+    if batches < 1:
+        raise ValueError(f'batches is {batches}; it must be at least 1')
+    _check_number(n)
+    return math.sqrt(2 / (n * (n - 3) * batches))
+
+
+def dcor_t_statistic(r: float, n: int) -> tuple[float, int]:
+    """The t-statistic of R*, by which features in high dimension are tested for independence.
+
+    Source: Székely and Rizzo 2013: with ν = n (n - 3) / 2, T = sqrt(ν - 1) R* / sqrt(1 - R*²) has a
+    t-distribution with ν - 1 degrees of freedom if they are independent.
+
+    Args:
+        r (float): R* of one batch.
+        n (int): Its samples.
+
+    Returns:
+        tuple[float, int]: T, infinite where R* is 1 or -1, and the degrees of freedom.
+
+    Raises:
+        ValueError: If n is below 5.
+    """
+    r, degrees = float(r), _check_number(n) * (n - 3) // 2 - 1
+    rest = 1 - r * r
+    return (math.copysign(math.inf, r) if rest <= 0 else r * math.sqrt(degrees / rest)), degrees
+
+
+def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """An embedding of classes: the direction in which the features of their samples lie on average.
+
+    Features are scaled to length 1 and averaged by class, and the averages scaled to length 1.
+
+    Args:
+        features (Tensor): Of shape (N, d).
+        labels (Tensor): Integers of shape (N, ).
+        num_classes (int): C.
+
+    Returns:
+        Tensor: Of shape (C, d), in fp32 or more.
+
+    Raises:
+        ValueError: If a class has no samples, or a label is no class.
+    """
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f'labels range from {int(labels.min())} to {int(labels.max())}; {num_classes} classes count '
+            f'from 0 to {num_classes - 1}'
+        )
+    counts = labels.bincount(minlength=num_classes)
+    if missing := (counts == 0).nonzero().flatten().tolist():
+        raise ValueError(f'class {missing[0]} has no samples, of which a prototype is the average')
+    directions = F.normalize(full_precision(features), dim=1)
+    # The second scaling undoes a division by the number of samples
+    sums = directions.new_zeros(num_classes, features.shape[1]).index_add_(
+        0, labels.long(), directions
+    )
+    return F.normalize(sums, dim=1)
+
+
+class _Distances(torch.autograd.Function):
+    """Distances of features of shape (n, d), with the gradient in closed form."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, features: Tensor) -> Tensor:
+        gram = torch.zeros(2 * [len(features)], dtype=torch.float64, device=features.device)
+        dtype = _working_type(features)
+        with _exact_products(features):
+            for columns in _blocks(features):
+                block = columns.to(dtype)
+                block = block - block.mean(0)
+                gram += block @ block.T
+        energy = gram.diagonal()
+        squares = energy[:, None] + energy - (gram + gram.T)  # a product may not be symmetric
+        pairs = _close_pairs(squares, energy)
+        if pairs.numel():
+            first, second = pairs
+            squares[first, second] = squares[second, first] = _direct_squares(features, pairs)
+        distances = squares.sqrt_()
+        ctx.save_for_backward(features, distances)
+        return distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, weights: Tensor) -> Tensor:
+        features, distances = ctx.saved_tensors
+        return _gradient(weights, distances, features, features.dtype)
+
+
+def _close_pairs(squares: Tensor, energy: Tensor) -> Tensor:
+    """Pairs of shape (2, P) so close that their difference drowns in the rounding of matrix products."""
+    return (squares < _CLOSE * (energy[:, None] + energy)).triu(1).nonzero().T
+
+
+def _direct_squares(features: Tensor, pairs: Tensor) -> Tensor:
+    """Squared distances of pairs, from the differences of their features."""
+    n, dtype = len(features), _working_type(features)
+    squares = torch.zeros(pairs.shape[1], dtype=torch.float64, device=features.device)
+    for columns in _blocks(features):
+        block = columns.to(dtype)
+        # As many pairs as samples at a time, so that differences are of the size of a block
+        for (first, second), total in zip(pairs.split(n, dim=1), squares.split(n)):
+            total += (block[first] - block[second]).double().square_().sum(1)
+    return squares
+
+
+def _gradient(
+    weights: Tensor, distances: Tensor, features: Tensor, out_type: torch.dtype
+) -> Tensor:
+    dtype, n = _working_type(features), len(features)
+    matrix = torch.where(distances == 0, 0, (weights + weights.T) / distances)
+    squares = distances.square()
+    pairs = _close_pairs(squares, squares.mean(1))
+    pairs = pairs[:, matrix[tuple(pairs)] != 0]  # without duplicates, which add nothing
+    first, second = pairs
+    factors = matrix[first, second].to(dtype)[:, None]
+    matrix[first, second] = matrix[second, first] = 0
+    matrix = (matrix.sum(1).diag() - matrix).to(dtype)
+    gradient = torch.empty(features.shape, dtype=out_type, device=features.device)
+    with _exact_products(features):
+        for columns, out in zip(_blocks(features), _blocks(gradient)):
+            block = columns.to(dtype)
+            # Rows of the matrix sum to 0 but for rounding, which a common offset would multiply
+            product = matrix @ (block - block.mean(0))
+            for (first, second), factor in zip(pairs.split(n, dim=1), factors.split(n)):
+                change = factor * (block[first] - block[second])
+                product.index_add_(0, first, change).index_add_(0, second, change, alpha=-1)
+            out.copy_(product)
+    return gradient
+
+
+def _blocks(features: Tensor) -> tuple[Tensor, ...]:
+    """Views of columns."""
+    return features.split(max(1, _BLOCK // max(1, len(features))), dim=1)
+
+
+def _working_type(features: Tensor) -> torch.dtype:
+    """Fp64 for fp64 and for integers, which are labels; fp32 for all else."""
+    dtype = features.dtype if features.is_floating_point() else torch.float64
+    return torch.promote_types(dtype, torch.float32)
+
+
+@contextmanager
+def _exact_products(tensor: Tensor) -> Iterator[None]:
+    """Matrix products without autocast, and in fp32 without TF32 or bf16 inside."""
+    with no_autocast(tensor), ExitStack() as stack:
+        try:
+            precision = torch.get_float32_matmul_precision()
+            if precision != 'highest':
+                torch.set_float32_matmul_precision('highest')
+                stack.callback(torch.set_float32_matmul_precision, precision)
+        except RuntimeError:
+            # The newer switches were used, and the two do not mix
+            for switch in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+                stack.callback(setattr, switch, 'fp32_precision', switch.fp32_precision)
+                switch.fp32_precision = 'ieee'
+        yield
+
+
+def _residual(p: Tensor, given: Tensor) -> Tensor:
+    energy = u_inner(given, given)
+    return p - u_inner(p, given) / energy.masked_fill(energy == 0, 1) * given
+
+
+def _double_centred(distances: Tensor) -> Tensor:
+    rows, columns = (distances.mean(axis, keepdim=True) for axis in (1, 0))
+    return distances - rows - columns + distances.mean()
+
+
+def _distances(**features: Tensor) -> list[Tensor]:
+    """Distances of the features of the same samples, once it is sure that they are."""
+    sizes = {name: len(each) for name, each in features.items()}
+    if len(set(sizes.values())) > 1:
+        text = ', '.join(f'{name} has {size}' for name, size in sizes.items())
+        raise ValueError(f'features are not of the same samples: {text}')
+    _check_number(next(iter(sizes.values())))
+    return [pairwise_distances(each) for each in features.values()]
+
+
+def _centred(**features: Tensor) -> list[Tensor]:
+    return [u_center(distances) for distances in _distances(**features)]
+
+
+def _check_number(n: int) -> int:
+    if n < 5:
+        raise ValueError(
+            f'{n} samples are too few for a distance correlation: it takes at least 5, as with 4 every '
+            'partial correlation is 1 or -1'
+        )
+    return n

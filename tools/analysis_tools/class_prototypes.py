@@ -1,0 +1,73 @@
+#!/usr/bin/env python
+"""Writes a vector for each class: the mean direction of a network's embeddings of its training images.
+
+The file serves `UniCAM(embedding=...)`, by which classes that look alike are nearer to each other.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmengine.utils import track_iter_progress
+
+from mmkdx.compat import load_checkpoint_file
+from mmkdx.distillation.models import build_model, load_weights
+from mmkdx.functional.distance_correlation import class_prototypes
+from mmkdx.hooks.prototype_hooks import push_dataloader
+from mmkdx.models.taps import TapSet, evaluating, forward_tensor
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of a training; its training images are embedded')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('out', help='the file to write (.npy), of shape (classes, width)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='changes of the config as key=value',
+    )
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def main() -> None:
+    """Embeds the training images and writes their classes' vectors."""
+    args = parse_args()
+    if not args.out.endswith('.npy'):
+        raise SystemExit(f'{args.out} does not end in .npy')
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    model = build_model(cfg.model, 'model', cfg.get('data_preprocessor'))
+    load_weights(model, load_checkpoint_file(args.checkpoint), args.checkpoint)
+    model.to(get_device())
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        loader = Runner.build_dataloader(push_dataloader(cfg))
+    taps = TapSet({'embedding': 'class_prototypes.py'}, 'model')
+    features, labels = [], []
+    with evaluating(model):
+        for batch in track_iter_progress((loader, len(loader))):
+            data = model.data_preprocessor(batch, False)
+            if not features:
+                taps.resolve(model, data['inputs'][:1])
+            with taps.record(model) as values:
+                forward_tensor(model, data['inputs'])
+            features.append(values['embedding'].cpu())
+            labels += [int(sample.gt_label) for sample in data['data_samples']]
+    classes = len(loader.dataset.metainfo['classes'])
+    table = class_prototypes(torch.cat(features), torch.tensor(labels), classes)
+    np.save(args.out, table.numpy())
+    print(f'\n{args.out}: {classes} classes, {table.shape[1]} numbers each, of {len(labels)} images')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,285 @@
+#!/usr/bin/env python
+"""Lists the images of PetImages or PlantVillage that can be read, and splits them by lot.
+
+  OUT/all.txt                  what can be read: a path below OUT and a label in each line
+  OUT/train.txt, OUT/test.txt  the same in two parts, with each class in the same proportion
+  OUT/classes.txt              the names of the labels
+  OUT/rejected.txt             what cannot be read, and why
+
+Images stay as they are. One is rejected if Pillow, which notices truncated files, or OpenCV, which
+reads it in training, cannot decode it, whatever its name or its first bytes say. The parts depend on
+the images and --seed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+from mmengine.utils import track_iter_progress
+from PIL import Image, UnidentifiedImageError
+from sklearn.model_selection import train_test_split
+
+#: What mmpretrain's CustomDataset takes for an image.
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
+
+
+class Layout(NamedTuple):
+    """What a public folder holds.
+
+    Args:
+        classes (tuple[str, ...]): Its folders; their places are the labels.
+        images (tuple[int, int]): How many images its copies have, at least and at most.
+        source (str): Where it comes from.
+        ignored (tuple[str, ...]): Folders of it that are no classes.
+    """
+
+    classes: tuple[str, ...]
+    images: tuple[int, int]
+    source: str
+    ignored: tuple[str, ...] = ()
+
+
+LAYOUTS = dict(
+    petimages=Layout(
+        ('Cat', 'Dog'),
+        (25000, 25000),
+        'https://www.microsoft.com/en-us/download/details.aspx?id=54765',
+    ),
+    # In the order of their code points, as folders are sorted
+    plantvillage=Layout(
+        (
+            'Apple___Apple_scab',
+            'Apple___Black_rot',
+            'Apple___Cedar_apple_rust',
+            'Apple___healthy',
+            'Blueberry___healthy',
+            'Cherry_(including_sour)___Powdery_mildew',
+            'Cherry_(including_sour)___healthy',
+            'Corn_(maize)___Cercospora_leaf_spot Gray_leaf_spot',
+            'Corn_(maize)___Common_rust_',
+            'Corn_(maize)___Northern_Leaf_Blight',
+            'Corn_(maize)___healthy',
+            'Grape___Black_rot',
+            'Grape___Esca_(Black_Measles)',
+            'Grape___Leaf_blight_(Isariopsis_Leaf_Spot)',
+            'Grape___healthy',
+            'Orange___Haunglongbing_(Citrus_greening)',
+            'Peach___Bacterial_spot',
+            'Peach___healthy',
+            'Pepper,_bell___Bacterial_spot',
+            'Pepper,_bell___healthy',
+            'Potato___Early_blight',
+            'Potato___Late_blight',
+            'Potato___healthy',
+            'Raspberry___healthy',
+            'Soybean___healthy',
+            'Squash___Powdery_mildew',
+            'Strawberry___Leaf_scorch',
+            'Strawberry___healthy',
+            'Tomato___Bacterial_spot',
+            'Tomato___Early_blight',
+            'Tomato___Late_blight',
+            'Tomato___Leaf_Mold',
+            'Tomato___Septoria_leaf_spot',
+            'Tomato___Spider_mites Two-spotted_spider_mite',
+            'Tomato___Target_Spot',
+            'Tomato___Tomato_Yellow_Leaf_Curl_Virus',
+            'Tomato___Tomato_mosaic_virus',
+            'Tomato___healthy',
+        ),
+        (54303, 54306),
+        'https://github.com/spMohanty/PlantVillage-Dataset',
+        ('Background_without_leaves',),
+    ),
+)
+
+
+def _key(name: str) -> str:
+    """A class's name without what copies leave out: 'Corn_(maize)___Common_rust_' loses two parts."""
+    return re.sub(r'_\([^)]*\)(?=___)', '', name).rstrip('_')
+
+
+def _class_folders(folder: Path, layout: Layout) -> dict[str, Path]:
+    """The folders in a folder that may be classes, by their key."""
+    return {
+        _key(path.name): path
+        for path in folder.iterdir()
+        if path.is_dir()
+        and not path.name.startswith(('.', '__'))
+        and path.name not in layout.ignored
+    }
+
+
+def find_classes(src: Path, layout: Layout) -> list[Path]:
+    """Finds the folder of each class.
+
+    Args:
+        src (Path): The public folder.
+        layout (Layout): What it should hold.
+
+    Returns:
+        list[Path]: The folders, in the order of the labels.
+
+    Raises:
+        FileNotFoundError: If the folder is not there.
+        ValueError: If its folders are not the classes, such as those of a folder above or below it.
+    """
+    if not src.is_dir():
+        raise FileNotFoundError(f'there is no folder {src.resolve()}; unpack {layout.source}')
+    keys = [_key(name) for name in layout.classes]
+    found = _class_folders(src, layout)
+    missing = [name for name, key in zip(layout.classes, keys) if key not in found]
+    if missing:
+        near = [src.resolve().parent, *sorted(src.glob('*/')), *sorted(src.glob('*/*/'))]
+        meant = [
+            path for path in near if path.is_dir() and set(keys) <= {*_class_folders(path, layout)}
+        ]
+        advice = f'did you mean {meant[0]}?' if meant else f'unpack {layout.source} again'
+        raise ValueError(
+            f'{src} lacks the folders of {len(missing)} of the {len(keys)} classes, among them '
+            f'{missing[0]}; {advice}'
+        )
+    extra = sorted(found[key].name for key in set(found) - set(keys))
+    if extra:
+        raise ValueError(f'{src} has folders that are no class: {", ".join(extra)}; remove them')
+    return [found[key] for key in keys]
+
+
+def why_unreadable(path: Path) -> str | None:
+    """Decodes a file, and says why that fails, or None if it does not."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # a header does not tell that a file is truncated
+    except UnidentifiedImageError:
+        return 'empty' if not path.stat().st_size else 'no image'
+    except Exception as error:  # Pillow's readers raise many kinds
+        return f'Pillow: {error}'
+    if cv2.imread(str(path), cv2.IMREAD_COLOR) is None:
+        return 'OpenCV cannot decode it'
+    return None
+
+
+def convert(
+    name: str,
+    src: str,
+    out: str,
+    test: float = 0.2,
+    seed: int = 42,
+    workers: int = 1,
+    strict: bool = False,
+) -> dict[str, int]:
+    """Writes the lists.
+
+    Args:
+        name (str): 'petimages' or 'plantvillage'.
+        src (str): The public folder that holds those of the classes.
+        out (str): The folder for the lists.
+        test (float): The share of the images to test on, between 0 and 1. Defaults to 0.2.
+        seed (int): By which the lot is drawn. Defaults to 42.
+        workers (int): How many threads decode images. Defaults to 1.
+        strict (bool): Whether a count that is not as published is an error. Defaults to False.
+
+    Returns:
+        dict[str, int]: How many lines each list has.
+
+    Raises:
+        FileNotFoundError: If the public folder is not there.
+        ValueError: If its folders are not the classes, if there are too few images to split, or with
+            ``strict`` if there are not as many as published.
+    """
+    layout = LAYOUTS[name]
+    paths, labels = [], []
+    for label, folder in enumerate(find_classes(Path(src), layout)):
+        files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(EXTENSIONS))
+        paths += files
+        labels += [label] * len(files)
+    least, most = layout.images
+    if not least <= len(paths) <= most:
+        published = f'{least:,}' if least == most else f'{least:,} to {most:,}'
+        message = f'{src} has {len(paths):,} images, not {published}'
+        if strict:
+            raise ValueError(message)
+        print(f'Warning: {message}', file=sys.stderr)
+
+    with ThreadPoolExecutor(workers) as pool:  # decoding happens outside of Python's lock
+        reasons = list(track_iter_progress((pool.map(why_unreadable, paths), len(paths))))
+    names = [os.path.relpath(path, out).replace(os.sep, '/') for path in paths]
+    rows = [(n, label) for n, label, reason in zip(names, labels, reasons) if reason is None]
+    counts = Counter(label for _, label in rows)
+    for label, folder in enumerate(layout.classes):
+        if counts[label] < 2:
+            raise ValueError(
+                f'{src}: of class {folder} {counts[label]} images can be read, and a split needs two'
+            )
+    try:
+        train, held_out = train_test_split(
+            rows, test_size=test, random_state=seed, stratify=[label for _, label in rows]
+        )
+    except ValueError as error:
+        raise ValueError(
+            f'{len(rows):,} images cannot be split by --test {test}: {error}'
+        ) from error
+
+    lists = {
+        f'{part}.txt': [f'{n} {label}' for n, label in sorted(listed, key=lambda row: row[::-1])]
+        for part, listed in (('all', rows), ('train', train), ('test', held_out))
+    }
+    lists['classes.txt'] = list(layout.classes)
+    lists['rejected.txt'] = [f'{n}\t{reason}' for n, reason in zip(names, reasons) if reason]
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for file, lines in lists.items():
+        Path(out, file).write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
+    return {file: len(lines) for file, lines in lists.items()}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('name', choices=LAYOUTS, help='the data set')
+    parser.add_argument('src', metavar='SRC', help='the public folder with those of the classes')
+    parser.add_argument('out', metavar='OUT', help='the folder for the lists')
+    parser.add_argument(
+        '--test', type=float, default=0.2, metavar='SHARE', help='the share to test on, 0.2'
+    )
+    parser.add_argument('--seed', type=int, default=42, help='42 unless it is given')
+    parser.add_argument(
+        '--workers',
+        type=int,
+        default=os.cpu_count(),
+        help='how many threads decode images, as many as there are cores',
+    )
+    parser.add_argument(
+        '--strict', action='store_true', help='a count that is not as published is an error'
+    )
+    args = parser.parse_args(argv)
+    if not 0 < args.test < 1:
+        parser.error(f'--test is {args.test} and has to be between 0 and 1')
+    for option, least in (('seed', 0), ('workers', 1)):
+        if getattr(args, option) < least:
+            parser.error(f'--{option} is {getattr(args, option)} and has to be {least} or more')
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    args = parse_args(argv)
+    try:
+        counts = convert(**vars(args))
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    for file, count in counts.items():
+        print(f'{Path(args.out, file)}: {count:,} lines')
+
+
+if __name__ == '__main__':
+    main()
