@@ -10,6 +10,7 @@ from mmengine.registry import DefaultScope
 from tiny import build
 
 from mmkdx.hooks import PrototypePushHook, PrototypeStageHook
+from mmkdx.hooks.prototype_hooks import push_dataloader
 from mmkdx.registry import HOOKS, PARAM_SCHEDULERS
 
 ROOT = Path(__file__).parents[1]
@@ -112,9 +113,9 @@ def test_data(name):
     if model.head.type == 'ProtoPNetHead':
         narrow = any(each in name for each in ('vgg', 'densenet', 'resnet34_cub', 'resnet152'))
         assert model.head.prototype_channels == (128 if narrow else 256)
-    push = next(hook for hook in cfg.custom_hooks if hook.type == 'PrototypePushHook')
+    push = push_dataloader(cfg, hooks_of(cfg)[1].dataloader)
     # images as they are, and not those that were augmented beforehand
     assert 'augmented' in cfg.train_dataloader.dataset.data_prefix
-    assert 'augmented' not in push.dataloader.dataset.data_prefix
+    assert 'augmented' not in push.dataset.data_prefix
     assert cfg.find_unused_parameters
     assert model.backbone.init_cfg.prefix == 'backbone.'

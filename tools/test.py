@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tests a checkpoint; the options are those of mmpretrain's tools/test.py, --report, --compare, --base."""
+"""Tests a checkpoint: mmpretrain's tools/test.py with --report, --compare and --base besides."""
 
 from mmkdx.apis import run_tool
 

@@ -1,5 +1,8 @@
-# Proto2Proto (Keswani et al., CVPR 2022) with the teacher's active patches.
-_base_ = ['protopnet_vgg11_cub.py']
+_base_ = [
+    'protopnet_vgg11_cub.py',
+    '../_base_/explain/prototype_scores.py',
+    '../_base_/terms/proto2proto.py',
+]
 model = dict(
     _delete_=True,
     type='Distiller',
@@ -8,38 +11,7 @@ model = dict(
         model='configs/proto2proto/protopnet_vgg19_cub.py',
         checkpoint='work_dirs/protopnet_vgg19_cub/epoch_31.pth',
     ),
-    terms=dict(
-        prototypes=dict(type='GlobalExplanationLoss', at='prototypes', weight=10.0),
-        patches=dict(
-            type='PatchPrototypeLoss',
-            at=[['head.add_on', 'head.prototype_layer']] * 2,
-            weight=10.0,
-        ),
-    ),
+    terms={{_base_.proto2proto_terms}},
 )
 train_dataloader = dict(batch_size=64)
-# First the two terms alone; then all, with the last layer, which begins as the teacher's.
-custom_hooks = [
-    dict(
-        type='PrototypeStageHook',
-        stages=[
-            dict(epochs=5, train=['add_on', 'prototypes'], student_weight=0),
-            dict(train=['backbone', 'add_on', 'prototypes', 'last_layer']),
-        ],
-        copy_last_layer=True,
-    ),
-    dict(
-        type='PrototypePushHook',
-        start=11,
-        interval=10,
-        tune_epochs=20,
-        dataloader={{_base_.push_dataloader}},
-    ),
-    dict(
-        type='ExplainHook',
-        explainer=dict(type='PrototypeMap'),
-        target='label',
-        num_samples=None,
-        metrics=[dict(type='PrototypeTransfer')],
-    ),
-]
+custom_hooks = [*_base_.proto2proto_hooks, _base_.prototype_scores]

@@ -14,28 +14,12 @@ model = dict(
 )
 custom_hooks = [
     dict(type='EpochSeedHook'),
+    *_base_.prototype_hooks,
     dict(
-        type='PrototypeStageHook',
-        stages=[
-            dict(epochs=2, train=['add_on', 'prototypes']),
-            dict(train=['backbone', 'add_on', 'prototypes']),
-        ],
-    ),
-    dict(type='PrototypePushHook', start=8, interval=8, tune_epochs=4),
-    dict(
-        type='ExplainHook',
-        explainer=dict(type='PrototypeMap'),
-        target='label',
-        num_samples=None,
-        show_samples=16,
+        _base_.prototype_scores,
         teacher=dict(
             model='configs/proto2proto/protopnet_resnet18-tiny_parts.py',
             checkpoint='work_dirs/protopnet_resnet18-tiny_parts/epoch_16.pth',
         ),
-        metrics=[
-            dict(type='PrototypeTransfer'),
-            dict(type='PrototypeParts', parts=[1, 2, 3, 4, 5, 6, 7], purity_side=72 / 224),
-            dict(type='PointingGame', labels='deciding_labels', name='deciding'),
-        ],
     ),
 ]

@@ -3,6 +3,7 @@
 _base_ = [
     '../_base_/datasets/parts.py',
     '../_base_/schedules/proto2proto_parts.py',
+    '../_base_/explain/prototype_scores_parts.py',
     '../_base_/digits_runtime.py',
 ]
 model = dict(
@@ -30,26 +31,4 @@ model = dict(
         prototype_channels=32,
     ),
 )
-custom_hooks = [
-    dict(type='EpochSeedHook'),
-    dict(
-        type='PrototypeStageHook',
-        stages=[
-            dict(epochs=2, train=['add_on', 'prototypes']),
-            dict(train=['backbone', 'add_on', 'prototypes']),
-        ],
-    ),
-    dict(type='PrototypePushHook', start=8, interval=8, tune_epochs=4),
-    dict(
-        type='ExplainHook',
-        explainer=dict(type='PrototypeMap'),
-        target='label',
-        num_samples=None,
-        show_samples=16,
-        metrics=[
-            dict(type='PrototypeTransfer'),
-            dict(type='PrototypeParts', parts=[1, 2, 3, 4, 5, 6, 7], purity_side=72 / 224),
-            dict(type='PointingGame', labels='deciding_labels', name='deciding'),
-        ],
-    ),
-]
+custom_hooks = [*_base_.custom_hooks, *_base_.prototype_hooks, _base_.prototype_scores]

@@ -25,19 +25,4 @@ model = dict(
         cluster_weight=1.0,
     ),
 )
-custom_hooks = [
-    dict(
-        type='PrototypeStageHook',
-        stages=[
-            dict(epochs=6, train=['add_on', 'prototypes']),
-            dict(train=['backbone', 'add_on', 'prototypes']),
-        ],
-    ),
-    dict(
-        type='PrototypePushHook',
-        start=12,
-        interval=10,
-        tune_epochs=10,
-        dataloader={{_base_.push_dataloader}},
-    ),
-]
+custom_hooks = {{_base_.prototype_hooks}}

@@ -2,14 +2,11 @@
 _base_ = ['protopnet_vgg19_cub.py']
 model = dict(
     backbone=dict(
-        _delete_=True,
         type='ResNet',
         depth=50,
         init_cfg=dict(
-            type='Pretrained',
             checkpoint='https://download.openmmlab.com/mmclassification/v0/'
             'resnet/resnet50_8xb32_in1k_20210831-ea4938fc.pth',
-            prefix='backbone.',
         ),
     ),
     head=dict(in_channels=2048, prototype_channels=256),

@@ -1,14 +1,10 @@
 _base_ = ['prototree_resnet50_cub.py']
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='ResNet',
         depth=18,
         init_cfg=dict(
-            type='Pretrained',
             checkpoint='https://download.openmmlab.com/mmclassification/v0/'
             'resnet/resnet18_8xb32_in1k_20210831-fbbb1da6.pth',
-            prefix='backbone.',
         ),
     ),
     head=dict(in_channels=512),

@@ -22,19 +22,4 @@ model = dict(
     ),
 )
 train_dataloader = dict(batch_size=64)
-custom_hooks = [
-    dict(
-        type='PrototypeStageHook',
-        stages=[
-            dict(epochs=30, train=['add_on', 'prototypes']),
-            dict(train=['backbone', 'add_on', 'prototypes']),
-        ],
-    ),
-    dict(
-        type='PrototypePushHook',
-        start=100,
-        tune_epochs=0,
-        prune=dict(threshold=0.01),
-        dataloader={{_base_.push_dataloader}},
-    ),
-]
+custom_hooks = {{_base_.prototype_hooks}}

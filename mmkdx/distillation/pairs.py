@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,11 @@ class PairAnalysis:
         key = name, repr(spec)
         if key not in self._explainers:
             config = dict(type=spec) if isinstance(spec, str) else dict(spec)
+            if 'layer' not in signature(type(build_explainer(config, 'mask'))).parameters:
+                raise ValueError(
+                    f'mask: {config["type"]} does not explain any layer; use one like GradCAM, '
+                    "'UniCAM' for what only one of the models has, or None"
+                )
             paths = [str(layer.tap) for layer in self.layers[name].values()]
             self._explainers[key] = build_explainer({**config, 'layer': paths}, 'mask')
         return self._explainers[key]
@@ -131,8 +137,8 @@ def context_batches(labels: Sequence[int], size: int, seed: int = 0) -> list[lis
         seed (int): The seed of the drawing. Defaults to 0.
 
     Returns:
-        list[list[int]]: Positions in ``labels``, none twice; no batch if two classes with two images
-        each, and five images, cannot be found.
+        list[list[int]]: Positions in ``labels``, none twice; no batch if there are not four images of
+        each of two classes, or two of each of three.
     """
     random = np.random.RandomState(seed)
     pairs: dict[Any, list[list[int]]] = {}

@@ -105,15 +105,16 @@ class PairEvaluation:
         """The positions and labels of each batch."""
         dataset = dataloader.dataset
         known = [(i, dataset.get_data_info(i).get('gt_label')) for i in sorted(sample)]
-        if any(not isinstance(label, (int, np.integer)) for _, label in known):
+        if any(not isinstance(label, (int, np.integer)) or label < 0 for _, label in known):
             raise ValueError(
                 'ExplainHook.base is compared by classes, and a sample has no label, or several'
             )
         batches = context_batches([label for _, label in known], size, self.seed)
         if not batches:
             raise ValueError(
-                f'ExplainHook.base is compared on 5 images or more of two classes, and the {len(known)} '
-                'of the sample have none; raise ExplainHook.num_samples'
+                f'ExplainHook.base: of the {len(known)} images of the sample no batch can be drawn, '
+                'which takes four of each of two classes, or two of each of three; raise '
+                'ExplainHook.num_samples'
             )
         return [[known[i] for i in batch] for batch in batches]
 
@@ -132,6 +133,8 @@ class PairEvaluation:
             num_workers=min(dataloader.num_workers, len(own)),
             collate_fn=dataloader.collate_fn,
             worker_init_fn=dataloader.worker_init_fn,
+            # Of its own, so that a training goes on as it would without
+            generator=torch.Generator(),
         )
         pictures: list[tuple[int, np.ndarray]] = []
         for (number, members), data in zip(own, loader):

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from mmkdx.distillation import Distiller
 from mmkdx.functional import resize_maps
 from mmkdx.functional.activation_boxes import high_activation_boxes
+from mmkdx.models.classifier import prototype_head
 from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
 from mmkdx.models.heads.nearest_patches import NearestPatches, find_nearest_patches
 from mmkdx.models.receptive_field import cell_box, receptive_field
@@ -415,21 +416,6 @@ def push(model: nn.Module, dataloader: DataLoader) -> NearestPatches:
         [(x0, y0, x1, y1) for y0, y1, x0, x1 in fields]
     )
     return nearest
-
-
-def prototype_head(model: nn.Module, owner: str) -> PrototypeHead:
-    """The prototype head of a classifier.
-
-    Raises:
-        ValueError: If it has another head.
-    """
-    head = getattr(model, 'head', None)
-    if not isinstance(head, PrototypeHead):
-        raise ValueError(
-            f'{owner} needs a prototype head, such as ProtoPNetHead, and the model has '
-            f'{type(head).__name__}'
-        )
-    return head
 
 
 def check_push_set(dataloader: DataLoader, head: PrototypeHead) -> None:

@@ -1,4 +1,4 @@
-"""Finding the GAP + linear classifier of a model, whose class maps have a closed form."""
+"""Finding the classifier of a model: GAP + linear, with class maps in closed form, or prototypes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmkdx.models.heads import PrototypeLayer
+from mmkdx.models.heads import PrototypeHead, PrototypeLayer
 
 
 def find_global_pooling(model: nn.Module) -> str:
@@ -53,6 +53,25 @@ def find_prototypes(model: nn.Module) -> str:
         if isinstance(module, PrototypeLayer):
             return path
     raise ValueError('has no prototypes; use a prototype head, such as ProtoPNetHead')
+
+
+def prototype_head(model: nn.Module, owner: str) -> PrototypeHead:
+    """The prototype head of a classifier.
+
+    Args:
+        model (nn.Module): A classifier of mmpretrain.
+        owner (str): What needs it, for the message.
+
+    Raises:
+        ValueError: If it has another head.
+    """
+    head = getattr(model, 'head', None)
+    if not isinstance(head, PrototypeHead):
+        raise ValueError(
+            f'{owner} needs a prototype head, such as ProtoPNetHead, and the model has '
+            f'{type(head).__name__}'
+        )
+    return head
 
 
 def check_gap_linear(outputs: Mapping[str, tuple[Any, int | None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -46,12 +47,13 @@ def pair_panel(
     pictures, lines = [], []
     for i, (stage, values) in enumerate(maps.items()):
         pictures.append(image if i == 0 else np.full_like(image, 255))
-        lines.append([f'label: {label}' if label is not None else 'input'] if i == 0 else [''])
+        words = textwrap.wrap(label, 22)[:3] if label is not None else []
+        lines.append(['input', *words] if i == 0 else [''])
         for name in COLUMNS:
             if name in values:
                 each = values[name][None].float()
                 pictures.append(overlay(canvas, each)[0].numpy())
-                lines.append([f'{name}, {stage}', *([words] if (words := remark(each)) else [])])
+                lines.append([f'{name}, {stage}', *([note] if (note := remark(each)) else [])])
     columns = 1 + len(next(iter(maps.values())))
     body = grid(pictures, lines, columns, side)
     return np.concatenate([body, legend(body.shape[1], [('evidence', 'none', 'most', 'viridis')])])

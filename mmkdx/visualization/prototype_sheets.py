@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mmkdx.functional import resize_maps
 from mmkdx.functional.activation_boxes import high_activation_boxes
-from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
+from mmkdx.models.classifier import prototype_head
+from mmkdx.models.heads import ProtoPNetHead
 from mmkdx.models.heads.nearest_patches import NearestPatches
 from mmkdx.models.taps import evaluating
 from mmkdx.visualization.panel import as_rgb
@@ -50,12 +51,7 @@ class PrototypeSheets:
         cmap: str = 'viridis',
         owner: str = 'the checkpoint',
     ) -> None:
-        head = getattr(model, 'head', None)
-        if not isinstance(head, PrototypeHead):
-            raise ValueError(
-                f'{owner} is of a model with the head {type(head).__name__}; it takes a prototype head, '
-                'such as ProtoPNetHead'
-            )
+        head = prototype_head(model, f'the analysis of {owner}')
         pushed = head.source_image >= 0
         if missing := int((~pushed & head.alive).sum()):
             raise ValueError(
@@ -64,7 +60,7 @@ class PrototypeSheets:
                 'PrototypePushHook'
             )
         self.model = model
-        self.head: PrototypeHead = head
+        self.head = head
         self.dataset = dataset
         self.classes = classes
         self.cmap = cmap

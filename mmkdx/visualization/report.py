@@ -50,7 +50,7 @@ class GalleryItem:
         picture (np.ndarray): Its explanations, RGB, uint8 of shape (H, W, 3).
         index (int): Its position in the data set.
         label (str, optional): The name of its class, if known.
-        predictions (dict[str, str]): What each model ('student', 'teacher', 'baseline') predicts.
+        predictions (dict[str, str]): What each model ('student', 'teacher', 'base') predicts.
         scores (dict[str, float]): Its values by the names of scores; NaN where there is none.
     """
 
@@ -143,10 +143,10 @@ def _curves(curves: Curves, unit: str) -> str:
         for i, run in enumerate(order)
     }
     first = next((metric for metric in finite if metric.startswith('accuracy')), None)
-    # What is explained is what the page is about
+    # What is explained is what the page is about; how many maps say nothing is mostly 0
     others = sorted(
         (metric for metric in finite if metric != first),
-        key=lambda metric: not metric.startswith('explain/'),
+        key=lambda metric: ('degenerate' in metric, not metric.startswith('explain/')),
     )
     figures = [] if first is None else [_figure(first, finite[first], styles, unit)]
     figures += [_figure(each, finite[each], styles, unit, 'choice') for each in others]
@@ -221,12 +221,21 @@ def _figure(
 
 
 def _axis(values: Sequence[float], begin: float, end: float, integer: bool = False):
-    """The ticks of an axis, and what turns a value into a place between its two ends."""
-    locator = MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=integer)
-    ticks = locator.tick_values(min(values), max(values))
-    low, high = (min(values), max(values)) if integer else (ticks[0], ticks[-1])
-    if low == high:
-        low, high = low - 1, high + 1
+    """The ticks of an axis, and what turns a value into a place between its two ends.
+
+    Where all values are equal, theirs is the middle, and the ends are a tenth of it away, of 0 they are
+    -1 and 1.
+    """
+    low, high = min(values), max(values)
+    if math.isclose(low, high):
+        middle, half = (low + high) / 2, abs(low) / 10 or 1
+        low, high = middle - half, middle + half
+        ticks = [middle] if integer else [low, middle, high]
+    else:
+        locator = MaxNLocator(5, steps=(1, 2, 2.5, 5, 10), integer=integer)
+        ticks = locator.tick_values(low, high)
+        if not integer:
+            low, high = ticks[0], ticks[-1]
     return [
         tick for tick in ticks if low <= tick <= high
     ], lambda value: begin + (end - begin) * (value - low) / (high - low)

@@ -8,7 +8,7 @@ from mmpretrain.models import backbones
 from torch import nn
 
 from mmkdx.explain import GradCAM
-from mmkdx.explain.layers import Layout, find_layers, logits_of
+from mmkdx.explain.layers import Layout, find_layers, find_stages, logits_of
 from mmkdx.functional import degenerate_maps
 
 # What 'auto' finds: the layer, its layout, and the classifier where one has global average pooling
@@ -391,10 +391,11 @@ def test_layers_of_which_there_is_no_map(name, layer, message):
 
 
 class Corner(nn.Module):
-    """Scores by one position, and has a branch without influence."""
+    """Scores by one position, or by none, and has a branch without influence."""
 
-    def __init__(self):
+    def __init__(self, scale=1):
         super().__init__()
+        self.scale = scale
         self.conv, self.idle, self.fc = (
             nn.Conv2d(3, 4, 3, 2, 1),
             nn.Conv2d(3, 4, 1),
@@ -404,22 +405,120 @@ class Corner(nn.Module):
     def forward(self, images):
         with torch.no_grad():
             idle = self.idle(images).sum() * 0
-        return self.fc(self.conv(images)[:, :, 1, 1]) + idle
+        return self.fc(self.scale * self.conv(images)[:, :, 1, 1]) + idle
 
 
 def test_no_layer_moves_the_score():
     with pytest.raises(ValueError, match="'auto' finds no layer .* an extent in space are conv$"):
         GradCAM()(Corner(), images(8))
-    with pytest.raises(ValueError, match="layer 'conv' does not .* possible layers are none$"):
-        GradCAM('conv')(Corner(), images(8))
+    with pytest.raises(
+        ValueError, match="'conv' does not move .* zero at all .* possible layers are none$"
+    ):
+        GradCAM('conv')(Corner(scale=0), images(8))
     with pytest.raises(ValueError, match='layer idle does not move the score: no gradient flows'):
         GradCAM('idle')(Corner(), images(8))
+
+
+def test_a_layer_that_is_asked_for_may_move_the_score_at_a_single_position():
+    torch.manual_seed(0)
+    (layer,) = find_layers(Corner(), images(8), ['conv'])
+    assert layer.layout == Layout((4, 4), 'nchw')
+    maps = GradCAM('conv')(Corner(), images(8))
+    assert maps.shape == (2, 4, 4) and not degenerate_maps(maps).any()
 
 
 def test_a_model_without_extent():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     with pytest.raises(ValueError, match="'auto' finds no layer .* an extent in space are none$"):
         GradCAM()(model, images(8))
+
+
+# Stages
+
+
+@pytest.mark.parametrize(
+    'name, stages',
+    [
+        (
+            'ResNet',
+            {
+                'backbone.relu': 32,
+                'backbone.layer1': 16,
+                'backbone.layer2': 8,
+                'backbone.layer3': 4,
+                'backbone.layer4': 2,
+            },
+        ),
+        ('ResNet_CIFAR', {f'backbone.layer{i}': 2 ** (6 - i) for i in (1, 2, 3, 4)}),
+        # Before each pooling
+        (
+            'VGG',
+            {
+                'backbone.features.0': 64,
+                'backbone.features.2': 32,
+                'backbone.features.5': 16,
+                'backbone.features.8': 8,
+                'backbone.features.11': 4,
+            },
+        ),
+        # Its first block halves the size in its second convolution
+        pytest.param(
+            'ResNeXt',
+            {
+                'backbone.relu': 32,
+                'backbone.layer1': 16,
+                'backbone.layer2': 8,
+                'backbone.layer3': 4,
+                'backbone.layer4': 2,
+            },
+            marks=pytest.mark.xfail(strict=True, reason='layer2.0.bn1 stands for layer1'),
+        ),
+        pytest.param(
+            'VisionTransformer',
+            {'backbone.layers.1.ln1': 3},
+            marks=pytest.mark.xfail(strict=True, reason='the padded image is a stage'),
+        ),
+    ],
+)
+def test_stages_end_with_the_last_layer_of_each_size(name, stages):
+    found = find_stages(family(name), images(FAMILIES[name][0]))
+    assert [(layer.name, layer.layout.size) for layer in found] == [
+        (path, (side, side)) for path, side in stages.items()
+    ]
+    assert all(str(layer.tap) == layer.name for layer in found)
+
+
+@pytest.mark.xfail(strict=True, reason='four windows of 4 x 4 tokens are a stage')
+def test_windows_of_an_image_are_no_stage():
+    found = find_stages(family('SwinTransformer'), images(64))
+    assert (4, 4) not in [layer.layout.size for layer in found]
+
+
+class Dim(nn.Module):
+    """Of its first layer one position moves the score, as where most units are dead for an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 2, 2)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, images):
+        alive = torch.zeros(8, 8)
+        alive[2, 5] = 1
+        return self.fc(self.second(self.first(images) * alive).mean((2, 3)))
+
+
+def test_stages_need_not_move_the_score_at_most_positions():
+    found = find_stages(Dim(), images(8))
+    assert [(layer.name, layer.layout.size) for layer in found] == [
+        ('first', (8, 8)),
+        ('second', (4, 4)),
+    ]
+
+
+def test_no_stages():
+    with pytest.raises(ValueError, match="'auto' finds no layer .* an extent in space are conv$"):
+        find_stages(Corner(), images(8))
 
 
 # Logits

@@ -7,6 +7,7 @@ from scipy.ndimage import correlate, gaussian_filter
 
 from mmkdx.functional.perturbation import (
     blur,
+    keep_relevant,
     linear_imputation,
     pixel_ranks,
     sample_generators,
@@ -182,6 +183,93 @@ def test_an_image_without_a_known_pixel():
     missing = torch.tensor([False, True])[:, None, None].expand(2, 4, 4)
     with pytest.raises(ValueError, match='^all pixels of an image are missing'):
         linear_imputation(torch.zeros(2, 3, 4, 4), missing)
+
+
+# What is relevant is kept
+
+
+def below(size, *places):
+    """A map that finds all pixels relevant but those at some places."""
+    relevance = torch.arange(1.0, 1 + size * size).view(size, size)
+    for place in places:
+        relevance[place] = -1
+    return relevance[None]
+
+
+@pytest.mark.parametrize(
+    'places, expected', [([(1, 1)], [5]), ([(0, 0)], [3]), ([(1, 1), (1, 2)], [5, 6])], ids=str
+)
+def test_what_is_not_relevant_comes_from_the_neighbours(places, expected):
+    ramp = torch.arange(16.0).view(1, 1, 4, 4)
+    filled = keep_relevant(ramp, below(4, *places), 1 - len(places) / 16)[0, 0]
+    assert [filled[place].item() for place in places] == pytest.approx(expected, abs=1e-2)
+    for place in places:
+        filled[place] = ramp[0, 0][place]
+    assert torch.equal(filled, ramp[0, 0])
+
+
+@pytest.mark.parametrize('share', [0.05, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize(
+    'relevance',
+    [
+        images(2, 5, 5),
+        images(2, 24, 24, seed=1),
+        (images(2, 24, 24, seed=2) - 1.2).relu(),  # zero at nine of ten positions
+        torch.eye(24).expand(2, 24, 24),
+        images(2, 6, 6).half(),
+    ],
+    ids=['coarse', 'fine', 'mostly zero', 'two values', 'half precision'],
+)
+def test_a_share_is_kept_and_the_rest_solves_the_equations(share, relevance):
+    given = images(2, 3, 24, 24)
+    result = keep_relevant(given, relevance, share)
+    # No pixel's neighbours happen to have its own value as their mean
+    changed = (result != given).any(1)
+    assert changed.sum((1, 2)).tolist() == [24 * 24 - round(share * 24 * 24)] * 2
+    assert ((result != given).all(1) == changed).all()
+    full = torch.nn.functional.interpolate(
+        relevance[:, None].float(), (24, 24), mode='bilinear', align_corners=False
+    )[:, 0]
+    for hole, values in zip(changed, full):
+        assert values[~hole].min() >= values[hole].max()
+    expected = [exact(i.double().numpy(), m) for i, m in zip(given, changed.numpy())]
+    np.testing.assert_allclose(result.numpy(), expected, atol=5e-3)
+
+
+def test_of_equal_pixels_the_first_are_kept():
+    relevance = torch.zeros(1, 4, 4)
+    relevance[0, 3, 3] = 1
+    given = images(1, 1, 4, 4)
+    kept = (keep_relevant(given, relevance, 0.5) == given)[0, 0].flatten().tolist()
+    assert kept == [True] * 7 + [False] * 8 + [True]
+
+
+def test_the_most_relevant_pixel_is_kept_of_the_smallest_share():
+    given, relevance = images(1, 1, 4, 4), images(1, 4, 4, seed=3)
+    kept = keep_relevant(given, relevance, 0.01) == given
+    assert kept.flatten().nonzero().item() == relevance.argmax()
+
+
+@pytest.mark.parametrize(
+    'relevance',
+    [
+        torch.zeros(4, 4),
+        -images(4, 4).abs(),
+        torch.full((4, 4), 2.0),
+        torch.full((4, 4), torch.nan),
+    ],
+    ids=['zero', 'no positive evidence', 'constant', 'not finite'],
+)
+def test_a_map_that_says_nothing_leaves_its_image(relevance):
+    given = images(2, 3, 8, 8)
+    result = keep_relevant(given, torch.stack([relevance, images(4, 4, seed=4)]), 0.25)
+    assert torch.equal(result[0], given[0])
+    assert (result[1] != given[1]).all(0).sum() == 48
+
+
+def test_all_is_kept():
+    given = images(2, 3, 8, 8)
+    assert torch.equal(keep_relevant(given, images(2, 4, 4), 1), given)
 
 
 # Random numbers

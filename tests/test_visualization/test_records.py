@@ -20,9 +20,9 @@ NAN = math.nan
 SCORES = {
     'deletion': Score(0.25, 0.24, 0.26, 50, 'lower'),
     'teacher/deletion': Score(0.125, 0.12, 0.13, 50, 'lower'),
-    'baseline/deletion': Score(0.5, 0.4, 0.6, 48, 'lower'),
+    'base/deletion': Score(0.5, 0.4, 0.6, 48, 'lower'),
     'pearson': Score(0.75, 0.7, 0.8, 49, 'higher'),
-    'baseline/pearson': Score(NAN, NAN, NAN, 0, 'higher'),
+    'base/pearson': Score(NAN, NAN, NAN, 0, 'higher'),
     'degenerate': Score(3, NAN, NAN, 50, 'lower'),
     'teacher/degenerate': Score(0, NAN, NAN, 50, 'lower'),
 }
@@ -37,14 +37,14 @@ def test_scores_group_by_what_they_are_of():
     grouped = by_model(SCORES)
     assert list(grouped) == ['deletion', 'pearson', 'degenerate']
     assert grouped['deletion']['teacher'] is SCORES['teacher/deletion']
-    assert set(grouped['pearson']) == {'student', 'baseline'}
+    assert set(grouped['pearson']) == {'student', 'base'}
 
 
 def test_the_table_has_a_column_for_each_model_and_for_comparisons():
     head, *rows = cells(score_table(SCORES))
     assert head == [
-        'score', 'better', 'student', 'teacher', 'baseline',
-        'student with teacher', 'baseline with teacher', 'n',
+        'score', 'better', 'student', 'teacher', 'base',
+        'student with teacher', 'base with teacher', 'n',
     ]  # fmt: skip
     own = ['0.2500 ± 0.0100', '0.1250 ± 0.0050', '0.5000 ± 0.1000']
     assert rows == [
@@ -52,6 +52,28 @@ def test_the_table_has_a_column_for_each_model_and_for_comparisons():
         ['pearson', 'higher', '', '', '', '0.7500 ± 0.0500', '-', '49 / 0'],
         ['degenerate', 'lower', '3', '0', '', '', '', '50'],
     ]
+
+
+def test_scores_of_pairs_are_of_their_model_and_of_batches():
+    """They compare with the base model, not with the teacher, also where a teacher has none."""
+    pairs = {
+        'base/fss_stage1': Score(0.5, 0.4, 0.6, 192, None, 3, 0.02),
+        'teacher/fss_stage1': Score(0.25, 0.2, 0.3, 192, None, 3, 0.01),
+        'part_stage1': Score(0.75, 0.7, 0.8, 192, 'higher', 3, 0.01),
+        'base/part_stage1': Score(-0.125, -0.2, -0.05, 128, 'higher', 2, 0.01),
+        'rho_stage1': Score(NAN, NAN, NAN, 0, None, 0, NAN),
+    }
+    head, *rows = cells(score_table(pairs))
+    assert head == ['score', 'better', 'student', 'teacher', 'base', 'n']
+    assert rows == [
+        ['fss_stage1', '', '', '0.2500 ± 0.0500', '0.5000 ± 0.1000', '192 in 3'],
+        ['part_stage1', 'higher', '0.7500 ± 0.0500', '', '-0.1250 ± 0.0750', '192 in 3 / 128 in 2'],
+        ['rho_stage1', '', '-', '', '', '0 in 0'],
+    ]
+    head, *rows = cells(score_table({**SCORES, **pairs}))
+    assert head[5:7] == ['student with teacher', 'base with teacher']
+    own = {row[0]: row[2:5] for row in rows if row[5:7] == ['', '']}
+    assert set(own) == {'deletion', 'degenerate', 'fss_stage1', 'part_stage1', 'rho_stage1'}
 
 
 def test_without_a_teacher_all_scores_are_the_students():
@@ -111,6 +133,17 @@ def test_scores_are_lines_of_strict_json(tmp_path):
     assert lines[1] == dict(
         epoch=2, scores=dict(pearson=dict(value=None, low=None, high=None, n=0, better='higher'))
     )
+
+
+def test_lines_of_pairs_have_batches_and_an_error(tmp_path):
+    path = tmp_path / 'val.json'
+    pair = Score(0.5, 0.4, 0.6, 192, None, 3, 0.02)
+    append_scores(path, {'part': pair, 'none': Score(NAN, NAN, NAN, 0, None, 0, NAN)}, epoch=1)
+    scores = json.loads(path.read_text())['scores']
+    assert scores['part'] == dict(
+        value=0.5, low=0.4, high=0.6, n=192, better=None, batches=3, error=0.02
+    )
+    assert scores['none']['batches'] == 0 and scores['none']['error'] is None
 
 
 def test_curves_of_a_resumed_run_are_joined(tmp_path):

@@ -22,14 +22,14 @@ EVIL = '<b>&"\'$title</b></script><script>document.title = 1</script><!--'
 SCORES = {
     'deletion': Score(0.25, 0.2, 0.3, 12, 'lower'),
     'teacher/deletion': Score(0.125, 0.1, 0.15, 16, 'lower'),
-    'baseline/deletion': Score(-0.5, -0.625, -0.375, 16, 'lower'),
+    'base/deletion': Score(-0.5, -0.625, -0.375, 16, 'lower'),
     'pearson': Score(0.5, 0.25, 0.75, 12, 'higher'),
-    'baseline/pearson': Score(NAN, NAN, NAN, 0, 'higher'),
+    'base/pearson': Score(NAN, NAN, NAN, 0, 'higher'),
     'entropy': Score(4.125, NAN, NAN, 1),
     'teacher/entropy': Score(3.5, 3, 4, 16),
     'degenerate': Score(4, NAN, NAN, 16, 'lower'),
     'teacher/degenerate': Score(0, NAN, NAN, 16, 'lower'),
-    'baseline/degenerate': Score(1, NAN, NAN, 16, 'lower'),
+    'base/degenerate': Score(1, NAN, NAN, 16, 'lower'),
 }
 CURVES = {
     'loss/val': {'cat': [(10, 1.0), (20, 1.0)]},
@@ -126,9 +126,9 @@ def test_columns_are_those_there_are(tmp_path, teacher):
 
 def test_maps_that_say_nothing_are_noticed(tmp_path):
     notice = re.search('<p class="notice.*?</p>', write(tmp_path).read_text('utf-8'))[0]
-    assert ': student 4 of 16, baseline 1 of 16.' in text(notice)
+    assert ': student 4 of 16, base 1 of 16.' in text(notice)
     scores = {**SCORES, 'degenerate': SCORES['teacher/degenerate']}
-    scores['baseline/degenerate'] = scores['degenerate']
+    scores['base/degenerate'] = scores['degenerate']
     assert '<p class="notice' not in write(tmp_path, scores=scores).read_text('utf-8')
 
 
@@ -182,6 +182,42 @@ def test_any_curve_stays_within_its_axes(tmp_path, points):
     assert labels[-1] == 'epoch' and len(labels) >= 4
     ends = [label for label in chart.iter('text') if label.get('text-anchor') == 'middle'][:-1]
     assert all(label.text == str(int(label.text)) for label in ends)
+
+
+@pytest.mark.parametrize(
+    'values, ticks',
+    [
+        ([0.0, 0.0], ['-1', '0', '1']),
+        ([0.5], ['0.45', '0.5', '0.55']),
+        ([-50.0, -50.0, -50.0], ['-55', '-50', '-45']),
+        # the same but for rounding
+        ([0.3, 0.1 + 0.2], ['0.27', '0.3', '0.33']),
+    ],
+)
+def test_equal_values_stand_in_the_middle(tmp_path, values, ticks):
+    points = list(enumerate(values, 4))
+    page = write(tmp_path, curves={'accuracy/top1': {'a': points}}).read_text('utf-8')
+    (chart,) = charts(page).values()
+    assert {mark.get('cy') for mark in chart.iter('circle')} == {'109.0'}
+    labels = [each for each in chart.iter('text') if each.get('text-anchor') == 'end']
+    assert [each.text for each in labels] == ticks
+    assert [float(each.get('y')) for each in labels] == [206 + 4, 109 + 4, 12 + 4]
+    epochs = [each.text for each in chart.iter('text') if each.get('text-anchor') == 'middle']
+    assert epochs == [*(str(x) for x, _ in points), 'epoch']
+    if len(points) == 1:
+        assert next(chart.iter('circle')).get('cx') == '209.0'
+
+
+def test_counts_of_maps_that_say_nothing_come_last(tmp_path):
+    names = ['explain/teacher/degenerate', 'explain/degenerate', 'loss', 'explain/deletion']
+    curves = {name: {'a': [(1, 0.0)]} for name in (*names, 'accuracy/top1')}
+    assert list(charts(write(tmp_path, curves=curves).read_text('utf-8'))) == [
+        'accuracy/top1',
+        'explain/deletion',
+        'loss',
+        'explain/teacher/degenerate',
+        'explain/degenerate',
+    ]
 
 
 def test_runs_keep_one_style_in_all_charts_and_differ(tmp_path):

@@ -66,7 +66,9 @@ def main() -> None:
     classes = len(loader.dataset.metainfo['classes'])
     table = class_prototypes(torch.cat(features), torch.tensor(labels), classes)
     np.save(args.out, table.numpy())
-    print(f'\n{args.out}: {classes} classes, {table.shape[1]} numbers each, of {len(labels)} images')
+    print(
+        f'\n{args.out}: {classes} classes, {table.shape[1]} numbers each, of {len(labels)} images'
+    )
 
 
 if __name__ == '__main__':

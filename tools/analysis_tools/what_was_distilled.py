@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('student', help='work directory of the run with a teacher')
     parser.add_argument('base', help='work directory of the same network without one')
     parser.add_argument(
-        'teacher', nargs='?', help="work directory of the teacher (default: that of the student's config)"
+        'teacher', nargs='?', help="that of the teacher (default: the student's config says)"
     )
     parser.add_argument('--out', default='what_was_distilled', help='folder for the files')
     parser.add_argument(
@@ -77,6 +77,8 @@ def main() -> None:
     cfg = Config.fromfile(config)
     cfg.merge_from_dict(args.cfg_options)
     cfg.load_from, cfg.work_dir = checkpoint, args.out
+    # The run may have been on several devices, or resumed, which its config keeps
+    cfg.launcher, cfg.resume = 'none', False
     models = {}
     for name in ('base', 'teacher'):
         if getattr(args, name) is not None:

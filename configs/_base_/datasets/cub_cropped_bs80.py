@@ -9,43 +9,28 @@ test_pipeline = [
     dict(type='Resize', scale=(224, 224), interpolation='bilinear', backend='pillow'),
     dict(type='PackInputs'),
 ]
-train_pipeline = test_pipeline  # nothing is augmented any more
-data_root = 'data/cub_prototypes'
 train_dataloader = dict(
     batch_size=80,
     num_workers=4,
     dataset=dict(
         type='CustomDataset',
-        data_root=data_root,
+        data_root='data/cub_prototypes',
         data_prefix='train_cropped_augmented',
-        pipeline=train_pipeline,
+        pipeline=test_pipeline,  # nothing is augmented any more
     ),
     sampler=dict(type='DefaultSampler', shuffle=True),
 )
 # The images that prototypes are pushed to, in their order
 push_dataloader = dict(
+    train_dataloader,
     batch_size=75,
-    num_workers=4,
-    dataset=dict(
-        type='CustomDataset',
-        data_root=data_root,
-        data_prefix='train_cropped',
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(train_dataloader['dataset'], data_prefix='train_cropped', test_mode=True),
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 val_dataloader = dict(
+    push_dataloader,
     batch_size=100,
-    num_workers=4,
-    dataset=dict(
-        type='CustomDataset',
-        data_root=data_root,
-        data_prefix='test_cropped',
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(push_dataloader['dataset'], data_prefix='test_cropped'),
 )
 val_evaluator = dict(type='Accuracy', topk=(1,))
 test_dataloader = val_dataloader
