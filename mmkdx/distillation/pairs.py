@@ -33,6 +33,8 @@ class PairAnalysis:
     def __init__(self, subjects: dict[str, Subject], unicam: UniCAM, images: Tensor) -> None:
         self.subjects = subjects
         self.unicam = unicam
+        #: Height and width of the images for which the layers are found.
+        self.size = images.shape[2:]
         self.layers: dict[str, dict[str, Layer]] = unicam.find_layers(
             {name: (subject.model, subject.converted(images)) for name, subject in subjects.items()}
         )
@@ -146,10 +148,11 @@ def context_batches(labels: Sequence[int], size: int, seed: int = 0) -> list[lis
     for label in sorted(set(labels)):
         members = [int(i) for i in order if labels[i] == label]
         pairs[label] = [members[i : i + 2] for i in range(0, len(members) - 1, 2)]
+    turns = [list(pairs)[i] for i in random.permutation(len(pairs))]
     drawn: list[int] = []
-    while len(left := [label for label in pairs if pairs[label]]) > 1:
-        for label in random.permutation(len(left)):
-            drawn += pairs[left[label]].pop()
+    while len(left := [label for label in turns if pairs[label]]) > 1:
+        for label in left:
+            drawn += pairs[label].pop()
     count = len(drawn) // size
     if count:
         return [drawn[i * size : (i + 1) * size] for i in range(count)]

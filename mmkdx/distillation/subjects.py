@@ -179,7 +179,9 @@ def _build(spec: Any, student: nn.Module, key: str) -> BaseTeacher | None:
     if spec is None:
         return None
     try:
-        model = build_teacher(spec)
+        # The weights that it begins with take random numbers, which are the training's
+        with torch.random.fork_rng():
+            model = build_teacher(spec)
         model.bind(student, {}, key)
         model.load()
     except (ValueError, FileNotFoundError) as error:

@@ -209,8 +209,30 @@ def find_stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
     with no_autocast(inputs), evaluating(model):
         passings = _trace(model, inputs[:1], set())
     _last_moving(passings)
-    # Not for one image only, as a narrow network may have dead units there
-    ends = {each.layout.size: each for each in _possible(passings, 0.0)}
+    image = (*inputs.shape[2:], inputs.shape[1])
+    # Any share of positions that move the score will do, as a narrow network may have dead units.
+    # Windows of an image are no map of it, and what has its size and channels is the image itself.
+    candidates = [
+        each
+        for each in _possible(passings, 0.0)
+        if len(each.value) == 1
+        and (*each.layout.size, each.layout.to_map(each.value).shape[1]) != image
+    ]
+    sizes = {each.tap.path: each.layout.size for each in passings if each.layout is not None}
+
+    def depth(each: _Passing) -> int:
+        """Within how many modules it is that yield another size."""
+        parts = each.tap.path.split('.')
+        parents = ('.'.join(parts[:n]) for n in range(1, len(parts)))
+        return sum(sizes.get(parent, each.layout.size) != each.layout.size for parent in parents)
+
+    ends: dict[tuple[int, int], _Passing] = {}
+    for size in dict.fromkeys(each.layout.size for each in candidates):
+        same = [each for each in candidates if each.layout.size == size]
+        # The first layers of the next stage still have this one's size. A stage of Swin contains the
+        # step to the next size, so that its blocks are within one such module.
+        least = min(map(depth, same))
+        ends[size] = [each for each in same if depth(each) <= least + 1][-1]
     return [Layer(str(each.tap), each.tap, each.layout) for each in ends.values()]
 
 

@@ -203,6 +203,10 @@ class ExplainHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Draws the sample."""
         self._evaluations += 1
+        # What an evaluation leaves out must not be logged again
+        for name in list(runner.message_hub.log_scalars):
+            if name.startswith('val/explain/'):
+                runner.message_hub.log_scalars.pop(name)
         self._begin(
             runner, runner.val_loop.dataloader, (self._evaluations - 1) % self.interval == 0
         )

@@ -139,7 +139,7 @@ class PairEvaluation:
         pictures: list[tuple[int, np.ndarray]] = []
         for (number, members), data in zip(own, loader):
             images, _, inputs, preprocessor = prepared(runner, data)
-            if self._analysis is None:
+            if self._analysis is None or self._analysis.size != inputs.shape[2:]:
                 self._analysis = PairAnalysis(self._subjects, self.unicam, inputs[:1])
             batch = self._analysis.batch(
                 number,
@@ -205,8 +205,10 @@ def prepared(
 
 def settings_of(part: Any) -> dict[str, Any]:
     """The conventions of a metric or of ``UniCAM``: its type and arguments."""
-    values = {name: getattr(part, name, None) for name in signature(type(part)).parameters}
+    values = {
+        name: value
+        for name, parameter in signature(type(part)).parameters.items()
+        if (value := getattr(part, name, None)) is not None or parameter.default is not None
+    }
     name = dict(name=part.name) if getattr(part, 'name', '') else {}
-    return dict(
-        type=type(part).__name__, **name, **{k: v for k, v in values.items() if v is not None}
-    )
+    return dict(type=type(part).__name__, **name, **values)

@@ -471,12 +471,10 @@ def test_a_model_without_extent():
                 'backbone.layer3': 4,
                 'backbone.layer4': 2,
             },
-            marks=pytest.mark.xfail(strict=True, reason='layer2.0.bn1 stands for layer1'),
         ),
         pytest.param(
             'VisionTransformer',
             {'backbone.layers.1.ln1': 3},
-            marks=pytest.mark.xfail(strict=True, reason='the padded image is a stage'),
         ),
     ],
 )
@@ -488,7 +486,6 @@ def test_stages_end_with_the_last_layer_of_each_size(name, stages):
     assert all(str(layer.tap) == layer.name for layer in found)
 
 
-@pytest.mark.xfail(strict=True, reason='four windows of 4 x 4 tokens are a stage')
 def test_windows_of_an_image_are_no_stage():
     found = find_stages(family('SwinTransformer'), images(64))
     assert (4, 4) not in [layer.layout.size for layer in found]

@@ -220,6 +220,10 @@ def test_two_metrics_of_one_kind_have_names(tmp_path):
 def test_an_interval_leaves_evaluations_out(tmp_path):
     runner = run(config(tmp_path, dict(interval=2)))
     assert [each['epoch'] for each in evaluations_of(runner)] == [1]
+    path = Path(runner.log_dir) / 'vis_data' / 'scalars.json'
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    explained = {line['step']: 'explain/mean' in line for line in lines if 'accuracy/top1' in line}
+    assert explained == {1: True, 2: False}, 'the second has no scores of the first'
 
 
 def test_training_is_the_same_with_and_without(tmp_path):

@@ -386,7 +386,6 @@ def with_base(tmp_path_factory) -> Runner:
         dict(unicam=False),
         pytest.param(
             dict(base=None),
-            marks=pytest.mark.xfail(strict=True, reason='building a model takes random numbers'),
         ),
     ],
     ids=['but no UniCAM', 'without'],

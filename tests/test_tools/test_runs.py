@@ -259,6 +259,27 @@ def test_compare_runs_joins_the_parts_of_a_resumed_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    'config, rows',
+    [
+        (
+            STUDENT,
+            [r'kd +\| KLDivLoss +\| logits', r'student +\| ResNet_CIFAR', r'teacher 0 +\| Res'],
+        ),
+        ('configs/digits/resnet18_digits.py', [r'model +\| ResNet_CIFAR +\| 2,797,610']),
+    ],
+)
+def test_check_config_prints_what_is_compared(monkeypatch, capsys, config, rows):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr('sys.argv', ['check_config.py', config])
+    tool('misc/check_config').main()
+    output = capsys.readouterr().out
+    for row in rows:
+        assert re.search(rf'\| {row}', output), output
+    assert re.search(r'One step in [\d.]+ s: loss \d', output)
+    assert 'get no gradient' not in output
+
+
+@pytest.mark.parametrize(
     'options, message',
     [
         ('model.terms.kd.at=logit', "terms.kd.at: the student has no module 'logit'"),
