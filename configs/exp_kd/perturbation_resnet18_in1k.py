@@ -13,6 +13,7 @@ custom_hooks = [
         target='own',
         teacher=dict(model='resnet34_8xb32_in1k', pretrained=True),
         base=dict(model='resnet18_8xb32_in1k', pretrained=True),
+        unicam=False,
         metrics=[dict(type='PerturbationAUC')],
     )
 ]

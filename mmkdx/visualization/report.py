@@ -278,7 +278,13 @@ def _scores(scores: Mapping[str, Score]) -> str:
             else ''
         )
         + '<p class="quiet">Means with half of their 95 % confidence intervals over n images. '
-        '↑ higher is better, ↓ lower is better, – there is no value.</p>'
+        '↑ higher is better, ↓ lower is better, – there is no value.'
+        + (
+            ' An n like 256 in 4 is of 4 batches whose values are averaged.'
+            if any(score.batches is not None for score in scores.values())
+            else ''
+        )
+        + '</p>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Scores">'
         '<table aria-labelledby="scores-head">'
         f'<thead><tr>{heads}</tr></thead>\n<tbody>{"".join(rows)}</tbody></table></div>',

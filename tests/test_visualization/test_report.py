@@ -566,3 +566,11 @@ def test_further_pictures_fit_and_leave_the_gallery_alone(page):
     assert 360 < images[1].size['width'] < 1280
     width(browser, 400)
     assert browser.execute_script('return document.documentElement.scrollWidth') <= 400
+
+
+@pytest.mark.parametrize('batches', [4, None])
+def test_means_over_batches_are_explained(tmp_path, batches):
+    scores = {'rs': Score(0.5, 0.4, 0.6, 256, 'higher', batches, 0.05)}
+    page = write_report(tmp_path / 'r.html', title='t', facts={}, scores=scores).read_text()
+    assert ('<td>256 in 4</td>' in page) == (batches == 4)
+    assert ('is of 4 batches whose values are averaged' in page) == (batches == 4)
