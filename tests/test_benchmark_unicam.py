@@ -12,10 +12,8 @@ benchmark = tool('analysis_tools/benchmark_unicam')
 
 
 @pytest.mark.parametrize('method', ['closed form', 'naive', 'dcor'])
-def test_all_methods_have_one_result(method, monkeypatch):
+def test_all_methods_have_one_result(method):
     if method == 'dcor':
-        # Python takes less time than to compile it
-        monkeypatch.setattr(pytest.importorskip('numba').config, 'DISABLE_JIT', 1)
         pytest.importorskip('dcor')
     pairs = [benchmark.features(12, 98, 'cpu') for _ in range(2)]
     expected = benchmark.ours(*pairs[0])

@@ -11,11 +11,14 @@ from explainable import explainer_for, images, model_for
 from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
+from mmkdx.explain import Explainer
 from mmkdx.registry import EXPLAINERS
 
 EXPLAINERS.import_from_location()
 ALL = sorted(
-    name for name, kind in EXPLAINERS.module_dict.items() if kind.__module__.startswith('mmkdx.')
+    name
+    for name, kind in EXPLAINERS.module_dict.items()
+    if kind.__module__.startswith('mmkdx.') and issubclass(kind, Explainer)
 )
 HEADS = ('linear', 'hidden')
 

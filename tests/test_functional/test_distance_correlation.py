@@ -785,15 +785,6 @@ def test_classes_without_samples(labels, classes, sentence):
 # Other packages
 
 
-@pytest.fixture(scope='module')
-def interpreted():
-    """Leaves numba's code to Python, which takes half a minute less than to compile it."""
-    numba = pytest.importorskip('numba')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba.config, 'DISABLE_JIT', 1)
-        yield
-
-
 def cases():
     generator = torch.Generator().manual_seed(0)
     for seed in range(50):
@@ -804,7 +795,7 @@ def cases():
         yield x, y + (seed % 2) * x[:, :1], z + (seed % 2) * x[:, :1] / 2
 
 
-def test_dcor_agrees(interpreted):
+def test_dcor_agrees():
     dcor = pytest.importorskip('dcor')
     for x, y, z in cases():
         a, b, c = (each.numpy() for each in (x, y, z))
@@ -821,7 +812,7 @@ def test_dcor_agrees(interpreted):
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_hyppo_agrees(interpreted):
+def test_hyppo_agrees():
     pytest.importorskip('hyppo')
     from hyppo.conditional import PartialDcorr
     from hyppo.independence import Dcorr

@@ -63,10 +63,10 @@ def test_a_row_for_each_stage_and_the_models_in_their_order():
 
 def test_names_stages_and_the_label(written):
     stages = dict(stage1=maps_of(*COLUMNS), late=maps_of(*COLUMNS))
-    pair_panel(IMAGE, stages, 'tabby cat')
+    pair_panel(IMAGE, stages, 'spiked crest, fanned tail')
     ((columns, lines),) = written
     assert columns == 6
-    assert lines[:2] == [['label: tabby cat'], ['teacher, stage1']]
+    assert lines[:2] == [['input', 'spiked crest, fanned', 'tail'], ['teacher, stage1']]
     assert lines[5:8] == [['residual, stage1'], [''], ['teacher, late']]
     pair_panel(IMAGE, stages)
     assert written[1][1][0] == ['input']
