@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tool
+from tiny import import_numba_user, tool
 
 benchmark = tool('analysis_tools/benchmark_unicam')
 
@@ -14,7 +14,7 @@ benchmark = tool('analysis_tools/benchmark_unicam')
 @pytest.mark.parametrize('method', ['closed form', 'naive', 'dcor'])
 def test_all_methods_have_one_result(method):
     if method == 'dcor':
-        pytest.importorskip('dcor')
+        import_numba_user('dcor')
     pairs = [benchmark.features(12, 98, 'cpu') for _ in range(2)]
     expected = benchmark.ours(*pairs[0])
     run, _ = benchmark.METHODS[method]

@@ -6,6 +6,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 from mmpretrain.structures import DataSample
 from torch import nn
@@ -86,6 +87,16 @@ def batch(n: int = 6, size: int = 8, classes: int = 4, seed: int = 0) -> tuple[t
 def total(losses: dict[str, torch.Tensor]) -> torch.Tensor:
     """The sum that is trained."""
     return sum(value for key, value in losses.items() if 'loss' in key)
+
+
+def import_numba_user(name: str) -> ModuleType:
+    """A package as plain Python: to compile what numba can takes half a minute longer than to run it."""
+    numba = pytest.importorskip('numba')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba.config, 'DISABLE_JIT', 1)
+        # This compiles even so, and finds that what it calls is not compiled
+        patch.setattr(numba, 'guvectorize', lambda *_, **__: lambda function: function)
+        return pytest.importorskip(name)
 
 
 def tool(name: str) -> ModuleType:

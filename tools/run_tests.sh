@@ -40,6 +40,6 @@ if ((${#args[@]} == 0)); then
     args=(tests --cov-fail-under=90)
 fi
 # pytest takes the last of -m and -n, so those of the user replace these. A file's tests stay in one
-# process, as they share fixtures; in order, which has long ones begin early.
+# process, as they share fixtures; in their order, which has long ones begin early.
 exec "$PYTHON" -m pytest --cov=mmkdx --cov-report=term -m 'not slow' \
     -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "${args[@]}"

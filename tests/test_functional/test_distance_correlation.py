@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import import_numba_user
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -796,7 +797,7 @@ def cases():
 
 
 def test_dcor_agrees():
-    dcor = pytest.importorskip('dcor')
+    dcor = import_numba_user('dcor')
     for x, y, z in cases():
         a, b, c = (each.numpy() for each in (x, y, z))
         close(bias_corrected_dcor(x, y), dcor.u_distance_correlation_sqr(a, b, method='naive'))
@@ -813,11 +814,9 @@ def test_dcor_agrees():
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_hyppo_agrees():
-    pytest.importorskip('hyppo')
-    from hyppo.conditional import PartialDcorr
-    from hyppo.independence import Dcorr
-
+    partial = import_numba_user('hyppo.conditional').PartialDcorr(use_cov=False)
+    dcorr = import_numba_user('hyppo.independence').Dcorr(bias=False)
     for x, y, z in cases():
         a, b, c = (each.numpy() for each in (x, y, z))
-        close(bias_corrected_dcor(x, y), Dcorr(bias=False).statistic(a, b))
-        close(partial_dcor(x, y, z), PartialDcorr(use_cov=False).statistic(a, b, c))
+        close(bias_corrected_dcor(x, y), dcorr.statistic(a, b))
+        close(partial_dcor(x, y, z), partial.statistic(a, b, c))
