@@ -64,6 +64,7 @@ def test_cases_that_fail(capfd):
     assert '4 samples are too few' in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark(monkeypatch, capfd):
     options = ('--n', '8', '16', '--d', '490', '--methods', 'mmkdx', 'naive', '--device', 'cpu')
     monkeypatch.setattr(sys, 'argv', ['benchmark_unicam.py', *options, '--memory', '0.0003'])
