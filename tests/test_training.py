@@ -146,6 +146,7 @@ def test_the_student_learns_more_from_terms_that_fall(work_dir):
     assert steps[16]['loss_fit'] < 0.7 * steps[1]['loss_fit']
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch_and_resumed(work_dir):
     config = work_dir / 'run.py'
     run_config(work_dir).dump(config)

@@ -30,6 +30,9 @@ setup_env() {
         own_env=no env=${VIRTUAL_ENV:-$CONDA_PREFIX}
     fi
     PYTHON=$env/bin/python
+    # Packages are installed without bytecode (see below). Where it is not written either, as images of
+    # containers often have it, each of many processes would compile all of torch.
+    unset PYTHONDONTWRITEBYTECODE
     stamp=$env/.mmkdx-setup
 
     # The stamp names what is installed, so that the next call has nothing to do.

@@ -181,7 +181,7 @@ def test_a_model_is_tested_on_it(root, tmp_path):
     assert set(metrics) == {'accuracy/top1', 'accuracy/top5'}
 
 
-@pytest.mark.parametrize('method', ['fork', 'spawn'])
+@pytest.mark.parametrize('method', ['fork', pytest.param('spawn', marks=pytest.mark.slow)])
 def test_workers_open_the_file_for_themselves(root, method):
     data = ImageNetSegmentation(data_root=root)
     data.get_data_info(0)

@@ -99,6 +99,7 @@ def test_a_sample_depends_on_seed_split_and_index_alone(plain):
     assert digest([some.get_data_info(0)]) == digest([plain[29]])
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same(plain):
     code = (
         'import sys; sys.path.insert(0, "tests/test_datasets"); import test_parts as t;'
