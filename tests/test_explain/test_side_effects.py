@@ -1,7 +1,6 @@
 """Explaining leaves a model, its gradients and the random state as they were, wherever it happens."""
 
 import gc
-import os
 import weakref
 
 import pytest
@@ -162,10 +161,10 @@ def test_maps_of_a_reinitialised_model_differ(name):
 
 
 @pytest.fixture(scope='module')
-def process_group():
-    os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
-    os.environ.setdefault('MASTER_PORT', '29577')
-    dist.init_process_group('gloo', rank=0, world_size=1)
+def process_group(tmp_path_factory):
+    # A file, as another run of the tests may have any port
+    store = tmp_path_factory.mktemp('group') / 'store'
+    dist.init_process_group('gloo', init_method=f'file://{store}', rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
