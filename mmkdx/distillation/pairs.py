@@ -116,7 +116,8 @@ class PairAnalysis:
         key = name, repr(spec)
         if key not in self._explainers:
             config = dict(type=spec) if isinstance(spec, str) else dict(spec)
-            if 'layer' not in signature(type(build_explainer(config, 'mask'))).parameters:
+            explainer = build_explainer(config, 'mask')  # or a sentence that says why not
+            if 'layer' not in signature(type(explainer)).parameters:
                 raise ValueError(
                     f'mask: {config["type"]} does not explain any layer; use one like GradCAM, '
                     "'UniCAM' for what only one of the models has, or None"
