@@ -6,6 +6,7 @@ import os
 import mmengine.config.utils
 import pytest
 import torch
+from mmengine.visualization import Visualizer
 
 # The models are so small that threads would only wait for one another, also those of processes that
 # tests start.
@@ -43,3 +44,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if name in seen:
             item.add_marker(pytest.mark.no_cover)
         seen.add(name)
+
+
+@pytest.fixture(autouse=True)
+def visualizers_of_its_own(monkeypatch):
+    """Keeps the visualizers of other tests out.
+
+    A runner asks for one by its name, which is the second in which it is built, and takes that of
+    another run of the same second, with its folder.
+    """
+    monkeypatch.setattr(Visualizer, '_instance_dict', type(Visualizer._instance_dict)())

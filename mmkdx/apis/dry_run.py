@@ -48,7 +48,10 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
     Returns:
         dict: What a dataloader yields: ``inputs`` and ``data_samples``.
     """
-    dataset = (cfg.get('train_dataloader') or cfg.test_dataloader).dataset
+    loader = cfg.get('train_dataloader') or cfg.test_dataloader
+    # As the sampler would arrange them
+    in_a_row = 2 if (loader.get('sampler') or {}).get('type') == 'PairSampler' else 1
+    dataset = loader.dataset
     while 'pipeline' not in dataset:  # wrappers such as RepeatDataset
         dataset = dataset.dataset
     random = np.random.default_rng(seed)
@@ -64,9 +67,9 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
             pipeline(
                 dict(
                     img=random.integers(0, 256, (RAW_SIZE, RAW_SIZE, 3), dtype=np.uint8),
-                    gt_label=i % num_classes(cfg),
+                    gt_label=i // in_a_row % num_classes(cfg),
                     gt_bboxes=np.array([[0, 0, RAW_SIZE, RAW_SIZE]]),
-                    sample_idx=i,
+                    sample_idx=i // in_a_row,
                 )
             )
             for i in range(num_images)
@@ -147,7 +150,7 @@ def term_rows(distiller: Distiller, size: Sequence[int]) -> list[list[str]]:
     for name, (student, teacher) in distiller.probe(size).items():
         term = distiller.terms[name]
         own = sum(p.numel() for p in term.parameters())
-        at = ', '.join(names_of(term.teacher_tap))
+        at = ', '.join(names_of(term.teacher_tap)) or '-'
         rows.append(
             [
                 name,
@@ -155,7 +158,7 @@ def term_rows(distiller: Distiller, size: Sequence[int]) -> list[list[str]]:
                 ', '.join(names_of(term.student_tap)),
                 shape(student),
                 f'{at} of teacher {term.teacher}' if term.teacher else at,
-                shape(teacher),
+                shape(teacher) if term.taught else '-',
                 f'{own:,}' if own else '-',
                 f'{term.weight:g}',
                 str(term.schedule or 'constant'),

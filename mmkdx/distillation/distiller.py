@@ -22,6 +22,8 @@ from mmkdx.registry import MODELS
 class Distiller(BaseModel):
     """Trains a student with its own loss and any number of terms that compare it with teachers.
 
+    Some terms need no teacher: the student teaches itself by them.
+
     In ``tensor`` and ``predict`` mode it *is* the student. Its state dict is the student's, without a
     prefix; what else training needs (adapters, an EMA teacher) stands under ``distill.``. So plain
     mmpretrain loads a checkpoint of a distillation, and ``load_from`` takes a plain student file.
@@ -85,9 +87,10 @@ class Distiller(BaseModel):
         self._watch = FiniteWatch()
         #: The image sizes for which the terms are checked.
         self._probed: set[tuple[int, ...]] = set()
-        self._bind()
         size = input_size or getattr(getattr(built, 'backbone', None), 'img_size', None) or 224
-        self.probe((size, size) if isinstance(size, int) else size)
+        size = (size, size) if isinstance(size, int) else size
+        self._bind(size)
+        self.probe(size)
         self.register_state_dict_post_hook(_to_checkpoint)
         self.register_load_state_dict_pre_hook(_from_checkpoint)
 
@@ -140,9 +143,11 @@ class Distiller(BaseModel):
         terms = {
             f'loss_{name}': term(
                 value_at(student, term.student_tap),
-                value_at(truth[term.teacher], term.teacher_tap),
+                value_at(truth.get(term.teacher), term.teacher_tap),
                 target,
                 index,
+                inputs=inputs,
+                model=self.student,
             )
             for name, term in self.terms.items()
         }
@@ -185,7 +190,7 @@ class Distiller(BaseModel):
             places = {
                 name: (
                     value_at(student, term.student_tap),
-                    value_at(truth[term.teacher], term.teacher_tap),
+                    value_at(truth.get(term.teacher), term.teacher_tap),
                 )
                 for name, term in self.terms.items()
             }
@@ -193,7 +198,7 @@ class Distiller(BaseModel):
                 if term.compares == 'class_maps' and isinstance(places[name][0], Tensor):
                     self._check_channels(term, places[name][0], images)
         for name, term in self.terms.items():
-            term.connect(*places[name])
+            term.connect(*places[name], self.student)
             term.check(*places[name])
         self._probed.add(tuple(size))
         return places
@@ -205,8 +210,11 @@ class Distiller(BaseModel):
             teacher._apply(fn)
         return self
 
-    def _bind(self) -> None:
+    def _bind(self, size: Sequence[int]) -> None:
         for name, term in self.terms.items():
+            term.locate(self.student, size)
+            if not term.taught:
+                continue
             if not self.teachers:
                 raise ValueError(
                     f'terms.{name} compares with a teacher and there is none: set teacher'
@@ -221,7 +229,7 @@ class Distiller(BaseModel):
         self._taps = TapSet(taps, 'student', explained)
         for i, teacher in enumerate(self.teachers):
             taps, explained = _taps(
-                [(term, term.teacher_tap) for term in terms if term.teacher == i]
+                [(term, term.teacher_tap) for term in terms if term.taught and term.teacher == i]
             )
             owner = f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
             teacher.bind(self.student, taps, owner, explained)
@@ -252,7 +260,8 @@ class Distiller(BaseModel):
     @property
     def _compared(self) -> dict[int, BaseTeacher]:
         """The teachers that a term reads."""
-        return {term.teacher: self.teachers[term.teacher] for term in self.terms.values()}
+        terms = [term for term in self.terms.values() if term.taught]
+        return {term.teacher: self.teachers[term.teacher] for term in terms}
 
 
 def _target(data_samples: list | None) -> Tensor | None:

@@ -395,6 +395,124 @@ def test_a_loss_logs_more_than_its_value():
     )
 
 
+# Without a teacher
+
+
+class Alone(nn.Module):
+    """A loss of a student alone."""
+
+    needs_teacher = False
+    compares = 'anything'
+
+    def forward(self, student, teacher, target=None):
+        assert teacher is None
+        values = student if isinstance(student, list) else [student]
+        return sum(value.square().mean() for value in values)
+
+
+@pytest.mark.parametrize('at', ['logits', ['backbone.body', 'logits']])
+def test_a_student_alone(at):
+    model = distiller(dict(alone=dict(type=Alone, at=at, weight=3)), teacher=None)
+    images, samples = batch()
+    losses = model(images, samples, mode='loss')
+    model.eval()
+    with torch.no_grad():
+        loss = model(images, samples, mode='loss')['loss_alone']
+        features = model.student.backbone.body(model.student.backbone.stem(images))
+        expected = model(images).square().mean()
+        expected = 3 * (expected + (features.square().mean() if isinstance(at, list) else 0))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses['loss_alone'].requires_grad and 'student.loss' in losses
+
+
+def test_one_term_with_a_teacher_and_one_without():
+    terms = dict(alone=dict(type=Alone, at='logits'), kd=dict(type='KLDivLoss', at='logits'))
+    losses = distiller(terms)(*batch(), mode='loss')
+    assert {'loss_alone', 'loss_kd'} < set(losses)
+    with pytest.raises(ValueError, match='terms.kd compares with a teacher and there is none'):
+        distiller(terms, teacher=None)
+
+
+@pytest.mark.parametrize('at', [('logits', ['logits']), 3, [], ['logits', 3]])
+def test_the_place_of_a_student_alone(at):
+    message = 'it must be a tap or a list of taps, as Alone compares with no teacher'
+    with pytest.raises(ValueError, match=message):
+        build_term('alone', dict(type=Alone, at=at))
+
+
+def test_what_a_loss_of_a_student_alone_cannot_take():
+    class Narrow(Alone):
+        compares = 'logits'
+
+    with pytest.raises(ValueError, match=r'compares logits of shape \(N, K\), and tap'):
+        distiller(dict(alone=dict(type=Narrow, at='features')), teacher=None)
+
+    class Failing(Alone):
+        def forward(self, student, teacher, target=None):
+            raise RuntimeError('no such thing')
+
+    with pytest.raises(
+        ValueError, match=r'terms.alone: Failing cannot take \(2, 4\): no such thing'
+    ):
+        distiller(dict(alone=dict(type=Failing, at='logits')), teacher=None)
+
+
+def test_a_loss_sees_the_model_and_its_images():
+    seen = {}
+
+    class Seeing(Alone):
+        sees_model = True
+
+        def connect(self, student, teacher, model):
+            seen['connected'] = model
+
+        def forward(self, student, teacher, target=None, inputs=None, model=None):
+            seen.update(inputs=inputs, model=model)
+            return student.mean()
+
+    model = distiller(dict(alone=dict(type=Seeing, at='logits')), teacher=None)
+    assert list(seen) == ['connected']  # it is not tried without images
+    images, samples = batch()
+    model(images, samples, mode='loss')
+    assert seen['inputs'] is images and seen['model'] is seen['connected'] is model.student
+
+
+def test_a_loss_chooses_its_place():
+    class Choosing(Alone):
+        def locate(self, model, size):
+            assert isinstance(model, nn.Module) and tuple(size) == (8, 8)
+            return 'embedding'
+
+    model = distiller(dict(alone=dict(type=Choosing, at='auto')), teacher=None)
+    assert model.terms['alone'].student_tap == 'embedding'
+    with pytest.raises(ValueError, match="terms.alone.at: the student has no module 'auto'"):
+        distiller(dict(alone=dict(type=Alone, at='auto')), teacher=None)
+
+
+# A part of what the teacher says
+
+
+def test_a_part_of_what_the_teacher_says():
+    part = dict(type='KLDivLoss', at='logits', tau=2, teacher_target=dict(kind='uniform'))
+    model = distiller(dict(kd=part)).eval()
+    images, samples = batch()
+    target = torch.cat([sample.gt_label for sample in samples])
+    with torch.no_grad():
+        found = model(images, samples, mode='loss')['loss_kd']
+        t = (model.teachers[0].model(images) / 2).softmax(1).gather(1, target[:, None])
+        t = ((1 - t) / 3).expand(-1, 4).scatter(1, target[:, None], t)
+        prediction = (model(images) / 2).log_softmax(1)
+        expected = 4 * F.kl_div(prediction, t, reduction='batchmean')
+    assert model.terms['kd'].teacher_target.tau == 2
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_part_of_something_else():
+    for config in (dict(type='MSELoss', at='features'), dict(type=Alone, at='logits')):
+        with pytest.raises(ValueError, match='teacher_target is for the logits of a teacher, and'):
+            build_term('hint', dict(teacher_target=dict(kind='uniform'), **config))
+
+
 # Losses of third parties
 
 

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from mmkdx.distillation.schedules import WeightSchedule
+from mmkdx.functional.schedules import WeightSchedule
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +36,16 @@ def fresh_managers(monkeypatch):
             dict(type='cosine', begin=1, end=5, start_factor=1, end_factor=0.2),
             [1, 1, 0.8, 0.4, 0.2, 0.2, 0.2],
         ),
+        # exp(-5 (1 - t)^2) at t = 0, 1/4, 1/2, 3/4 and 1, and nothing before it begins
+        (
+            dict(type='sigmoid', begin=1, end=6),
+            [0, 0.00673795, 0.06005467, 0.28650480, 0.73161563, 1, 1],
+        ),
     ],
 )
 def test_factors(arguments, expected):
     schedule = WeightSchedule(**arguments)
-    assert [schedule.at(step) for step in range(7)] == pytest.approx(expected, abs=1e-12)
+    assert [schedule.at(step) for step in range(7)] == pytest.approx(expected, abs=1e-8)
 
 
 @pytest.mark.parametrize('curve', ['linear', 'cosine'])
@@ -143,9 +148,7 @@ def test_arguments_out_of_range(arguments, message):
 
 def test_epochs_of_a_run_that_has_one_are_warned_of_once(monkeypatch):
     said = []
-    monkeypatch.setattr(
-        'mmkdx.distillation.schedules.print_log', lambda text, **_: said.append(text)
-    )
+    monkeypatch.setattr('mmkdx.functional.schedules.print_log', lambda text, **_: said.append(text))
     hub = MessageHub.get_instance('one_epoch')
     hub.update_info('max_epochs', 1)
     hub.update_info('epoch', 0)

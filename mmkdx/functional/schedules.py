@@ -7,7 +7,7 @@ import math
 
 from mmengine.logging import MessageHub, print_log
 
-CURVES = ('linear', 'cosine')
+CURVES = ('linear', 'cosine', 'sigmoid')
 
 
 class WeightSchedule:
@@ -20,7 +20,8 @@ class WeightSchedule:
     and iteration, so a resumed run goes on where it stopped.
 
     Args:
-        type (str): The curve: 'linear', or 'cosine' (half a period).
+        type (str): The curve: 'linear', 'cosine' (half a period), or 'sigmoid', exp(-5 (1 - t)^2) of the
+            progress t, as in the code of ONE (Lan et al., NeurIPS 2018), which begins at 0.0067.
         begin (int): The epoch or iteration, counted from 0, where the change begins. Defaults to 0.
         end (int): The epoch or iteration before which the change is complete.
         start_factor (float): The factor at ``begin``. Defaults to 0.
@@ -62,6 +63,8 @@ class WeightSchedule:
         progress = 1.0 if step >= last else max(step - self.begin, 0) / (last - self.begin)
         if self.type == 'cosine':
             progress = (1 - math.cos(math.pi * progress)) / 2
+        elif self.type == 'sigmoid' and step >= self.begin:
+            progress = math.exp(-5 * (1 - progress) ** 2)
         return self.start_factor + (self.end_factor - self.start_factor) * progress
 
     def __call__(self) -> float:

@@ -1,0 +1,159 @@
+"""A teacher's logits with some of what is in them taken out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmkdx.compat import load_checkpoint_file
+from mmkdx.functional import full_precision
+from mmkdx.functional.teacher_target import ANCHORS, KINDS, NEEDS, component_target
+
+TOOL = 'tools/analysis_tools/teacher_statistics.py'
+
+
+class TeacherTarget(nn.Module):
+    """Replaces a teacher's logits by some whose probabilities keep only a part of what it knows.
+
+    It stands between any teacher and any loss of logits, ``teacher_target=dict(kind='permute')`` in a
+    term. What each kind keeps says ``component_target``. For the probabilities t' that are left it
+    returns tau log t', so that the softmax of the result over tau is t'. A probability of 0, which has
+    no logarithm, becomes the smallest normal number (1.2e-38 in fp32): all logits are finite, and
+    classes without probability are equal among themselves. 'full' returns the very logits it gets.
+
+    A loss that divides logits by tau, as ``KLDivLoss``, ``DKDLoss`` and ``DISTLoss`` do, thus compares
+    with t' exactly; one that scales them otherwise, as ``LogitStdLoss``, compares with a t' at another
+    temperature.
+
+    Args:
+        kind (str): What is kept, one of ``mmkdx.functional.teacher_target.KINDS``.
+        statistics (str, optional): The file that ``tools/analysis_tools/teacher_statistics.py`` makes,
+            for 'meanmass', 'weightsim', 'classmean' and 'classmean_instmass'; the others do not read it.
+            Defaults to None.
+        tau (float, optional): The temperature of the teacher's probabilities. Defaults to None: that of
+            the term's loss.
+        anchor (str): Which class keeps its probability and stands for the label: the 'label', or
+            'argmax', the teacher's prediction, for which no labels are needed. Defaults to 'label'.
+        similarity_tau (float): The temperature of the similarities of 'weightsim', which are cosines.
+            Defaults to 0.25.
+
+    Raises:
+        ValueError: If an argument is out of range, the statistics are missing or are none, or the
+        teacher
+            has no linear classifier ('weightsim').
+        FileNotFoundError: If there is no file of statistics.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        statistics: str | None = None,
+        tau: float | None = None,
+        anchor: str = 'label',
+        similarity_tau: float = 0.25,
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (('kind', kind, KINDS), ('anchor', anchor, ANCHORS)):
+            if value not in choices:
+                raise ValueError(
+                    f'teacher_target.{name} is {value!r}; it must be one of {", ".join(choices)}'
+                )
+        for name, value in (('tau', tau), ('similarity_tau', similarity_tau)):
+            if value is not None and value <= 0:
+                raise ValueError(f'teacher_target.{name} is {value}; a temperature is above 0')
+        self.kind = kind
+        self.tau = tau
+        self.anchor = anchor
+        self.similarity_tau = similarity_tau
+        self.file = statistics
+        if kind in NEEDS:
+            self._load()
+
+    def forward(self, logits: Tensor, target: Tensor | None = None) -> Tensor:
+        """Takes something out of logits.
+
+        Args:
+            logits (Tensor): The teacher's, of shape (N, K).
+            target (Tensor, optional): The labels' classes, of shape (N, ). Not used by 'full', nor with
+                ``anchor='argmax'``. Defaults to None.
+
+        Returns:
+            Tensor: Logits of shape (N, K), in fp32 at least.
+
+        Raises:
+            ValueError: If there is no temperature, labels are missing or soft, or the statistics are
+                those of another temperature or of other classes.
+        """
+        if self.kind == 'full':
+            return logits
+        if self.tau is None:
+            raise ValueError('teacher_target.tau is missing')
+        if self.anchor == 'label':
+            self._check_labels(target)
+        if self.kind in NEEDS:
+            self._check_statistics(logits)
+            statistics = {NEEDS[self.kind]: self.statistic}
+        else:
+            statistics = None
+        probabilities = (full_precision(logits) / self.tau).softmax(1)
+        kept = component_target(
+            probabilities, target, self.kind, statistics, self.anchor, self.similarity_tau
+        )
+        return self.tau * kept.clamp_min(torch.finfo(kept.dtype).tiny).log()
+
+    def extra_repr(self) -> str:
+        """What is kept."""
+        return f'kind={self.kind!r}, tau={self.tau}, anchor={self.anchor!r}'
+
+    def _load(self) -> None:
+        """Reads the statistic that the kind needs."""
+        need = f'teacher_target.kind {self.kind!r} needs statistics of the teacher'
+        if self.file is None:
+            raise ValueError(f'{need}: set teacher_target.statistics to a file made by {TOOL}')
+        if not Path(self.file).is_file():
+            raise FileNotFoundError(
+                f'teacher_target.statistics: there is no file {str(self.file)!r}; make it with {TOOL}'
+            )
+        found = load_checkpoint_file(self.file)
+        if not isinstance(found, dict) or not {*NEEDS.values(), 'tau'} <= set(found):
+            raise ValueError(
+                f'teacher_target.statistics: {self.file} holds no statistics of a teacher; make it '
+                f'with {TOOL}'
+            )
+        value = found[NEEDS[self.kind]]
+        if value is None:
+            raise ValueError(
+                f'teacher_target.kind is {self.kind!r}, and the teacher of {self.file} has no linear '
+                'classifier, whose weights it compares'
+            )
+        #: The temperature and the number of classes that the statistics are of.
+        self._made_with = float(found['tau']), len(found['class_mean'])
+        # Neither trained nor part of a checkpoint, but on the model's device
+        self.register_buffer('statistic', value, persistent=False)
+
+    def _check_labels(self, target: Tensor | None) -> None:
+        need = f'teacher_target.kind {self.kind!r} needs the class of each image'
+        if target is None:
+            raise ValueError(f"{need}, and there are no labels; use anchor='argmax'")
+        if target.dim() > 1:
+            raise ValueError(
+                f'{need}, and the batches have mixed or soft labels; remove batch_augments '
+                "(train_cfg.augments of the student, or data_preprocessor), or use anchor='argmax'"
+            )
+
+    def _check_statistics(self, logits: Tensor) -> None:
+        tau, classes = self._made_with
+        if classes != logits.shape[1]:
+            raise ValueError(
+                f'teacher_target.statistics: {self.file} is of {classes} classes, and the teacher has '
+                f'{logits.shape[1]}; make it anew with {TOOL}'
+            )
+        # The similarity of weights has no temperature
+        if self.kind != 'weightsim' and not math.isclose(tau, self.tau, rel_tol=1e-6):
+            raise ValueError(
+                f'teacher_target.statistics: {self.file} is of tau {tau:g}, and tau is {self.tau:g}; '
+                f'make it anew with {TOOL}'
+            )

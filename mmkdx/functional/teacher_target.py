@@ -1,0 +1,144 @@
+"""A teacher's probabilities with some of what is in them taken out, to see which part helps a student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: What can be left of a teacher's probabilities; see ``component_target``.
+KINDS = (
+    'onehot',
+    'meanmass',
+    'uniform',
+    'permute',
+    'weightsim',
+    'classmean',
+    'classmean_instmass',
+    'full',
+)
+
+#: Which class is the one that keeps its probability.
+ANCHORS = ('label', 'argmax')
+
+#: The statistic of the teacher that a kind needs.
+NEEDS = dict(
+    meanmass='mass',
+    weightsim='weight_similarity',
+    classmean='class_mean',
+    classmean_instmass='class_mean',
+)
+
+
+def component_target(
+    target_probabilities: Tensor,
+    labels: Tensor | None,
+    kind: str,
+    statistics: Mapping[str, Tensor] | None = None,
+    anchor: str = 'label',
+    similarity_tau: float = 0.25,
+) -> Tensor:
+    """What is left of a teacher's probabilities t when some of their content is taken out.
+
+    With y the label, what a kind keeps:
+
+    - 'onehot': nothing; the label has all.
+    - 'meanmass': how sure the teacher is on average: y has the mean of t_y over the training images, the
+      other classes share the rest equally. That is label smoothing as strong as the teacher's.
+    - 'uniform': how sure it is of this image: y has t_y, the others share the rest equally.
+    - 'permute': t_y and the values of the others, which are dealt out to the others by lot, for each
+      image anew, so that entropy and all else but their meaning stay. Drawn with torch's global
+      generator.
+    - 'weightsim': t_y, and a similarity of classes that is the same for all images: the others have of
+      the rest the softmax of the cosines between the teacher's classifier weights of y and theirs.
+    - 'classmean': what the teacher says of the class: the mean of t over the training images of class y.
+    - 'classmean_instmass': t_y, and of the rest the others have the proportions of 'classmean'.
+    - 'full': all, t itself.
+
+    Sources: 'onehot', 'full' and the idea of the permutation ("dark knowledge with permuted
+    predictions") are those of Furlanello et al., "Born-Again Neural Networks", ICML 2018, who permute
+    around the teacher's own prediction (``anchor='argmax'``); the others are meant to hold the parts
+    apart that Tang et al., "Understanding and Improving Knowledge Distillation", 2020, tell apart.
+
+    Args:
+        target_probabilities (Tensor): The teacher's probabilities t of shape (N, K), at the temperature
+            of the loss.
+        labels (Tensor, optional): Classes of shape (N, ). Not used with ``anchor='argmax'``, nor for
+            'full'.
+        kind (str): One of ``KINDS``.
+        statistics (Mapping[str, Tensor], optional): What is known of the teacher, where the kind needs
+            it (``NEEDS``): 'mass', the mean of t_y; 'class_mean' of shape (K, K), in row y the mean of t
+                over
+            the images of class y; 'weight_similarity' of shape (K, K), the cosines. Defaults to None.
+        anchor (str): What y is: the 'label', or 'argmax', the class of the teacher's largest
+            probability. Defaults to 'label'.
+        similarity_tau (float): The temperature of the softmax of 'weightsim'. Defaults to 0.25.
+
+    Returns:
+        Tensor: Probabilities of shape (N, K), with rows that sum to 1 as those of t do.
+
+    Raises:
+        ValueError: If there is no such kind or anchor.
+    """
+    if kind not in KINDS:
+        raise ValueError(f'kind is {kind!r}; it must be one of {", ".join(KINDS)}')
+    if anchor not in ANCHORS:
+        raise ValueError(f'anchor is {anchor!r}; it must be one of {", ".join(ANCHORS)}')
+    if kind == 'full':
+        return target_probabilities
+    classes = target_probabilities.shape[1]
+    labels = target_probabilities.argmax(1) if anchor == 'argmax' else labels
+    if kind == 'permute':
+        return shuffle_others(target_probabilities, labels)
+    own = F.one_hot(labels, classes).bool()
+    if kind == 'onehot':
+        return own.to(target_probabilities)
+    given = (statistics or {}).get(NEEDS.get(kind))
+    given = None if given is None else given.to(target_probabilities)
+    if kind == 'classmean':
+        return given[labels]
+    if kind == 'meanmass':
+        return torch.where(own, given, (1 - given) / (classes - 1))
+    # Summed and not 1 - t_y, of which nothing is left where the teacher is sure
+    rest = target_probabilities.masked_fill(own, 0).sum(1, keepdim=True)
+    if kind == 'uniform':
+        shares = target_probabilities.new_tensor(1 / (classes - 1))
+    elif kind == 'weightsim':
+        shares = (given[labels] / similarity_tau).masked_fill(own, -torch.inf).softmax(1)
+    else:
+        shares = given[labels].masked_fill(own, 0)
+        shares = shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
+    return torch.where(own, target_probabilities, rest * shares)
+
+
+def shuffle_others(values: Tensor, labels: Tensor) -> Tensor:
+    """Shuffles in each row all entries but the label's, with torch's global generator.
+
+    Args:
+        values (Tensor): Of shape (N, K).
+        labels (Tensor): Classes of shape (N, ), whose entries stay.
+
+    Returns:
+        Tensor: The values of each row in another order, of shape (N, K).
+    """
+    others = torch.arange(values.shape[1] - 1, device=values.device)
+    others = others + (others >= labels[:, None])  # all classes but the label, of shape (N, K - 1)
+    order = torch.rand(others.shape, device=values.device).argsort(1)
+    return values.scatter(1, others, values.gather(1, others.gather(1, order)))
+
+
+def cwtm_weights(confidences: Tensor) -> Tensor:
+    """How much each sample counts by the teacher's confidence: that over the batch's mean.
+
+    Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018, "confidence weighted by teacher
+    max".
+
+    Args:
+        confidences (Tensor): The teacher's largest probability of each sample, of shape (N, ).
+
+    Returns:
+        Tensor: Weights of shape (N, ), whose mean is 1.
+    """
+    return confidences / confidences.mean()
