@@ -33,7 +33,7 @@ OPTIM_WRAPPERS = _child_of(mmpretrain.OPTIM_WRAPPERS)
 OPTIM_WRAPPER_CONSTRUCTORS = _child_of(mmpretrain.OPTIM_WRAPPER_CONSTRUCTORS)
 PARAM_SCHEDULERS = _child_of(mmpretrain.PARAM_SCHEDULERS)
 DATASETS = _child_of(mmpretrain.DATASETS, 'mmkdx.datasets')
-DATA_SAMPLERS = _child_of(mmpretrain.DATA_SAMPLERS)
+DATA_SAMPLERS = _child_of(mmpretrain.DATA_SAMPLERS, 'mmkdx.datasets')
 TRANSFORMS = _child_of(mmpretrain.TRANSFORMS, 'mmkdx.datasets')
 MODELS = _child_of(
     mmpretrain.MODELS,

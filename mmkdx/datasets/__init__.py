@@ -8,9 +8,10 @@ from mmkdx.datasets.digits import Digits
 from mmkdx.datasets.image_list import ImageList
 from mmkdx.datasets.imagenet_segmentation import ImageNetSegmentation
 from mmkdx.datasets.parts import Parts
+from mmkdx.datasets.samplers import PairSampler
 from mmkdx.datasets.stl10 import STL10
 from mmkdx.datasets.tiny_imagenet import TinyImageNet
-from mmkdx.datasets.transforms import CropToBox
+from mmkdx.datasets.transforms import CropToBox, DisturbLabel
 from mmkdx.datasets.waterbirds import Waterbirds
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     'STL10',
     'CropToBox',
     'Digits',
+    'DisturbLabel',
     'ImageList',
     'ImageNetSegmentation',
+    'PairSampler',
     'Parts',
     'StanfordCars',
     'TinyImageNet',

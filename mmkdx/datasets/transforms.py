@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from mmcv.transforms import BaseTransform
+from mmcv.transforms.utils import cache_randomness
 
 from mmkdx.registry import TRANSFORMS
 
@@ -59,3 +60,61 @@ class CropToBox(BaseTransform):
             results['gt_keypoints'] = points
             results['gt_keypoints_visible'] = results['gt_keypoints_visible'] * inside
         return results
+
+
+@TRANSFORMS.register_module()
+class DisturbLabel(BaseTransform):
+    """Replaces a label, now and then, by one that is drawn at random.
+
+    Source: Xie et al., "DisturbLabel: Regularizing CNN on the Loss Layer", CVPR 2016. With the
+    probability ``prob`` the label is drawn anew, uniformly from all classes, so that it is another one
+    with the probability ``prob`` · (K - 1) / K. It is for training alone, and stands before
+    ``PackInputs``.
+
+    Args:
+        num_classes (int): K, the number of classes, at least 2.
+        prob (float): How often a label is drawn anew, in [0, 1]. Defaults to 0.1, the paper's for most
+            data sets.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(self, num_classes: int, prob: float = 0.1) -> None:
+        if num_classes < 2:
+            raise ValueError(f'num_classes of DisturbLabel is {num_classes}; it must be at least 2')
+        if not 0 <= prob <= 1:
+            raise ValueError(f'prob of DisturbLabel is {prob}; it must be between 0 and 1')
+        self.num_classes = num_classes
+        self.prob = prob
+
+    @cache_randomness
+    def draw(self, label: int) -> int:
+        """The label that is trained on."""
+        if np.random.rand() < self.prob:
+            return int(np.random.randint(self.num_classes))
+        return int(label)
+
+    def transform(self, results: dict) -> dict:
+        """Replaces ``gt_label``.
+
+        Args:
+            results (dict): With ``gt_label``, one class.
+
+        Returns:
+            dict: The same dict.
+
+        Raises:
+            ValueError: If ``gt_label`` is not one of the classes.
+        """
+        label = results.get('gt_label')
+        if not isinstance(label, int | np.integer) or not 0 <= label < self.num_classes:
+            raise ValueError(
+                f'DisturbLabel needs one gt_label below num_classes ({self.num_classes}) in each '
+                f'sample, and there is {label!r}'
+            )
+        results['gt_label'] = self.draw(label)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(num_classes={self.num_classes}, prob={self.prob})'

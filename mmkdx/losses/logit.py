@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkdx.functional import full_precision
+from mmkdx.functional.teacher_target import cwtm_weights
 from mmkdx.registry import MODELS
 
 
@@ -224,3 +225,51 @@ def _deviations(values: Tensor) -> Tensor:
     # Rounding alone gives a constant row a deviation, which scaling would blow up
     constant = high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
     return (values - values.mean(1, keepdim=True)).masked_fill(constant, 0)
+
+
+@MODELS.register_module()
+class CWTMLoss(nn.Module):
+    r"""The labels' cross entropy, of which a sample counts by how sure the teacher is of it.
+
+    Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018, "confidence weighted by teacher
+    max": nothing of what the teacher says of classes, only its largest probability
+
+    .. math:: L = \frac{\sum_n w_n\,CE(y_n, s_n)}{\sum_n w_n}, \quad w_n = \max_k softmax(t_n/\tau)_k,
+
+    with the samples of this process's batch. The student's logits have no temperature.
+
+    Args:
+        tau (float): The temperature of the teacher's probabilities, above 0. Defaults to 1.
+
+    Raises:
+        ValueError: If ``tau`` is not above 0.
+    """
+
+    compares = 'logits'
+    hard_labels = True
+
+    def __init__(self, tau: float = 1.0) -> None:
+        super().__init__()
+        if tau <= 0:
+            raise ValueError(f'tau is {tau}; a temperature is above 0')
+        self.tau = tau
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Compares the student's logits with the labels.
+
+        Args:
+            student (Tensor): The student's logits, of shape (N, K).
+            teacher (Tensor): The teacher's, of the same shape.
+            target (Tensor): The labels' classes, of shape (N, ).
+
+        Returns:
+            Tensor: A scalar.
+
+        Raises:
+            ValueError: If there are no labels.
+        """
+        if target is None:
+            raise ValueError('CWTMLoss needs the class of each sample as target, and there is none')
+        student, teacher = map(full_precision, (student, teacher))
+        weights = cwtm_weights((teacher / self.tau).softmax(1).amax(1))
+        return (weights * F.cross_entropy(student, target, reduction='none')).mean()

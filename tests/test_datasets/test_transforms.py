@@ -5,7 +5,7 @@ import pytest
 from mmcv.transforms import Compose, Resize
 from mmengine.registry import DefaultScope
 
-from mmkdx.datasets.transforms import CropToBox
+from mmkdx.datasets.transforms import CropToBox, DisturbLabel
 from mmkdx.registry import TRANSFORMS
 
 HEIGHT, WIDTH = 60, 90
@@ -133,3 +133,68 @@ def test_no_box(boxes):
     del results['gt_bboxes']
     with pytest.raises(ValueError, match="finds no box in 'gt_bboxes'"):
         CropToBox()(results)
+
+
+# DisturbLabel
+
+
+@pytest.mark.parametrize('classes, prob', [(10, 0.1), (4, 0.5), (2, 1.0), (3, 0.0)])
+def test_disturbed_labels_are_uniform(classes, prob):
+    np.random.seed(0)
+    transform, n = DisturbLabel(num_classes=classes, prob=prob), 20000
+    labels = [transform(dict(gt_label=np.int64(1)))['gt_label'] for _ in range(n)]
+    assert all(type(label) is int for label in labels)
+    expected = np.full(classes, prob / classes)
+    expected[1] += 1 - prob
+    deviation = 5 * np.sqrt(expected * (1 - expected) / n) + 1e-12
+    assert (np.abs(np.bincount(labels, minlength=classes) / n - expected) <= deviation).all()
+
+
+def test_disturbed_labels_follow_numpys_seed():
+    transform, rows = DisturbLabel(num_classes=10, prob=0.5), []
+    for seed in (1, 1, 2):
+        np.random.seed(seed)
+        rows.append([transform(dict(gt_label=np.int64(3)))['gt_label'] for _ in range(30)])
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_disturb_label_before_pack_inputs():
+    np.random.seed(0)
+    image = np.zeros((4, 4, 3), np.uint8)
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        transform = Compose(
+            [
+                TRANSFORMS.build(dict(type='DisturbLabel', num_classes=9, prob=1.0)),
+                TRANSFORMS.build(dict(type='PackInputs')),
+            ]
+        )
+    found = {
+        transform(dict(img=image, gt_label=8))['data_samples'].gt_label.item() for _ in range(200)
+    }
+    assert found == set(range(9))
+    assert repr(transform.transforms[0]) == 'DisturbLabel(num_classes=9, prob=1.0)'
+    assert DisturbLabel(num_classes=9).prob == 0.1
+
+
+@pytest.mark.parametrize('label', [None, [1, 2], 1.0, 4, -1, np.array([1])])
+def test_labels_that_cannot_be_disturbed(label):
+    message = (
+        r'DisturbLabel needs one gt_label below num_classes \(4\) in each sample, and there is '
+    )
+    with pytest.raises(ValueError, match=message):
+        DisturbLabel(num_classes=4)(dict(gt_label=label))
+    with pytest.raises(ValueError, match=message + 'None'):
+        DisturbLabel(num_classes=4)({})
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(num_classes=1), 'num_classes of DisturbLabel is 1; it must be at least 2'),
+        (dict(prob=1.5), 'prob of DisturbLabel is 1.5; it must be between 0 and 1'),
+        (dict(prob=-0.1), 'prob of DisturbLabel is -0.1; it must be between 0 and 1'),
+    ],
+)
+def test_arguments_of_disturb_label(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DisturbLabel(**dict(dict(num_classes=4), **arguments))

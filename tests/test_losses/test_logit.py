@@ -8,7 +8,7 @@ import torch
 from scipy.special import rel_entr, softmax
 
 from mmkdx.distillation.terms import build_term
-from mmkdx.losses import DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
+from mmkdx.losses import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
 from mmkdx.losses.logit import correlation, standardize
 
 TAUS = [0.5, 1, 4, 20]
@@ -435,7 +435,9 @@ def test_standardising_two_classes_leaves_their_order(classes):
 # All
 
 
-@pytest.mark.parametrize('loss', [DKDLoss(), DISTLoss(3, 2, 1), LogitStdLoss(3)], ids=repr)
+@pytest.mark.parametrize(
+    'loss', [DKDLoss(), DISTLoss(3, 2, 1), LogitStdLoss(3), CWTMLoss(3)], ids=repr
+)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('autocast', [False, True])
 def test_logit_losses_are_computed_in_fp32(loss, dtype, autocast):
@@ -447,7 +449,7 @@ def test_logit_losses_are_computed_in_fp32(loss, dtype, autocast):
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize('type', ['DKDLoss', 'DISTLoss', 'LogitStdLoss'])
+@pytest.mark.parametrize('type', ['DKDLoss', 'DISTLoss', 'LogitStdLoss', 'CWTMLoss'])
 def test_terms(type):
     term = build_term('kd', dict(type=type, at='logits', weight=3, tau=5))
     student, teacher = logits(1).float(), logits(2).float()
@@ -464,7 +466,7 @@ def test_losses_can_be_copied_after_a_step(loss):
     assert copy.deepcopy(loss).logs == loss.logs
 
 
-@pytest.mark.parametrize('kind', [DKDLoss, DISTLoss, LogitStdLoss])
+@pytest.mark.parametrize('kind', [DKDLoss, DISTLoss, LogitStdLoss, CWTMLoss])
 def test_temperatures_of_all_losses(kind):
     for tau in (0, -1):
         with pytest.raises(ValueError, match=f'tau is {tau}; a temperature is above 0'):
@@ -487,7 +489,7 @@ def test_labels_are_not_used_by_other_losses(loss):
     assert loss(student, teacher, LABELS) == loss(student, teacher)
 
 
-@pytest.mark.parametrize('loss', [DKDLoss(), DISTLoss(), LogitStdLoss()], ids=repr)
+@pytest.mark.parametrize('loss', [DKDLoss(), DISTLoss(), LogitStdLoss(), CWTMLoss()], ids=repr)
 def test_nan_is_not_hidden(loss):
     student, teacher = logits(1), logits(2)
     student[2, 1] = torch.nan
@@ -537,3 +539,47 @@ def test_weight_of_standardised():
     )
     theirs = 9 * 2**2 * rel_entr(p, q).sum(1).mean()
     assert 9 * LogitStdLoss(tau=2)(student, teacher).item() == pytest.approx(theirs, rel=1e-10)
+
+
+# Samples weighed by the teacher's confidence
+
+
+def test_confident_samples_count_more():
+    # confidences .9, .6 and .5, so weights 1.35, .9 and .75
+    p = [(0.9, 0.05, 0.05), (0.1, 0.6, 0.3), (0.3, 0.2, 0.5)]
+    teacher = torch.tensor(p, dtype=torch.float64).log()
+    student, labels = logits(1, (3, 3)).requires_grad_(), torch.tensor([0, 2, 1])
+    q = softmax(student.detach().numpy(), axis=1)
+    chosen = -np.log(q[np.arange(3), labels])
+    weights = np.array([1.35, 0.9, 0.75])
+    loss = CWTMLoss()(student, teacher, labels)
+    assert loss.item() == pytest.approx((weights * chosen).sum() / 3, rel=1e-10)
+    (gradient,) = torch.autograd.grad(loss, student)
+    expected = weights[:, None] * (q - np.eye(3)[labels]) / 3
+    np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize('tau', TAUS)
+def test_only_confidences_have_a_temperature(tau):
+    student, teacher = logits(1), logits(2)
+    confidence = softmax(teacher.numpy() / tau, axis=1).max(1)
+    chosen = -np.log(softmax(student.numpy(), axis=1)[np.arange(6), LABELS])
+    found = CWTMLoss(tau)(student, teacher, LABELS).item()
+    assert found == pytest.approx(np.average(chosen, weights=confidence), rel=1e-10)
+
+
+def test_of_the_teacher_only_its_confidence_counts():
+    student, teacher = logits(1), logits(2)
+    found = CWTMLoss(4)(student, teacher, LABELS).item()
+    assert CWTMLoss(4)(student, teacher.flip(1), LABELS).item() == pytest.approx(found, rel=1e-12)
+    alike = torch.nn.functional.cross_entropy(student, LABELS).item()
+    flat = CWTMLoss(4)(student, teacher[:1].expand(6, -1), LABELS).item()
+    assert flat == pytest.approx(alike, rel=1e-12)
+
+
+def test_confidence_weighting_needs_labels():
+    with pytest.raises(ValueError, match='CWTMLoss needs the class of each sample as target'):
+        CWTMLoss()(logits(1), logits(2))
+    term = build_term('cwtm', dict(type='CWTMLoss', at='logits'))
+    with pytest.raises(ValueError, match='CWTMLoss needs one class an image and .* mixed or soft'):
+        term(logits(1), logits(2), logits(3).softmax(1))
