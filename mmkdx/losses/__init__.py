@@ -1,34 +1,56 @@
 """Distillation losses: ``loss(student, teacher, target=None)`` gives the unweighted scalar."""
 
+from mmkdx.losses.branches import BYOTLoss, ONELoss
 from mmkdx.losses.class_map import CATLoss, ExpKDLoss
 from mmkdx.losses.contrastive import CRDLoss
 from mmkdx.losses.explanation import E2KDLoss
 from mmkdx.losses.feature import ATLoss, MSELoss
-from mmkdx.losses.logit import DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
+from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
+from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
 from mmkdx.losses.regression import FitNetLoss, OFDLoss, VIDLoss
 from mmkdx.losses.relation import NSTLoss, PKTLoss, RKDLoss, SPLoss
 from mmkdx.losses.review import ReviewKDLoss
+from mmkdx.losses.self_distillation import (
+    ConfidencePenaltyLoss,
+    CSKDLoss,
+    DDGSDLoss,
+    OnlineLabelSmoothingLoss,
+    PSKDLoss,
+    TfKDRegLoss,
+)
+from mmkdx.losses.self_explanation import IntrospectiveLoss
 
 __all__ = [
     'ATLoss',
+    'BYOTLoss',
     'CATLoss',
     'CRDLoss',
+    'CSKDLoss',
+    'CWTMLoss',
+    'ConfidencePenaltyLoss',
+    'DDGSDLoss',
     'DISTLoss',
     'DKDLoss',
+    'DMLLoss',
     'E2KDLoss',
     'ExpKDLoss',
     'FitNetLoss',
     'GlobalExplanationLoss',
+    'IntrospectiveLoss',
     'KLDivLoss',
     'LogitStdLoss',
     'MSELoss',
     'NSTLoss',
     'OFDLoss',
+    'ONELoss',
+    'OnlineLabelSmoothingLoss',
     'PKTLoss',
+    'PSKDLoss',
     'PatchPrototypeLoss',
     'RKDLoss',
     'ReviewKDLoss',
     'SPLoss',
+    'TfKDRegLoss',
     'VIDLoss',
 ]

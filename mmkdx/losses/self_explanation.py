@@ -1,0 +1,486 @@
+"""A loss by which a model is taught by its own explanations."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import all_reduce
+from mmengine.logging import MessageHub, print_log
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from mmkdx.explain.layers import find_layers, logits_of
+from mmkdx.functional import ClassMaps, full_precision, no_autocast, tokens_to_map
+from mmkdx.functional.schedules import WeightSchedule
+from mmkdx.functional.self_explanation import (
+    EXPLAINERS,
+    MODES,
+    class_similarity,
+    cosines,
+    gradient_norms,
+    gradient_products,
+    gradient_similarity,
+    soft_targets,
+)
+from mmkdx.models.taps import TapSet, evaluating, fake_forward
+from mmkdx.registry import MODELS
+
+#: Explainers by the pixels, and what each is called where the pixels are the features.
+PIXEL_EXPLAINERS = dict(input_grad='weight', input_x_grad='grad_act')
+
+#: The share of training over which the loss grows, unless the config says otherwise.
+WARMUP = 0.05
+
+
+@MODELS.register_module()
+class IntrospectiveLoss(nn.Module):
+    r"""Soft targets that a model makes of its own explanations: classes of like explanations share them.
+
+    A reading of Gu, Wu and Tresp, "Introspective Learning by Distilling Knowledge from Online
+    Self-explanation", ACCV 2020, of which no more than the abstract could be read: the paper distils
+    knowledge from explanations that the model gives while it trains, motivated by two things in a
+    teacher's output that help a student, the responses on the other classes and what they tell of the
+    classes' similarity. All else is a choice of ours, and an argument here. For an image of class y,
+    with :math:`s_k` the cosine between its explanations of y and of k (``class_similarity``), a target q
+    is made of s (``soft_targets``), and
+
+    .. math:: L = (1 - \lambda)\,CE(z, y) + \lambda T^2\,KL(q\,\|\,softmax(z / T)).
+
+    The loss holds the labels' part, so a ``Distiller`` trains with it alone (``student_weight=0``).
+    There it is a term without a teacher, ``at='cam'`` for the closed forms, ``[layer, 'logits']`` for
+    any other head or layer, ``'logits'`` for the pixels, or 'auto', which finds out. It is also a
+    ``loss`` of a plain head of mmpretrain, where it finds out by itself.
+
+    The mean and the spread of s over the other classes, the entropy of the target's part that is theirs,
+    the share of targets with another maximum than the label and the current λ are logged as
+    ``<term>.similarity``, ``<term>.spread``, ``<term>.entropy``, ``<term>.other`` and ``<term>.lam``.
+
+    Args:
+        explainer (str): What an explanation of class k is: 'weight', the gradient of its logit by the
+            features; 'cam', its class activation map; 'grad_act', gradient times activation;
+            'input_grad' and 'input_x_grad', the same by the pixels, in a second forward, in eval
+            mode. Defaults to 'cam'.
+        mode (str): 'mass' gives the label 1 - eps and shares eps, 'softmax' takes similarities as a
+            teacher's logits. Defaults to 'mass'.
+        eps (float): What goes to the other classes, in [0, 1], in mode 'mass'. Defaults to 0.1.
+        tau (float): How strongly targets follow similarities: small is more. Defaults to 0.25.
+        lam (float): The share of the soft targets, in [0, 1]. Defaults to 1, which suits 'mass'; in mode
+            'softmax' 0.5 to 0.9.
+        temperature (float): T, above 0. Defaults to 1.
+        soften_target (bool): Whether the target becomes :math:`q^{1/T}`, normalised, as in knowledge
+            distillation. Defaults to False.
+        center (bool): Whether a logit is explained less the mean of all. Defaults to True.
+        relu (bool): Whether maps of 'cam' keep their positive part alone. Defaults to False.
+        level (str): 'sample' takes each image's similarities, 'class' a moving average over the images
+            of its class, of all ranks, which checkpoints hold. Defaults to 'sample'.
+        momentum (float): The share of what the average keeps, in [0, 1). Defaults to 0.9.
+        candidates (int, optional): How many classes are explained beside the label where that takes
+            backward passes, those of the highest logits. Defaults to None (all).
+        permute (bool): Whether each image's similarities are shuffled among the other classes: the
+            ablation that keeps everything but their meaning. Defaults to False.
+        detach (bool): Whether targets are constants. Else a model can also change its targets. Defaults
+            to True.
+        warmup (int | dict, optional): Epochs over which λ grows linearly from 0; or the arguments of
+            ``WeightSchedule``. Defaults to None: 5 % of training, at least one epoch (or of the
+            iterations, in a run that has no epochs).
+        chunk (int): How many classes go through one backward pass together. Defaults to 16.
+        probes (int, optional): With explainers by the pixels: takes one backward pass and one
+            forward-mode derivative for all classes, and so many for their norms. It pays from about 50
+            classes on. Defaults to None (a backward pass a class).
+
+    Raises:
+        ValueError: If an argument is out of its range or does not go with another.
+    """
+
+    needs_teacher = False
+    compares = 'anything'
+    explains = True
+    hard_labels = True
+    sees_model = True
+
+    def __init__(
+        self,
+        explainer: str = 'cam',
+        mode: str = 'mass',
+        eps: float = 0.1,
+        tau: float = 0.25,
+        lam: float = 1.0,
+        temperature: float = 1.0,
+        soften_target: bool = False,
+        center: bool = True,
+        relu: bool = False,
+        level: str = 'sample',
+        momentum: float = 0.9,
+        candidates: int | None = None,
+        permute: bool = False,
+        detach: bool = True,
+        warmup: int | dict | None = None,
+        chunk: int = 16,
+        probes: int | None = None,
+    ) -> None:
+        super().__init__()
+        for key, value, choices in (
+            ('explainer', explainer, (*EXPLAINERS, *PIXEL_EXPLAINERS)),
+            ('mode', mode, MODES),
+            ('level', level, ('sample', 'class')),
+        ):
+            if value not in choices:
+                raise ValueError(f'{key} is {value!r}; it must be one of {", ".join(choices)}')
+        for key, value in (('eps', eps), ('lam', lam)):
+            if not 0 <= value <= 1:
+                raise ValueError(f'{key} is {value}; it must be between 0 and 1')
+        for key, value in (('tau', tau), ('temperature', temperature)):
+            if value <= 0:
+                raise ValueError(f'{key} is {value}; a temperature is above 0')
+        if not 0 <= momentum < 1:
+            raise ValueError(f'momentum is {momentum}; it must be in [0, 1)')
+        for key, value in (('candidates', candidates), ('chunk', chunk), ('probes', probes)):
+            if value is not None and value < 1:
+                raise ValueError(f'{key} is {value}; it must be at least 1')
+        if relu and explainer != 'cam':
+            raise ValueError(f"relu is for the explainer 'cam', and it is {explainer!r}")
+        if probes and (explainer not in PIXEL_EXPLAINERS or not detach or candidates):
+            raise ValueError(
+                "probes is for the explainers 'input_grad' and 'input_x_grad', with detach=True and "
+                f'without candidates; they are {explainer!r}, {detach} and {candidates}'
+            )
+        if level == 'class' and not detach:
+            raise ValueError("level 'class' keeps averages of what was; set detach=True")
+        if isinstance(warmup, int) and warmup < 0:
+            raise ValueError(f'warmup is {warmup}; it must be a number of epochs, or a schedule')
+        self.explainer = explainer
+        self.mode = mode
+        self.eps = eps
+        self.tau = tau
+        self.lam = lam
+        self.temperature = temperature
+        self.soften_target = soften_target
+        self.center = center
+        self.relu = relu
+        self.level = level
+        self.momentum = momentum
+        self.candidates = candidates
+        self.permute = permute
+        self.detach = detach
+        self.warmup = warmup
+        self.chunk = chunk
+        self.probes = probes
+        self.logs: dict[str, Tensor | float] = {}
+        self._schedule = WeightSchedule(**warmup) if isinstance(warmup, dict) else None
+        self._checked = False
+        # In a plain head, of the forward that is under way: model, inputs and what is recorded
+        self._forward: tuple[nn.Module, Tensor, dict, ExitStack] | None = None
+        self._taps: dict[tuple[int, ...], TapSet] = {}
+
+    # Where
+
+    def locate(self, model: nn.Module, size: Sequence[int]) -> str | tuple[str, ...]:
+        """Where a model is explained: in closed form if it can be, else by a layer and the logits.
+
+        Args:
+            model (nn.Module): The classifier.
+            size (Sequence[int]): Height and width of the images.
+
+        Returns:
+            str | tuple[str, ...]: 'cam', a layer and 'logits', or, for explainers by the pixels,
+            'logits'.
+        """
+        if self.explainer in PIXEL_EXPLAINERS:
+            return 'logits'
+        anchor = next(model.parameters())
+        images = torch.zeros(2, 3, *size, device=anchor.device)
+        try:
+            with no_autocast(anchor), fake_forward(model):
+                TapSet({'cam': 'at'}, 'model').resolve(model, images)
+            return 'cam'
+        except ValueError as error:
+            reason = str(error).removeprefix('at: ')
+        with torch.random.fork_rng(), torch.enable_grad():
+            layer = find_layers(model, torch.randn_like(images), ['auto'])[0].name
+        print_log(
+            f'IntrospectiveLoss: {reason}; layer {layer!r} is explained by gradients, with a backward '
+            'pass from the logits for each class.',
+            logger='current',
+            level=logging.WARNING,
+        )
+        return (layer, 'logits')
+
+    def connect(self, student: Any, teacher: None = None, model: nn.Module | None = None) -> None:
+        """Builds the class averages, and refuses what cannot be explained.
+
+        Args:
+            student (ClassMaps | Tensor | list): What is at the taps; it may be fake.
+            teacher (None): Not used.
+            model (nn.Module, optional): Not used.
+
+        Raises:
+            ValueError: If what is at the taps cannot be explained.
+        """
+        pixels = self.explainer in PIXEL_EXPLAINERS
+        pair = isinstance(student, list) and len(student) == 2
+        logits = student if pixels else student[1] if pair else None
+        if isinstance(student, ClassMaps) and not pixels:
+            classes = student.num_classes
+        elif isinstance(logits, Tensor) and logits.dim() == 2:
+            classes = logits.shape[1]
+        else:
+            form = "'logits'" if pixels else "'cam', a layer and 'logits' as a list, or 'auto'"
+            raise ValueError(f'with the explainer {self.explainer!r} the tap must be {form}')
+        self._begin_with(classes, _tensor(student).device)
+
+    # How
+
+    def forward(
+        self,
+        student: ClassMaps | Tensor | Sequence[Tensor],
+        teacher: Tensor | None = None,
+        target: Tensor | None = None,
+        inputs: Tensor | None = None,
+        model: nn.Module | None = None,
+        avg_factor: int | None = None,
+    ) -> Tensor:
+        """Explains, makes targets of it and compares the prediction with them.
+
+        A head of mmpretrain calls it with its logits, the labels and ``avg_factor``.
+
+        Args:
+            student (ClassMaps | Tensor | Sequence[Tensor]): The class maps; or the logits (N, K), for
+                the explainers by the pixels; or a layer's activations, of shape (N, C, H, W) or tokens
+                (N, L, C), and the logits.
+            teacher (Tensor, optional): None; the labels where a head calls.
+            target (Tensor): Classes of shape (N, ).
+            inputs (Tensor, optional): The preprocessed images, for the explainers by the pixels.
+            model (nn.Module, optional): The model that took them.
+            avg_factor (int, optional): Given by heads; not used, the loss is the mean over samples.
+
+        Returns:
+            Tensor: A scalar.
+
+        Raises:
+            ValueError: If there is not one class an image, or images mix between the layer and the
+            logits.
+        """
+        if avg_factor is not None:
+            logits, target = student, teacher
+            student, model, inputs = self._recorded()
+        else:
+            logits = student.logits() if isinstance(student, ClassMaps) else student
+            logits = logits[1] if isinstance(logits, (list, tuple)) else logits
+        if target is None or target.dim() != 1 or len(target) != len(logits):
+            shape = None if target is None else tuple(target.shape)
+            raise ValueError(
+                f'IntrospectiveLoss needs one class for each of {len(logits)} images, and the labels '
+                f'are {shape}: remove batch_augments (train_cfg.augments), or use a head for one label'
+            )
+        with (
+            no_autocast(logits),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach),
+        ):
+            similarity = self.similarity(student, target, inputs, model)
+            if self.level == 'class':
+                similarity = self._average(similarity, target)[target]
+            q = soft_targets(similarity, target, self.mode, self.eps, self.tau, self.permute)
+            if self.soften_target:
+                q = q.pow(1 / self.temperature)
+                q = q / q.sum(1, keepdim=True)
+        logits = full_precision(logits)
+        lam = self.lam * self._ramp()
+        prediction = F.log_softmax(logits / self.temperature, dim=1)
+        soft = self.temperature**2 * F.kl_div(prediction, q, reduction='batchmean')
+        self._log(similarity, q, target, lam)
+        return (1 - lam) * F.cross_entropy(logits, target) + lam * soft
+
+    def similarity(
+        self,
+        student: ClassMaps | Tensor | Sequence[Tensor],
+        target: Tensor,
+        inputs: Tensor | None = None,
+        model: nn.Module | None = None,
+    ) -> Tensor:
+        """How alike the explanations of all classes and of the label are, (N, K); see ``forward``."""
+        if isinstance(student, ClassMaps):
+            return class_similarity(
+                student.features, student.weight, target, self.explainer, self.center, self.relu
+            )
+        settings = dict(
+            center=self.center,
+            chunk=self.chunk,
+            candidates=self.candidates,
+            create_graph=not self.detach,
+        )
+        if self.explainer not in PIXEL_EXPLAINERS:
+            features, logits = student
+            if not self._checked and _mixes(logits, features):
+                raise ValueError(
+                    'IntrospectiveLoss: a batch norm in training mixes the images between the layer and '
+                    'the logits, so that its gradients explain no single image; name a later layer '
+                    '(at), or explain by the pixels'
+                )
+            self._checked = True
+            to_map = tokens_to_map if features.dim() == 3 else lambda value: value
+            return gradient_similarity(
+                logits, features, target, self.explainer, relu=self.relu, to_map=to_map, **settings
+            )
+        # Batch norm in training mixes images, and a second forward must not move its statistics
+        with evaluating(model), torch.enable_grad():
+            if self.probes:
+                multiply = self.explainer == 'input_x_grad'
+                images = full_precision(inputs.detach())
+
+                def function(images: Tensor) -> Tensor:
+                    return full_precision(logits_of(model, images))
+
+                products, own = gradient_products(function, images, target, multiply, self.center)
+                squares = gradient_norms(function, images, self.probes, multiply, self.center)
+                squares = squares.scatter(1, target[:, None], own[:, None])
+                return cosines(products, squares, target).detach().clamp(-1, 1)
+            images = inputs.detach().requires_grad_()
+            return gradient_similarity(
+                logits_of(model, images),
+                images,
+                target,
+                PIXEL_EXPLAINERS[self.explainer],
+                **settings,
+            )
+
+    def _begin_with(self, classes: int, device: torch.device | None = None) -> None:
+        if classes == 2 and self.mode == 'mass':
+            warnings.warn(
+                "IntrospectiveLoss: with two classes mode 'mass' gives eps to the one other class, "
+                "whatever the explanations are; use mode 'softmax'",
+                stacklevel=2,
+            )
+        if self.level == 'class':
+            #: Row y: the average similarities of images of class y.
+            self.register_buffer('averages', torch.eye(classes, device=device))
+
+    def _average(self, similarity: Tensor, target: Tensor) -> Tensor:
+        """The class averages (K, K), when training with this batch of all ranks taken in."""
+        if self.training:
+            sums = torch.zeros_like(self.averages).index_add_(
+                0, target, similarity.detach().to(self.averages)
+            )
+            counts = torch.bincount(target, minlength=len(sums))[:, None].to(sums)
+            both = torch.cat([sums, counts], 1)
+            all_reduce(both)
+            sums, counts = both[:, :-1], both[:, -1:]
+            moved = self.averages.lerp(sums / counts.clamp_min(1), 1 - self.momentum)
+            self.averages.copy_(torch.where(counts > 0, moved, self.averages))
+        return self.averages
+
+    def _ramp(self) -> float:
+        """The factor on λ now; 1 without a runner."""
+        if self._schedule is None and self.warmup != 0:
+            hub = MessageHub.get_current_instance()
+            epochs, iterations = hub.get_info('max_epochs'), hub.get_info('max_iters')
+            by_epoch = bool(self.warmup or (epochs or 0) > 1)
+            length = self.warmup or max(
+                1, round(WARMUP * ((epochs if by_epoch else iterations) or 0))
+            )
+            if (epochs if by_epoch else iterations) is None:
+                return 1.0
+            self._schedule = WeightSchedule('linear', end=length + 1, by_epoch=by_epoch)
+        return 1.0 if self._schedule is None else self._schedule()
+
+    @torch.no_grad()
+    def _log(self, similarity: Tensor, q: Tensor, target: Tensor, lam: float) -> None:
+        own = F.one_hot(target, q.shape[1]).bool()
+        others = similarity[~own].unflatten(0, (len(q), -1))
+        share = q.masked_fill(own, 0)
+        share = share / share.sum(1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
+        self.logs = dict(
+            similarity=others.mean(),
+            spread=others.std(1, unbiased=False).mean(),
+            entropy=torch.special.entr(share).sum(1).mean(),
+            other=(q.argmax(1) != target).float().mean(),
+            lam=torch.tensor(lam),
+        )
+
+    # In a plain head
+
+    def attach(self, classifier: BaseModel, head: nn.Module) -> None:
+        """Lets the loss of a head see the forwards of its classifier.
+
+        Args:
+            classifier (BaseModel): The classifier.
+            head (nn.Module): Its head.
+        """
+        self._begin_with(head.num_classes)
+        classifier.register_forward_pre_hook(self._enter, with_kwargs=True)
+        classifier.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, classifier: BaseModel, args: tuple, kwargs: dict) -> None:
+        given = {**dict(zip(('inputs', 'data_samples', 'mode'), args)), **kwargs}
+        if given.get('mode') != 'loss':
+            return
+        inputs = given['inputs']
+        size = tuple(inputs.shape[2:])
+        if size not in self._taps:
+            place = self.locate(classifier, size)
+            names = [place] if isinstance(place, str) else place
+            explained = [name for name in names if name not in ('cam', 'logits')]
+            taps = TapSet(dict.fromkeys(names, 'head.loss'), 'model', explained)
+            with no_autocast(inputs), fake_forward(classifier):
+                taps.resolve(classifier, torch.empty(2, *inputs.shape[1:], device=inputs.device))
+            self._taps[size] = taps
+        recording = ExitStack()
+        values = recording.enter_context(self._taps[size].record(classifier))
+        self._forward = classifier, inputs, values, recording
+
+    def _recorded(self) -> tuple[Any, nn.Module, Tensor]:
+        """What this forward has passed: the value at the taps, the model and its inputs."""
+        if self._forward is None:
+            raise ValueError(
+                'IntrospectiveLoss sees no features: it belongs into the head of an mmpretrain '
+                'classifier (model.head.loss), or is a term of a Distiller'
+            )
+        classifier, inputs, values, recording = self._forward
+        recording.close()
+        values = list(values.values())
+        return values[0] if len(values) == 1 else values, classifier, inputs
+
+    def _leave(self, *_: Any) -> None:
+        if self._forward is not None:
+            # Still open after a forward that failed, which has not passed all taps
+            failed = RuntimeError()
+            self._forward[-1].__exit__(type(failed), failed, None)
+            self._forward = None
+
+
+def _attach(module: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Where a classifier gets a head with an ``IntrospectiveLoss``, lets the loss see the classifier.
+
+    A head gives its loss the logits alone, and the loss cannot know whose head it is in.
+    """
+    loss = getattr(child, 'loss_module', None)
+    if isinstance(loss, IntrospectiveLoss) and isinstance(module, BaseModel):
+        loss.attach(module, child)
+
+
+register_module_module_registration_hook(_attach)
+
+
+def _mixes(logits: Tensor, features: Tensor) -> bool:
+    """Whether a batch norm in training stands between features and logits."""
+    seen, pending = set(), [logits.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen or node is features.grad_fn:
+            continue
+        seen.add(node)
+        if 'BatchNorm' in node.name() and getattr(node, '_saved_training', True):
+            return True
+        pending += [each for each, _ in node.next_functions]
+    return False
+
+
+def _tensor(value: Any) -> Tensor:
+    value = value[0] if isinstance(value, list) else value
+    return value.features if isinstance(value, ClassMaps) else value

@@ -1,0 +1,146 @@
+"""IntrospectiveLoss in training: two processes are one, and a resumed run goes on as before."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from tiny import classifier
+
+ROOT = Path(__file__).parents[2]
+
+# Each rank has its half of a batch. Under DDP a loss is the mean over ranks, and so are gradients.
+SCRIPT = """
+import os, sys
+sys.path.insert(0, sys.argv[4])
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from mmkdx.losses import IntrospectiveLoss
+from tiny import batch, classifier, distiller, total
+
+path, rank, world = sys.argv[1], *map(int, sys.argv[2:4])
+if world > 1:
+    dist.init_process_group('gloo', f'file://{path}.store', rank=rank, world_size=world)
+torch.manual_seed(0)
+term = dict(type='IntrospectiveLoss', at='cam', level='class')
+model = distiller(dict(il=term), student=classifier(4, norm=False), teacher=None, student_weight=0.0)
+learner = DistributedDataParallel(model) if world > 1 else model
+optimizer = torch.optim.SGD(model.parameters(), 0.5)
+for step in range(3):
+    images, samples = batch(8, seed=step)
+    part = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    optimizer.zero_grad()
+    total(learner(images[part], samples[part], mode='loss')).backward()
+    optimizer.step()
+torch.save(model.state_dict(), f'{path}.{rank}')
+if world > 1:
+    dist.barrier()
+os._exit(0)
+"""
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    script = tmp_path / 'train.py'
+    script.write_text(SCRIPT)
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    for name, world in (('one', 1), ('two', 2)):
+        ranks = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, str(script), str(tmp_path / name)),
+                    *(str(rank), str(world), str(ROOT / 'tests')),
+                ],
+                env=env,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(world)
+        ]
+        try:
+            for rank in ranks:
+                error = rank.communicate(timeout=120)[1]
+                assert rank.returncode == 0, error[-3000:]
+        finally:
+            for rank in ranks:
+                rank.kill()
+    one, first, second = (torch.load(tmp_path / name) for name in ('one.0', 'two.0', 'two.1'))
+    averages = one['distill.terms.il.loss.averages']
+    assert not torch.equal(averages, torch.eye(4))
+    for key, value in one.items():
+        torch.testing.assert_close(first[key], value, atol=1e-5, rtol=1e-4)
+        assert torch.equal(first[key], second[key]), key
+
+
+def run_config(work_dir: Path, at: str | None, **changes) -> Config:
+    """Six epochs of two steps, as a term or as the loss of a head."""
+    loss = dict(type='IntrospectiveLoss', level='class', warmup=4)
+    model = classifier(4, classes=10)
+    if at is None:
+        model['head']['loss'] = loss
+    else:
+        term = dict(at=at, **loss)
+        model = dict(
+            type='Distiller', student=model, input_size=32, student_weight=0.0, terms=dict(il=term)
+        )
+    data = dict(type='Digits', split='train', indices=16, pipeline=[dict(type='PackInputs')])
+    return Config(
+        {
+            **dict(
+                default_scope='mmkdx',
+                model=model,
+                data_preprocessor=dict(
+                    type='ClsDataPreprocessor', num_classes=10, mean=[78.0] * 3, std=[80.0] * 3
+                ),
+                work_dir=str(work_dir),
+                train_dataloader=dict(
+                    batch_size=8,
+                    num_workers=0,
+                    dataset=data,
+                    sampler=dict(type='DefaultSampler', shuffle=True),
+                ),
+                train_cfg=dict(by_epoch=True, max_epochs=6),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05)),
+                default_hooks=dict(
+                    logger=dict(type='LoggerHook', interval=1),
+                    checkpoint=dict(type='CheckpointHook', interval=1),
+                ),
+                custom_hooks=[dict(type='EpochSeedHook')],
+                randomness=dict(seed=1),
+            ),
+            **changes,
+        }
+    )
+
+
+def records(work_dir: Path) -> dict[int, dict]:
+    """What was logged at each step."""
+    lines = next(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    keys = 'loss', 'il.lam', 'il.similarity'
+    found = map(json.loads, lines)
+    return {each['iter']: {key: each[key] for key in keys if key in each} for each in found}
+
+
+@pytest.mark.parametrize('at', ['cam', None])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path, at):
+    Runner.from_cfg(run_config(tmp_path / 'whole', at)).train()
+    resumed = run_config(
+        tmp_path / 'resumed', at, load_from=str(tmp_path / 'whole/epoch_2.pth'), resume=True
+    )
+    Runner.from_cfg(resumed).train()
+    whole, rest = (records(tmp_path / name) for name in ('whole', 'resumed'))
+    if at:
+        assert [whole[step]['il.lam'] for step in range(1, 13, 2)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert sorted(rest) == list(range(5, 13))
+    assert all(rest[step] == whole[step] for step in rest)
+    ends = [tmp_path / name / 'epoch_6.pth' for name in ('whole', 'resumed')]
+    states = [torch.load(end, weights_only=False)['state_dict'] for end in ends]
+    key = 'distill.terms.il.loss.averages' if at else 'head.loss_module.averages'
+    assert not torch.equal(states[0][key], torch.eye(10))
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
