@@ -30,9 +30,11 @@ from mmkdx.functional import degenerate_maps
 from mmkdx.hooks.pair_evaluation import PairEvaluation, prepared, settings_of
 from mmkdx.hooks.prototype_hooks import PrototypePushHook, push_dataloader
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score
+from mmkdx.metrics.class_similarity import ClassSimilarity
 from mmkdx.metrics.relevance import PairMetric
 from mmkdx.models.heads import ProtoPNetHead
 from mmkdx.registry import HOOKS, METRICS
+from mmkdx.visualization.class_similarity import similarity_section
 from mmkdx.visualization.pair_panel import NOTE as PAIR_NOTE
 from mmkdx.visualization.panel import as_rgb, explanation_panel
 from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets
@@ -43,7 +45,7 @@ from mmkdx.visualization.records import (
     read_curves,
     score_table,
 )
-from mmkdx.visualization.report import GalleryItem, PictureSection, write_report
+from mmkdx.visualization.report import GalleryItem, PictureSection, class_word, write_report
 
 #: Bytes of maps and logits of fixed models that are kept between evaluations.
 KEPT_BYTES = 2**30
@@ -72,7 +74,8 @@ class ExplainHook(Hook):
     ``scalars.json``, in the ``metrics`` of the evaluation (so ``save_best='explain/…'`` works, with a
     ``rule``), and in a printed table; each with its 95 % confidence interval in
     ``<log_dir>/explain/<val|test>.json``, and each image's values in ``<val|test>.csv`` beside it. A
-    picture for some of the images goes to the run's visualizer.
+    picture for some of the images goes to the run's visualizer, and one of the classes where
+    ``ClassSimilarity`` is among the metrics.
 
     It adds the time of its sample to an evaluation, and logs how much. What a frozen teacher yields is
     computed once in a run. Before training, one image is explained and measured on trial, so that a
@@ -472,6 +475,13 @@ class ExplainHook(Hook):
         if sheets:
             sheets = [(f'image {index}', sheet) for index, sheet in sheets]
             sections.append(PictureSection('What was distilled', PAIR_NOTE, sheets))
+        for metric in self.metrics:
+            if isinstance(metric, ClassSimilarity):
+                section = similarity_section(metric.matrices, classes, metric.name)
+                if section is not None:
+                    key = '_'.join(filter(None, (metric.name, 'class_similarity', mode)))
+                    runner.visualizer.add_image(key, section.pictures[0][1], step)
+                    sections.append(section)
         if self.report and mode == 'test':
             compare = self.report if isinstance(self.report, dict) else {}
             title = Path(runner.work_dir).name
@@ -526,15 +536,6 @@ class ExplainHook(Hook):
         self, picture: dict[str, Any], row: dict[str, Any], classes: Sequence[str] | None
     ) -> GalleryItem:
         """The picture of one image, and what a gallery tells of it."""
-
-        def word(label: int) -> str:
-            # A head may have more classes than the data set names
-            if classes is None or label >= len(classes):
-                return str(label)
-            name = str(classes[label])
-            # Of ImageNet's classes two are called crane
-            return name if classes.count(classes[label]) == 1 else f'{name} ({label})'
-
         captions, predictions = {}, {}
         models = by_model(row)
         # A score of some of the images only, or of chance, has the name of its score in front.
@@ -547,7 +548,7 @@ class ExplainHook(Hook):
             name for name in own if 'teacher' in picture['maps'] and 'teacher' not in models[name]
         ]
         for name in picture['maps']:
-            prediction = word(models['prediction'][name])
+            prediction = class_word(models['prediction'][name], classes)
             predictions[name] = prediction
             captions[name] = [
                 f'{prediction} {models["confidence"][name]:.3f}',
@@ -558,8 +559,8 @@ class ExplainHook(Hook):
                 ),
             ][:3]
         captions['difference'] = [_line(name, row[name]) for name in pairs][:2]
-        label = word(row['label']) if row.get('label', -1) >= 0 else None
-        explained = word(models['target']['student'])
+        label = class_word(row['label'], classes) if row.get('label', -1) >= 0 else None
+        explained = class_word(models['target']['student'], classes)
         captions['input'] = [
             *([f'label: {label}'] if label is not None else []),
             f'explained: {explained if self._policy != "own" else "own prediction"}',

@@ -2,6 +2,8 @@
 
 from mmkdx.metrics.agreement import MapAgreement
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
+from mmkdx.metrics.calibration import CalibrationError
+from mmkdx.metrics.class_similarity import ClassMatrices, ClassSimilarity
 from mmkdx.metrics.complexity import MapComplexity
 from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, PerturbationAUC
 from mmkdx.metrics.group_accuracy import GroupAccuracy
@@ -19,6 +21,9 @@ from mmkdx.metrics.sensitivity import MaxSensitivity
 __all__ = [
     'ROAD',
     'AverageDrop',
+    'CalibrationError',
+    'ClassMatrices',
+    'ClassSimilarity',
     'DeletionInsertion',
     'Explained',
     'ExplainedBatch',

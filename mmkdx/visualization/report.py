@@ -77,6 +77,20 @@ class PictureSection:
     pictures: Sequence[tuple[str, np.ndarray]]
 
 
+def class_word(label: int, classes: Sequence[str] | None) -> str:
+    """What to call a class: by its name, with the index where several have it; or by the index.
+
+    Args:
+        label (int): The class.
+        classes (Sequence[str], optional): The names of the data set; a head may have more classes.
+    """
+    if classes is None or label >= len(classes):
+        return str(label)
+    name = str(classes[label])
+    # Of ImageNet's classes two are called crane
+    return name if classes.count(classes[label]) == 1 else f'{name} ({label})'
+
+
 def write_report(
     path: str | Path,
     *,

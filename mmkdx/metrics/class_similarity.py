@@ -1,0 +1,287 @@
+"""How alike a model's explanations of its classes are, and whether it confuses those that are."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from scipy import stats
+from torch import Tensor, nn
+
+from mmkdx.functional import full_precision
+from mmkdx.functional.self_explanation import EXPLAINERS, class_similarity, cosines
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score
+from mmkdx.models.taps import TapSet, evaluating
+from mmkdx.registry import METRICS
+
+#: The most bytes of maps of all classes at a time, where there is no closed form.
+MAPS_BYTES = 2**28
+
+#: What differs by no more than this share of the largest is the same.
+TOLERANCE = 1e-6
+
+
+@dataclass
+class ClassMatrices:
+    """What one model makes of each pair of classes; rows are labels.
+
+    Args:
+        similarity (np.ndarray): Mean cosines of its explanations of the label's class with those of
+            every class, of shape (K, K), 1 on the diagonal; NaN in rows of classes without images.
+        confusion (np.ndarray): The share of a class's images that it takes for each class, of shape
+            (K, K); NaN in such rows.
+        n (int): On how many images the similarities rest.
+        correlation (float): Spearman's correlation of both, off the diagonal.
+    """
+
+    similarity: np.ndarray
+    confusion: np.ndarray
+    n: int
+    correlation: float
+
+
+@METRICS.register_module()
+class ClassSimilarity(ExplanationMetric):
+    """How alike a model's explanations of its classes are, and whether it confuses those that are.
+
+    Of each image the explanation of its label is compared with those of all K classes, by cosines s; for
+    the scores, those of the label itself, 1, do not count.
+
+    - ``class_similarity``, [-1, 1]: the mean of s. Centred explanations add up to 0, so where those of
+      all classes are equally strong it is -1 / (K - 1) in any model.
+    - ``class_similarity_std``: the standard deviation of s over the classes, its mean over images. Where
+      it is close to 0, explanations tell no class from another.
+    - ``confusion_correlation``, [-1, 1]: of S, for each label and class the mean of s, with the
+      confusion matrix, in shares of each label's images. NaN, with a warning, where no image is taken
+      for another class.
+    - ``probability_correlation``, [-1, 1]: of S with the mean probabilities instead, which say which
+      classes are near to each other of a model that makes no mistake, too.
+    - ``class_similarity_agreement``, [-1, 1], higher is better: of S with the teacher's.
+
+    The correlations are Spearman's, over the K (K - 1) entries off the diagonal less those of labels
+    without images: how often classes are confused is nothing linear in a cosine, and two classes that
+    are confused often would decide alone otherwise. They have no interval. But for the agreement no
+    direction is better.
+
+    Where the classifier is global average pooling and one linear layer, explanations have a closed form,
+    and all of this takes one forward. Else the hook's explainer explains each image for each class: K
+    explanations an image.
+
+    An image whose explanation of its label has no direction, zero or not finite, does not count in
+    similarities; its prediction does.
+
+    Source: a read-out of introspective learning (see ``mmkdx.functional.self_explanation``), ours.
+
+    Args:
+        explainer (str): What explains a GAP + linear classifier: 'cam', 'weight' or 'grad_act', see
+            ``mmkdx.functional.self_explanation.EXPLAINERS``. Other models take 'cam' alone, which is the
+            hook's explainer then. Defaults to 'cam'.
+        center (bool): Whether explanations are taken less their mean over the classes, as the softmax
+            sees logits. Defaults to True.
+        collect_device (str): See ``ExplanationMetric``.
+
+    Raises:
+        ValueError: If there is no such explainer; from an evaluation, if a sample has no label or
+            several, a label is no class of the model, or the explainer is not for the model.
+    """
+
+    better = dict(class_similarity_agreement='higher')
+    # By what is explained here, and not by the map of another class that the hook shows
+    counts_degenerate = True
+
+    def __init__(
+        self, explainer: str = 'cam', center: bool = True, collect_device: str = 'cpu'
+    ) -> None:
+        if explainer not in EXPLAINERS:
+            raise ValueError(
+                f'ClassSimilarity.explainer is {explainer!r}; it must be one of '
+                f'{", ".join(EXPLAINERS)}'
+            )
+        super().__init__(collect_device)
+        self.explainer = explainer
+        self.center = center
+        #: After ``evaluate`` on the main rank: for 'student', 'teacher' and 'base' the matrices.
+        self.matrices: dict[str, ClassMatrices] = {}
+        self._taps: WeakKeyDictionary[nn.Module, TapSet | None] = WeakKeyDictionary()
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:
+        """Each image's cosines, their mean and spread, and what the model predicts."""
+        classes = model.logits.shape[1]
+        labels = self._labels(batch, classes)
+        similarity = self._similarity(batch, model, labels)
+        own = torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, labels[:, None], True)
+        others = similarity[~own].view(len(labels), classes - 1)
+        # As the explanation of the label is; what is not finite is NaN by itself
+        zero = (others == 0).all(1, keepdim=True)
+        others = others.masked_fill(zero, torch.nan)
+        return dict(
+            class_similarity=others.mean(1),
+            class_similarity_std=others.std(1, correction=0),
+            _similarity=list(similarity.masked_fill(zero, torch.nan).cpu().numpy()),
+            _probability=list(full_precision(model.logits).softmax(1).cpu().numpy()),
+            _label=labels,
+        )
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The means, and the correlations of matrices; rows keep each image's values, and no cosines."""
+        self.matrices = {}
+        correlations: dict[str, Score] = {}
+        for name in ('student', 'teacher', 'base'):
+            prefix = '' if name == 'student' else f'{name}/'
+            if not rows or f'{prefix}_label' not in rows[0]:
+                continue
+            similarity, probability, labels = (
+                np.stack([row.pop(f'{prefix}{key}') for row in rows])
+                for key in ('_similarity', '_probability', '_label')
+            )
+            counted = np.isfinite(similarity).all(1)
+            taken = np.eye(similarity.shape[1], dtype=bool)[probability.argmax(1)]
+            matrix = _class_means(similarity[counted], labels[counted])
+            confusion = _class_means(taken, labels)
+            value = _correlation(matrix, confusion)
+            found = ClassMatrices(matrix, confusion, int(counted.sum()), value)
+            if np.isnan(value):
+                _warn(name, found)
+            for key, each in (
+                ('confusion_correlation', value),
+                (
+                    'probability_correlation',
+                    _correlation(matrix, _class_means(probability, labels)),
+                ),
+            ):
+                correlations[prefix + key] = Score(each, np.nan, np.nan, found.n)
+            self.matrices[name] = found
+        teacher = self.matrices.get('teacher')
+        for name, matrices in self.matrices.items():
+            if teacher is not None and matrices is not teacher:
+                prefix = '' if name == 'student' else f'{name}/'
+                correlations[f'{prefix}class_similarity_agreement'] = Score(
+                    _correlation(matrices.similarity, teacher.similarity),
+                    np.nan,
+                    np.nan,
+                    min(matrices.n, teacher.n),
+                    self.direction('class_similarity_agreement'),
+                )
+        return {**super().summarize(rows), **correlations}
+
+    def _labels(self, batch: ExplainedBatch, classes: int) -> Tensor:
+        """The label of each image, of shape (N, )."""
+        labels = []
+        for index, sample in zip(batch.index, batch.data_samples or [{}] * len(batch.index)):
+            given = sample.get('gt_label')
+            known = [] if given is None else torch.as_tensor(given).flatten().tolist()
+            if len(known) != 1 or known[0] < 0:
+                raise ValueError(
+                    f'ClassSimilarity needs one label for each image, and sample {int(index)} has '
+                    f'{len(known) if min(known, default=0) >= 0 else 0}; the data set must give '
+                    "'gt_label', one class"
+                )
+            if known[0] >= classes:
+                raise ValueError(
+                    f'ClassSimilarity: sample {int(index)} has the label {known[0]}, which is no class '
+                    f'of a model of {classes}'
+                )
+            labels += known
+        return torch.tensor(labels, dtype=torch.long, device=batch.inputs.device)
+
+    def _similarity(self, batch: ExplainedBatch, model: Explained, labels: Tensor) -> Tensor:
+        """The cosines, of shape (N, K)."""
+        taps = self._closed_form(batch, model)
+        if taps is not None:
+            with taps.record(model.model) as values:
+                model.predict(batch.inputs)
+            maps = values['cam']
+            with torch.no_grad():
+                return class_similarity(
+                    maps.features, maps.weight, labels, self.explainer, self.center
+                )
+        if self.explainer != 'cam':
+            name = next(name for name, each in batch.models.items() if each is model)
+            raise ValueError(
+                f'ClassSimilarity.explainer is {self.explainer!r}, which takes a classifier of global '
+                f'average pooling and one linear layer, and the {name} '
+                f"({type(model.model).__name__}) is none; use 'cam', which takes any"
+            )
+        classes = model.logits.shape[1]
+        size = max(1, MAPS_BYTES // (4 * classes * model.maps[0].numel()))
+        parts = zip(batch.inputs.split(size), labels.split(size))
+        return torch.cat(
+            [_explained_similarity(model, *part, classes, self.center) for part in parts]
+        )
+
+    def _closed_form(self, batch: ExplainedBatch, model: Explained) -> TapSet | None:
+        """Where to read the features of a GAP + linear classifier, searched for once a model."""
+        if model.model is None:
+            return None
+        if model.model not in self._taps:
+            taps = TapSet({'cam': 'ClassSimilarity.explainer'}, 'model')
+            image = batch.inputs[:1].to(next(model.model.parameters(), batch.inputs)).clone()
+            try:
+                with evaluating(model.model), torch.no_grad():
+                    taps.resolve(model.model, image)
+            except ValueError:
+                taps = None
+            self._taps[model.model] = taps
+        return self._taps[model.model]
+
+
+def _warn(name: str, matrices: ClassMatrices) -> None:
+    """Says why there is no correlation with confusions."""
+    right = np.diag(matrices.confusion)
+    if not matrices.n:
+        reason = 'has no explanation of a label that is finite and not zero'
+    elif (right[~np.isnan(right)] == 1).all():
+        reason = 'takes no image of the sample for another class'
+    else:
+        reason = 'has explanations, or confusions, that are the same for all pairs of classes'
+    print_log(
+        f'ClassSimilarity: the {name} {reason}, so its confusion_correlation is NaN',
+        'current',
+        logging.WARNING,
+    )
+
+
+def _explained_similarity(
+    model: Explained, inputs: Tensor, labels: Tensor, classes: int, center: bool
+) -> Tensor:
+    """The cosines (N, K) of maps that are made for one class after another."""
+    maps = torch.stack(
+        [
+            full_precision(model.explain(inputs, torch.full_like(labels, k))).flatten(1)
+            for k in range(classes)
+        ],
+        1,
+    )
+    # Squares of small gradients would be 0 in fp32
+    scale = torch.linalg.vector_norm(maps, torch.inf, (1, 2), keepdim=True)
+    maps /= scale.where(scale > 0, 1)
+    if center:
+        maps -= maps.mean(1, keepdim=True)
+    own = maps.gather(1, labels[:, None, None].expand(-1, 1, maps.shape[2]))
+    squares = torch.linalg.vector_norm(maps, dim=2).square()
+    # What maps that are the same for all classes leave, less their mean, are rounding errors
+    squares = squares.where(~(squares <= TOLERANCE**2 * maps.shape[2]), 0)
+    found = cosines((maps @ own.mT)[..., 0], squares, labels)
+    return found.where(scale[:, 0].isfinite(), torch.nan)
+
+
+def _class_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The means of values (N, K) for each label, of shape (K, K); NaN where there are none."""
+    sums = torch.zeros(values.shape[1], values.shape[1], dtype=torch.double)
+    sums.index_add_(0, torch.from_numpy(labels), torch.from_numpy(values).double())
+    counts = np.bincount(labels, minlength=len(sums))[:, None]
+    return np.where(counts > 0, sums.numpy() / np.maximum(counts, 1), np.nan)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's correlation off the diagonal; NaN where one is the same all over."""
+    known = ~np.eye(len(first), dtype=bool) & np.isfinite(first) & np.isfinite(second)
+    pair = first[known], second[known]
+    if any(not len(x) or np.ptp(x) <= TOLERANCE * np.abs(x).max() for x in pair):
+        return float('nan')
+    return float(stats.spearmanr(*pair).statistic)

@@ -1,0 +1,272 @@
+"""The picture of which classes a model explains alike, beside which it confuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from mmkdx.explain.rendering import color_table, put_text
+from mmkdx.metrics.class_similarity import ClassMatrices
+from mmkdx.visualization.panel import ORDER
+from mmkdx.visualization.report import PictureSection, class_word
+
+#: What the picture shows, for a report.
+NOTE = (
+    "Left: how alike a model's explanations of the label's class (row) and of every class (column) are, "
+    'as mean cosines over the images of the label. Right: which share of its images the model takes for '
+    'which class. ρ is the rank correlation of both: where it is high, classes that a model explains '
+    'alike are those that it confuses.'
+)
+
+#: More classes are not drawn: a pixel for each would be more than a screen.
+MOST_CLASSES = 2000
+
+#: The least side of a matrix in pixels, and the side of a cell from which on its number is written.
+SIDE, NUMBERED = 440, 34
+
+#: The height of text, and the most width of a class's name.
+TEXT, NAME_WIDTH = 12, 190
+
+#: Pixels around the picture, to the left of a matrix without names, above and to the right of each
+#: matrix, of a line of text, and of the bar of a scale.
+GAP, LEFT, EDGE, LINE, BAR = 20, 12, 8, 18, 10
+
+#: Of the diagonal, which is no pair of classes, and of classes without images; between cells.
+NOTHING, GRID = (226, 226, 226), (238, 238, 238)
+DARK, QUIET, FRAME = (24, 24, 24), (96, 96, 96), (190, 190, 190)
+
+#: How many pairs of classes are named.
+PAIRS = 3
+
+
+def similarity_section(
+    matrices: Mapping[str, ClassMatrices],
+    classes: Sequence[str] | None = None,
+    name: str = '',
+) -> PictureSection | None:
+    """The section of a report with the picture of ``similarity_panel``.
+
+    Args:
+        matrices (Mapping[str, ClassMatrices]): See ``similarity_panel``.
+        classes (Sequence[str], optional): See ``similarity_panel``.
+        name (str): What the metric is called, to tell two apart. Defaults to ''.
+
+    Returns:
+        PictureSection, optional: The section; None where there is nothing to draw, or for more than
+        ``MOST_CLASSES``.
+    """
+    if not matrices or len(next(iter(matrices.values())).similarity) > MOST_CLASSES:
+        return None
+    caption = f'similarity and confusion of classes, {", ".join(n for n in ORDER if n in matrices)}'
+    heading = 'Class similarity' + (f' ({name})' if name else '')
+    return PictureSection(heading, NOTE, [(caption, similarity_panel(matrices, classes))])
+
+
+def similarity_panel(
+    matrices: Mapping[str, ClassMatrices], classes: Sequence[str] | None = None
+) -> np.ndarray:
+    """Draws how alike classes are explained, beside how often they are confused, a row for each model.
+
+    All models have one scale, up to the largest value off the diagonal, and the classes stand in the
+    order of the data set. Numbers are written where there is room, and of many classes every n-th
+    name. The pairs with the largest values are named below.
+
+    Args:
+        matrices (Mapping[str, ClassMatrices]): Those of 'student', 'teacher' and 'base' there are.
+        classes (Sequence[str], optional): The names of the classes. Defaults to None: their indices.
+
+    Returns:
+        np.ndarray: The RGB picture, uint8.
+    """
+    models = {name: matrices[name] for name in ORDER if name in matrices}
+    count = len(next(iter(models.values())).similarity)
+    names = [class_word(label, classes) for label in range(count)]
+    peaks = [
+        max(_largest(getattr(each, key)) for each in models.values())
+        for key in ('similarity', 'confusion')
+    ]
+    cell = -(-SIDE // count)
+    # Every name if there is room, or every second, fifth, …
+    step = next(n for n in (1, 2, 5, 10, 20, 50) if n * cell > TEXT + 2)
+    tiles = {i: _tile(names[i], TEXT, DARK) for i in range(0, count, step)}
+    margin = max(tile.shape[1] for tile in tiles.values()) + 10
+    rows = []
+    for name, each in models.items():
+        rho = 'none' if math.isnan(each.correlation) else f'{each.correlation:.2f}'
+        head = _beside(
+            _strip(f'{name}, {each.n} images', TEXT + 4, DARK),
+            _strip(f'   ρ = {rho}', TEXT + 4, QUIET),
+        )
+        left = _matrix(each.similarity, peaks[0], 'diverging', cell, tiles, margin)
+        right = _matrix(each.confusion, peaks[1], 'share', cell, tiles)
+        left = _stack(
+            _strip('explanations: how alike those of row and column are', TEXT, QUIET, margin),
+            left,
+            _pairs('most alike', each.similarity, names, margin),
+        )
+        right = _stack(
+            _strip('predictions: which images of row are taken for column', TEXT, QUIET, LEFT),
+            right,
+            _pairs('most confused', each.confusion, names, LEFT),
+        )
+        rows += [head, _beside(left, right), np.full((GAP, 1, 3), 255, np.uint8)]
+        widths = left.shape[1], right.shape[1]
+    low, high = f'{-peaks[0]:.2f}'.replace('-', '−'), f'{peaks[0]:.2f}'
+    rows.append(
+        _beside(
+            _bar('diverging', (low, '0', high), widths[0], margin),
+            _bar('share', ('0 %', f'{100 * peaks[1]:.3g} %'), widths[1], LEFT),
+        )
+    )
+    note = 'grey: a class beside itself, and classes without images'
+    rows.append(_strip(note, TEXT, QUIET, margin))
+    return np.pad(_stack(*rows), ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
+
+
+def _largest(matrix: np.ndarray) -> float:
+    """The largest magnitude off the diagonal; where all is 0, or there is none, 1."""
+    others = np.abs(matrix[~np.eye(len(matrix), dtype=bool)])
+    return float(others[np.isfinite(others)].max(initial=0)) or 1.0
+
+
+def _colors(cmap: str) -> np.ndarray:
+    # Shares are on white, too, so that the few that are not 0 stand out
+    table = color_table('diverging')
+    return table if cmap == 'diverging' else table[128:]
+
+
+def _matrix(
+    matrix: np.ndarray,
+    peak: float,
+    cmap: str,
+    cell: int,
+    tiles: Mapping[int, np.ndarray],
+    margin: int = 0,
+) -> np.ndarray:
+    """A matrix with the names of columns below and, if there is a margin for them, of rows."""
+    table = _colors(cmap)
+    empty = np.eye(len(matrix), dtype=bool) | ~np.isfinite(matrix)
+    share = np.where(empty, 0, matrix) / peak
+    if cmap == 'diverging':
+        share = (share + 1) / 2
+    elif cell < 3:
+        share = cv2.dilate(share, np.ones((3, 3)))  # else nobody would see them
+    index = (share.clip(0, 1) * (len(table) - 1)).round().astype(int)
+    cells = np.where(empty[..., None], np.uint8(NOTHING), table[index])
+    body = cells.repeat(cell, 0).repeat(cell, 1)
+    if cell >= 8:
+        body[::cell], body[:, ::cell] = GRID, GRID
+    if cell >= NUMBERED:
+        for (i, j), value in np.ndenumerate(matrix):
+            if text := _number(value, cmap, i == j):
+                place = body[i * cell + 1 : (i + 1) * cell, j * cell + 1 : (j + 1) * cell]
+                _write(place, text, light=cells[i, j] @ (0.299, 0.587, 0.114) < 130)
+    widest = max(tile.shape[1] for tile in tiles.values())
+    flat = widest < cell - 4
+    side, left = len(body), margin or LEFT
+    below = (TEXT + 4 if flat else widest) + 12
+    canvas = np.full((EDGE + side + 2 + below, left + side + 2 + EDGE, 3), 255, np.uint8)
+    canvas[EDGE : EDGE + side + 2, left : left + side + 2] = FRAME
+    _paste(canvas, body, EDGE + 1, left + 1)
+    for i, tile in tiles.items():
+        center = 1 + i * cell + cell // 2
+        if margin:
+            top = EDGE + center - tile.shape[0] // 2
+            _paste(canvas, tile, top, margin - 8 - tile.shape[1])
+            canvas[EDGE + center, margin - 5 : margin] = FRAME
+        tile = tile if flat else np.rot90(tile)
+        _paste(canvas, tile, EDGE + side + 10, left + center - tile.shape[1] // 2)
+        canvas[EDGE + side + 2 : EDGE + side + 7, left + center] = FRAME
+    return canvas
+
+
+def _number(value: float, cmap: str, own: bool) -> str:
+    """What is written into a cell; '' for what needs no words."""
+    if not math.isfinite(value):
+        return ''
+    if cmap == 'diverging':
+        # Without a sign of what is rounded to 0
+        return '' if own else f'{round(value, 2) + 0:.2f}'.replace('-', '−').replace('0.', '.', 1)
+    return f'{100 * value:.0f}%' if own or value else ''
+
+
+def _pairs(words: str, matrix: np.ndarray, names: Sequence[str], margin: int) -> np.ndarray:
+    """Lines that name the pairs of classes with the largest values."""
+    cosines = words == 'most alike'
+    known = np.isfinite(matrix)
+    values, count = np.where(known, matrix, 0), known.astype(int)
+    if cosines:  # of a pair both ways, which may differ
+        values, count = values + values.T, count + count.T
+        count[np.tril_indices(len(count))] = 0
+    np.fill_diagonal(count, 0)
+    values = np.where(count > 0, values / np.maximum(count, 1), 0)
+    lines = []
+    for place in np.argsort(-values, axis=None, kind='stable')[:PAIRS]:
+        i, j = np.unravel_index(place, values.shape)
+        if values[i, j] > 0:
+            lines.append(
+                f'{values[i, j]:.2f}  {names[i]} – {names[j]}'
+                if cosines
+                else f'{100 * values[i, j]:.0f} %  {names[i]} → {names[j]}'
+            )
+    strips = [_strip(f'{words}: {"" if lines else "none"}', TEXT, QUIET, margin)]
+    strips += [_strip(line, TEXT, DARK, margin) for line in lines]
+    blank = np.full(((PAIRS + 1 - len(strips)) * LINE, 1, 3), 255, np.uint8)
+    return _stack(*strips, blank)
+
+
+def _bar(cmap: str, ticks: Sequence[str], width: int, margin: int) -> np.ndarray:
+    """A scale as wide as its matrix, with numbers below."""
+    side = width - margin - EDGE
+    table = _colors(cmap)
+    canvas = np.full((BAR + LINE, width, 3), 255, np.uint8)
+    canvas[:BAR, margin:-EDGE] = table[np.linspace(0, len(table) - 1, side).round().astype(int)]
+    for place, text in zip(np.linspace(0, side, len(ticks)), ticks):
+        tile = _tile(text, TEXT, DARK)
+        left = min(max(int(place) - tile.shape[1] // 2, 0), side - tile.shape[1])
+        _paste(canvas, tile, BAR + 2, margin + left)
+    return canvas
+
+
+def _tile(text: str, height: int, color: Sequence[int], width: int = NAME_WIDTH) -> np.ndarray:
+    """A line of text on white, as wide as it is."""
+    tile = np.full((height + 4, width, 3), 255, np.uint8)
+    put_text(tile, text, 0, height, height, width, color)
+    used = np.flatnonzero((tile < 255).any((0, 2)))
+    return tile[:, : used[-1] + 1] if len(used) else tile[:, :1]
+
+
+def _strip(text: str, height: int, color: Sequence[int], margin: int = 0) -> np.ndarray:
+    """A line of text with room around."""
+    tile = _tile(text, height, color, SIDE)
+    return np.pad(tile, ((0, LINE - TEXT - 4), (margin, 0), (0, 0)), constant_values=255)
+
+
+def _write(place: np.ndarray, text: str, light: bool) -> None:
+    """Writes into the middle of a cell, dark or light."""
+    tile = _tile(text, TEXT - 1, (0, 0, 0))
+    top, left = ((a - b) // 2 for a, b in zip(place.shape[:2], tile.shape[:2]))
+    region = place[max(top, 0) :, max(left, 0) :][: len(tile), : tile.shape[1]]
+    tile = tile[: len(region), : region.shape[1]]
+    region[:] = np.maximum(region, 255 - tile) if light else np.minimum(region, tile)
+
+
+def _paste(canvas: np.ndarray, tile: np.ndarray, top: int, left: int) -> None:
+    canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+
+
+def _beside(*pictures: np.ndarray) -> np.ndarray:
+    height = max(len(picture) for picture in pictures)
+    pads = [((0, height - len(picture)), (0, 0), (0, 0)) for picture in pictures]
+    return np.concatenate(
+        [np.pad(p, pad, constant_values=255) for p, pad in zip(pictures, pads)], 1
+    )
+
+
+def _stack(*pictures: np.ndarray) -> np.ndarray:
+    width = max(picture.shape[1] for picture in pictures)
+    pads = [((0, 0), (0, width - picture.shape[1]), (0, 0)) for picture in pictures]
+    return np.concatenate([np.pad(p, pad, constant_values=255) for p, pad in zip(pictures, pads)])
