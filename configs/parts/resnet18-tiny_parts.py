@@ -2,27 +2,13 @@
 _base_ = [
     '../_base_/models/resnet18-tiny_digits.py',
     '../_base_/datasets/parts.py',
+    '../_base_/schedules/parts_8e.py',
     '../_base_/digits_runtime.py',
 ]
 model = dict(
     backbone=dict(stem_channels=8, base_channels=8, strides=(2, 2, 2, 1)),
     head=dict(num_classes=9, in_channels=64),
 )
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.005, weight_decay=0.05))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=True, end=1, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=True,
-        begin=1,
-        T_max=7,
-        end=8,
-        convert_to_iter_based=True,
-    ),
-]
-train_cfg = dict(by_epoch=True, max_epochs=8, val_interval=4)
-val_cfg = dict()
-test_cfg = dict()
 # At every validation: do the maps lie on the bird, and on the parts that decide?
 custom_hooks = [
     dict(type='EpochSeedHook'),

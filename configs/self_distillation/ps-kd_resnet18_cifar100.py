@@ -1,0 +1,10 @@
+# PS-KD (Kim et al., ICCV 2021). Its term is the whole classification loss.
+_base_ = ['ce_resnet18_cifar100.py']
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student={{_base_.model}},
+    input_size=32,
+    student_weight=0.0,
+    terms=dict(pskd=dict(type='PSKDLoss', at='logits', num_samples=50000, alpha=0.8)),
+)
