@@ -1,6 +1,7 @@
-"""The distiller and its parts: taps, terms, adapters, schedules and teachers."""
+"""The distiller and its parts: taps, terms, adapters and teachers."""
 
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.distillation.teacher_target import TeacherTarget
 from mmkdx.distillation.teachers import EMATeacher, Teacher, TeacherEnsemble
 from mmkdx.distillation.terms import Term
 from mmkdx.functional import ClassMaps
@@ -14,5 +15,6 @@ __all__ = [
     'TapSet',
     'Teacher',
     'TeacherEnsemble',
+    'TeacherTarget',
     'Term',
 ]

@@ -42,8 +42,7 @@ class TeacherTarget(nn.Module):
 
     Raises:
         ValueError: If an argument is out of range, the statistics are missing or are none, or the
-        teacher
-            has no linear classifier ('weightsim').
+            teacher has no linear classifier ('weightsim').
         FileNotFoundError: If there is no file of statistics.
     """
 

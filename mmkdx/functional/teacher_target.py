@@ -1,4 +1,4 @@
-"""A teacher's probabilities with some of what is in them taken out, to see which part helps a student."""
+"""A teacher's probabilities with some of their content taken out, to see which part helps."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def component_target(
     - 'classmean_instmass': t_y, and of the rest the others have the proportions of 'classmean'.
     - 'full': all, t itself.
 
-    Sources: 'onehot', 'full' and the idea of the permutation ("dark knowledge with permuted
-    predictions") are those of Furlanello et al., "Born-Again Neural Networks", ICML 2018, who permute
-    around the teacher's own prediction (``anchor='argmax'``); the others are meant to hold the parts
-    apart that Tang et al., "Understanding and Improving Knowledge Distillation", 2020, tell apart.
+    Sources: the permutation ("dark knowledge with permuted predictions") is that of Furlanello et al.,
+    "Born-Again Neural Networks", ICML 2018, who permute around the teacher's own prediction
+    (``anchor='argmax'``); the others are to hold apart what Tang et al., "Understanding and Improving
+    Knowledge Distillation", 2020, call universe, class-relation and instance knowledge.
 
     Args:
         target_probabilities (Tensor): The teacher's probabilities t of shape (N, K), at the temperature
@@ -70,8 +70,8 @@ def component_target(
         kind (str): One of ``KINDS``.
         statistics (Mapping[str, Tensor], optional): What is known of the teacher, where the kind needs
             it (``NEEDS``): 'mass', the mean of t_y; 'class_mean' of shape (K, K), in row y the mean of t
-                over
-            the images of class y; 'weight_similarity' of shape (K, K), the cosines. Defaults to None.
+            over the images of class y; 'weight_similarity' of shape (K, K), the cosines. Defaults to
+            None.
         anchor (str): What y is: the 'label', or 'argmax', the class of the teacher's largest
             probability. Defaults to 'label'.
         similarity_tau (float): The temperature of the softmax of 'weightsim'. Defaults to 0.25.

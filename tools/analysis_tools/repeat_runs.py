@@ -53,7 +53,9 @@ def call(tool: str, *arguments: object, log: Path) -> None:
             raise RuntimeError(f'{tool} {arguments[0]} failed; see {log}')
 
 
-def run(config: Path, seed: int, work_dir: Path, options: list[str]) -> dict[str, float]:
+def run(
+    config: Path, seed: int, work_dir: Path, options: list[str], name: str | None = None
+) -> dict[str, float]:
     """The metrics of a test after training with a seed; trains only where that is not done.
 
     Args:
@@ -61,11 +63,14 @@ def run(config: Path, seed: int, work_dir: Path, options: list[str]) -> dict[str
         seed (int): The seed.
         work_dir (Path): The folder of all runs.
         options (list[str]): Changes to the config.
+        name (str, optional): The folder of these runs in ``work_dir``. Defaults to None: the config's
+            name.
 
     Returns:
         dict[str, float]: What the test yields.
     """
-    folder = work_dir / config.stem / f'seed_{seed}'
+    name = name or config.stem
+    folder = work_dir / name / f'seed_{seed}'
     result = folder / 'test.json'
     if not result.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +82,7 @@ def run(config: Path, seed: int, work_dir: Path, options: list[str]) -> dict[str
         out = ['--out', part, '--out-item', 'metrics']
         call('test.py', config, checkpoint, *out, *common, log=folder / 'test.txt')
         os.replace(part, result)
-        print(f'{config.stem}, seed {seed}: done', file=sys.stderr)
+        print(f'{name}, seed {seed}: done', file=sys.stderr)
     return json.loads(result.read_text())
 
 

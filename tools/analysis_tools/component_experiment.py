@@ -1,0 +1,198 @@
+#!/usr/bin/env python
+"""Finds what in a teacher's output helps a student: trains it with parts of that output taken out.
+
+CONFIG is a distillation with a term of `KLDivLoss`. Each variant changes what the teacher says in that
+term, is trained and tested with each seed, and is a row of the table. The read-outs below it are
+differences between two variants, seed by seed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mmengine.config import Config
+from repeat_runs import call, cell, run
+from teacher_statistics import find_term
+
+from mmkdx.compat import load_checkpoint_file
+from mmkdx.functional.teacher_target import KINDS, NEEDS
+
+#: The settings of the term, and of the model, that differ from the config's.
+CHANGES = {
+    'ce': ({'weight': 0}, {'student_weight': 1}),
+    **{kind: ({'teacher_target.kind': kind}, {}) for kind in KINDS},
+    'cwtm': ({'type': 'CWTMLoss', 'teacher_target.kind': 'full'}, {}),
+    'tckd': ({'type': 'DKDLoss', 'alpha': 1, 'beta': 0, 'teacher_target.kind': 'full'}, {}),
+    'nckd': ({'type': 'DKDLoss', 'alpha': 0, 'beta': 1, 'teacher_target.kind': 'full'}, {}),
+}
+
+#: Differences of two variants: what helps when the first has it and the second has not.
+READOUTS = {
+    'response': ('uniform', 'onehot'),
+    'response, to labels alone': ('uniform', 'ce'),
+    'adaptive mass': ('uniform', 'meanmass'),
+    'class similarity': ('full', 'permute'),
+    'class similarity, of class means': ('classmean', 'meanmass'),
+    'instance': ('full', 'classmean_instmass'),
+}
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', type=Path)
+    parser.add_argument(
+        '--kinds', nargs='+', choices=CHANGES, default=list(CHANGES), help='default: all'
+    )
+    parser.add_argument(
+        '--seeds', nargs='+', type=int, default=[0, 1, 2, 3], help='default: 0 1 2 3'
+    )
+    parser.add_argument(
+        '--metrics', nargs='+', default=['accuracy/top1'], help='as in the log of a test'
+    )
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/components'),
+        help='runs that are finished there are not run again, nor is the file of statistics made anew',
+    )
+    parser.add_argument('--jobs', type=int, default=1, help='how many runs at a time')
+    parser.add_argument('--json', type=Path, help='a file for all numbers')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], help='changes to all variants, as of train.py'
+    )
+    args = parser.parse_args()
+    if not args.config.is_file():
+        parser.error(f'there is no config {args.config}')
+    if set(str(args.work_dir)) & set(' ,()[]'):
+        parser.error(f'--work-dir {args.work_dir}: without spaces, commas and brackets, please')
+    return args
+
+
+def changes(kind: str, term: str, file: Path) -> list[str]:
+    """The options of train.py that make a variant.
+
+    Args:
+        kind (str): The variant.
+        term (str): The name of the term.
+        file (Path): The file of statistics.
+
+    Returns:
+        list[str]: Texts key=value.
+    """
+    of_term, of_model = CHANGES[kind]
+    if kind in NEEDS:
+        of_term = {**of_term, 'teacher_target.statistics': file}
+    options = {f'model.terms.{term}.{key}': value for key, value in of_term.items()}
+    options.update({f'model.{key}': value for key, value in of_model.items()})
+    return [f'{key}={value}' for key, value in options.items()]
+
+
+def make_statistics(config: Path, file: Path, options: list[str]) -> None:
+    """Makes the file of statistics where there is none."""
+    if file.is_file():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Under another name first, so that one that was broken off is not taken for whole
+    part = file.with_suffix('.part')
+    arguments = ['--out', part, *(['--cfg-options', *options] if options else [])]
+    tool = 'analysis_tools/teacher_statistics.py'
+    call(tool, config, *arguments, log=file.with_suffix('.txt'))
+    os.replace(part, file)
+
+
+def differences(results: dict[str, list[dict]], readout: str, metric: str) -> list[float]:
+    """A read-out for each seed; empty where one of the two variants was not run or lacks the metric.
+
+    Args:
+        results (dict[str, list[dict]]): For each variant the metrics of each seed.
+        readout (str): The name of the read-out.
+        metric (str): The name of the metric.
+    """
+    pairs = zip(*(results.get(kind, []) for kind in READOUTS[readout]))
+    pairs = [tuple(each.get(metric) for each in pair) for pair in pairs]
+    return [a - b for a, b in pairs if None not in (a, b)]
+
+
+def table(results: dict[str, list[dict]], metrics: list[str]) -> str:
+    """The two tables, in Markdown: the variants, and the read-outs whose variants were run.
+
+    Args:
+        results (dict[str, list[dict]]): For each variant the metrics of each seed.
+        metrics (list[str]): The columns.
+    """
+
+    def text(metric: str, values: list[float]) -> str:
+        return cell(values, 2 if metric.startswith('accuracy') else 3) if values else ''
+
+    def lines(head: list[str], rows: list[list[str]]) -> list[str]:
+        return ['| ' + ' | '.join(row) + ' |' for row in (head, ['---'] * len(head), *rows)]
+
+    variants = []
+    for kind, runs in results.items():
+        columns = [[each[m] for each in runs if each.get(m) is not None] for m in metrics]
+        variants.append([kind, *map(text, metrics, columns)])
+    readouts = []
+    for name, (first, second) in READOUTS.items():
+        columns = [differences(results, name, metric) for metric in metrics]
+        if any(columns):
+            readouts.append([name, f'{first} - {second}', *map(text, metrics, columns)])
+    found = lines(['variant', *metrics], variants)
+    if readouts:
+        found += ['', *lines(['read-out', 'difference', *metrics], readouts)]
+    return '\n'.join(found)
+
+
+def to_json(args: argparse.Namespace, results: dict[str, list[dict]]) -> dict:
+    """All numbers: the metrics of each variant and seed, and the read-outs of ``--metrics``."""
+    readouts = {}
+    for name, pair in READOUTS.items():
+        values = {metric: differences(results, name, metric) for metric in args.metrics}
+        summaries = {
+            metric: dict(
+                mean=statistics.mean(each),
+                sd=statistics.stdev(each) if len(each) > 1 else None,
+                each=each,
+            )
+            for metric, each in values.items()
+            if each
+        }
+        if summaries:
+            readouts[name] = dict(variants=pair, metrics=summaries)
+    return dict(config=str(args.config), seeds=args.seeds, variants=results, readouts=readouts)
+
+
+def main() -> None:
+    """Runs everything and prints the tables."""
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    term = find_term(cfg)
+    loss = cfg.model.terms[term].type
+    if loss != 'KLDivLoss':
+        raise ValueError(f'{args.config}: model.terms.{term}.type is {loss}; it must be KLDivLoss')
+    folder = args.work_dir / args.config.stem
+    file = folder / 'teacher_statistics.pth'
+    if set(args.kinds) & set(NEEDS):
+        make_statistics(args.config, file, args.cfg_options)
+        if 'weightsim' in args.kinds and load_checkpoint_file(file)['weight_similarity'] is None:
+            raise SystemExit('the teacher has no linear classifier; leave weightsim out (--kinds)')
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = {kind: [] for kind in args.kinds}
+        for seed in args.seeds:
+            for kind in args.kinds:
+                options = [*args.cfg_options, *changes(kind, term, file)]
+                jobs[kind].append(pool.submit(run, args.config, seed, folder, options, kind))
+        results = {kind: [each.result() for each in runs] for kind, runs in jobs.items()}
+    print(table(results, args.metrics))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(to_json(args, results), indent=1))
+
+
+if __name__ == '__main__':
+    main()

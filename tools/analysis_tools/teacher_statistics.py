@@ -1,0 +1,179 @@
+#!/usr/bin/env python
+"""Writes what a teacher says of each class on average, for the `teacher_target` of a term.
+
+CONFIG is a distillation with one term that has a `teacher_target`, or else one of `KLDivLoss`. Its
+teacher runs once over an epoch of the training images, as the training pipeline yields them: only then
+is the mean probability of the label what it is during training. The file holds, at the term's
+temperature:
+
+- mass: the mean probability of the label
+- class_mean (K, K): in row y the mean probabilities of the images of class y
+- weight_similarity (K, K): the cosines between the classifier's weights of classes, less the mean of all
+  classes (what is added to all of them changes no probability); None without a linear classifier
+- tau, classes, images
+"""
+
+import argparse
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner, set_random_seed
+from mmengine.utils import track_iter_progress
+from torch import Tensor, nn
+
+from mmkdx.apis.dry_run import build_from_config
+from mmkdx.distillation import Distiller
+from mmkdx.functional import full_precision
+from mmkdx.models.classifier import find_classifier
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of a distillation')
+    parser.add_argument('--out', type=Path, required=True, help='the file to write (.pth)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='changes of the config as key=value',
+    )
+    return parser.parse_args()
+
+
+def find_term(cfg: Config) -> str:
+    """The name of the term with a ``teacher_target``, or else of the one of ``KLDivLoss``.
+
+    Raises:
+        ValueError: If there is not exactly one.
+    """
+    terms = cfg.model.get('terms') or {}
+    names = [name for name, term in terms.items() if 'teacher_target' in term]
+    names = names or [name for name, term in terms.items() if term['type'] == 'KLDivLoss']
+    if len(names) != 1:
+        raise ValueError(
+            f'{cfg.filename}: model.terms must have one term with a teacher_target, or one of '
+            f'KLDivLoss, and there are {len(names)}'
+        )
+    return names[0]
+
+
+def teacher_outputs(
+    cfg: Config, distiller: Distiller, name: str
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """A teacher's logits (N, K) and the labels (N, ) of an epoch of training images, in batches.
+
+    Args:
+        cfg (Config): The config.
+        distiller (Distiller): Its model.
+        name (str): The term.
+
+    Raises:
+        ValueError: If images have no class.
+    """
+    loader = copy.deepcopy(cfg.train_dataloader)
+    for key in ('batch_sampler', 'drop_last'):
+        loader.pop(key, None)
+    loader.setdefault('batch_size', 64)
+    loader.sampler = dict(type='DefaultSampler', shuffle=False)
+    set_random_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmkdx')):
+        loader = Runner.build_dataloader(loader, seed=0)
+    term = distiller.terms[name]
+    for batch in track_iter_progress((loader, len(loader))):
+        data = distiller.data_preprocessor(batch, False)
+        if 'gt_label' not in data['data_samples'][0]:
+            raise ValueError(f'{cfg.filename}: the training images have no class (gt_label)')
+        labels = torch.cat([sample.gt_label for sample in data['data_samples']])
+        logits = distiller.teachers[term.teacher](data['inputs'])[term.teacher_tap]
+        yield full_precision(logits), labels.to(logits.device)
+
+
+def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> dict:
+    """The means of probabilities in each class.
+
+    Args:
+        outputs (Iterable): Batches of logits (N, K) and labels (N, ).
+        tau (float): The temperature.
+
+    Returns:
+        dict: 'mass', 'class_mean', 'tau', 'classes' and 'images'.
+
+    Raises:
+        ValueError: If there is a class without an image.
+    """
+    sums = counts = None
+    for logits, labels in outputs:
+        if sums is None:
+            sums = logits.new_zeros(logits.shape[1], logits.shape[1], dtype=torch.float64)
+            counts = sums.new_zeros(len(sums))
+        sums.index_add_(0, labels, (logits / tau).softmax(1).double())
+        counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+    missing = (counts == 0).nonzero().flatten().tolist()
+    if missing:
+        raise ValueError(f'the training data have no image of the classes {missing[:5]}')
+    return dict(
+        mass=(sums.diagonal().sum() / counts.sum()).float().cpu(),
+        class_mean=(sums / counts[:, None]).float().cpu(),
+        tau=float(tau),
+        classes=len(sums),
+        images=int(counts.sum()),
+    )
+
+
+def weight_similarity(model: nn.Module | None, classes: int) -> Tensor | None:
+    """The cosines (K, K) between a linear classifier's weights of classes; None where there is none.
+
+    Args:
+        model (nn.Module, optional): The model.
+        classes (int): How many classes there are.
+    """
+    try:
+        weight = full_precision(model.get_submodule(find_classifier(model)).weight.detach())
+    except (AttributeError, ValueError):
+        return None
+    if len(weight) != classes:
+        return None
+    rows = F.normalize(weight - weight.mean(0))
+    return (rows @ rows.T).cpu()
+
+
+@torch.no_grad()
+def main() -> None:
+    """Runs the teacher and writes the file."""
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    name = find_term(cfg)
+    # Not yet: it may need the very file
+    settings = cfg.model.terms[name].pop('teacher_target', None) or {}
+    distiller = build_from_config(cfg).to(get_device())
+    term = distiller.terms[name]
+    teacher = distiller.teachers[term.teacher]
+    if teacher.trained_along:
+        raise ValueError(f'{args.config}: the teacher is trained along and has no fixed statistics')
+    teacher.load()
+    tau = settings.get('tau') or getattr(term.loss, 'tau', 1.0)
+    found = target_statistics(teacher_outputs(cfg, distiller, name), tau)
+    # An ensemble has no model of its own
+    model = getattr(teacher, 'model', None)
+    found['weight_similarity'] = weight_similarity(model, found['classes'])
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(found, args.out)
+    print(
+        f'\n{args.out}: {found["classes"]} classes, {found["images"]} images, mean probability of the '
+        f'label {found["mass"]:.3f} at tau {tau:g}'
+    )
+
+
+if __name__ == '__main__':
+    main()
