@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmkdx.functional.precision import full_precision, no_autocast
+from mmkdx.functional.teacher_target import shuffle_others
 
 #: Explanations of class k of a GAP + linear classifier: its weights (the gradient by the features), its
 #: class activation map, or gradient times activation.
@@ -132,10 +133,7 @@ def soft_targets(
         raise ValueError(f'tau is {tau}; a temperature is above 0')
     own = F.one_hot(labels, similarity.shape[1]).bool()
     if permute:
-        # The label's place stays; the others' are filled in a random order
-        order = torch.rand_like(similarity).masked_fill(own, 2).argsort(1, descending=True)
-        places = own.int().argsort(dim=1, descending=True, stable=True)
-        similarity = similarity.scatter(1, places, similarity.gather(1, order))
+        similarity = shuffle_others(similarity, labels)
     if mode == 'softmax':
         return (similarity / tau).softmax(1)
     others = (similarity / tau).masked_fill(own, -torch.inf).softmax(1)

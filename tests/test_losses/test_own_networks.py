@@ -1,16 +1,11 @@
 """DMLLoss, ONELoss and BYOTLoss train networks of their own beside a student: what they share."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import batch, build, classifier, distiller, total
+from tiny import batch, build, classifier, distiller, run_ranks, total
 
-ROOT = Path(__file__).parents[2]
 TERMS = dict(
     dml=dict(type='DMLLoss', at='logits', peers=[classifier(8), classifier(6)]),
     one=dict(type='ONELoss', at=['backbone.body:in', 'logits'], branch='backbone.body'),
@@ -150,6 +145,7 @@ def test_mixed_labels_are_for_mutual_learning():
 
 # In a fresh process each, with a seed of its own, from which DDP takes the first rank's weights.
 SCRIPT = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -172,33 +168,14 @@ for name in TERMS:
         wrapped.train_step(dict(inputs=images[part], data_samples=samples[part]), optim)
         states[name, step] = {key: each.clone() for key, each in model.state_dict().items()}
 torch.save(states, f'{path}.{rank}')
+dist.barrier()
+os._exit(0)  # a thread of gloo may outlive the interpreter, which then aborts with all done
 """
 
 
 @pytest.fixture(scope='module')
 def states(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('own_networks')
-    script = folder / 'train.py'
-    script.write_text(SCRIPT)
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / 'tests', Path(__file__).parent)))
-    env = dict(os.environ, PYTHONPATH=paths, OMP_NUM_THREADS='1')
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder / 'two'), str(rank)],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for rank in ranks:
-            error = rank.communicate(timeout=120)[1]
-            assert rank.returncode == 0, error[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [torch.load(folder / f'two.{rank}') for rank in range(2)]
+    return run_ranks(SCRIPT, tmp_path_factory.mktemp('own_networks') / 'two', 2)
 
 
 @pytest.mark.parametrize('name', TERMS)

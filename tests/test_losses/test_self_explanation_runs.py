@@ -1,30 +1,24 @@
 """IntrospectiveLoss in training: two processes are one, and a resumed run goes on as before."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
-from tiny import classifier
-
-ROOT = Path(__file__).parents[2]
+from tiny import classifier, run_ranks
 
 # Each rank has its half of a batch. Under DDP a loss is the mean over ranks, and so are gradients.
 SCRIPT = """
 import os, sys
-sys.path.insert(0, sys.argv[4])
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from mmkdx.losses import IntrospectiveLoss
 from tiny import batch, classifier, distiller, total
 
-path, rank, world = sys.argv[1], *map(int, sys.argv[2:4])
+path, rank, world = sys.argv[1], *map(int, sys.argv[2:])
 if world > 1:
     dist.init_process_group('gloo', f'file://{path}.store', rank=rank, world_size=world)
 torch.manual_seed(0)
@@ -46,30 +40,8 @@ os._exit(0)
 
 
 def test_two_processes_train_what_one_trains(tmp_path):
-    script = tmp_path / 'train.py'
-    script.write_text(SCRIPT)
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    for name, world in (('one', 1), ('two', 2)):
-        ranks = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, str(script), str(tmp_path / name)),
-                    *(str(rank), str(world), str(ROOT / 'tests')),
-                ],
-                env=env,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(world)
-        ]
-        try:
-            for rank in ranks:
-                error = rank.communicate(timeout=120)[1]
-                assert rank.returncode == 0, error[-3000:]
-        finally:
-            for rank in ranks:
-                rank.kill()
-    one, first, second = (torch.load(tmp_path / name) for name in ('one.0', 'two.0', 'two.1'))
+    (one,) = run_ranks(SCRIPT, tmp_path / 'one', 1)
+    first, second = run_ranks(SCRIPT, tmp_path / 'two', 2)
     averages = one['distill.terms.il.loss.averages']
     assert not torch.equal(averages, torch.eye(4))
     for key, value in one.items():

@@ -2,21 +2,16 @@
 
 import copy
 import math
-import os
 import runpy
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from mmpretrain.structures import DataSample
-from tiny import build
+from tiny import build, run_ranks
 from torch import nn
 
 from mmkdx.models.heads.prototree_head import ProtoTreeHead
-
-ROOT = Path(__file__).parents[3]
 
 
 def tree(depth=3, classes=4, channels=5, seed=0, **kwargs):
@@ -379,24 +374,8 @@ def test_leaves_of_two_processes_are_those_of_one(tmp_path, monkeypatch):
     script.write_text(SCRIPT)
     monkeypatch.setattr(sys, 'argv', [str(script), str(tmp_path / 'one'), '0', '1'])
     runpy.run_path(str(script))
-    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / 'two'), rank, '2'],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in '01'
-    ]
-    try:
-        for rank in ranks:
-            error = rank.communicate(timeout=120)[1]
-            assert rank.returncode == 0, error[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    one, first, second = (torch.load(tmp_path / name) for name in ('one.0', 'two.0', 'two.1'))
+    one = torch.load(tmp_path / 'one.0')
+    first, second = run_ranks(SCRIPT, tmp_path / 'two', 2)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, one)
     # Of the 24 images of the last epoch each is shared out among the leaves
