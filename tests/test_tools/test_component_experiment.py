@@ -17,8 +17,8 @@ from mmkdx.functional.teacher_target import KINDS, NEEDS
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools/analysis_tools'
-CONFIGS = sorted((ROOT / 'configs/introspective/components').glob('components_*.py'))
-DIGITS = ROOT / 'configs/introspective/components/components_resnet18_resnet18-tiny_digits100.py'
+CONFIGS = sorted((ROOT / 'configs/components').glob('components_*.py'))
+DIGITS = ROOT / 'configs/components/components_resnet18_resnet18-tiny_digits100.py'
 PREPROCESSOR = dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3)
 
 

@@ -1,6 +1,6 @@
 # What in a teacher's output helps: the base of tools/analysis_tools/component_experiment.py. A shorter
 # schedule than that of configs/digits, as there are many runs.
-_base_ = ['../../digits/kd_resnet18_resnet18-tiny_digits100.py']
+_base_ = ['../digits/kd_resnet18_resnet18-tiny_digits100.py']
 model = dict(
     student_weight=0.1,
     terms=dict(kd=dict(weight=0.9, teacher_target=dict(kind='full'))),
