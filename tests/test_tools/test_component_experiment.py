@@ -18,7 +18,7 @@ from mmkdx.functional.teacher_target import KINDS, NEEDS
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools/analysis_tools'
 CONFIGS = sorted((ROOT / 'configs/components').glob('components_*.py'))
-DIGITS = ROOT / 'configs/components/components_resnet18_resnet18-tiny_digits100.py'
+DIGITS = ROOT / 'configs/components/components_resnet18-tiny_resnet18-tiny_digits100.py'
 PREPROCESSOR = dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3)
 
 
@@ -346,7 +346,7 @@ def test_mistakes(start, tmp_path, capsys):
 
 def test_two_variants_for_real(experiment, tmp_path, monkeypatch, capsys):
     """With the tools in this process: to start five would take longer than what they do."""
-    cfg = Config.fromfile(ROOT / 'configs/digits/resnet18_digits.py')
+    cfg = Config.fromfile(ROOT / 'configs/components/teacher_resnet18-tiny_digits.py')
     torch.manual_seed(0)
     torch.save(build(cfg.model.to_dict()).state_dict(), tmp_path / 'teacher.pth')
     monkeypatch.chdir(ROOT)
