@@ -16,7 +16,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from mmkdx.explain.layers import find_layers, logits_of
+from mmkdx.explain.layers import Layout, find_layers, logits_of
 from mmkdx.functional import ClassMaps, full_precision, no_autocast, tokens_to_map
 from mmkdx.functional.schedules import WeightSchedule
 from mmkdx.functional.self_explanation import (
@@ -56,7 +56,8 @@ class IntrospectiveLoss(nn.Module):
     The loss holds the labels' part, so a ``Distiller`` trains with it alone (``student_weight=0``).
     There it is a term without a teacher, ``at='cam'`` for the closed forms, ``[layer, 'logits']`` for
     any other head or layer, ``'logits'`` for the pixels, or 'auto', which finds out. It is also a
-    ``loss`` of a plain head of mmpretrain, where it finds out by itself.
+    ``loss`` of a plain head of mmpretrain, where it finds out by itself. At 'cam' the logits are those
+    without the head's dropout.
 
     The mean and the spread of s over the other classes, the entropy of the target's part that is theirs,
     the share of targets with another maximum than the label and the current λ are logged as
@@ -175,6 +176,8 @@ class IntrospectiveLoss(nn.Module):
         self.logs: dict[str, Tensor | float] = {}
         self._schedule = WeightSchedule(**warmup) if isinstance(warmup, dict) else None
         self._checked = False
+        # How the activations of a layer that was found lie in space
+        self._layout: Layout | None = None
         # In a plain head, of the forward that is under way: model, inputs and what is recorded
         self._forward: tuple[nn.Module, Tensor, dict, ExitStack] | None = None
         self._taps: dict[tuple[int, ...], TapSet] = {}
@@ -203,14 +206,15 @@ class IntrospectiveLoss(nn.Module):
         except ValueError as error:
             reason = str(error).removeprefix('at: ')
         with torch.random.fork_rng(), torch.enable_grad():
-            layer = find_layers(model, torch.randn_like(images), ['auto'])[0].name
+            layer = find_layers(model, torch.randn_like(images), ['auto'])[0]
+        self._layout = layer.layout
         print_log(
-            f'IntrospectiveLoss: {reason}; layer {layer!r} is explained by gradients, with a backward '
-            'pass from the logits for each class.',
+            f'IntrospectiveLoss: {reason}; layer {layer.name!r} is explained by gradients, with a '
+            'backward pass from the logits for each class.',
             logger='current',
             level=logging.WARNING,
         )
-        return (layer, 'logits')
+        return (layer.name, 'logits')
 
     def connect(self, student: Any, teacher: None = None, model: nn.Module | None = None) -> None:
         """Builds the class averages, and refuses what cannot be explained.
@@ -325,6 +329,7 @@ class IntrospectiveLoss(nn.Module):
                 )
             self._checked = True
             to_map = tokens_to_map if features.dim() == 3 else lambda value: value
+            to_map = self._layout.to_map if self._layout else to_map
             return gradient_similarity(
                 logits, features, target, self.explainer, relu=self.relu, to_map=to_map, **settings
             )
@@ -350,7 +355,7 @@ class IntrospectiveLoss(nn.Module):
                 **settings,
             )
 
-    def _begin_with(self, classes: int, device: torch.device | None = None) -> None:
+    def _begin_with(self, classes: int | None, device: torch.device | None = None) -> None:
         if classes == 2 and self.mode == 'mass':
             warnings.warn(
                 "IntrospectiveLoss: with two classes mode 'mass' gives eps to the one other class, "
@@ -411,8 +416,16 @@ class IntrospectiveLoss(nn.Module):
         Args:
             classifier (BaseModel): The classifier.
             head (nn.Module): Its head.
+
+        Raises:
+            ValueError: If class averages are to be kept and the head does not tell how many classes.
         """
-        self._begin_with(head.num_classes)
+        classes = getattr(head, 'num_classes', None)
+        if classes is None and self.level == 'class':
+            raise ValueError(
+                f"level 'class' needs a head with num_classes, and {type(head).__name__} has none"
+            )
+        self._begin_with(classes)
         classifier.register_forward_pre_hook(self._enter, with_kwargs=True)
         classifier.register_forward_hook(self._leave, always_call=True)
 

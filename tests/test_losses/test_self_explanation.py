@@ -12,6 +12,7 @@ from mmpretrain.structures import DataSample
 from tiny import batch, build, classifier, distiller, total
 from torch import nn
 
+from mmkdx.explain.layers import Layout
 from mmkdx.functional import ClassMaps
 from mmkdx.functional.self_explanation import class_similarity, soft_targets
 from mmkdx.losses import IntrospectiveLoss
@@ -394,6 +395,39 @@ def test_auto_explains_other_heads_by_gradients(attention, monkeypatch):
     assert all(parameter.grad is not None for parameter in model.student.backbone.parameters())
 
 
+@pytest.mark.parametrize('explainer', ['cam', 'grad_act'])
+def test_transformers(explainer):
+    torch.manual_seed(0)
+    vit = dict(
+        type='ImageClassifier',
+        backbone=dict(
+            type='VisionTransformer',
+            arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32),
+            img_size=16,
+            patch_size=4,
+        ),
+        head=dict(type='VisionTransformerClsHead', num_classes=4, in_channels=16),
+    )
+    term = dict(type='IntrospectiveLoss', at='auto', explainer=explainer)
+    model = distiller(dict(il=term), student=vit, teacher=None, student_weight=0.0, input_size=16)
+    losses = model.train()(*batch(size=16), mode='loss')
+    total(losses).backward()
+    assert losses['il.spread'] > 0
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_maps_with_the_channels_last():
+    """As Swin's: the layout is that of the layer that was found."""
+    torch.manual_seed(0)
+    features, weight = torch.randn(2, 3, 3, 6, requires_grad=True), torch.randn(4, 6)
+    target = torch.tensor([1, 3])
+    loss = IntrospectiveLoss()
+    loss._layout = Layout((3, 3), 'nhwc')
+    found = loss.similarity([features, features.mean((1, 2)) @ weight.T], target)
+    expected = class_similarity(features.permute(0, 3, 1, 2), weight, target).detach()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
 def test_batch_norm_behind_the_layer_is_refused_when_it_trains():
     config = dict(type='IntrospectiveLoss', at=['backbone.body', 'logits'])
     model = distiller(
@@ -610,6 +644,13 @@ def test_mixed_and_multiple_labels():
         build(config)(images, several, mode='loss')
     with pytest.raises(ValueError, match='one class for each of 4 images, and the labels are None'):
         IntrospectiveLoss()(maps())
+
+
+def test_a_head_that_does_not_tell_its_classes():
+    with pytest.raises(
+        ValueError, match="level 'class' needs a head with num_classes, and Identity"
+    ):
+        IntrospectiveLoss(level='class').attach(build(classifier()), nn.Identity())
 
 
 def test_a_loss_outside_of_a_head():
