@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from mmcv.transforms import BaseTransform
-from mmcv.transforms.utils import cache_randomness
 
 from mmkdx.registry import TRANSFORMS
 
@@ -88,13 +87,6 @@ class DisturbLabel(BaseTransform):
         self.num_classes = num_classes
         self.prob = prob
 
-    @cache_randomness
-    def draw(self, label: int) -> int:
-        """The label that is trained on."""
-        if np.random.rand() < self.prob:
-            return int(np.random.randint(self.num_classes))
-        return int(label)
-
     def transform(self, results: dict) -> dict:
         """Replaces ``gt_label``.
 
@@ -113,7 +105,9 @@ class DisturbLabel(BaseTransform):
                 f'DisturbLabel needs one gt_label below num_classes ({self.num_classes}) in each '
                 f'sample, and there is {label!r}'
             )
-        results['gt_label'] = self.draw(label)
+        if np.random.rand() < self.prob:
+            label = np.random.randint(self.num_classes)
+        results['gt_label'] = int(label)
         return results
 
     def __repr__(self) -> str:

@@ -93,8 +93,8 @@ class IntrospectiveLoss(nn.Module):
             iterations, in a run that has no epochs).
         chunk (int): How many classes go through one backward pass together. Defaults to 16.
         probes (int, optional): With explainers by the pixels: takes one backward pass and one
-            forward-mode derivative for all classes, and so many for their norms. It pays from about 50
-            classes on. Defaults to None (a backward pass a class).
+            forward-mode derivative for all classes, and so many for their norms. It pays from some
+            dozens of classes on. Defaults to None (a backward pass a class).
 
     Raises:
         ValueError: If an argument is out of its range or does not go with another.
