@@ -372,7 +372,8 @@ class IntrospectiveLoss(nn.Module):
             sums = torch.zeros_like(self.averages).index_add_(
                 0, target, similarity.detach().to(self.averages)
             )
-            counts = torch.bincount(target, minlength=len(sums))[:, None].to(sums)
+            # Not bincount, which waits for the device
+            counts = F.one_hot(target, len(sums)).sum(0)[:, None].to(sums)
             both = torch.cat([sums, counts], 1)
             all_reduce(both)
             sums, counts = both[:, :-1], both[:, -1:]
@@ -397,12 +398,15 @@ class IntrospectiveLoss(nn.Module):
     @torch.no_grad()
     def _log(self, similarity: Tensor, q: Tensor, target: Tensor, lam: float) -> None:
         own = F.one_hot(target, q.shape[1]).bool()
-        others = similarity[~own].unflatten(0, (len(q), -1))
+        # Sums with a mask, since taking the others out waits for the device
+        count = similarity.shape[1] - 1
+        mean = similarity.masked_fill(own, 0).sum(1, keepdim=True) / count
+        variance = (similarity - mean).masked_fill(own, 0).square().sum(1) / count
         share = q.masked_fill(own, 0)
         share = share / share.sum(1, keepdim=True).clamp_min(torch.finfo(share.dtype).tiny)
         self.logs = dict(
-            similarity=others.mean(),
-            spread=others.std(1, unbiased=False).mean(),
+            similarity=mean.mean(),
+            spread=variance.sqrt().mean(),
             entropy=torch.special.entr(share).sum(1).mean(),
             other=(q.argmax(1) != target).float().mean(),
             lam=torch.tensor(lam),

@@ -4,10 +4,12 @@ import copy
 import math
 import warnings
 
+import mmpretrain.registry
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.logging import MessageHub
+from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from tiny import batch, build, classifier, distiller, total
 from torch import nn
@@ -496,6 +498,18 @@ def test_a_plain_head_gives_the_same_loss(settings):
         averages = reference.terms['il'].loss.averages
         assert torch.equal(model.head.loss_module.averages, averages)
         assert 'head.loss_module.averages' in model.state_dict()
+
+
+def test_a_config_in_the_scope_of_mmpretrain():
+    config = classifier(8)
+    config['backbone']['type'] = 'mmkdx.TinyBackbone'
+    config['head']['loss'] = dict(type='mmkdx.IntrospectiveLoss')
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = mmpretrain.registry.MODELS.build(config).train()
+    torch.manual_seed(0)
+    expected = plain().train()(*batch(), mode='loss')['loss']
+    assert model(*batch(), mode='loss')['loss'].item() == pytest.approx(expected.item())
 
 
 def test_nothing_is_left_behind():
