@@ -1,7 +1,7 @@
 # What in a teacher's output helps: the base of tools/analysis_tools/component_experiment.py. The student
 # is like its teacher and has a quarter of the images. The nine classes are three families of three,
 # which share a crest.
-_base_ = ['../self_distillation/ce_resnet18-tiny_parts1800.py']
+_base_ = ['../self_distillation/ce_resnet18-tiny_parts900.py']
 model = dict(
     _delete_=True,
     type='Distiller',
@@ -10,7 +10,7 @@ model = dict(
         model='configs/components/teacher_resnet18-tiny_parts3600.py',
         checkpoint='work_dirs/teacher_resnet18-tiny_parts3600/epoch_8.pth',
     ),
-    input_size=32,
+    input_size=20,
     student_weight=0.1,
     terms=dict(
         kd=dict(
@@ -22,5 +22,4 @@ model = dict(
         )
     ),
 )
-train_dataloader = dict(dataset=dict(times=4, dataset=dict(num_samples=900)))
 custom_hooks = [dict(type='EpochSeedHook')]

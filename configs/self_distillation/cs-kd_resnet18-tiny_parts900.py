@@ -1,11 +1,11 @@
 # CS-KD (Yun et al., CVPR 2020). With two images for each one, a batch of twice the size keeps the
 # number of steps.
-_base_ = ['ce_resnet18-tiny_parts1800.py']
+_base_ = ['ce_resnet18-tiny_parts900.py']
 model = dict(
     _delete_=True,
     type='Distiller',
     student={{_base_.model}},
-    input_size=32,
+    input_size=20,
     terms=dict(cskd=dict(type='CSKDLoss', at='logits', tau=4, weight=1.0)),
 )
 train_dataloader = dict(

@@ -1,9 +1,9 @@
 # Confidence penalty (Pereyra et al., 2017).
-_base_ = ['ce_resnet18-tiny_parts1800.py']
+_base_ = ['ce_resnet18-tiny_parts900.py']
 model = dict(
     _delete_=True,
     type='Distiller',
     student={{_base_.model}},
-    input_size=32,
+    input_size=20,
     terms=dict(penalty=dict(type='ConfidencePenaltyLoss', at='logits', weight=0.1)),
 )
