@@ -7,6 +7,7 @@ something to mend before it mends; its docstring says which upstream version mak
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import os
 import pickle
@@ -18,25 +19,32 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
+import mmcv.image.io as mmcv_io
 import mmengine
 import numpy as np
 import torch
+from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config, ConfigDict
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
 from mmengine.dist import barrier, is_distributed, is_main_process
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, turn_on_activation_checkpointing
+from mmengine.runner import activation_checkpointing as mmengine_activation_checkpointing
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import get_installed_path, is_installed
 from mmengine.utils.dl_utils import mmcv_full_available
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 __all__ = [
     'CheckpointError',
@@ -53,6 +61,9 @@ def install() -> None:
     _load_checkpoints_safely()
     _find_packages_without_pkg_resources()
     _look_for_mmcv_ops_without_find_loader()
+    _checkpoint_activations_without_reentry()
+    _open_turbojpeg_when_it_is_used()
+    _resume_sharded_optimizers()
     # mmengine looks for the configs of the packages in this table only
     MODULE2PACKAGE.setdefault('mmkdx', 'mmkdx')
     # mmcv says so at every start where its compiled operators are missing; mmkdx needs none of them.
@@ -326,6 +337,75 @@ def _look_for_mmcv_ops_without_find_loader() -> None:
 def _mmcv_full_available() -> bool:
     """mmengine's ``mmcv_full_available`` without ``pkgutil.find_loader``."""
     return importlib.util.find_spec('mmcv._ext') is not None
+
+
+def _checkpoint_activations_without_reentry() -> None:
+    """Lets ``activation_checkpointing`` of a config keep all gradients.
+
+    mmengine 0.10.7 leaves torch's ``use_reentrant`` open, which then is True: the module runs without
+    a graph, taps inside it read tensors without gradients, and a module at the images, such as a whole
+    backbone, trains nothing. Unnecessary once mmengine says ``use_reentrant=False``.
+    """
+    if 'use_reentrant' not in inspect.getsource(mmengine_activation_checkpointing):
+        _rebind(turn_on_activation_checkpointing, _turn_on_activation_checkpointing)
+
+
+def _turn_on_activation_checkpointing(model: nn.Module, modules: list[str] | str) -> None:
+    """mmengine's ``turn_on_activation_checkpointing`` without reentry."""
+    for name in [modules] if isinstance(modules, str) else modules:
+        try:
+            module = model.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(
+                f'activation_checkpointing: the model has no module {name!r}; those of the student of '
+                "a Distiller begin with 'student.'"
+            ) from error
+        # A partial, as a deep copy of the model is to run its own module
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
+def _open_turbojpeg_when_it_is_used() -> None:
+    """Makes ``imdecode_backend='turbojpeg'`` of a config work.
+
+    mmcv 2.2.0 opens the library in ``mmcv.use_backend`` alone, which a config cannot call, and fails
+    with a NoneType otherwise. Unnecessary once mmcv opens it for ``imdecode_backend``, too.
+    """
+    if getattr(mmcv_io, 'jpeg', 0) is None:
+        mmcv_io.jpeg = _TurboJPEG()
+
+
+class _TurboJPEG:
+    """Stands in for mmcv's ``jpeg`` until the first image."""
+
+    def decode(self, *args: Any) -> np.ndarray:
+        """Opens the library, in each process that reads images, and decodes an image."""
+        if mmcv_io.TurboJPEG is None:
+            raise ImportError(
+                "imdecode_backend='turbojpeg' needs the package PyTurboJPEG and the library "
+                "libturbojpeg of the system: install them, or use imdecode_backend='cv2'"
+            )
+        mmcv_io.jpeg = mmcv_io.TurboJPEG()
+        return mmcv_io.jpeg.decode(*args)
+
+
+def _resume_sharded_optimizers() -> None:
+    """Lets runs with mmengine's ``FSDPStrategy`` resume.
+
+    mmengine 0.10.7 gives ``optim_state_dict_to_load`` its arguments in the order that torch 2.0 had.
+    Unnecessary once it gives them by name.
+    """
+    if 'state_dict, self.model' in inspect.getsource(FSDPStrategy.load_optim_state_dict):
+        FSDPStrategy.load_optim_state_dict = _load_optim_state_dict
+
+
+def _load_optim_state_dict(strategy: FSDPStrategy, state_dict: dict) -> None:
+    """mmengine's ``FSDPStrategy.load_optim_state_dict`` in the order of torch >= 2.1."""
+    state = FullyShardedDataParallel.optim_state_dict_to_load(
+        model=strategy.model,
+        optim=strategy.optim_wrapper.optimizer,
+        optim_state_dict=state_dict,
+    )
+    strategy.optim_wrapper.load_state_dict(state)
 
 
 def prepare_cpu_launch(cfg: Config, launcher: str) -> None:
