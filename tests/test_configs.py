@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from tiny import tool
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmkdx.apis.dry_run import build_from_config, one_step, synthetic_batch
 from mmkdx.distillation import Teacher
@@ -18,9 +21,52 @@ CONFIGS = sorted(
 )
 
 
+class Waits(TorchDispatchMode):
+    """Counts what makes a step wait for the device: reading values, or shapes that they decide."""
+
+    OPS = ('_local_scalar_dense', 'nonzero', 'masked_select', '_unique', 'unique_')
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix('aten.')
+        masks = name.startswith('index') and any(
+            isinstance(each, torch.Tensor) and each.dtype == torch.bool
+            for each in (args[1] if isinstance(args[1], (list, tuple)) else ())
+        )
+        if masks or name.startswith(self.OPS):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+#: What is read once a step from tensors that are on the CPU in any case, or once an epoch, or by
+#: mmpretrain.
+READ = {
+    **dict.fromkeys(('crd', 'ps-kd', 'ddgsd'), 'positions in the data set, on the CPU'),
+    'cs-kd': 'classes, but on a GPU in the first step alone',
+    'ols': 'the epoch that its tables are of',
+    'label-smoothing': "mmpretrain's LabelSmoothLoss looks at the labels",
+}
+
+
+def one_hot(target: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """As torch's on a GPU, which unlike that on a CPU does not look at the classes' range."""
+    return torch.eye(num_classes, dtype=torch.long)[target]
+
+
+def test_waits_are_seen():
+    values = torch.arange(4.0)
+    with Waits() as waits:
+        values[0].item(), bool(values[1] > 0), values[values > 1], values.unique()
+        values.add(1).sum().mul(2).clone()
+    assert len(waits.seen) == 4
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=str)
 def test_config_takes_a_step(path, monkeypatch):
-    """As tools/misc/check_config.py does, without its tables."""
+    """As tools/misc/check_config.py does, without its tables, and without waiting for the device."""
     monkeypatch.chdir(ROOT)
     cfg = Config.fromfile(path)
     torch.manual_seed(0)
@@ -29,8 +75,13 @@ def test_config_takes_a_step(path, monkeypatch):
         for member in teacher.modules():
             if isinstance(member, Teacher):
                 settle_weights(member)
-    logged, unused = one_step(model, synthetic_batch(cfg))
+    batch = synthetic_batch(cfg)
+    monkeypatch.setattr(F, 'one_hot', one_hot)
+    with Waits() as waits:
+        logged, unused = one_step(model, batch)
     assert not unused
+    # Beside what is read in the end
+    assert len(waits.seen) == len(logged) + (path.stem.partition('_')[0] in READ), waits.seen
     losses = {name: value for name, value in logged.items() if 'loss' in name}
     total = losses.pop('loss')
     assert 0 < total < float('inf')
@@ -73,3 +124,28 @@ def test_imagenet_schedule_is_that_of_the_cat_kd_paper_at_half_the_batch():
         cfg.optim_wrapper.optimizer.lr == 0.1 and cfg.optim_wrapper.optimizer.weight_decay == 1e-4
     )
     assert cfg.param_scheduler.milestones == [30, 60, 90] and cfg.train_cfg.max_epochs == 100
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize(
+    'path', [path for path in CONFIGS if 'resnet32x4_resnet8x4_cifar100' in path.stem], ids=str
+)
+def test_training_does_not_wait_for_the_gpu(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cfg = Config.fromfile(path)
+    model = build_from_config(cfg).cuda().train()
+    for teacher in model.teachers:
+        settle_weights(teacher)
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    batch = model.data_preprocessor(synthetic_batch(cfg), True)
+    model.data_preprocessor = torch.nn.Identity()
+    model.data_preprocessor.forward = lambda batch, training: batch
+    for _ in range(3):  # parts are built, and algorithms chosen
+        model.train_step(batch, optim_wrapper)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for _ in range(3):
+            model.train_step(batch, optim_wrapper)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')

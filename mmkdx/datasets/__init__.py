@@ -9,6 +9,7 @@ from mmkdx.datasets.image_list import ImageList
 from mmkdx.datasets.imagenet_segmentation import ImageNetSegmentation
 from mmkdx.datasets.parts import Parts
 from mmkdx.datasets.samplers import PairSampler
+from mmkdx.datasets.seeded_views import SeededViews, ViewSampler
 from mmkdx.datasets.stl10 import STL10
 from mmkdx.datasets.tiny_imagenet import TinyImageNet
 from mmkdx.datasets.transforms import CropToBox, DisturbLabel
@@ -26,8 +27,10 @@ __all__ = [
     'ImageNetSegmentation',
     'PairSampler',
     'Parts',
+    'SeededViews',
     'StanfordCars',
     'TinyImageNet',
+    'ViewSampler',
     'Waterbirds',
     'class_subset',
 ]

@@ -1,6 +1,8 @@
 """The distiller and its parts: taps, terms, adapters and teachers."""
 
+from mmkdx.distillation.cached_teacher import CachedTeacher
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.distillation.sharded import FullyShardedDistiller
 from mmkdx.distillation.teacher_target import TeacherTarget
 from mmkdx.distillation.teachers import EMATeacher, Teacher, TeacherEnsemble
 from mmkdx.distillation.terms import Term
@@ -8,9 +10,11 @@ from mmkdx.functional import ClassMaps
 from mmkdx.models import Tap, TapSet
 
 __all__ = [
+    'CachedTeacher',
     'ClassMaps',
     'Distiller',
     'EMATeacher',
+    'FullyShardedDistiller',
     'Tap',
     'TapSet',
     'Teacher',

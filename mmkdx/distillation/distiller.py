@@ -45,6 +45,10 @@ class Distiller(BaseModel):
             shapes at the taps. Defaults to None: that of the student's backbone if it has one, else
             224; where a batch is of another size, the terms are checked again.
         data_preprocessor (dict, optional): The preprocessor of a student whose config has none.
+        channels_last (bool): Whether the student, the teachers and the images lie in memory with the
+            channels last, which convolutions on a GPU with tensor cores prefer. Defaults to False.
+        compile (bool | dict): Whether ``torch.compile`` compiles the student and the teachers, each by
+            itself and in parts between the taps; or its arguments. Defaults to False.
         init_cfg (dict, optional): The initialisation, as of mmengine's ``BaseModule``.
 
     Raises:
@@ -59,6 +63,8 @@ class Distiller(BaseModel):
         student_weight: float = 1.0,
         input_size: int | Sequence[int] | None = None,
         data_preprocessor: dict | None = None,
+        channels_last: bool = False,
+        compile: bool | dict = False,
         init_cfg: dict | None = None,
     ) -> None:
         built = build_model(student, 'student', data_preprocessor)
@@ -89,9 +95,19 @@ class Distiller(BaseModel):
         self._probed: set[tuple[int, ...]] = set()
         size = input_size or getattr(getattr(built, 'backbone', None), 'img_size', None) or 224
         size = (size, size) if isinstance(size, int) else size
+        self._format = torch.channels_last if channels_last else torch.preserve_format
         self._bind(size)
         self.probe(size)
-        self.register_state_dict_post_hook(_to_checkpoint)
+        for model in (self, *self.teachers):
+            # Arguments by position: BaseModel's `to` looks for a device among them
+            nn.Module.to(model, memory_format=self._format)
+        if compile:
+            arguments = compile if isinstance(compile, dict) else {}
+            self._taps.compile(self.student, **arguments)
+            for teacher in self._compared.values():
+                teacher.compile_model(**arguments)
+        #: Also for a wrapper that has to name tensors after it has collected them.
+        self.checkpoint_names = self.register_state_dict_post_hook(to_checkpoint)
         self.register_load_state_dict_pre_hook(_from_checkpoint)
 
     def init_weights(self) -> None:
@@ -114,6 +130,7 @@ class Distiller(BaseModel):
             Any: The student's result; in ``loss`` mode a dict with the student's own losses under
             ``student.<key>`` and each term under ``loss_<term>``.
         """
+        inputs = inputs.to(memory_format=self._format)
         if mode != 'loss':
             return self.student(inputs, data_samples, mode)
         return self.loss(inputs, data_samples)
@@ -126,7 +143,7 @@ class Distiller(BaseModel):
         for i, teacher in self._compared.items():
             if self.training:
                 teacher.update(self.student)
-            truth[i] = teacher(inputs)
+            truth[i] = teacher(inputs, data_samples)
         with self._taps.record(self.student) as student:
             if self.student_weight:
                 output = self.student(inputs, data_samples, mode='loss')
@@ -258,6 +275,13 @@ class Distiller(BaseModel):
             )
 
     @property
+    def weights_read(self) -> list[str]:
+        """The paths of the student's modules whose weights terms read after the forward."""
+        prototypes = self._taps.taps.get('prototypes')
+        paths = [self._taps.classifier, prototypes.path if prototypes else '']
+        return [path for path in paths if path]
+
+    @property
     def _compared(self) -> dict[int, BaseTeacher]:
         """The teachers that a term reads."""
         terms = [term for term in self.terms.values() if term.taught]
@@ -294,10 +318,15 @@ def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:
     return taps, explained
 
 
-def _to_checkpoint(
+def to_checkpoint(
     distiller: Distiller, state: dict[str, Tensor], prefix: str, metadata: dict
 ) -> None:
     """Names the student's tensors as plain mmpretrain does and puts all others under `distill.`."""
+    if prefix.endswith('_fsdp_wrapped_module.'):
+        raise ValueError(
+            'strategy.model_wrapper: FSDP cannot name the tensors of a Distiller; set '
+            "model_wrapper=dict(type='FullyShardedDistiller')"
+        )
     for key in [key for key in state if key.startswith(prefix)]:
         rest = key.removeprefix(prefix)
         student = rest.startswith('student.')

@@ -49,6 +49,10 @@ class BaseTeacher(nn.Module):
         """Finds the taps in the teacher; see ``TapSet.resolve``."""
         return self.taps.resolve(self.model, inputs)
 
+    def compile_model(self, **kwargs: Any) -> None:
+        """Compiles what no tap stands in; see ``TapSet.compile``. After ``resolve``."""
+        self.taps.compile(self.model, **kwargs)
+
     def load(self) -> None:
         """Loads the weights, once, before training."""
 
@@ -60,19 +64,23 @@ class BaseTeacher(nn.Module):
         return inputs
 
     @torch.no_grad()
-    def forward(self, inputs: Tensor) -> dict[str, Any]:
+    def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
         """Runs the teacher.
 
         Args:
             inputs (Tensor): Images as the student's data preprocessor yields them, (N, 3, H, W).
+            data_samples (list, optional): Their data samples, for a teacher that knows the images by
+                them. Defaults to None.
 
         Returns:
             dict[str, Any]: A tensor or class maps for each tap, without gradients but those by the
             explained taps.
         """
-        with self.taps.record(self.model) as values:
+        # Inference mode saves what autograd notes of each tensor. Its tensors cannot be saved for a
+        # backward pass, so those that are read are copied.
+        with torch.inference_mode(not self.taps.explained), self.taps.record(self.model) as values:
             forward_tensor(self.model, inputs)
-        return values
+        return {name: _plain(value) for name, value in values.items()}
 
     def train(self, mode: bool = True) -> BaseTeacher:
         """Stays in eval mode, dropout and stochastic depth included."""
@@ -191,7 +199,7 @@ class Teacher(BaseTeacher):
         self.loaded = True
 
     @torch.no_grad()
-    def forward(self, inputs: Tensor) -> dict[str, Any]:
+    def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
         """Runs the teacher in its own normalisation and precision; see ``BaseTeacher``."""
         if not self.loaded and self.checkpoint is not None:
             self.load()  # a distiller that is used without a Runner
@@ -303,14 +311,19 @@ class TeacherEnsemble(BaseTeacher):
                 )
         return _mean(values)
 
+    def compile_model(self, **kwargs: Any) -> None:
+        """Compiles each member; see ``BaseTeacher``."""
+        for member in self.members:
+            member.compile_model(**kwargs)
+
     def load(self) -> None:
         """Loads the weights of each member."""
         for member in self.members:
             member.load()
 
-    def forward(self, inputs: Tensor) -> dict[str, Any]:
+    def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
         """Runs the members; see ``BaseTeacher``."""
-        return _mean([member(inputs) for member in self.members])
+        return _mean([member(inputs, data_samples) for member in self.members])
 
 
 def build_teacher(spec: Any) -> BaseTeacher:
@@ -342,6 +355,13 @@ def build_teacher(spec: Any) -> BaseTeacher:
             f'{", ".join(spec)}'
         )
     return Teacher(**spec)
+
+
+def _plain(value: Tensor | ClassMaps) -> Tensor | ClassMaps:
+    """The value without a tensor of inference mode."""
+    if isinstance(value, ClassMaps):
+        return ClassMaps(_plain(value.features), value.weight, value.bias)
+    return value.clone() if value.is_inference() else value
 
 
 def _mean(values: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.compiler import set_stance
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.functional import ClassMaps
@@ -100,7 +102,8 @@ def fake_forward(model: nn.Module) -> Iterator[None]:
     logger.disabled = True
     try:
         with evaluating(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            yield
+            with set_stance('force_eager'):
+                yield
     finally:
         logger.disabled = False
 
@@ -207,6 +210,32 @@ class TapSet:
                     'forward'
                 )
         values.update(self._values(model, readings))
+
+    def compile(self, model: nn.Module, **kwargs: Any) -> None:
+        """Compiles the largest parts of a model that hold no tap, in place; after ``resolve``.
+
+        Taps are hooks of a step's own, which compiled code would not call.
+
+        Args:
+            model (nn.Module): The model.
+            **kwargs: The arguments of ``torch.compile``.
+        """
+        if 'isolate_recompiles' in inspect.signature(torch.compile).parameters:
+            # Else all parts share one small limit on versions, as they are called by the same code
+            kwargs = {'isolate_recompiles': True, **kwargs}
+        paths = [tap.path for tap in self._taps.values()]
+
+        def compile_below(module: nn.Module, path: str) -> None:
+            for name, child in module.named_children():
+                below = f'{path}{name}'
+                lists = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+                if lists or any(f'{tap}.'.startswith(f'{below}.') for tap in paths):
+                    compile_below(child, f'{below}.')
+                # A single layer has nothing to be fused with
+                elif any(child.children()) and next(child.parameters(), None) is not None:
+                    child.compile(**kwargs)
+
+        compile_below(model, '')
 
     @property
     def taps(self) -> dict[str, Tap]:
@@ -320,10 +349,22 @@ def intercept(
 
     handles = [hook(tap) for tap in functions]
     try:
-        yield calls
+        with set_stance('force_eager') if _compiled(model, functions) else nullcontext():
+            yield calls
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _compiled(model: nn.Module, taps: Collection[Tap]) -> bool:
+    """Whether a tap lies in a part of the model that is compiled, where its hook would not be called."""
+    for tap in taps:
+        module = model
+        for name in ['', *filter(None, tap.path.split('.'))]:
+            module = getattr(module, name) if name else module
+            if module._compiled_call_impl is not None:
+                return True
+    return False
 
 
 @dataclass
@@ -345,7 +386,7 @@ def _readings(
     def reader(tap: Tap) -> Callable[[Any], None]:
         def read(value: Any) -> None:
             if isinstance(value, Tensor):
-                readings[tap].version = value._version
+                readings[tap].version = None if value.is_inference() else value._version
                 if tap in overwritten:
                     value = value.clone()
             readings[tap].value = value

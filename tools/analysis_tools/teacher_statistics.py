@@ -94,7 +94,7 @@ def teacher_outputs(
         if 'gt_label' not in data['data_samples'][0]:
             raise ValueError(f'{cfg.filename}: the training images have no class (gt_label)')
         labels = torch.cat([sample.gt_label for sample in data['data_samples']])
-        logits = distiller.teachers[term.teacher](data['inputs'])[term.teacher_tap]
+        logits = distiller.teachers[term.teacher](**data)[term.teacher_tap]
         yield full_precision(logits), labels.to(logits.device)
 
 

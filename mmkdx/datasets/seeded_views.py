@@ -1,0 +1,190 @@
+"""A data set whose random augmentations can be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from os.path import basename
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset, DefaultSampler
+
+from mmkdx.registry import DATA_SAMPLERS, DATASETS
+
+#: How many samples stand for all when data are told apart.
+LOOKED_AT = 64
+
+
+@DATASETS.register_module()
+class SeededViews:
+    """Each sample in a fixed number of views, so that what is computed of a view can be kept.
+
+    A view is the sample as the random transforms of the pipeline leave it. ``dataset[i]`` is sample i
+    in view 0, ``dataset[i + v * len(dataset)]`` the same sample in view v. The generators of Python,
+    numpy and torch (on the CPU) are seeded by seed, sample and view before the transforms run and put
+    back afterwards, so a view is the same in any process, worker and order, and nothing else is less
+    random. Transforms with a generator of their own are not reached.
+
+    The idea of storing the seed of an augmentation in place of the image is that of Wu et al.,
+    "TinyViT: Fast Pretraining Distillation for Small Vision Transformers", ECCV 2022.
+
+    Each data sample gets three fields of meta information, by which a cache finds its rows:
+    ``position`` (i), ``view`` (v) and ``source``, what the data are; see the property.
+
+    Args:
+        dataset (dict | BaseDataset): The data set, or a wrapper of data sets.
+        views (int): The number of views of each sample, at least 1. ``ViewSampler`` goes through them
+            from epoch to epoch; other samplers see view 0 alone. Defaults to 1.
+        seed (int): The seed of the transforms, at least 0. Defaults to 0.
+
+    Raises:
+        ValueError: If ``views`` or ``seed`` is out of range, or (from an index) the pipeline makes no
+            data sample.
+    """
+
+    def __init__(self, dataset: dict | BaseDataset, views: int = 1, seed: int = 0) -> None:
+        for key, value, least in (('views', views, 1), ('seed', seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f'{key} of SeededViews is {value!r}; it must be at least {least}')
+        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.views = views
+        self.seed = seed
+        self._source: str | None = None
+
+    @property
+    def metainfo(self) -> dict:
+        """The meta information of the wrapped data set."""
+        return self.dataset.metainfo
+
+    def full_init(self) -> None:
+        """Loads the annotations, and finds what the data are before workers are started."""
+        self.dataset.full_init()
+        self.source  # noqa: B018
+
+    def get_data_info(self, index: int) -> dict:
+        """The annotation of a sample, in whatever view."""
+        return self.dataset.get_data_info(index % len(self))
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        """The classes of a sample, in whatever view."""
+        return self.dataset.get_cat_ids(index % len(self))
+
+    def __len__(self) -> int:
+        """The number of samples, each of which has ``views`` views."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        view, position = divmod(index, len(self))
+        if not 0 <= view < self.views:
+            raise IndexError(
+                f'index {index} of SeededViews with {len(self)} samples of {self.views} views'
+            )
+        with _seeded(self.seed, position, view):
+            data = self.dataset[position]
+        if not isinstance(data, dict) or 'data_samples' not in data:
+            raise ValueError(
+                'SeededViews writes into the data sample of each image, and the pipeline makes none; '
+                "end it with dict(type='PackInputs')"
+            )
+        data['data_samples'].set_metainfo(dict(position=position, view=view, source=self.source))
+        return data
+
+    @property
+    def source(self) -> str:
+        """What the samples and their augmentations are: two hashes, ``<data>.<pipeline>``.
+
+        The first is of the wrappers' types, the number of samples, and what the data set says of 64 of
+        them at equal distances (paths without their folders, labels, and arrays by their bytes). The
+        second is of the transforms, as they print themselves, and the seed.
+        """
+        if self._source is None:
+            parts = list(_parts(self.dataset))
+            count = len(self)
+            looked_at = np.unique(np.linspace(0, count - 1, LOOKED_AT).astype(int)) if count else ()
+            data = [[type(part).__name__ for part in parts], count]
+            if hasattr(self.dataset, 'get_data_info'):
+                data += [_say(self.dataset.get_data_info(int(index))) for index in looked_at]
+            pipelines = [repr(part.pipeline) for part in parts if hasattr(part, 'pipeline')]
+            pipelines = [re.sub(r' at 0x[0-9a-fA-F]+', '', text) for text in pipelines]
+            hashes = [
+                hashlib.sha256(repr(each).encode()) for each in (data, [*pipelines, self.seed])
+            ]
+            self._source = '.'.join(each.hexdigest()[:16] for each in hashes)
+        return self._source
+
+
+@DATA_SAMPLERS.register_module()
+class ViewSampler(DefaultSampler):
+    """mmengine's ``DefaultSampler``, which shows ``SeededViews`` in another view each epoch.
+
+    Order and length are those of ``DefaultSampler``; in epoch e all samples are in view
+    e mod ``views``.
+
+    Args:
+        dataset (SeededViews): The data set.
+        **kwargs: The other arguments of ``DefaultSampler``: shuffle, seed and round_up.
+
+    Raises:
+        ValueError: If the data set has no views.
+    """
+
+    def __init__(self, dataset: Sized, **kwargs: Any) -> None:
+        if not isinstance(dataset, SeededViews):
+            raise ValueError(
+                f'ViewSampler needs a data set with views, and {type(dataset).__name__} has none; let '
+                'train_dataloader.dataset be of type SeededViews'
+            )
+        super().__init__(dataset, **kwargs)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields this rank's indices."""
+        first = self.epoch % self.dataset.views * len(self.dataset)
+        return (first + index for index in super().__iter__())
+
+
+@contextmanager
+def _seeded(*seed: int) -> Iterator[None]:
+    """Seeds the generators of Python, numpy and torch inside, and puts them back."""
+    words = np.random.SeedSequence(seed).generate_state(3).tolist()
+    python, numpy = random.getstate(), np.random.get_state()
+    # Not torch.manual_seed, which would seed devices as well
+    torch_state = torch.default_generator.get_state()
+    try:
+        random.seed(words[0])
+        np.random.seed(words[1])
+        torch.default_generator.manual_seed(words[2])
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.default_generator.set_state(torch_state)
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """A data set and all that it wraps."""
+    yield dataset
+    wrapped = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    for part in wrapped:
+        if part is not None:
+            yield from _parts(part)
+
+
+def _say(value: Any) -> Any:
+    """A value of an annotation as its text shows all of it, and nothing of where files lie."""
+    if isinstance(value, dict):
+        return [(key, _say(value[key])) for key in sorted(value)]
+    if isinstance(value, list | tuple):
+        return [_say(each) for each in value]
+    if isinstance(value, torch.Tensor):
+        value = value.numpy()
+    if isinstance(value, np.ndarray):
+        content = hashlib.sha256(np.ascontiguousarray(value)).hexdigest()
+        return [str(value.dtype), value.shape, content]
+    if isinstance(value, np.generic):
+        return value.item()
+    return basename(value) if isinstance(value, str) else value

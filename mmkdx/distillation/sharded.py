@@ -1,0 +1,53 @@
+"""A distiller whose student is shared out over several devices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.model.wrappers import MMFullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from mmkdx.distillation.distiller import Distiller, to_checkpoint
+from mmkdx.registry import MODEL_WRAPPERS
+
+
+@MODEL_WRAPPERS.register_module()
+class FullyShardedDistiller(MMFullyShardedDataParallel):
+    """torch's ``FullyShardedDataParallel`` around a ``Distiller``, whose checkpoints are the student's.
+
+    FSDP expects the tensors of a state dict under the names they have in the module, so that they get
+    those of a checkpoint behind it. Teachers are no part of the module: each process has them as a
+    whole.
+
+    Args:
+        module (Distiller): The distiller.
+        **kwargs: As of mmengine's ``MMFullyShardedDataParallel``.
+
+    Raises:
+        ValueError: If a teacher is made of the student's weights, which no process has as a whole, or
+            a term reads weights of a module that ``auto_wrap_policy`` shares out by itself.
+    """
+
+    def __init__(self, module: Distiller, **kwargs: Any) -> None:
+        if any(teacher.trained_along for teacher in module.teachers):
+            raise ValueError(
+                'teacher: an EMATeacher averages the whole student, of which each process of '
+                'FullyShardedDistiller has a part; use MMDistributedDataParallel'
+            )
+        super().__init__(module, **kwargs)
+        for path in module.weights_read:
+            parts = path.split('.')
+            units = ('.'.join(parts[: i + 1]) for i in range(len(parts)))
+            if any(
+                isinstance(module.student.get_submodule(unit), FullyShardedDataParallel)
+                for unit in units
+            ):
+                raise ValueError(
+                    f"model_wrapper.auto_wrap_policy shares out the student's {path!r} by itself, whose "
+                    "weights the tap 'cam' or 'prototypes' reads after its forward; let it take larger "
+                    'modules only'
+                )
+        module.checkpoint_names.remove()
+        self.register_state_dict_post_hook(
+            lambda wrapper, *args: to_checkpoint(wrapper.module, *args)
+        )

@@ -1,0 +1,96 @@
+#!/usr/bin/env python
+"""Computes what the terms of a distillation read from its CachedTeacher, once, into files.
+
+CONFIG trains with tools/train.py afterwards. A run that was broken off goes on where it was; one on a
+folder that is whole checks its files and writes nothing.
+"""
+
+import argparse
+import copy
+
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.dist import init_dist, is_distributed
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
+
+from mmkdx.apis.dry_run import build_from_config
+from mmkdx.compat import prepare_cpu_launch
+from mmkdx.distillation.cached_teacher import CachedTeacher, write_cache
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of a distillation')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='changes of the config as key=value, as of train.py',
+    )
+    parser.add_argument('--batch-size', type=int, help="default: train_dataloader's")
+    parser.add_argument('--num-workers', type=int, help="default: train_dataloader's")
+    parser.add_argument('--shard-size', type=int, default=4096, help='images in a file; 4096')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='several processes share the work, as of train.py',
+    )
+    parser.add_argument('--device', help='default: cuda, where there is one')
+    args = parser.parse_args()
+    for key in ('batch_size', 'shard_size'):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            parser.error(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
+    return args
+
+
+def main() -> None:
+    """Writes the caches of a config's teachers."""
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options)
+    env = cfg.get('env_cfg') or {}
+    set_multi_processing(distributed=args.launcher != 'none', **env.get('mp_cfg') or {})
+    prepare_cpu_launch(cfg, args.launcher)
+    if args.launcher != 'none' and not is_distributed():
+        init_dist(args.launcher, **env.get('dist_cfg') or {})
+    distiller = build_from_config(cfg)
+    found = [
+        module
+        for teacher in getattr(distiller, 'teachers', ())
+        for module in teacher.modules()
+        if isinstance(module, CachedTeacher) and module.layout
+    ]
+    if not found:
+        raise ValueError(
+            f'{args.config}: model.teacher is no CachedTeacher that a term reads; write teacher='
+            "dict(type='CachedTeacher', teacher=..., cache=...)"
+        )
+    folders = [teacher.folder.resolve() for teacher in found]
+    if len(set(folders)) < len(folders):
+        raise ValueError(
+            f'{args.config}: two teachers have one folder; give each a cache of its own'
+        )
+    settings = copy.deepcopy(cfg.train_dataloader)
+    for key in ('batch_sampler', 'drop_last', 'persistent_workers'):
+        settings.pop(key, None)
+    settings.batch_size = args.batch_size or settings.get('batch_size', 64)
+    if args.num_workers is not None:
+        settings.num_workers = args.num_workers
+    settings.sampler = dict(type='DefaultSampler', shuffle=False)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmkdx')):
+        loader = Runner.build_dataloader(settings, seed=0)
+    distiller = distiller.to(args.device or get_device())
+    for teacher in found:
+        write_cache(distiller, teacher, loader, args.shard_size)
+
+
+if __name__ == '__main__':
+    main()
