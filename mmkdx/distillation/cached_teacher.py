@@ -221,7 +221,7 @@ class CachedTeacher(BaseTeacher):
             }
             values[tap] = decode(stored, shape[0])
             if kind == 'maps':
-                values[tap] = ClassMaps(values[tap], *self._classifier())
+                values[tap] = ClassMaps(values[tap], *self._classifier(), keep=True)
         return values
 
     def outputs(self, inputs: Tensor) -> dict[str, Tensor]:

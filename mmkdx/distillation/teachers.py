@@ -360,7 +360,7 @@ def build_teacher(spec: Any) -> BaseTeacher:
 def _plain(value: Tensor | ClassMaps) -> Tensor | ClassMaps:
     """The value without a tensor of inference mode."""
     if isinstance(value, ClassMaps):
-        return ClassMaps(_plain(value.features), value.weight, value.bias)
+        return ClassMaps(_plain(value.features), value.weight, value.bias, keep=True)
     return value.clone() if value.is_inference() else value
 
 

@@ -25,14 +25,22 @@ class ClassMaps:
         weight (Tensor, optional): W, the weight of the linear classifier, of shape (K, C). Defaults to
             None: ``features`` are the class maps themselves, of shape (N, K, H, W).
         bias (Tensor, optional): b, of shape (K, ). Defaults to None (zero).
+        keep (bool): Whether the maps of all classes are kept once they are computed, so that all losses
+            of one training step share them. Defaults to False.
     """
 
     def __init__(
-        self, features: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+        self,
+        features: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        keep: bool = False,
     ) -> None:
         self.features = features
         self.weight = weight
         self.bias = bias
+        # By resolution, and by whether they have a graph
+        self._made: dict[tuple[int | None, bool], Tensor] | None = {} if keep else None
 
     @classmethod
     def of(cls, maps: ClassMaps | Tensor) -> ClassMaps:
@@ -52,14 +60,14 @@ class ClassMaps:
 
     def full(self) -> Tensor:
         """The maps of all classes at full resolution, of shape (N, K, H, W), without the bias."""
-        return self._project(full_precision(self.features))
+        return self._maps(None)
 
     def pooled(self, resolution: int) -> Tensor:
         """The maps of all classes, average-pooled to (N, K, resolution, resolution), without the bias.
 
         Costs resolution² positions a class in place of H · W.
         """
-        return self._project(F.adaptive_avg_pool2d(full_precision(self.features), resolution))
+        return self._maps(resolution)
 
     def classes(self, index: Tensor) -> Tensor:
         """The maps of chosen classes at full resolution.
@@ -81,8 +89,16 @@ class ClassMaps:
         logits = self.pooled(1).flatten(1)
         return logits if self.bias is None or not bias else logits + full_precision(self.bias)
 
-    def _project(self, features: Tensor) -> Tensor:
-        if self.weight is None:
-            return features
-        with no_autocast(features):
-            return torch.einsum('nchw,kc->nkhw', features, full_precision(self.weight))
+    def _maps(self, resolution: int | None) -> Tensor:
+        key = resolution, torch.is_grad_enabled()
+        if self._made is not None and key in self._made:
+            return self._made[key]
+        maps = full_precision(self.features)
+        if resolution is not None:
+            maps = F.adaptive_avg_pool2d(maps, resolution)
+        if self.weight is not None:
+            with no_autocast(maps):
+                maps = torch.einsum('nchw,kc->nkhw', maps, full_precision(self.weight))
+        if self._made is not None:
+            self._made[key] = maps
+        return maps

@@ -270,7 +270,18 @@ class ExpKDLoss(nn.Module):
         self.logs: dict[str, Tensor] = {}
 
     def check(self, student: ClassMaps | Tensor, teacher: ClassMaps | Tensor) -> None:
-        """Says, before training, where there are fewer classes than ``topk``."""
+        """Says, before training, where there are fewer classes than ``topk``.
+
+        Raises:
+            ValueError: If the maps would be divided on one side only.
+        """
+        known = [isinstance(e, ClassMaps) and e.weight is not None for e in (student, teacher)]
+        if self.channel_reduce == 'mean' and known[0] != known[1]:
+            raise ValueError(
+                "channel_reduce='mean' divides by the number of channels that maps are made of, which "
+                f'the finished maps of the {"student" if known[1] else "teacher"} do not tell (an '
+                "ensemble has such maps); set channel_reduce='sum'"
+            )
         if self.topk is not None and self.topk > teacher.shape[1]:
             warnings.warn(
                 f'topk is {self.topk} and there are only {teacher.shape[1]} classes; all are compared',

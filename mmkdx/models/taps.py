@@ -296,7 +296,7 @@ class TapSet:
         values = {name: readings[tap].value for name, tap in self._taps.items()}
         if 'cam' in values:
             linear = model.get_submodule(self._classifier)
-            values['cam'] = ClassMaps(values['cam'], linear.weight, linear.bias)
+            values['cam'] = ClassMaps(values['cam'], linear.weight, linear.bias, keep=True)
         if 'prototypes' in values:
             values['prototypes'] = model.get_submodule(self._taps['prototypes'].path).prototypes
         return values

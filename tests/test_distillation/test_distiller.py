@@ -494,3 +494,20 @@ def test_a_loss_that_detaches_is_refused():
     model.terms['kd'].loss = DetachedLoss()
     with pytest.raises(ValueError, match='terms.kd: no gradient .* its loss is detached'):
         model.loss(*batch())
+
+
+def test_terms_share_class_maps(monkeypatch):
+    terms = {
+        name: dict(type='ExpKDLoss', at='cam', channel_reduce=name) for name in ('mean', 'sum')
+    }
+    model, calls = distiller(terms).train(), []
+    einsum = torch.einsum
+    monkeypatch.setattr(torch, 'einsum', lambda *args: calls.append(args) or einsum(*args))
+    losses = model(*batch(), mode='loss')
+    assert len(calls) == 2  # of the student and of the teacher
+    total(losses).backward()
+    monkeypatch.undo()
+    alone = distiller(dict(mean=terms['mean'])).train()
+    alone.load_state_dict(model.state_dict())
+    alone.teachers = model.teachers
+    assert torch.equal(alone(*batch(), mode='loss')['loss_mean'], losses['loss_mean'])

@@ -166,3 +166,27 @@ def test_overlapping_windows_count_the_centre_more_than_once(resolution, expecte
     delta = torch.zeros(1, 1, 7, 7, dtype=torch.float64)
     delta[..., 3, 3] = 1
     assert ClassMaps(delta).pooled(resolution).mean().item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_maps_are_made_once_where_they_are_kept(parts, monkeypatch):
+    maps = ClassMaps(*parts, keep=True)
+    assert maps.full() is maps.full() and maps.pooled(2) is maps.pooled(2)
+    assert torch.equal(maps.logits(bias=False), maps.pooled(1).flatten(1))
+    assert torch.equal(maps.full(), ClassMaps(*parts).full())
+    monkeypatch.setattr(torch, 'einsum', None)
+    maps.full(), maps.pooled(2), maps.pooled(1), maps.logits()
+    with pytest.raises(TypeError):
+        maps.pooled(3)
+    monkeypatch.undo()
+    fresh = ClassMaps(*parts)
+    assert fresh.full() is not fresh.full()
+
+
+def test_maps_made_without_a_graph_are_not_those_with_one():
+    features = torch.ones(1, 2, 2, 2, requires_grad=True)
+    maps = ClassMaps(features, torch.ones(3, 2), keep=True)
+    with torch.no_grad():
+        assert not maps.full().requires_grad
+    assert maps.full().requires_grad
+    with torch.no_grad():
+        assert not maps.full().requires_grad

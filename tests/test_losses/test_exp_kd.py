@@ -327,3 +327,16 @@ def test_wrong_arguments(arguments, message):
 def test_models_that_cannot_be_compared(change, message):
     with pytest.raises(ValueError, match=message):
         distiller(dict(expkd=dict(type='ExpKDLoss', at='cam')), **change)
+
+
+def test_maps_are_divided_on_both_sides_or_none():
+    lazy, finished = ClassMaps(torch.ones(2, 6, 4, 4), torch.ones(5, 6)), torch.ones(2, 5, 4, 4)
+    loss = ExpKDLoss()
+    loss.check(lazy, lazy)
+    loss.check(finished, ClassMaps(finished))
+    for pair, side in (((lazy, finished), 'teacher'), ((ClassMaps(finished), lazy), 'student')):
+        with pytest.raises(
+            ValueError, match=f"the finished maps of the {side} .* set channel_reduce='sum'"
+        ):
+            loss.check(*pair)
+        ExpKDLoss(channel_reduce='sum').check(*pair)

@@ -4,8 +4,9 @@
 The floor is what no distillation can do without: the student's own training step and the teacher's
 forward. What a step takes beyond it is split in two. Framework: the same step with all terms replaced by
 zero, so what reading the taps, joining the losses and the teacher's side cost. Loss: what the terms then
-add. Models have random weights and a learning rate of 0, and images are in memory, so that steps alone
-are timed; what the data pipeline takes for a batch in one process is timed apart.
+add. Cached: how much longer than the student's own step one takes that reads the teacher's outputs from
+files. Models have random weights and a learning rate of 0, and images are in memory, so that steps
+alone are timed; what the data pipeline takes for a batch in one process is timed apart.
 
 The loops of others train the same models on the same batches: torchdistill's DistillationBox (where it
 is installed; KD only), a loop as mdistiller's trainer has it (with its meters, which wait for the device
@@ -18,15 +19,18 @@ turns in blocks of steps, timed by CUDA events.
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import gc
 import importlib.util
+import io
 import json
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +41,16 @@ import torch.nn.functional as F
 from benchmark_explainers import peak_memory
 from mmcv.transforms import Compose
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from terminaltables import AsciiTable
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from mmkdx.datasets import SeededViews
+from mmkdx.distillation.cached_teacher import write_cache
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.models.taps import forward_tensor
 from mmkdx.registry import MODELS
@@ -106,6 +114,7 @@ class Case:
         with DefaultScope.overwrite_default_scope('mmkdx'):
             model.setdefault('data_preprocessor', self.config.get('data_preprocessor'))
             self.distiller: Distiller = MODELS.build(model).to(args.device).train()
+        self.distiller.teachers[0].loaded = True  # random weights are meant
         size = next(iter(self.distiller._probed))
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch_size, 3, *size)
@@ -139,11 +148,42 @@ class Case:
             'teacher': teach,
             'framework': self._step(empty),
             'step': self._step(self.distiller),
+            **self._cached(),
         }
         terms = list(self.distiller.terms.values())
         if len(terms) == 1 and terms[0].loss_name in ('KLDivLoss', 'CATLoss'):
             ways |= self._loops(terms[0])
         return ways
+
+    def _cached(self) -> dict[str, Callable[[], Any]]:
+        """The step with the teacher's outputs read from files, where the terms allow that."""
+        folder = tempfile.mkdtemp(prefix='benchmark_step_')
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        term = next(iter(self.distiller.terms.values()))
+        model = copy.deepcopy(self.config.model)
+        model.teacher = dict(
+            type='CachedTeacher',
+            teacher=self.distiller.teachers[0],
+            cache=folder,
+            resolution=getattr(term.loss, 'resolution', None)
+            if term.compares == 'class_maps'
+            else None,
+        )
+        model.student = copy.deepcopy(self.distiller.student)
+        try:
+            with self._scope():
+                distiller = MODELS.build(model).to(self.device).train()
+        except ValueError:
+            return {}
+        items = [dict(inputs=i, data_samples=s) for i, s in zip(*self.data.values())]
+        loader = DataLoader(
+            SeededViews(items), batch_size=self.batch_size, collate_fn=pseudo_collate
+        )
+        with redirect_stdout(io.StringIO()):
+            write_cache(distiller, distiller.teachers[0], loader)
+        distiller.teachers[0].load()
+        (data,) = loader
+        return {'cached': self._step(distiller.train(), data)}
 
     def data_seconds(self) -> float:
         """How long one process takes to load, transform and collate a batch."""
@@ -173,15 +213,16 @@ class Case:
         with DefaultScope.overwrite_default_scope('mmkdx'):
             yield
 
-    def _step(self, model: nn.Module) -> Callable[[], Any]:
+    def _step(self, model: nn.Module, data: dict | None = None) -> Callable[[], Any]:
         """A step as mmengine's training loop makes it."""
+        data = data or self.data
         config = copy.deepcopy(self.config.optim_wrapper)
         config.optimizer.lr = 0.0
         if self.dtype != torch.float32:
             config.update(type='AmpOptimWrapper', dtype=str(self.dtype).split('.')[1])
         with self._scope():
             wrapper: OptimWrapper = build_optim_wrapper(model, config)
-        return lambda: model.train_step(self.data, wrapper)
+        return lambda: model.train_step(data, wrapper)
 
     def _loops(self, term: nn.Module) -> dict[str, Callable[[], Any]]:
         """The same step in the loops of others."""
@@ -344,6 +385,10 @@ def measure(case: Case, budget: float) -> dict[str, Any]:
             for peer in PEERS
             if peer in ways
         },
+        # Of the student's step
+        cached_overhead=statistics.median(each['cached'] / each['student'] - 1 for each in rounds)
+        if 'cached' in ways
+        else None,
         data=case.data_seconds(),
         memory=memory,
     )
@@ -353,7 +398,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     """All configs, in ms and in % of the floor."""
     rows = [
         [
-            *('', 'student', 'teacher', 'step', 'framework', 'loss', 'data'),
+            *('', 'student', 'teacher', 'step', 'framework', 'loss', 'cached', 'data'),
             *('peak MB', 'of student'),
         ]
     ]
@@ -367,6 +412,9 @@ def table(found: dict[str, dict[str, Any]]) -> str:
                     f'{100 * each[f"{part}_overhead"]:+.1f} ± {100 * each[f"{part}_error"]:.1f} %'
                     for part in ('framework', 'loss')
                 ),
+                ''
+                if each['cached_overhead'] is None
+                else f'{100 * each["cached_overhead"]:+.1f} %',
                 f'{1e3 * each["data"]:.1f}',
                 *(f'{each["memory"][key]:.0f}' for key in ('step', 'student')),
             ]
