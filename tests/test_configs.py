@@ -21,6 +21,16 @@ CONFIGS = sorted(
 )
 
 
+#: More pairs of a method whose step another config shows; that it builds, here, checks their shapes.
+PAIRS = [
+    path
+    for path in CONFIGS
+    if path.parent.name in ('cat_kd', 'exp_kd')
+    and path.stem.endswith('cifar100')
+    and 'resnet32x4_resnet8x4' not in path.stem
+]
+
+
 class Waits(TorchDispatchMode):
     """Counts what makes a step wait for the device: reading values, or shapes that they decide."""
 
@@ -64,7 +74,18 @@ def test_waits_are_seen():
     assert len(waits.seen) == 4
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=str)
+@pytest.mark.parametrize('path', PAIRS, ids=str)
+def test_pair_fits(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    model = build_from_config(Config.fromfile(path))  # which looks at all shapes
+    assert model._probed == {(32, 32)} and model.terms
+
+
+@pytest.mark.parametrize(
+    'path',
+    [pytest.param(path, marks=pytest.mark.slow if path in PAIRS else ()) for path in CONFIGS],
+    ids=str,
+)
 def test_config_takes_a_step(path, monkeypatch):
     """As tools/misc/check_config.py does, without its tables, and without waiting for the device."""
     monkeypatch.chdir(ROOT)
