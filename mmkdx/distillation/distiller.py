@@ -98,9 +98,8 @@ class Distiller(BaseModel):
         self._format = torch.channels_last if channels_last else torch.preserve_format
         self._bind(size)
         self.probe(size)
-        for model in (self, *self.teachers):
-            # Arguments by position: BaseModel's `to` looks for a device among them
-            nn.Module.to(model, memory_format=self._format)
+        if channels_last:
+            nn.Module.to(self, memory_format=self._format)  # BaseModel's `to` looks for a device
         if compile:
             arguments = compile if isinstance(compile, dict) else {}
             self._taps.compile(self.student, **arguments)

@@ -159,10 +159,12 @@ def test_steps_change_no_weight(benchmark, monkeypatch, tmp_path):
 
 
 def test_quick_is_kd_and_cat_kd_in_short(benchmark, monkeypatch):
-    seen = []
+    seen, ways = [], {}
 
     def measure(case, budget):
         seen.append((case.config.filename, case.batch_size, budget))
+        monkeypatch.setattr(case, '_step', lambda model: None)
+        ways.update(case.ways())
         raise KeyboardInterrupt
 
     monkeypatch.chdir(ROOT)
@@ -172,6 +174,8 @@ def test_quick_is_kd_and_cat_kd_in_short(benchmark, monkeypatch):
     ((file, batch, budget),) = seen
     assert Path(file).name == 'kd_resnet32x4_resnet8x4_cifar100.py'
     assert (batch, budget) == (benchmark.QUICK_BATCH, benchmark.QUICK_SECONDS)
+    ways.pop('torchdistill', None)
+    assert list(ways) == ['student', 'teacher', 'framework', 'step', 'mdistiller-style loop']
 
 
 @pytest.mark.parametrize(
