@@ -579,3 +579,8 @@ def test_example_of_the_guide():
         *[(steps * max(seconds, student + teacher), 's') for seconds in data],
     ]:
         assert f'{value:.1f} {unit}' in GUIDE, (value, unit)
+    for gpus in (1, 8, 64):
+        steps = n / (gpus * batch_size)
+        computed, sent = steps * (student + teacher), steps * size * 2 * (gpus - 1) / gpus / 1e10
+        cells = f'{steps:.1f} | {computed:.1f} s | {sent:.1f} s | {computed + sent:.1f} s'
+        assert f'| {gpus} | {cells} |' in GUIDE
