@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -458,7 +459,9 @@ def write_cache(
         collate_fn=loader.collate_fn,
         pin_memory=first['inputs'].is_cuda,
     )
-    bar = ProgressBar(sum(len(indices) for _, indices in batches)) if rank == 0 else None
+    bar = None
+    if rank == 0:
+        bar = ProgressBar(sum(len(indices) for _, indices in batches), file=sys.stderr)
     rows: list[dict[str, Tensor]] = []
     for (shard, indices), batch in zip(batches, images):
         inputs = distiller.data_preprocessor(batch, True)['inputs']

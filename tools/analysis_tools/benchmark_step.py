@@ -30,7 +30,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ class Case:
         loader = DataLoader(
             SeededViews(items), batch_size=self.batch_size, collate_fn=pseudo_collate
         )
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             write_cache(distiller, distiller.teachers[0], loader)
         distiller.teachers[0].load()
         (data,) = loader
@@ -234,6 +234,7 @@ class Case:
         """The same step in the loops of others."""
         kd = term.loss_name == 'KLDivLoss'
         optimizer = dict(self.config.optim_wrapper.optimizer, lr=0.0)
+        optimizer.pop('_scope_', None)
         kind = getattr(torch.optim, optimizer.pop('type'))
         teacher = self.distiller.teachers[0].model
         labels, images = self.labels, self.images
