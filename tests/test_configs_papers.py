@@ -113,7 +113,7 @@ def read(path):
 def check_cifar_run(cfg, lr, batch_size=64):
     """The schedule and data that all CIFAR-100 configs of mdistiller share."""
     assert cfg.optim_wrapper.optimizer.to_dict() == dict(
-        type='SGD', lr=lr, momentum=0.9, weight_decay=5e-4
+        type='SGD', lr=lr, momentum=0.9, weight_decay=5e-4, fused=True
     )
     assert cfg.train_dataloader.batch_size == batch_size
     assert cfg.val_dataloader.dataset.split == cfg.test_dataloader.dataset.split == 'test'
@@ -327,7 +327,8 @@ TABLES = dict(
     | {'exp_resnet34_resnet18_8xb64_in1k'}
     | {'perturbation_resnet18_in1k', 'segmentation_resnet18'},
     kd={f'{method}_resnet32x4_resnet8x4_cifar100' for method in SHELF}
-    | {'kd_resnet34_resnet18_8xb32_in1k', 'kd_resnet50_mobilenet-v2_8xb32_in1k'},
+    | {'kd_resnet34_resnet18_8xb32_in1k', 'kd_resnet50_mobilenet-v2_8xb32_in1k'}
+    | {'kd_swin-base_swin-tiny_16xb64_in1k'},
 )
 
 

@@ -253,6 +253,13 @@ class EMATeacher(BaseTeacher):
         self.average = ExponentialMovingAverage(student, momentum=self.momentum)
         self.train()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> EMATeacher:
+        # mmengine's average looks at its number of updates each time, which would wait for a GPU
+        steps = self.average.steps
+        super()._apply(fn, recurse)
+        self.average.steps = steps
+        return self
+
     def update(self, student: nn.Module) -> None:
         """Moves the average towards the student."""
         self.average.update_parameters(student)

@@ -344,3 +344,9 @@ def test_what_a_model_prepares_for_eval_mode_is_that_of_its_weights(tmp_path):
     average.update(student)
     torch.testing.assert_close(average(images)['logits'], student(images))
     assert student.training and student.twice is None
+
+
+def test_an_average_counts_its_updates_on_the_cpu():
+    teacher = distiller(teacher=dict(type='EMATeacher')).to('meta').teachers[0]
+    assert teacher.average.module.head.fc.weight.device.type == 'meta'
+    assert teacher.average.steps.device.type == 'cpu'

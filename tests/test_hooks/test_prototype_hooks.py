@@ -584,7 +584,11 @@ def test_prototypes_of_other_classes(tmp_path):
 
 @pytest.mark.parametrize(
     ('change', 'first'),
-    [(lambda names: names[::-1], 0), (lambda names: names[:8], 8), (lambda names: names, None)],
+    [
+        (lambda names: names[::-1], 0),
+        pytest.param(lambda names: names[:8], 8, marks=pytest.mark.slow),
+        pytest.param(lambda names: names, None, marks=pytest.mark.slow),
+    ],
 )
 def test_another_order_of_classes(tmp_path, change, first):
     cfg = distillation(tmp_path)

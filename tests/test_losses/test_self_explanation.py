@@ -312,7 +312,7 @@ def test_a_layer_in_front_of_gap_and_linear_gives_the_closed_form(at, explainer)
 
 
 @pytest.mark.parametrize('explainer', ['input_grad', 'input_x_grad'])
-@pytest.mark.parametrize('probes', [None, 400])
+@pytest.mark.parametrize('probes', [None, pytest.param(400, marks=pytest.mark.slow)])
 def test_pixels_are_explained_one_image_at_a_time(explainer, probes):
     torch.manual_seed(0)
     model = student('logits', explainer=explainer, probes=probes).train()

@@ -70,6 +70,8 @@ def run_config(work_dir: Path, at: str | None, **changes) -> Config:
                     type='ClsDataPreprocessor', num_classes=10, mean=[78.0] * 3, std=[80.0] * 3
                 ),
                 work_dir=str(work_dir),
+                # Runs of one name that begin in the same second would share their visualizer
+                experiment_name=work_dir.name,
                 train_dataloader=dict(
                     batch_size=8,
                     num_workers=0,

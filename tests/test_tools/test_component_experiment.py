@@ -344,6 +344,7 @@ def test_mistakes(start, tmp_path, capsys):
 # For real
 
 
+@pytest.mark.slow
 def test_two_variants_for_real(experiment, tmp_path, monkeypatch, capsys):
     """With the tools in this process: to start five would take longer than what they do."""
     cfg = Config.fromfile(ROOT / 'configs/components/teacher_resnet18-tiny_digits.py')
