@@ -3,12 +3,14 @@
 import json
 import sys
 
+import pytest
 import torch
 from tiny import tool
 
 benchmark = tool('analysis_tools/benchmark_introspective')
 
 
+@pytest.mark.slow
 def test_it_runs(monkeypatch, capsys, tmp_path):
     sys.path.insert(0, benchmark.__file__.rpartition('/')[0])
     file = tmp_path / 'found.json'

@@ -382,6 +382,7 @@ def test_other_sizes_autocast_and_copies_of_a_checkpointed_model():
     assert not torch.equal(model.eval()(images), plain(images))
 
 
+@pytest.mark.slow
 def test_checkpointing_by_a_config(tmp_path):
     """In mmengine's Runner."""
     plain = run(tmp_path / 'plain')

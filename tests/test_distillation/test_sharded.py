@@ -93,6 +93,7 @@ def folder(tmp_path_factory):
     return folder, errors
 
 
+@pytest.mark.slow
 def test_a_shared_student_is_the_whole_one_and_resumes(folder):
     folder, _ = folder
     whole, resumed = (
@@ -105,6 +106,7 @@ def test_a_shared_student_is_the_whole_one_and_resumes(folder):
         torch.testing.assert_close(resumed['state_dict'][key], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_its_checkpoint_is_a_plain_students(folder):
     state = torch.load(folder[0] / 'run.shared' / 'epoch_1.pth', weights_only=False)['state_dict']
     student = {key: value for key, value in state.items() if not key.startswith('distill.')}
@@ -112,12 +114,14 @@ def test_its_checkpoint_is_a_plain_students(folder):
     build(classifier(4, classes=10, norm=False)).load_state_dict(student)
 
 
+@pytest.mark.slow
 def test_weights_that_a_term_reads_stay_together(folder):
     sentence = "model_wrapper.auto_wrap_policy shares out the student's 'head.fc' by itself"
     for errors in folder[1]:
         assert len(errors) == 2 and errors[0].startswith(sentence)
 
 
+@pytest.mark.slow
 def test_plain_fsdp_says_what_to_take(folder):
     for errors in folder[1]:
         assert "set model_wrapper=dict(type='FullyShardedDistiller')" in errors[1]

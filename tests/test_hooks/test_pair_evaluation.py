@@ -384,9 +384,7 @@ def with_base(tmp_path_factory) -> Runner:
     'without',
     [
         dict(unicam=False),
-        pytest.param(
-            dict(base=None),
-        ),
+        pytest.param(dict(base=None), marks=pytest.mark.slow),
     ],
     ids=['but no UniCAM', 'without'],
 )
