@@ -29,8 +29,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ from torch.utils.data import DataLoader
 from mmkdx.datasets import SeededViews
 from mmkdx.distillation.cached_teacher import write_cache
 from mmkdx.distillation.distiller import Distiller
-from mmkdx.models.taps import forward_tensor
-from mmkdx.registry import MODELS
+from mmkdx.distillation.models import build_part
+from mmkdx.models.taps import TapSet, forward_tensor
 
 ROOT = Path(__file__).parents[2]
 PAIR = 'resnet32x4_resnet8x4_cifar100'
@@ -77,7 +77,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--quick', action='store_true', help='KD and CAT-KD only, and fewer ways, for 45 seconds'
     )
-    parser.add_argument('--batch-size', type=int, help='of the config; --quick: 32')
+    parser.add_argument(
+        '--batch-size', type=int, help=f'that of the config; with --quick {QUICK_BATCH}'
+    )
     parser.add_argument('--seconds', type=float, default=40, help='for the rounds of a config')
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
     parser.add_argument('--channels-last', action='store_true')
@@ -114,9 +116,8 @@ class Case:
             model.teacher.dtype = args.dtype
         model.update(channels_last=args.channels_last, compile=args.compile)
         torch.manual_seed(0)
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            model.setdefault('data_preprocessor', self.config.get('data_preprocessor'))
-            self.distiller: Distiller = MODELS.build(model).to(args.device).train()
+        model.setdefault('data_preprocessor', self.config.get('data_preprocessor'))
+        self.distiller: Distiller = build_part(model).to(args.device).train()
         self.distiller.teachers[0].loaded = True  # random weights are meant
         size = next(iter(self.distiller._probed))
         generator = torch.Generator().manual_seed(0)
@@ -124,10 +125,10 @@ class Case:
         images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         classes = self.config.data_preprocessor.num_classes
         labels = torch.randint(classes, (self.batch_size,), generator=generator)
-        samples = [DataSample().set_gt_label(label) for label in labels.tolist()]
+        samples = [DataSample().set_gt_label(label).to(args.device) for label in labels.tolist()]
         for i, sample in enumerate(samples):
             sample.set_field(i, 'sample_idx', field_type='metainfo')
-        # As a loader yields them, on the device, as a loader of another toolkit does
+        # As a loader yields them, but on the device, as for the other loops
         self.data = dict(inputs=list(images.to(args.device)), data_samples=samples)
         ready = self.distiller.data_preprocessor(copy.deepcopy(self.data), training=True)
         self.images, self.labels = ready['inputs'], labels.to(args.device)
@@ -146,6 +147,9 @@ class Case:
         for term in empty.terms.values():
             term.forward = nothing
         plain = copy.deepcopy(self.distiller.student)
+        if self.config.model.compile:  # which copies are not
+            empty._taps.compile(empty.student)
+            TapSet({}, 'student').compile(plain)
         ways = {
             'student': self._step(plain),
             'teacher': teach,
@@ -177,8 +181,7 @@ class Case:
         )
         model.student = copy.deepcopy(self.distiller.student)
         try:
-            with self._scope():
-                distiller = MODELS.build(model).to(self.device).train()
+            distiller = build_part(model).to(self.device).train()
         except ValueError:
             return {}
         items = [dict(inputs=i, data_samples=s) for i, s in zip(*self.data.values())]
@@ -194,7 +197,7 @@ class Case:
     def data_seconds(self) -> float:
         """How long one process takes to load, transform and collate a batch."""
         pipeline = list(self.config.train_dataloader.dataset.pipeline)
-        with tempfile.TemporaryDirectory() as folder, self._scope():
+        with tempfile.TemporaryDirectory() as folder, DefaultScope.overwrite_default_scope('mmkdx'):
             image = np.random.default_rng(0).integers(256, size=(375, 500, 3), dtype=np.uint8)
             file = f'{folder}/image.jpg'
             cv2.imwrite(file, cv2.GaussianBlur(image, None, 3))
@@ -214,11 +217,6 @@ class Case:
             return nullcontext()
         return torch.autocast('cuda', self.dtype)
 
-    @contextmanager
-    def _scope(self) -> Iterator[None]:
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            yield
-
     def _step(self, model: nn.Module, data: dict | None = None) -> Callable[[], Any]:
         """A step as mmengine's training loop makes it."""
         data = data or self.data
@@ -226,7 +224,7 @@ class Case:
         config.optimizer.lr = 0.0
         if self.dtype != torch.float32:
             config.update(type='AmpOptimWrapper', dtype=str(self.dtype).split('.')[1])
-        with self._scope():
+        with DefaultScope.overwrite_default_scope('mmkdx'):
             wrapper: OptimWrapper = build_optim_wrapper(model, config)
         return lambda: model.train_step(data, wrapper)
 
