@@ -1,5 +1,5 @@
 # A model taught by its own class activation maps; a reading of Gu et al., ACCV 2020.
-_base_ = ['../self_distillation/ce_resnet18-tiny_parts900.py']
+_base_ = ['../self_distillation/ce_resnet8_parts900.py']
 model = dict(
     _delete_=True,
     type='Distiller',

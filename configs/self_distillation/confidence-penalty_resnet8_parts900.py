@@ -1,5 +1,5 @@
 # Confidence penalty (Pereyra et al., 2017).
-_base_ = ['ce_resnet18-tiny_parts900.py']
+_base_ = ['ce_resnet8_parts900.py']
 model = dict(
     _delete_=True,
     type='Distiller',

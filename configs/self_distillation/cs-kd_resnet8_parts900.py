@@ -1,6 +1,6 @@
 # CS-KD (Yun et al., CVPR 2020). With two images for each one, a batch of twice the size keeps the
 # number of steps.
-_base_ = ['ce_resnet18-tiny_parts900.py']
+_base_ = ['ce_resnet8_parts900.py']
 model = dict(
     _delete_=True,
     type='Distiller',

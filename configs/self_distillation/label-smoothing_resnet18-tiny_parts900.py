@@ -1,5 +1,0 @@
-# Label smoothing (Szegedy et al., CVPR 2016).
-_base_ = ['ce_resnet18-tiny_parts900.py']
-model = dict(
-    head=dict(loss=dict(_delete_=True, type='LabelSmoothLoss', label_smooth_val=0.1)),
-)
