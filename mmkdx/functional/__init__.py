@@ -1,6 +1,6 @@
 """Pure tensor maths: no registry, no model."""
 
-from mmkdx.functional.class_maps import ClassMaps
+from mmkdx.functional.class_maps import ClassMaps, first_tensor, map_tensors
 from mmkdx.functional.maps import degenerate_maps, normalize_maps, resize_maps
 from mmkdx.functional.precision import full_precision, no_autocast
 from mmkdx.functional.spatial import resize_map, tokens_to_map
@@ -8,7 +8,9 @@ from mmkdx.functional.spatial import resize_map, tokens_to_map
 __all__ = [
     'ClassMaps',
     'degenerate_maps',
+    'first_tensor',
     'full_precision',
+    'map_tensors',
     'no_autocast',
     'normalize_maps',
     'resize_map',

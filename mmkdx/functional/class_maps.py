@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,6 +49,12 @@ class ClassMaps:
     def of(cls, maps: ClassMaps | Tensor) -> ClassMaps:
         """Takes class maps as they are, and a plain tensor of shape (N, K, H, W) as finished maps."""
         return cls(maps) if isinstance(maps, Tensor) else maps
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ClassMaps:
+        """The class maps with a function applied to each of their tensors."""
+        tensors = (self.features, self.weight, self.bias)
+        tensors = (None if each is None else function(each) for each in tensors)
+        return ClassMaps(*tensors, keep=self._made is not None)
 
     @property
     def num_classes(self) -> int:
@@ -102,3 +111,19 @@ class ClassMaps:
         if self._made is not None:
             self._made[key] = maps
         return maps
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Applies a function to each tensor of a tap's value: a tensor, ``ClassMaps``, a list, or None."""
+    if isinstance(value, list):
+        return [map_tensors(function, each) for each in value]
+    if value is None or isinstance(value, Tensor):
+        return None if value is None else function(value)
+    return value.map(function)
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The first tensor of a tap's value, which tells its device, precision and batch size."""
+    found: list[Tensor] = []
+    map_tensors(lambda tensor: found.append(tensor) or tensor, value)
+    return found[0]

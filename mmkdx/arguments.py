@@ -1,0 +1,117 @@
+"""Checks of arguments: type, finiteness and range, in one sentence that names the option."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+
+def number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> float:
+    """Checks a finite number and returns it.
+
+    Args:
+        name (str): What messages call the option, such as 'tau'.
+        value (Any): The option's value.
+        low (float): The least value. Defaults to -inf (no bound).
+        high (float): The greatest value. Defaults to inf (no bound).
+        open_low (bool): Whether ``low`` itself is refused. Defaults to False.
+        open_high (bool): Whether ``high`` itself is refused. Defaults to False.
+
+    Raises:
+        ValueError: If it is no number (a boolean is none), not finite or out of range.
+    """
+    return _checked(name, value, Real, 'a finite number', low, high, open_low, open_high)
+
+
+def positive(name: str, value: Any) -> float:
+    """Checks a finite number above 0; see ``number``."""
+    return number(name, value, 0, open_low=True)
+
+
+def integer(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> int:
+    """Checks an integer; see ``number``."""
+    return _checked(name, value, Integral, 'an integer', low, high)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Checks a boolean.
+
+    Raises:
+        ValueError: If it is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f'{name} is {value!r}; it must be True or False')
+    return value
+
+
+def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
+    """Checks one of several values.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    # By type as well, since True == 1
+    if not any(value is each or (type(value) is type(each) and value == each) for each in choices):
+        raise ValueError(f'{name} is {value!r}; it must be one of {", ".join(map(str, choices))}')
+    return value
+
+
+def size(name: str, value: Any, low: int = 1) -> tuple[int, int]:
+    """Checks a height and width, or one side of a square, and returns both.
+
+    Raises:
+        ValueError: If it is neither one nor two integers of at least ``low``.
+    """
+    sides = [value, value] if isinstance(value, Integral) else value
+    if (
+        not isinstance(sides, Sequence)
+        or len(sides) != 2
+        or not all(_is_a(side, Integral) and side >= low for side in sides)
+    ):
+        raise ValueError(
+            f'{name} is {value!r}; it must be an integer of at least {low}, or two of them (height, '
+            'width)'
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def _checked(
+    name: str,
+    value: Any,
+    kind: type,
+    word: str,
+    low: float,
+    high: float,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> Any:
+    good = (
+        _is_a(value, kind)
+        and math.isfinite(value)
+        and (low < value or (low == value and not open_low))
+        and (value < high or (value == high and not open_high))
+    )
+    if not good:
+        bounds = []
+        if low > -math.inf:
+            bounds.append(f'{"above" if open_low else "of at least"} {low:g}')
+        if high < math.inf:
+            bounds.append(f'{"below" if open_high else "of at most"} {high:g}')
+        text = ' and '.join(bounds)
+        raise ValueError(f'{name} is {value!r}; it must be {word}{text and " " + text}')
+    return value
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    # A boolean is an integer for Python and a mistake in a config
+    return isinstance(value, kind) and not isinstance(value, bool)

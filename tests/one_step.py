@@ -1,0 +1,89 @@
+"""Records the losses of one training step of every shipped config, which a change must not alter.
+
+``python tests/one_step.py [CONFIG ...]`` writes them into ``tests/data/one_step_losses.json``, and
+``test_configs.py`` compares. Weights are drawn by their names and steps run in double precision, so
+neither the order in which parts are built nor the order of a sum changes a loss.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import zlib
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmkdx.apis.dry_run import build_from_config, one_step, synthetic_batch
+from mmkdx.distillation import Teacher
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / 'tests/data/one_step_losses.json'
+
+
+def draw_weights(model: nn.Module, owner: str) -> None:
+    """Draws each weight from a generator that its name seeds; constants (norms, zero biases) stay."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.numel() > 1 and weight.dim() < 2 and (weight == weight.flatten()[0]).all():
+                continue
+            seed = zlib.crc32(f'{owner}.{name}'.encode())
+            values = torch.randn(
+                weight.shape,
+                generator=torch.Generator().manual_seed(seed),
+                dtype=torch.double,
+            )
+            fan_in = weight[0].numel() if weight.dim() > 1 else 100
+            weight.copy_(values * math.sqrt(1 / fan_in))
+
+
+def build(cfg: Config) -> nn.Module:
+    """A config's model with weights drawn by their names, in double precision."""
+    torch.manual_seed(0)
+    model = build_from_config(cfg)
+    draw_weights(model, 'model')
+    for i, teacher in enumerate(getattr(model, 'teachers', ())):
+        for part in teacher.modules():
+            if isinstance(part, Teacher):
+                part.loaded = True
+        draw_weights(teacher, f'teacher{i}')
+    return model.double()
+
+
+def step(model: nn.Module, cfg: Config) -> tuple[dict[str, float], list[str]]:
+    """One step of such a model on made-up images; see ``one_step``."""
+    batch = synthetic_batch(cfg)
+    model.data_preprocessor.register_forward_hook(
+        lambda _, args, data: {**data, 'inputs': data['inputs'].double()}
+    )
+    torch.manual_seed(0)
+    return one_step(model, batch)
+
+
+def record(paths: list[Path]) -> dict[str, dict[str, float]]:
+    """The losses of configs, by their paths below the repository."""
+    recorded = {}
+    for path in paths:
+        cfg = Config.fromfile(path)
+        logged, _ = step(build(cfg), cfg)
+        recorded[path.as_posix()] = {k: v for k, v in logged.items() if 'loss' in k}
+        print(path, recorded[path.as_posix()], flush=True)
+    return recorded
+
+
+if __name__ == '__main__':
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    given = [Path(each) for each in sys.argv[1:]]
+    shipped = sorted(
+        path.relative_to(ROOT) for path in ROOT.glob('configs/*/*.py') if path.parts[-2] != '_base_'
+    )
+    old = json.loads(FILE.read_text()) if given and FILE.is_file() else {}
+    FILE.parent.mkdir(exist_ok=True)
+    FILE.write_text(
+        json.dumps({**old, **record(given or shipped)}, indent=1, sort_keys=True) + '\n'
+    )
