@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import one_of
 from mmkdx.models.families import ModelFacts, describe
+from mmkdx.models.heads import PrototypeHead
 from mmkdx.models.taps import Tap, TapSet, fake_forward, intercept
 
 
@@ -48,6 +49,7 @@ class ClassNames:
         self.wanted: Sequence[str] | None = None
         #: The names of the student's classes, where the student has some.
         self.student: Sequence[str] | None = None
+        self._compared: Sequence[str] | None = None
         self._earlier = _newest_dataset_meta()  # of a run before the teacher was built
 
     def settle(
@@ -78,10 +80,10 @@ class ClassNames:
                     'matched; call match_classes(names) of the teacher'
                 )
             return known
-        if not self.by_name and taps and taps.names and not _reads_classes(model, taps):
+        if names == self._compared or not (self.by_name or _reads_classes(model, taps)):
             return known
         order = class_order(names, known, self.by_name, owner)
-        self.pending = False
+        self.pending, self._compared = False, names
         if order is None:
             return known
         reorder(model, order)
@@ -153,8 +155,16 @@ def reorder(model: nn.Module, order: Sequence[int]) -> None:
     Args:
         model (nn.Module): The model.
         order (Sequence[int]): For each new class its old index.
+
+    Raises:
+        ValueError: If the model has prototypes.
     """
     facts = describe(model)
+    if any(isinstance(each, PrototypeHead) for each in facts.model.modules()):
+        raise ValueError(
+            "teacher.classes: a teacher's prototypes belong to its classes, which cannot be put in "
+            "another order; train it with the data set's order"
+        )
     linear = _last_linear(facts)
     if linear is None:
         module = facts.model.get_submodule(facts.logits_path)
@@ -215,8 +225,10 @@ def _newest_dataset_meta() -> dict | None:
     return Visualizer.get_current_instance().dataset_meta
 
 
-def _reads_classes(model: nn.Module, taps: TapSet) -> bool:
-    """Whether something is read that depends on the order of the classes."""
+def _reads_classes(model: nn.Module, taps: TapSet | None) -> bool:
+    """Whether something is read that depends on the order of the classes, as an evaluation does."""
+    if taps is None or not taps.names:
+        return True
     read = {'logits', 'cam', 'prototypes', describe(model).logits_path}
     return bool(taps.explained or read & set(taps.names))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Any
 
 from mmengine.model import ExponentialMovingAverage
@@ -42,15 +41,8 @@ class EMATeacher(BaseTeacher):
         """The averaged student."""
         return self.average.module
 
-    def bind(
-        self,
-        student: nn.Module,
-        taps: Mapping[str, str],
-        owner: str = 'teacher',
-        explained: Collection[str] = (),
-    ) -> None:
+    def prepare(self, student: nn.Module) -> None:
         """Begins as a copy of the student; see ``BaseTeacher``."""
-        super().bind(student, taps, owner, explained)
         self.average = ExponentialMovingAverage(student, momentum=self.momentum)
         self.train()
 

@@ -145,7 +145,7 @@ def zoo_weights(model: ModelSpec, checkpoint: str | None) -> str:
     return weights
 
 
-def load_checkpoint(model: nn.Module, name: str | None, strict: bool = True) -> dict:
+def load_file(model: nn.Module, name: str | None, strict: bool = True) -> dict:
     """Loads a teacher's checkpoint into its model.
 
     Args:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmkdx.arguments import flag, one_of
-from mmkdx.arguments import size as checked_size
+from mmkdx import arguments
 from mmkdx.distillation.class_order import ClassNames, classes_in
 from mmkdx.distillation.input_bridge import checked_normalization, input_bridge
-from mmkdx.distillation.models import (
-    ModelSpec,
-    build_model,
-    build_part,
-    load_checkpoint,
-    zoo_weights,
-)
-from mmkdx.functional import no_autocast
-from mmkdx.functional.class_maps import map_tensors
+from mmkdx.distillation.models import ModelSpec, build_model, build_part, load_file, zoo_weights
+from mmkdx.functional import map_tensors, no_autocast
 from mmkdx.models.families import describe, unwrap
 from mmkdx.models.taps import TapSet, forward_tensor
 from mmkdx.registry import MODELS
@@ -56,10 +49,14 @@ class BaseTeacher(nn.Module):
             explained (Collection[str]): The taps by which gradients will be taken.
         """
         self.taps = TapSet(taps, owner, explained)
+        self.prepare(student)
+
+    def prepare(self, student: nn.Module) -> None:
+        """Does what depends on whose teacher it is; at the end of ``bind``."""
 
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
         """Finds the taps in the teacher; see ``TapSet.resolve``."""
-        return self.taps.resolve(self.model, inputs)
+        return self.taps.resolve(self.model, self.convert(inputs))
 
     def compile_model(self, **kwargs: Any) -> None:
         """Compiles what no tap stands in; see ``TapSet.compile``. After ``resolve``."""
@@ -91,6 +88,7 @@ class BaseTeacher(nn.Module):
             dict[str, Any]: A tensor or class maps for each tap, without gradients but those by the
             explained taps.
         """
+        inputs = self.convert(inputs)
         # Inference mode saves what autograd notes of each tensor. Its tensors cannot be saved for a
         # backward pass, so those that are read are copied.
         with torch.inference_mode(not self.taps.explained), self.taps.record(self.model) as values:
@@ -149,11 +147,11 @@ class Teacher(BaseTeacher):
         classes: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        one_of('teacher.dtype', dtype, (None, 'float16', 'bfloat16', 'float32'))
-        self.strict = flag('teacher.strict', strict)
+        arguments.one_of('teacher.dtype', dtype, (None, 'float16', 'bfloat16', 'float32'))
+        self.strict = arguments.flag('teacher.strict', strict)
         self.normalize = checked_normalization('teacher.normalize', normalize)
-        self.size = None if resize is None else checked_size('teacher.resize', resize)
-        if flag('teacher.pretrained', pretrained):
+        self.size = None if resize is None else arguments.size('teacher.resize', resize)
+        if arguments.flag('teacher.pretrained', pretrained):
             checkpoint = zoo_weights(model, checkpoint)
         #: Whether the weights are those that the config names; a module comes with its own.
         self.loaded = isinstance(model, nn.Module) and checkpoint is None
@@ -166,23 +164,13 @@ class Teacher(BaseTeacher):
         self.classes = self._names.given or describe(self.model).classes
         self.requires_grad_(False).train()
 
-    def bind(
-        self,
-        student: nn.Module,
-        taps: Mapping[str, str],
-        owner: str = 'teacher',
-        explained: Collection[str] = (),
-    ) -> None:
-        """Prepares also for the student's images and classes; see ``BaseTeacher``."""
-        super().bind(student, taps, owner, explained)
+    def prepare(self, student: nn.Module) -> None:
+        """Learns the form of the student's images and the names of its classes; see ``BaseTeacher``."""
+        owner = self.taps.owner
         self.bridge = input_bridge(student, self.model, self.normalize, self.size, owner).eval()
         self._names.student = describe(student).classes
         if self.dtype:
             self.model.to(self.dtype)
-
-    def resolve(self, inputs: Tensor) -> dict[str, Any]:
-        """Finds the taps in the teacher; see ``TapSet.resolve``."""
-        return super().resolve(self.convert(inputs))
 
     def load(self) -> None:
         """Loads the weights from ``checkpoint``, unless that is done, and compares names of classes.
@@ -193,7 +181,7 @@ class Teacher(BaseTeacher):
             FileNotFoundError: If the file does not exist.
         """
         if not self.loaded:
-            state = load_checkpoint(self.model, self.checkpoint, self.strict)
+            state = load_file(self.model, self.checkpoint, self.strict)
             self.train()  # some backbones prepare for eval mode by their weights
             self.classes = self._names.given or classes_in(state) or self.classes
             self.loaded = True
@@ -212,15 +200,11 @@ class Teacher(BaseTeacher):
         self._names.wanted = names
         self.load()
 
-    @torch.no_grad()
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
         """Runs the teacher in its own normalisation and precision; see ``BaseTeacher``."""
         if self._names.pending or (not self.loaded and self.checkpoint is not None):
             self.load()  # a distiller that is used without a Runner
-        inputs = self.convert(inputs)
-        if self.dtype is None:
-            return super().forward(inputs)
-        with no_autocast(inputs):
+        with no_autocast(inputs) if self.dtype else nullcontext():
             return super().forward(inputs)
 
     def convert(self, inputs: Tensor) -> Tensor:
@@ -244,14 +228,13 @@ def build_teacher(spec: Any) -> BaseTeacher:
     """
     if isinstance(spec, BaseTeacher):
         return spec
-    if isinstance(spec, dict) and 'type' in spec:
-        kind = spec['type']
-        kind = MODELS.get(kind) if isinstance(kind, str) else kind
-        if isinstance(kind, type) and issubclass(kind, BaseTeacher):
-            return build_part(spec)
-    if not isinstance(spec, dict) or 'type' in spec:
+    kind = spec.get('type') if isinstance(spec, dict) else None
+    found = MODELS.get(kind) if isinstance(kind, str) else kind
+    if isinstance(found, type) and issubclass(found, BaseTeacher):
+        return build_part(spec)
+    if kind or not isinstance(spec, dict):
         spec = dict(model=spec)
-    known = [name for name in inspect.signature(Teacher).parameters]
+    known = list(inspect.signature(Teacher).parameters)
     if set(spec) - set(known) or 'model' not in spec:
         raise ValueError(
             f'teacher takes {", ".join(known)}, or a type; it has {", ".join(map(str, spec))}'
@@ -260,5 +243,4 @@ def build_teacher(spec: Any) -> BaseTeacher:
 
 
 def _plain(value: Tensor) -> Tensor:
-    """A tensor that autograd can save."""
     return value.clone() if value.is_inference() else value
