@@ -153,9 +153,10 @@ class Teacher(BaseTeacher):
         self.size = None if resize is None else arguments.size('teacher.resize', resize)
         if arguments.flag('teacher.pretrained', pretrained):
             checkpoint = zoo_weights(model, checkpoint)
-        #: Whether the weights are those that the config names; a module comes with its own.
-        self.loaded = isinstance(model, nn.Module) and checkpoint is None
         self.checkpoint = checkpoint
+        self._own_weights = isinstance(model, nn.Module) and checkpoint is None
+        #: Whether the weights are those that the config names, in the order of classes that it names.
+        self.loaded = self._own_weights and classes is None
         self.dtype = dtype and getattr(torch, dtype)
         self.model = unwrap(build_model(model, 'teacher.model'))
         self.bridge: nn.Module = nn.Identity()
@@ -180,12 +181,12 @@ class Teacher(BaseTeacher):
                 order than those of the run's data set.
             FileNotFoundError: If the file does not exist.
         """
-        if not self.loaded:
+        if not self.loaded and not self._own_weights:
             state = load_file(self.model, self.checkpoint, self.strict)
             self.train()  # some backbones prepare for eval mode by their weights
             self.classes = self._names.given or classes_in(state) or self.classes
-            self.loaded = True
         self.classes = self._names.settle(self.model, self.classes, self.taps)
+        self.loaded = True
 
     def match_classes(self, names: Sequence[str] | None) -> None:
         """Compares the names of the teacher's classes with the data set's, and matches them if asked.
@@ -202,7 +203,7 @@ class Teacher(BaseTeacher):
 
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
         """Runs the teacher in its own normalisation and precision; see ``BaseTeacher``."""
-        if self._names.pending or (not self.loaded and self.checkpoint is not None):
+        if not self.loaded and (self._own_weights or self.checkpoint is not None):
             self.load()  # a distiller that is used without a Runner
         with no_autocast(inputs) if self.dtype else nullcontext():
             return super().forward(inputs)

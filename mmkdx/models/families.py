@@ -217,7 +217,7 @@ def _timm(model: nn.Module) -> ModelFacts:
 
 @register_family(lambda model: _is_from(model, 'transformers'))
 def _huggingface(model: nn.Module) -> ModelFacts:
-    config = model.config
+    config = getattr(model, 'config', None)
     multi = getattr(config, 'problem_type', None) == 'multi_label_classification'
     names = getattr(config, 'id2label', None) or {}
     classes = tuple(str(names[key]) for key in sorted(names, key=int))
@@ -280,7 +280,7 @@ def preprocessed(model: nn.Module) -> ImageFormat:
 
 def _processor_format(model: nn.Module) -> ImageFormat:
     """What Hugging Face's processor does with images, where the model has it as an attribute."""
-    sides = getattr(model.config, 'image_size', None)
+    sides = getattr(getattr(model, 'config', None), 'image_size', None)
     processor = getattr(model, 'image_processor', None) or getattr(model, 'processor', None)
     processor = getattr(processor, 'image_processor', processor)
     if processor is None:

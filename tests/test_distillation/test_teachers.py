@@ -10,7 +10,6 @@ from tiny import batch, build, classifier, distiller, total
 from torch import nn
 
 from mmkdx.distillation.ema_teacher import EMATeacher
-from mmkdx.distillation.input_bridge import input_bridge
 from mmkdx.distillation.teachers import Teacher, build_teacher
 from mmkdx.functional import ClassMaps
 from mmkdx.models.taps import fake_forward
@@ -204,30 +203,6 @@ def test_a_teacher_runs_in_its_own_precision(dtype):
     assert {p.dtype for p in model.student.parameters()} == {torch.float32}
     full = copy.deepcopy(teacher.model).float()(images)
     torch.testing.assert_close(values['logits'].float(), full, atol=0.02, rtol=0.02)
-
-
-@pytest.mark.parametrize('student_rgb', [False, True])
-def test_images_are_converted_to_the_teachers_normalisation(student_rgb):
-    student = classifier(4)
-    student['data_preprocessor'] = dict(
-        mean=[10.0, 20.0, 30.0], std=[2.0, 3.0, 4.0], to_rgb=student_rgb
-    )
-    other = classifier(8)
-    other['data_preprocessor'] = dict(mean=[1.0, 2.0, 3.0], std=[5.0, 6.0, 7.0], to_rgb=True)
-    student, other = build(student), build(other)
-    raw = dict(inputs=torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
-    converted = input_bridge(student, other)(student.data_preprocessor(raw)['inputs'])
-    torch.testing.assert_close(
-        converted, other.data_preprocessor(raw)['inputs'], atol=1e-4, rtol=1e-5
-    )
-
-
-def test_equal_or_unknown_normalisation_costs_nothing():
-    known = classifier(4)
-    known['data_preprocessor'] = dict(mean=[10.0] * 3, std=[2.0] * 3)
-    for teacher in (known, classifier(8)):
-        assert type(input_bridge(build(known), build(teacher))) is nn.Identity
-    assert type(input_bridge(build(known), nn.Linear(2, 2))) is nn.Identity
 
 
 def test_the_bridge_is_used_in_the_step():
