@@ -277,6 +277,26 @@ def test_members_of_an_ensemble_must_agree_in_shape():
         distiller(dict(fit=dict(type='MSELoss', at='embedding')), teacher=ensemble)
 
 
+def test_members_of_an_ensemble_must_mean_the_same_by_logits():
+    several = classifier(6)
+    several['head'] = dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=6)
+    teachers = [classifier(8), several]
+    with pytest.raises(
+        ValueError, match='teacher.teachers: some .* softmax and some sigmoid heads'
+    ):
+        build_teacher(dict(type='TeacherEnsemble', teachers=teachers))
+    assert len(build_teacher(dict(type='TeacherEnsemble', teachers=[several] * 2)).members) == 2
+    for wrong in ([], None, 'resnet18'):
+        with pytest.raises(ValueError, match='teacher.teachers is .* must be a list of teachers'):
+            build_teacher(dict(type='TeacherEnsemble', teachers=wrong))
+
+
+@pytest.mark.parametrize('momentum', [0, 1, float('nan'), True, '0.1'])
+def test_a_momentum_is_a_share(momentum):
+    with pytest.raises(ValueError, match='teacher.momentum is .* above 0 and below 1'):
+        EMATeacher(momentum)
+
+
 def test_teacher_objects_are_taken_as_they_are():
     teacher = EMATeacher(momentum=0.5)
     assert build_teacher(teacher) is teacher
