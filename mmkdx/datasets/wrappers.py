@@ -35,7 +35,8 @@ from mmpretrain.datasets import CIFAR10, MNIST, KFoldDataset
 from mmkdx.registry import DATASETS, TRANSFORMS
 from mmkdx.sample_numbers import extent, parts
 
-#: The channels of the arrays of data sets that read no files; others have OpenCV's order, 'bgr'.
+#: The channels of arrays that mmpretrain's data sets hold. A class of mmkdx says so by ``channel_order``,
+#: and all others have OpenCV's order, 'bgr'.
 _ORDERS = {CIFAR10: 'rgb', MNIST: 'gray'}
 
 
@@ -302,7 +303,7 @@ def _listed(classes: Any) -> Any:
     return list_from_file(classes) if isinstance(classes, str) else classes
 
 
-def _class(config: dict) -> type | None:
+def _class(config: dict) -> Any:
     """The class that a config names."""
     kind = config['type']
     if isinstance(kind, str):
@@ -311,14 +312,10 @@ def _class(config: dict) -> type | None:
     return kind
 
 
-def _order(kind: Any) -> str:
+def _order(kind: type) -> str:
     """The order of the channels of a data set's arrays: 'rgb', 'bgr' or 'gray'."""
-    orders = (
-        order
-        for base, order in _ORDERS.items()
-        if isinstance(kind, type) and issubclass(kind, base)
-    )
-    return next(orders, 'bgr')
+    known = (order for base, order in _ORDERS.items() if issubclass(kind, base))
+    return getattr(kind, 'channel_order', None) or next(known, 'bgr')
 
 
 def _name(config: dict) -> str:
