@@ -12,9 +12,10 @@ from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 
 from mmkdx.arguments import one_of
-from mmkdx.models.families import ModelFacts, describe
+from mmkdx.models.families import describe
+from mmkdx.models.flow import State, find_flow
 from mmkdx.models.heads import PrototypeHead
-from mmkdx.models.taps import Tap, TapSet, fake_forward, intercept
+from mmkdx.models.taps import Tap, TapSet
 
 
 def classes_in(checkpoint: dict) -> tuple[str, ...] | None:
@@ -165,7 +166,7 @@ def reorder(model: nn.Module, order: Sequence[int]) -> None:
             "teacher.classes: a teacher's prototypes belong to its classes, which cannot be put in "
             "another order; train it with the data set's order"
         )
-    linear = _last_linear(facts)
+    linear = _last_linear(facts.model)
     if linear is None:
         module = facts.model.get_submodule(facts.logits_path)
         device = next(facts.model.parameters()).device
@@ -186,32 +187,15 @@ def _in_order(module: nn.Module, args: tuple, output: Any) -> Any:
     return output
 
 
-def _last_linear(facts: ModelFacts) -> nn.Linear | None:
+def _last_linear(model: nn.Module) -> nn.Linear | None:
     """The linear layer whose output is the logits, with nothing in between."""
-    model, seen = facts.model, {}
-    convolutions = (each for each in model.modules() if isinstance(each, nn.Conv2d))
-    channels = next((each.in_channels for each in convolutions), 3)
-
-    def reader(module: nn.Module) -> Any:
-        return lambda value: seen.update({module: (value, value._version)})
-
-    layers = {
-        Tap(path): reader(module)
-        for path, module in model.named_modules()
-        if type(module) is nn.Linear
-    }
-    with fake_forward(model):
-        images = next(model.parameters()).new_empty(1, channels, *(facts.images.size or (224, 224)))
-        try:
-            with intercept(model, layers):
-                logits = facts.logits(images)
-        except Exception:  # images of another size
-            return None
-        state = logits.untyped_storage()._cdata, logits._version, logits.shape
-        for module, (value, version) in seen.items():
-            if (value.untyped_storage()._cdata, version, value.shape) == state:
-                return module
-    return None
+    try:
+        flow = find_flow(model)
+        linear = model.get_submodule(flow.classifier)
+        whole = flow.reading(Tap(flow.classifier)).state == State.of(flow.logits)
+    except Exception:  # it takes images of another size, or has no such layer
+        return None
+    return linear if whole and type(linear).forward is nn.Linear.forward else None
 
 
 def _newest_dataset_meta() -> dict | None:

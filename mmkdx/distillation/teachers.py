@@ -48,7 +48,7 @@ class BaseTeacher(nn.Module):
             owner (str): How error messages call the teacher. Defaults to 'teacher'.
             explained (Collection[str]): The taps by which gradients will be taken.
         """
-        self.taps = TapSet(taps, owner, explained)
+        self.taps = TapSet(taps, owner, explained, f'resize of the {owner}, or model.input_size,')
         self.prepare(student)
 
     def prepare(self, student: nn.Module) -> None:
