@@ -13,7 +13,7 @@ Of the config of one:
 - ``config_pipeline``, ``with_pipeline``: its transforms, and the same data through others;
 - ``config_class_names``: the names of its classes, without building it;
 - ``file_pipeline``: how an image file comes to the network as this data set's images do;
-- ``compose``: transforms of mmkdx and mmpretrain, built.
+- ``compose``: transforms of mmkdx and mmpretrain, built; ``type_name``: what a config names.
 
 Wrappers are known by what they hold: ``datasets``, or ``dataset`` and, where only some of its images are
 shown or in another order, ``indices``.
@@ -35,8 +35,8 @@ from mmpretrain.datasets import CIFAR10, MNIST, KFoldDataset
 from mmkdx.registry import DATASETS, TRANSFORMS
 from mmkdx.sample_numbers import extent, parts
 
-#: The channels of arrays that mmpretrain's data sets hold. A class of mmkdx says so by ``channel_order``,
-#: and all others have OpenCV's order, 'bgr'.
+#: The channels of arrays that mmpretrain's data sets hold. A class of mmkdx names another order than
+#: OpenCV's 'bgr' by ``channel_order``.
 _ORDERS = {CIFAR10: 'rgb', MNIST: 'gray'}
 
 
@@ -157,7 +157,7 @@ def config_pipeline(dataset: dict) -> list[dict]:
     found = [list(leaf.get('pipeline') or ()) for leaf in leaf_configs(dataset)]
     if any(each != found[0] for each in found):
         raise ValueError(
-            f'the parts of {_name(dataset)} have different pipelines; use a data set of one pipeline'
+            f'the parts of {type_name(dataset)} have different pipelines; use a data set of one pipeline'
         )
     return found[0]
 
@@ -183,7 +183,7 @@ def config_class_names(dataset: dict) -> tuple[str, ...] | None:
             or getattr(_class(leaf), 'METAINFO', {}).get('classes')
             for leaf in leaf_configs(dataset)
         ],
-        _name(dataset),
+        type_name(dataset),
     )
 
 
@@ -205,11 +205,11 @@ def file_pipeline(dataset: dict, loaded: bool = False) -> list[dict]:
         ValueError: If its parts have different pipelines or orders of channels.
     """
     steps = config_pipeline(dataset)
-    loader = next((step for step in steps if _name(step).startswith('LoadImage')), None)
+    loader = next((step for step in steps if type_name(step).startswith('LoadImage')), None)
     if loader is None:
         orders = {_order(_class(leaf)) for leaf in leaf_configs(dataset)}
         if len(orders) > 1:
-            raise ValueError(f'the parts of {_name(dataset)} have different orders of channels')
+            raise ValueError(f'the parts of {type_name(dataset)} have different orders of channels')
         order = orders.pop()
         loader = dict(type='LoadImageFromFile')
     else:
@@ -218,6 +218,12 @@ def file_pipeline(dataset: dict, loaded: bool = False) -> list[dict]:
         order = 'gray' if gray else 'bgr'
     change = [] if order == 'bgr' else [dict(type='ChannelOrder', order=order)]
     return [*([] if loaded else [loader]), *change, *steps]
+
+
+def type_name(config: dict) -> str:
+    """The name of the type in a config of a data set or transform, without a scope."""
+    kind = config.get('type')
+    return getattr(kind, '__name__', None) or str(kind).rpartition('.')[2]
 
 
 def compose(transforms: Sequence) -> Compose:
@@ -316,12 +322,6 @@ def _order(kind: type) -> str:
     """The order of the channels of a data set's arrays: 'rgb', 'bgr' or 'gray'."""
     known = (order for base, order in _ORDERS.items() if issubclass(kind, base))
     return getattr(kind, 'channel_order', None) or next(known, 'bgr')
-
-
-def _name(config: dict) -> str:
-    """The name of the type in a config."""
-    kind = config.get('type')
-    return getattr(kind, '__name__', None) or str(kind).rpartition('.')[2]
 
 
 def _as_list(value: Any) -> list:

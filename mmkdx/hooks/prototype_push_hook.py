@@ -164,9 +164,9 @@ class PrototypePushHook(Hook):
         small = np.flatnonzero(counts < least).tolist()
         if small:
             runner.logger.warning(
-                f'PrototypePushHook.prune will drop all prototypes of {len(small)} classes, which have '
-                f'fewer than min_same_class={least} images to project onto: '
-                f'{listed(small, class_names(dataset))}; set prune.min_same_class to at most '
+                'PrototypePushHook.prune will drop all prototypes of '
+                f'{listed(small, class_names(dataset))}, because there are fewer than '
+                f'min_same_class={least} images to project onto; set prune.min_same_class to at most '
                 f'{counts.min()}, or leave prune out'
             )
 
@@ -182,8 +182,8 @@ class PrototypePushHook(Hook):
         runner.logger.info(f'Pruned {count} of {len(before)} prototypes{of}')
         if empty := head.classes_without_prototypes():
             runner.logger.warning(
-                f'PrototypePushHook.prune left {len(empty)} of {head.num_classes} classes without '
-                f'prototypes: {listed(empty, names)}; no patch speaks for them any more'
+                f'PrototypePushHook.prune left {len(empty)} of {head.num_classes} classes without a '
+                f'prototype: {listed(empty, names)}'
             )
 
     @torch.no_grad()
