@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
+from mmkdx.arguments import flag
 from mmkdx.datasets.imagenet_wordnet_ids import WORDNET_IDS
 from mmkdx.registry import DATASETS
 
@@ -65,6 +66,7 @@ class ImageNetSegmentation(BaseDataset):
         test_mode: bool = True,
         **kwargs: Any,
     ) -> None:
+        flag('ImageNetSegmentation.test_mode', test_mode)
         super().__init__(
             ann_file=ann_file, data_root=data_root, pipeline=pipeline, test_mode=test_mode, **kwargs
         )
