@@ -3,9 +3,8 @@
 Of a built data set:
 
 - ``positions``: which image each index shows (its ``sample_idx``); ``images``: an index of each image;
-- ``leaves``: the data sets without wrappers; ``locate``: the one that holds a sample;
-- ``item``: a sample, through any transforms;
-- ``labels``, ``class_names``, ``pipeline``.
+- ``leaves``: the data sets without wrappers;
+- ``labels`` and ``class_names``.
 
 Of the config of one:
 
@@ -22,7 +21,6 @@ shown or in another order, ``indices``.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,16 +62,6 @@ def leaves(dataset: Any) -> list[Any]:
     return [leaf for part in inner for leaf in leaves(part)] if inner else [dataset]
 
 
-def locate(dataset: Any, index: int) -> tuple[Any, int]:
-    """The data set without wrappers that holds a sample, and the sample's index in it."""
-    position = int(_positions(dataset, np.array([index]))[0])
-    for leaf in leaves(dataset):
-        if position < len(leaf):
-            break
-        position -= len(leaf)
-    return leaf, position
-
-
 def labels(dataset: Any) -> np.ndarray:
     """The class of each index, of shape (len, ).
 
@@ -112,32 +100,6 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
         ],
         type(dataset).__name__,
     )
-
-
-def pipeline(dataset: Any) -> Compose:
-    """The transforms of a data set.
-
-    Raises:
-        ValueError: If it has none, or its parts have different ones.
-    """
-    name = type(dataset).__name__
-    found = [getattr(leaf, 'pipeline', None) for leaf in leaves(dataset)]
-    if None in found:
-        raise ValueError(f'{name} holds a data set without a pipeline of transforms')
-    # Transforms print what they do; some print where they are in memory
-    if len({re.sub(r' at 0x[0-9a-fA-F]+', '', repr(each)) for each in found}) > 1:
-        raise ValueError(f'the parts of {name} have different pipelines')
-    return found[0]
-
-
-def item(dataset: Any, index: int, transforms: Sequence | None = None) -> Any:
-    """A sample, through other transforms than the data set's own where they are given."""
-    if transforms is None:
-        return dataset[index]
-    leaf, inner = locate(dataset, index)
-    info = leaf.get_data_info(inner)
-    info['sample_idx'] = int(_positions(dataset, np.array([index]))[0])
-    return compose(transforms)(info)
 
 
 def leaf_configs(dataset: dict) -> list[dict]:
@@ -318,9 +280,9 @@ def _class(config: dict) -> Any:
     return kind
 
 
-def _order(kind: type) -> str:
+def _order(kind: type | None) -> str:
     """The order of the channels of a data set's arrays: 'rgb', 'bgr' or 'gray'."""
-    known = (order for base, order in _ORDERS.items() if issubclass(kind, base))
+    known = (order for base, order in _ORDERS.items() if kind and issubclass(kind, base))
     return getattr(kind, 'channel_order', None) or next(known, 'bgr')
 
 
