@@ -143,9 +143,8 @@ class PrototypePushHook(Hook):
             f'{state} ' + ', '.join(f'{name} {value:.4f}' for name, value in each.items())
             for state, each in scores.items()
         ]
-        runner.logger.info(
-            f'Push after epoch {epoch}: prototypes moved by {moved:.4f}; ' + '; '.join(lines)
-        )
+        said = '; '.join([f'prototypes moved by {moved:.4f}', *lines])
+        runner.logger.info(f'Push after epoch {epoch}: {said}')
         logged = {
             f'prototypes/{state}/{name}': value
             for state, each in scores.items()
@@ -237,11 +236,11 @@ def _checked_prune(prune: dict | None) -> dict | None:
 @contextmanager
 def _only(model: nn.Module, parameter: Tensor) -> Iterator[None]:
     """A context in which one parameter alone is trained."""
-    flags = [(each, each.requires_grad) for each in model.parameters()]
-    for each, _ in flags:
+    before = [(each, each.requires_grad) for each in model.parameters()]
+    for each, _ in before:
         each.requires_grad_(each is parameter)
     try:
         yield
     finally:
-        for each, flag in flags:
-            each.requires_grad_(flag)
+        for each, trained in before:
+            each.requires_grad_(trained)
