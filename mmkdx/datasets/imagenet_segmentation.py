@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,9 @@ class ImageNetSegmentation(BaseDataset):
     Args:
         ann_file (str): The file, below ``data_root``. Defaults to 'gtsegs_ijcv.mat'.
         data_root (str): Its folder. Defaults to 'data/imagenet_segmentation'.
-        pipeline (Sequence): The transforms. Defaults to ().
         test_mode (bool): Whether a sample that cannot be read is an error instead of being replaced by
             another one. Defaults to True.
-        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -62,14 +61,11 @@ class ImageNetSegmentation(BaseDataset):
         self,
         ann_file: str = 'gtsegs_ijcv.mat',
         data_root: str = 'data/imagenet_segmentation',
-        pipeline: Sequence = (),
         test_mode: bool = True,
         **kwargs: Any,
     ) -> None:
         flag('ImageNetSegmentation.test_mode', test_mode)
-        super().__init__(
-            ann_file=ann_file, data_root=data_root, pipeline=pipeline, test_mode=test_mode, **kwargs
-        )
+        super().__init__(ann_file=ann_file, data_root=data_root, test_mode=test_mode, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Reads ids and classes; images and masks are read by ``get_data_info``."""
