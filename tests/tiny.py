@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from mmpretrain.structures import DataSample
-from processes import run_ranks  # noqa: F401
+from processes import run_ranks  # noqa: F401, for the tests that have it from here
 from torch import nn
 
 from mmkdx.registry import MODELS
