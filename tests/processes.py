@@ -96,17 +96,29 @@ def run_script(path: str | Path, *arguments: object, **options) -> subprocess.Co
     return Script(path, *arguments, **options).wait()
 
 
-def launch(path: str | Path, *arguments: object, world: int = 2, **options) -> None:
+def launch(
+    path: str | Path,
+    *arguments: object,
+    world: int = 2,
+    env: Mapping[str, str] | None = None,
+    **options,
+) -> None:
     """Runs a script in several processes that find each other, as ``torchrun`` does."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    env = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(world))
-    ranks = [
-        Script(path, *arguments, env=dict(env, RANK=str(i), LOCAL_RANK=str(i)), **options)
-        for i in range(world)
-    ]
-    _succeed(ranks)
+    common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(world))
+    _succeed(
+        [
+            Script(
+                path,
+                *arguments,
+                env={**(env or {}), **common, 'RANK': str(rank), 'LOCAL_RANK': str(rank)},
+                **options,
+            )
+            for rank in range(world)
+        ]
+    )
 
 
 def run_ranks(script: str, out: Path, world: int) -> list:
