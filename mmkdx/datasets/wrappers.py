@@ -3,7 +3,7 @@
 Of a built data set:
 
 - ``positions``: which image each index shows (its ``sample_idx``); ``images``: an index of each image;
-- ``leaves``: the data sets without wrappers;
+- ``leaves``: the data sets without wrappers; ``pipelines``: their transforms;
 - ``labels`` and ``class_names``.
 
 Of the config of one:
@@ -60,6 +60,11 @@ def leaves(dataset: Any) -> list[Any]:
     """The data sets without wrappers, in order; the data set itself if it is none."""
     inner = parts(dataset)
     return [leaf for part in inner for leaf in leaves(part)] if inner else [dataset]
+
+
+def pipelines(dataset: Any) -> list[Compose]:
+    """The transforms of each data set without wrappers that has some."""
+    return [leaf.pipeline for leaf in leaves(dataset) if hasattr(leaf, 'pipeline')]
 
 
 def labels(dataset: Any) -> np.ndarray:

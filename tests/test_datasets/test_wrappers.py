@@ -201,6 +201,13 @@ def test_samples_without_one_class(dataset, message):
         wrappers.labels(dataset())
 
 
+def test_transforms_of_all_parts():
+    flipped = Listed([0], pipeline=[dict(type='RandomFlip', prob=1.0), PACK])
+    joined = TorchConcatDataset([a(), TensorDataset(torch.zeros(1)), RepeatDataset(flipped, 2)])
+    names = [[type(t).__name__ for t in each.transforms] for each in wrappers.pipelines(joined)]
+    assert names == [['PackInputs'], ['RandomFlip', 'PackInputs']]
+
+
 def test_parts_that_differ():
     names = ConcatDataset([a(), Listed([0], classes=NAMES[::-1])], ignore_keys=['classes'])
     with pytest.raises(
