@@ -104,7 +104,10 @@ def test_numbers_and_labels(name):
     assert wrappers.class_names(dataset) == NAMES
     images = wrappers.images(dataset)
     assert list(images) == sorted(set(numbers))
-    assert all(isinstance(leaf, Listed) for leaf in wrappers.leaves(dataset))
+    for index in (0, len(dataset) - 1, -1):
+        leaf, inner = wrappers.locate(dataset, index)
+        assert isinstance(leaf, Listed) and leaf in wrappers.leaves(dataset)
+        assert torch.equal(leaf[inner]['inputs'], dataset[index % len(dataset)]['inputs'])
     assert all(numbers[index] == image for image, index in images.items())
 
 
