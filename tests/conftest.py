@@ -2,10 +2,12 @@
 
 import functools
 import os
+from pathlib import Path
 
 import mmengine.config.utils
 import pytest
 import torch
+from family_tests import touches
 from mmengine.visualization import Visualizer
 
 # The models are so small that threads would only wait for one another, also those of processes that
@@ -29,6 +31,15 @@ LONG = (
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds what the second family of packages runs with."""
+    parser.addoption(
+        '--first-cases',
+        action='store_true',
+        help='run the first case of each test alone, and of configs the first of each folder',
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Brings long files to the front, and measures coverage by the first case of each test alone.
 
@@ -36,14 +47,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     own mark.
     """
     items.sort(key=lambda item: not item.nodeid.partition('::')[0].endswith(LONG))
-    if config.getoption('no_cov', False):
-        return
-    seen = set()
+    if 'families' in config.getoption('markexpr'):
+        for item in items:
+            if touches(item.path, item.originalname):
+                item.add_marker(pytest.mark.families)
+    first, seen = [], set()
     for item in items:
-        name = item.nodeid.partition('[')[0]
-        if name in seen:
+        name, _, case = item.nodeid.partition('[')
+        folder = Path(case).parent if case.startswith('configs/') else None
+        if (name, folder) not in seen and not item.get_closest_marker('slow'):
+            first.append(item)
+            seen.add((name, folder))
+    if config.getoption('first_cases'):
+        items[:] = first
+    elif not config.getoption('no_cov', False):
+        for item in set(items).difference(first):
             item.add_marker(pytest.mark.no_cover)
-        seen.add(name)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.runner import set_random_seed
 from torch import nn
 
 from mmkdx.apis.dry_run import build_from_config, one_step, synthetic_batch
@@ -26,10 +27,19 @@ FILE = ROOT / 'tests/data/one_step_losses.json'
 
 
 def draw_weights(model: nn.Module, owner: str) -> None:
-    """Draws each weight from a generator that its name seeds; constants (norms, zero biases) stay."""
+    """Draws weights and tables from generators that their names seed; constants (norms, zeros) stay."""
+
+    def constant(values: torch.Tensor) -> bool:
+        return values.numel() > 1 and bool((values == values.flatten()[0]).all())
+
+    tables = [
+        (name, table)
+        for name, table in model.named_buffers()
+        if table.dim() == 2 and table.is_floating_point() and not constant(table)
+    ]
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.numel() > 1 and weight.dim() < 2 and (weight == weight.flatten()[0]).all():
+        for name, weight in [*model.named_parameters(), *tables]:
+            if weight.dim() < 2 and constant(weight):
                 continue
             seed = zlib.crc32(f'{owner}.{name}'.encode())
             values = torch.randn(
@@ -43,7 +53,7 @@ def draw_weights(model: nn.Module, owner: str) -> None:
 
 def build(cfg: Config) -> nn.Module:
     """A config's model with weights drawn by their names, in double precision."""
-    torch.manual_seed(0)
+    set_random_seed(0)
     model = build_from_config(cfg)
     draw_weights(model, 'model')
     for i, teacher in enumerate(getattr(model, 'teachers', ())):
@@ -59,6 +69,7 @@ def build(cfg: Config) -> nn.Module:
 
 def step(model: nn.Module, cfg: Config) -> tuple[dict[str, float], list[str]]:
     """One step of such a model on made-up images; see ``one_step``."""
+    set_random_seed(0)
     batch = synthetic_batch(cfg)
     model.data_preprocessor.register_forward_hook(
         lambda _, args, data: {**data, 'inputs': data['inputs'].double()}

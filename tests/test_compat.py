@@ -7,7 +7,6 @@ import json
 import os
 import pkgutil
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -23,6 +22,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.visualization import Visualizer
+from processes import launch
 
 from mmkdx import compat
 from mmkdx.compat import (
@@ -721,22 +721,7 @@ def test_two_processes_train_together(tmp_path):
     script = tmp_path / 'launched.py'
     script.write_text(LAUNCHED)
     result = tmp_path / 'result.json'
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--standalone',
-            '--nproc_per_node=2',
-            str(script),
-            str(tmp_path / 'work_dir'),
-            str(result),
-        ],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    launch(script, tmp_path / 'work_dir', result, env=dict(CUDA_VISIBLE_DEVICES=''))
     # one step of SGD with rate 1 on the mean of the inputs 1 and 3, of which each process sees one
     assert json.loads(result.read_text()) == dict(
         weights=[-2.0, -2.0], wrapper='MMDistributedDataParallel', backend='gloo'

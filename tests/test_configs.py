@@ -1,5 +1,6 @@
 """Every shipped config builds, takes one step on made-up images, and says what it claims."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from one_step import FILE, build, step
 from tiny import tool
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmkdx.apis.dry_run import build_from_config, one_step, synthetic_batch
-from mmkdx.distillation import Teacher
+from mmkdx.apis.dry_run import build_from_config, synthetic_batch
 
 settle_weights = tool('misc/check_config').settle_weights
 
@@ -19,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.relative_to(ROOT) for path in ROOT.glob('configs/*/*.py') if path.parent.name != '_base_'
 )
-
+#: The losses of each config's step; see one_step.py.
+RECORDED = json.loads(FILE.read_text())
 
 #: More pairs and data of methods whose step another config shows. That they build checks their shapes.
 MORE = [
@@ -96,23 +98,18 @@ def test_config_builds(path, monkeypatch):
     ids=str,
 )
 def test_config_takes_a_step(path, monkeypatch):
-    """As tools/misc/check_config.py does, without its tables, and without waiting for the device."""
+    """Without waiting for the device, and with the losses that it had when they were recorded."""
     monkeypatch.chdir(ROOT)
     cfg = Config.fromfile(path)
-    torch.manual_seed(0)
-    model = build_from_config(cfg)
-    for teacher in getattr(model, 'teachers', ()):
-        for member in teacher.modules():
-            if isinstance(member, Teacher):
-                settle_weights(member)
-    batch = synthetic_batch(cfg)
+    model = build(cfg)
     monkeypatch.setattr(F, 'one_hot', one_hot)
     with Waits() as waits:
-        logged, unused = one_step(model, batch)
+        logged, unused = step(model, cfg)
     assert not unused
     # Beside what is read in the end
     assert len(waits.seen) == len(logged) + (path.stem.partition('_')[0] in READ), waits.seen
     losses = {name: value for name, value in logged.items() if 'loss' in name}
+    assert losses == pytest.approx(RECORDED[path.as_posix()], rel=1e-5)
     total = losses.pop('loss')
     assert 0 < total < float('inf')
     terms = cfg.model.get('terms', {})
@@ -120,6 +117,11 @@ def test_config_takes_a_step(path, monkeypatch):
     if terms:
         assert total == pytest.approx(sum(losses.values()), rel=1e-2)
         assert ('student.loss' in losses) == (cfg.model.get('student_weight', 1) > 0)
+
+
+def test_every_config_has_recorded_losses():
+    """``python tests/one_step.py CONFIG`` records those of a new one."""
+    assert {path.as_posix() for path in CONFIGS} == set(RECORDED)
 
 
 def test_every_config_is_in_its_readme():

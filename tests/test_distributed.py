@@ -2,15 +2,10 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[1]
+from processes import launch
 
 # Each process writes its weights after five steps of SGD on its part of the batches. DDP raises an error
 # at the second step if a parameter got no gradient at the first.
@@ -62,14 +57,8 @@ def states(tmp_path_factory):
     folder = tmp_path_factory.mktemp('distributed')
     script = folder / 'train.py'
     script.write_text(SCRIPT)
-    env = dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tests"}', OMP_NUM_THREADS='1')
-    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    for command in (
-        [sys.executable, str(script), str(folder / 'one')],
-        [*run, str(script), str(folder / 'two')],
-    ):
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
+    for world, name in ((1, 'one'), (2, 'two')):
+        launch(script, folder / name, world=world)
     return [torch.load(folder / name) for name in ('one.0', 'two.0', 'two.1')]
 
 
@@ -146,18 +135,9 @@ def explained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('explained')
     script = folder / 'explain.py'
     script.write_text(EXPLAIN)
-    env = dict(os.environ, PYTHONPATH=f'{ROOT}{os.pathsep}{ROOT / "tests"}', OMP_NUM_THREADS='1')
-    run = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    for command, launcher in (([sys.executable], 'none'), (run, 'pytorch')):
+    for world, launcher in ((1, 'none'), (2, 'pytorch')):
         (folder / launcher).mkdir()
-        done = subprocess.run(
-            [*command, str(script), str(folder / launcher), launcher],
-            env=env,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        launch(script, folder / launcher, launcher, world=world, cwd=folder)
     return folder
 
 

@@ -227,6 +227,10 @@ def test_run_tests(checkout):
     assert checkout.calls('pytest') == [common + 'tests --cov-fail-under=90']
     checkout.bash('tools/run_tests.sh', '-m', 'slow', 'tests/test_registry.py')
     assert checkout.calls('pytest') == [common + '-m slow tests/test_registry.py']
+    checkout.bash('tools/run_tests.sh', '--stack', 'onedl')
+    assert checkout.calls('pytest') == [
+        common + 'tests --no-cov -m not slow and families --first-cases'
+    ]
     for arguments in (['--stack', 'onedl', '-x'], ['-x', '--stack=onedl']):
         checkout.bash('tools/run_tests.sh', *arguments)
         assert checkout.calls('pytest') == [common + '-x']

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from mmpretrain.structures import DataSample
+from processes import run_ranks  # noqa: F401, for the tests that have it from here
 from torch import nn
 
 from mmkdx.registry import MODELS
@@ -109,31 +107,3 @@ def tool(name: str) -> ModuleType:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def run_ranks(script: str, out: Path, world: int) -> list:
-    """What each rank saves: a script is run in processes of its own, with ``out``, rank and world.
-
-    Rank r saves a file ``<out>.<r>``. The script finds the package and the tests' modules.
-    """
-    file, tests = out.with_suffix('.py'), Path(__file__).parent
-    file.write_text(script)
-    paths = tests.parent, tests, tests / 'test_losses'
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, paths)), OMP_NUM_THREADS='1')
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(file), str(out), str(rank), str(world)],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        for rank in ranks:
-            error = rank.communicate(timeout=240)[1]
-            assert rank.returncode == 0, error[-3000:]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [torch.load(f'{out}.{rank}') for rank in range(world)]

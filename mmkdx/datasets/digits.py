@@ -32,8 +32,7 @@ class Digits(BaseDataset):
 
     Args:
         split (str): 'train' or 'test'. Defaults to 'train'.
-        pipeline (Sequence): The transforms. Defaults to ().
-        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         ValueError: If the split is unknown.
@@ -41,9 +40,9 @@ class Digits(BaseDataset):
 
     METAINFO = {'classes': [str(digit) for digit in range(10)]}
 
-    def __init__(self, split: str = 'train', pipeline: Any = (), **kwargs: Any) -> None:
+    def __init__(self, split: str = 'train', **kwargs: Any) -> None:
         self.split = one_of('Digits.split', split, ('train', 'test'))
-        super().__init__(ann_file='', pipeline=pipeline, test_mode=split == 'test', **kwargs)
+        super().__init__(ann_file='', test_mode=split == 'test', **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Reads the images of the split."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +65,7 @@ class Parts(BaseDataset):
         bias (float): With ``mark='class'``, the share of images with the mark of their class, exact
             within each class (rounded); the others have that of another class. Defaults to 1.0.
         seed (int): Another seed makes another world of images, of the same classes. Defaults to 0.
-        pipeline (Sequence): The transforms. Defaults to ().
-        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -83,7 +81,6 @@ class Parts(BaseDataset):
         mark: str = 'none',
         bias: float = 1.0,
         seed: int = 0,
-        pipeline: Sequence = (),
         **kwargs: Any,
     ) -> None:
         self.split = one_of('Parts.split', split, SPLITS)
@@ -95,7 +92,7 @@ class Parts(BaseDataset):
         if bias != 1 and mark != 'class':
             raise ValueError(f"Parts.bias is {bias}, which has a meaning with mark='class' alone")
         kwargs.setdefault('test_mode', split != 'train')
-        super().__init__(ann_file='', pipeline=pipeline, **kwargs)
+        super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Draws the images."""

@@ -16,7 +16,7 @@ from mmkdx.datasets.wrappers import (
     config_pipeline,
     images,
     labels,
-    leaves,
+    pipelines,
     with_pipeline,
 )
 
@@ -69,8 +69,8 @@ def check_push_set(dataloader: DataLoader, num_classes: int) -> None:
     dataset = dataloader.dataset
     named = [
         type(each).__name__
-        for leaf in leaves(dataset)
-        for each in getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
+        for pipeline in pipelines(dataset)
+        for each in pipeline.transforms
         if any(word in type(each).__name__.lower() for word in _RANDOM)
     ]
     if named or _differs(dataset):
@@ -94,7 +94,8 @@ def images_of_classes(dataset: Any, num_classes: int) -> np.ndarray:
 
 def listed(classes: Sequence[int], names: Sequence[str] | None, most: int = 5) -> str:
     """Classes in words, by name and index: ``cat (0), dog (1)``."""
-    words = [f'{names[label]} ({label})' if names else f'{label}' for label in classes[:most]]
+    known = len(names or ())
+    words = [f'{names[i]} ({i})' if i < known else f'{i}' for i in classes[:most]]
     return ', '.join(words) + (', ...' if len(classes) > most else '')
 
 

@@ -4,8 +4,8 @@ Of a built data set:
 
 - ``positions``: which image each index shows (its ``sample_idx``); ``images``: an index of each image;
 - ``leaves``: the data sets without wrappers; ``locate``: the one that holds a sample;
-- ``item``: a sample, through any transforms;
-- ``labels``, ``class_names``, ``pipeline``.
+- ``pipelines``: their transforms;
+- ``labels`` and ``class_names``.
 
 Of the config of one:
 
@@ -13,7 +13,7 @@ Of the config of one:
 - ``config_pipeline``, ``with_pipeline``: its transforms, and the same data through others;
 - ``config_class_names``: the names of its classes, without building it;
 - ``file_pipeline``: how an image file comes to the network as this data set's images do;
-- ``compose``: transforms of mmkdx and mmpretrain, built.
+- ``compose``: transforms of mmkdx and mmpretrain, built; ``type_name``: what a config names.
 
 Wrappers are known by what they hold: ``datasets``, or ``dataset`` and, where only some of its images are
 shown or in another order, ``indices``.
@@ -22,7 +22,6 @@ shown or in another order, ``indices``.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,8 +34,8 @@ from mmpretrain.datasets import CIFAR10, MNIST, KFoldDataset
 from mmkdx.registry import DATASETS, TRANSFORMS
 from mmkdx.sample_numbers import extent, parts
 
-#: The channels of arrays that mmpretrain's data sets hold. A class of mmkdx says so by ``channel_order``,
-#: and all others have OpenCV's order, 'bgr'.
+#: The channels of arrays that mmpretrain's data sets hold. A class of mmkdx names another order than
+#: OpenCV's 'bgr' by ``channel_order``.
 _ORDERS = {CIFAR10: 'rgb', MNIST: 'gray'}
 
 
@@ -72,6 +71,11 @@ def locate(dataset: Any, index: int) -> tuple[Any, int]:
             break
         position -= len(leaf)
     return leaf, position
+
+
+def pipelines(dataset: Any) -> list[Compose]:
+    """The transforms of each data set without wrappers that has some."""
+    return [leaf.pipeline for leaf in leaves(dataset) if hasattr(leaf, 'pipeline')]
 
 
 def labels(dataset: Any) -> np.ndarray:
@@ -114,32 +118,6 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     )
 
 
-def pipeline(dataset: Any) -> Compose:
-    """The transforms of a data set.
-
-    Raises:
-        ValueError: If it has none, or its parts have different ones.
-    """
-    name = type(dataset).__name__
-    found = [getattr(leaf, 'pipeline', None) for leaf in leaves(dataset)]
-    if None in found:
-        raise ValueError(f'{name} holds a data set without a pipeline of transforms')
-    # Transforms print what they do; some print where they are in memory
-    if len({re.sub(r' at 0x[0-9a-fA-F]+', '', repr(each)) for each in found}) > 1:
-        raise ValueError(f'the parts of {name} have different pipelines')
-    return found[0]
-
-
-def item(dataset: Any, index: int, transforms: Sequence | None = None) -> Any:
-    """A sample, through other transforms than the data set's own where they are given."""
-    if transforms is None:
-        return dataset[index]
-    leaf, inner = locate(dataset, index)
-    info = leaf.get_data_info(inner)
-    info['sample_idx'] = int(_positions(dataset, np.array([index]))[0])
-    return compose(transforms)(info)
-
-
 def leaf_configs(dataset: dict) -> list[dict]:
     """The configs of the data sets without wrappers that a config names, in order."""
     inner = dataset.get('datasets') or dataset.get('dataset')
@@ -157,7 +135,7 @@ def config_pipeline(dataset: dict) -> list[dict]:
     found = [list(leaf.get('pipeline') or ()) for leaf in leaf_configs(dataset)]
     if any(each != found[0] for each in found):
         raise ValueError(
-            f'the parts of {_name(dataset)} have different pipelines; use a data set of one pipeline'
+            f'the parts of {type_name(dataset)} have different pipelines; use a data set of one pipeline'
         )
     return found[0]
 
@@ -183,7 +161,7 @@ def config_class_names(dataset: dict) -> tuple[str, ...] | None:
             or getattr(_class(leaf), 'METAINFO', {}).get('classes')
             for leaf in leaf_configs(dataset)
         ],
-        _name(dataset),
+        type_name(dataset),
     )
 
 
@@ -205,11 +183,11 @@ def file_pipeline(dataset: dict, loaded: bool = False) -> list[dict]:
         ValueError: If its parts have different pipelines or orders of channels.
     """
     steps = config_pipeline(dataset)
-    loader = next((step for step in steps if _name(step).startswith('LoadImage')), None)
+    loader = next((step for step in steps if type_name(step).startswith('LoadImage')), None)
     if loader is None:
         orders = {_order(_class(leaf)) for leaf in leaf_configs(dataset)}
         if len(orders) > 1:
-            raise ValueError(f'the parts of {_name(dataset)} have different orders of channels')
+            raise ValueError(f'the parts of {type_name(dataset)} have different orders of channels')
         order = orders.pop()
         loader = dict(type='LoadImageFromFile')
     else:
@@ -218,6 +196,12 @@ def file_pipeline(dataset: dict, loaded: bool = False) -> list[dict]:
         order = 'gray' if gray else 'bgr'
     change = [] if order == 'bgr' else [dict(type='ChannelOrder', order=order)]
     return [*([] if loaded else [loader]), *change, *steps]
+
+
+def type_name(config: dict) -> str:
+    """The name of the type in a config of a data set or transform, without a scope."""
+    kind = config.get('type')
+    return getattr(kind, '__name__', None) or str(kind).rpartition('.')[2]
 
 
 def compose(transforms: Sequence) -> Compose:
@@ -312,16 +296,10 @@ def _class(config: dict) -> Any:
     return kind
 
 
-def _order(kind: type) -> str:
+def _order(kind: type | None) -> str:
     """The order of the channels of a data set's arrays: 'rgb', 'bgr' or 'gray'."""
-    known = (order for base, order in _ORDERS.items() if issubclass(kind, base))
+    known = (order for base, order in _ORDERS.items() if kind and issubclass(kind, base))
     return getattr(kind, 'channel_order', None) or next(known, 'bgr')
-
-
-def _name(config: dict) -> str:
-    """The name of the type in a config."""
-    kind = config.get('type')
-    return getattr(kind, '__name__', None) or str(kind).rpartition('.')[2]
 
 
 def _as_list(value: Any) -> list:

@@ -18,13 +18,12 @@ from mmkdx.explain.gradient import weighted_sum
 from mmkdx.explain.layers import Layer, find_layers, find_stages, logits_of
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.functional.distance_correlation import (
-    distance_gradient,
     pair_correlations,
-    pairwise_distances,
     remove,
     u_center,
     u_correlation,
 )
+from mmkdx.functional.distances import distance_gradient, pairwise_distances
 from mmkdx.models.taps import Tap, TapSet, intercept
 from mmkdx.registry import EXPLAINERS
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmkdx.arguments import integer, number
+
 
 def region_boxes(
     cells: Tensor, grid: Sequence[int], image_size: Sequence[int], side: int = 72
@@ -39,8 +41,7 @@ def region_boxes(
     Raises:
         ValueError: If ``side`` is below 1, or a cell is not in the grid.
     """
-    if side < 1:
-        raise ValueError(f'side is {side}; it must be at least 1')
+    integer('side', side, 1)
     cells, width = cells.long(), grid[1]
     if cells.numel() and not 0 <= int(cells.min()) <= int(cells.max()) < math.prod(grid):
         raise ValueError(
@@ -146,8 +147,7 @@ def purity(distances: Tensor, covered: Tensor, shown: Tensor, k: int = 10) -> Te
     Raises:
         ValueError: If k is below 1, or shapes do not fit.
     """
-    if k < 1:
-        raise ValueError(f'k is {k}; it must be at least 1')
+    integer('k', k, 1)
     _check(covered, shown=(shown, 'nk'), distances=(distances, 'np'))
     nearest = distances.topk(min(k, len(distances)), dim=0, largest=False).indices
     prototypes = torch.arange(distances.shape[1], device=distances.device)
@@ -174,8 +174,7 @@ def consistency(covered: Tensor, shown: Tensor, own: Tensor, threshold: float = 
     Raises:
         ValueError: If ``threshold`` is out of its range, or shapes do not fit.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f'threshold is {threshold}; it must be above 0 and at most 1')
+    number('threshold', threshold, 0, 1, open_low=True)
     _check(covered, shown=(shown, 'nk'), own=(own, 'np'))
     counted = own[..., None] & shown[:, None]
     consistent = (_share(covered, counted) >= threshold).any(1)

@@ -16,12 +16,17 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mmkdx.arguments import integer
+
 #: How many numbers a block of one-hot cells may hold (32 MB).
 _BLOCK = 2**23
 
 
 def active_patches(distances: Tensor, cells: Tensor, tau: float | None = None) -> Tensor:
     """The number of different cells that are the patch of an active prototype, for each image.
+
+    The mean over images is AAP, the average number of active patches. It belongs to one model; a
+    student's should be near its teacher's.
 
     Args:
         distances (Tensor): Each prototype's smallest distance in each image, of shape (N, P).
@@ -39,25 +44,6 @@ def active_patches(distances: Tensor, cells: Tensor, tau: float | None = None) -
     return _active_cells(distances, cells, tau, _count(cells)).sum(1).float()
 
 
-def average_active_patches(distances: Tensor, cells: Tensor, tau: float | None = None) -> Tensor:
-    """AAP, the average number of active patches: the mean of ``active_patches`` over images.
-
-    It belongs to one model; a student's should be near its teacher's.
-
-    Args:
-        distances (Tensor): See ``active_patches``.
-        cells (Tensor): See ``active_patches``.
-        tau (float, optional): See ``active_patches``. Defaults to None.
-
-    Returns:
-        Tensor: A scalar.
-
-    Raises:
-        ValueError: See ``active_patches``.
-    """
-    return active_patches(distances, cells, tau).mean()
-
-
 def patch_similarity(
     teacher_distances: Tensor,
     teacher_cells: Tensor,
@@ -67,7 +53,10 @@ def patch_similarity(
 ) -> Tensor:
     """The Jaccard index of the sets of active cells of two models, for each image.
 
-    It is 0, and not 1, where neither model has an active cell, as in the authors' code. A model
+    The mean over images is AJS, the average Jaccard similarity. With a large ``tau`` nearly all cells
+    are active, and any two models come out alike; small ones tell more.
+
+    The index is 0, and not 1, where neither model has an active cell, as in the authors' code. A model
     compared with itself thus yields 1 where it has an active cell and 0 elsewhere.
 
     Args:
@@ -88,36 +77,6 @@ def patch_similarity(
     teacher = _active_cells(teacher_distances, teacher_cells, tau, count, 'teacher_')
     student = _active_cells(student_distances, student_cells, tau, count, 'student_')
     return (teacher & student).sum(1) / (teacher | student).sum(1).clamp(min=1)
-
-
-def active_patch_similarity(
-    teacher_distances: Tensor,
-    teacher_cells: Tensor,
-    student_distances: Tensor,
-    student_cells: Tensor,
-    tau: float | None = None,
-) -> Tensor:
-    """AJS, the average Jaccard similarity of active patches: the mean of ``patch_similarity``.
-
-    With a large ``tau`` nearly all cells are active, and any two models come out alike; small ones
-    tell more.
-
-    Args:
-        teacher_distances (Tensor): See ``patch_similarity``.
-        teacher_cells (Tensor): See ``patch_similarity``.
-        student_distances (Tensor): See ``patch_similarity``.
-        student_cells (Tensor): See ``patch_similarity``.
-        tau (float, optional): See ``active_patches``. Defaults to None.
-
-    Returns:
-        Tensor: A scalar in [0, 1]. An image without an active cell in either model counts 0.
-
-    Raises:
-        ValueError: See ``patch_similarity``.
-    """
-    return patch_similarity(
-        teacher_distances, teacher_cells, student_distances, student_cells, tau
-    ).mean()
 
 
 def cell_agreement(teacher_cells: Tensor, student_cells: Tensor) -> Tensor:
@@ -168,9 +127,7 @@ def matching_caps(num_images: int, caps: int = 10, legacy: bool = False) -> rang
     Raises:
         ValueError: If ``caps`` is below 1, or there are too few images for any.
     """
-    if caps < 1:
-        raise ValueError(f'caps is {caps}; it must be at least 1')
-    step = max(1, num_images // caps)
+    step = max(1, num_images // integer('caps', caps, 1))
     stop = num_images if legacy else min(step * caps, num_images) + 1
     if stop <= step:
         raise ValueError(f'{num_images} images are too few for a cap')

@@ -143,9 +143,8 @@ class PrototypePushHook(Hook):
             f'{state} ' + ', '.join(f'{name} {value:.4f}' for name, value in each.items())
             for state, each in scores.items()
         ]
-        runner.logger.info(
-            f'Push after epoch {epoch}: prototypes moved by {moved:.4f}; ' + '; '.join(lines)
-        )
+        said = '; '.join([f'prototypes moved by {moved:.4f}', *lines])
+        runner.logger.info(f'Push after epoch {epoch}: {said}')
         logged = {
             f'prototypes/{state}/{name}': value
             for state, each in scores.items()
@@ -164,9 +163,9 @@ class PrototypePushHook(Hook):
         small = np.flatnonzero(counts < least).tolist()
         if small:
             runner.logger.warning(
-                f'PrototypePushHook.prune will drop all prototypes of {len(small)} classes, which have '
-                f'fewer than min_same_class={least} images to project onto: '
-                f'{listed(small, class_names(dataset))}; set prune.min_same_class to at most '
+                'PrototypePushHook.prune will drop all prototypes of '
+                f'{listed(small, class_names(dataset))}, because there are fewer than '
+                f'min_same_class={least} images to project onto; set prune.min_same_class to at most '
                 f'{counts.min()}, or leave prune out'
             )
 
@@ -182,8 +181,8 @@ class PrototypePushHook(Hook):
         runner.logger.info(f'Pruned {count} of {len(before)} prototypes{of}')
         if empty := head.classes_without_prototypes():
             runner.logger.warning(
-                f'PrototypePushHook.prune left {len(empty)} of {head.num_classes} classes without '
-                f'prototypes: {listed(empty, names)}; no patch speaks for them any more'
+                f'PrototypePushHook.prune left {len(empty)} of {head.num_classes} classes without a '
+                f'prototype: {listed(empty, names)}'
             )
 
     @torch.no_grad()
@@ -237,11 +236,11 @@ def _checked_prune(prune: dict | None) -> dict | None:
 @contextmanager
 def _only(model: nn.Module, parameter: Tensor) -> Iterator[None]:
     """A context in which one parameter alone is trained."""
-    flags = [(each, each.requires_grad) for each in model.parameters()]
-    for each, _ in flags:
+    before = [(each, each.requires_grad) for each in model.parameters()]
+    for each, _ in before:
         each.requires_grad_(each is parameter)
     try:
         yield
     finally:
-        for each, flag in flags:
-            each.requires_grad_(flag)
+        for each, trained in before:
+            each.requires_grad_(trained)

@@ -10,15 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmkdx.functional import distance_correlation
+from mmkdx.functional import distances as distances_module
 from mmkdx.functional.distance_correlation import (
     bias_corrected_dcor,
     biased_dcor,
     class_prototypes,
     dcor_standard_error,
     dcor_t_statistic,
-    distance_gradient,
     pair_correlations,
-    pairwise_distances,
     part_dcor,
     partial_dcor,
     remove,
@@ -26,6 +25,7 @@ from mmkdx.functional.distance_correlation import (
     u_center,
     u_inner,
 )
+from mmkdx.functional.distances import distance_gradient, pairwise_distances
 
 
 def double(values):
@@ -393,7 +393,7 @@ def test_standard_errors(n, batches, expected):
 
 
 def test_the_error_of_no_batches():
-    with pytest.raises(ValueError, match='batches is 0; it must be at least 1'):
+    with pytest.raises(ValueError, match='batches is 0; it must be an integer of at least 1'):
         dcor_standard_error(5, 0)
 
 
@@ -414,13 +414,13 @@ def test_t_statistic(kind):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few columns."""
-    monkeypatch.setattr(distance_correlation, '_BLOCK', 40)
+    monkeypatch.setattr(distances_module, '_BLOCK', 40)
 
 
 @pytest.mark.parametrize('shape', [(9,), (9, 1), (9, 2), (9, 4, 3, 3), (12, 70)])
 @pytest.mark.parametrize('blocks', [2**21, 40, 1])
 def test_distances(shape, blocks, monkeypatch):
-    monkeypatch.setattr(distance_correlation, '_BLOCK', blocks)
+    monkeypatch.setattr(distances_module, '_BLOCK', blocks)
     x = random(*shape) + 5
     x[3] = x[0]
     distances = pairwise_distances(x)
@@ -472,7 +472,7 @@ class Sizes(TorchDispatchMode):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.float32])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 def test_memory(dtype, layout, monkeypatch):
-    monkeypatch.setattr(distance_correlation, '_BLOCK', 2000)
+    monkeypatch.setattr(distances_module, '_BLOCK', 2000)
     x = random(10, 8, 25, 25).to(dtype).contiguous(memory_format=layout).requires_grad_()
     with torch.no_grad():
         # Many that are close, and two that are equal
@@ -489,7 +489,7 @@ def test_memory(dtype, layout, monkeypatch):
 
 @pytest.mark.parametrize('blocks', [2**21, 50])
 def test_gradient_is_that_of_autograd(blocks, monkeypatch):
-    monkeypatch.setattr(distance_correlation, '_BLOCK', blocks)
+    monkeypatch.setattr(distances_module, '_BLOCK', blocks)
     x, base, labels = random(9, 4, 3, 3), random(9, 20, seed=1), one_hot([0, 1, 2] * 3)
     for function in (bias_corrected_dcor, part_dcor, partial_dcor, biased_dcor):
         given = () if function in (bias_corrected_dcor, biased_dcor) else (base,)
@@ -647,7 +647,7 @@ def test_blocks_make_no_difference(monkeypatch):
     x[5] = x[8] * (1 + 1e-5)
     found = []
     for block in (2**21, 12 * 300, 12 * 299, 100, 12, 1):
-        monkeypatch.setattr(distance_correlation, '_BLOCK', block)
+        monkeypatch.setattr(distances_module, '_BLOCK', block)
         leaf = x.clone().requires_grad_()
         score = bias_corrected_dcor(leaf, y)
         score.backward()
@@ -720,7 +720,7 @@ def test_products_are_not_rounded_for_speed(switch, value, switches):
 def test_switches_are_put_back_after_an_error(switch, switches, monkeypatch):
     switches[switch]('high' if switch == 'old' else 'tf32')
     before = precision()
-    monkeypatch.setattr(distance_correlation, '_blocks', lambda features: 1 / 0)
+    monkeypatch.setattr(distances_module, '_blocks', lambda features: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pairwise_distances(random(8, 20))
     assert precision() == before

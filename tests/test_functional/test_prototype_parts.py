@@ -305,13 +305,19 @@ COVERED, SHOWN, OWN, DISTANCES = scene(0)
             ),
             'parts is empty',
         ),
-        (lambda: purity(DISTANCES, COVERED, SHOWN, 0), 'k is 0; it must be at least 1'),
+        (
+            lambda: purity(DISTANCES, COVERED, SHOWN, 0),
+            'k is 0; it must be an integer of at least 1',
+        ),
         (
             lambda: purity(DISTANCES[1:], COVERED, SHOWN),
             r'distances has the shape \(8, 7\); with covered of \(9, 7, 4\) it must be \(9, 7\)',
         ),
         (lambda: purity(DISTANCES, COVERED, SHOWN[:, 1:]), r'shown has .* must be \(9, 4\)'),
-        (lambda: consistency(COVERED, SHOWN, OWN, 0), 'threshold is 0; it must be above 0'),
+        (
+            lambda: consistency(COVERED, SHOWN, OWN, 0),
+            'threshold is 0; it must be a finite number above 0 and of at most 1',
+        ),
         (lambda: consistency(COVERED, SHOWN, OWN, 1.5), 'threshold is 1.5'),
         (lambda: consistency(COVERED, SHOWN, OWN[:, 1:]), r'own has the shape \(9, 6\)'),
         (lambda: consistency(COVERED, SHOWN[1:], OWN), r'shown has the shape \(8, 4\)'),

@@ -9,9 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from mmkdx.functional import prototype_transfer
 from mmkdx.functional.prototype_transfer import (
-    active_patch_similarity,
     active_patches,
-    average_active_patches,
     cell_agreement,
     match_prototypes,
     matching_caps,
@@ -96,21 +94,21 @@ def score_of_sets(teacher, student, caps):
 )
 def test_worked_example(tau, teacher, student, similarities, itself):
     models = (TEACHER_DISTANCES, TEACHER, STUDENT_DISTANCES, STUDENT)
-    assert average_active_patches(*models[:2], tau).item() == pytest.approx(teacher, rel=1e-6)
-    assert average_active_patches(*models[2:], tau).item() == pytest.approx(student, rel=1e-6)
+    assert active_patches(*models[:2], tau).mean().item() == pytest.approx(teacher, rel=1e-6)
+    assert active_patches(*models[2:], tau).mean().item() == pytest.approx(student, rel=1e-6)
     assert patch_similarity(*models, tau).tolist() == pytest.approx(similarities, rel=1e-6)
     mean = sum(similarities) / 3
-    assert active_patch_similarity(*models, tau).item() == pytest.approx(mean, rel=1e-6)
-    same = active_patch_similarity(*models[:2], *models[:2], tau).item()
+    assert patch_similarity(*models, tau).mean().item() == pytest.approx(mean, rel=1e-6)
+    same = patch_similarity(*models[:2], *models[:2], tau).mean().item()
     assert same == pytest.approx(itself, rel=1e-6)
 
 
 def test_tau_has_no_limit_by_default():
     assert active_patches(TEACHER_DISTANCES * 1e6, TEACHER).tolist() == [3, 3, 1]
     models = (TEACHER_DISTANCES * 1e6, TEACHER, STUDENT_DISTANCES * 1e6, STUDENT)
-    assert active_patch_similarity(*models).item() == pytest.approx(0.75)
+    assert patch_similarity(*models).mean().item() == pytest.approx(0.75)
     assert patch_similarity(*models).tolist() == [0.75, 1, 0.5]
-    assert average_active_patches(*models[:2]).item() == pytest.approx(7 / 3)
+    assert active_patches(*models[:2]).mean().item() == pytest.approx(7 / 3)
 
 
 @pytest.mark.parametrize('cells', [3, 49, 200])
@@ -304,10 +302,13 @@ def test_caps_as_a_number():
 @pytest.mark.parametrize(
     'function, message',
     [
-        (lambda: matching_caps(10, 0), 'caps is 0; it must be at least 1'),
+        (lambda: matching_caps(10, 0), 'caps is 0; it must be an integer of at least 1'),
         (lambda: matching_caps(1, legacy=True), '1 images are too few for a cap'),
         (lambda: matching_caps(0), '0 images are too few for a cap'),
-        (lambda: prototype_matching_score(PAIR, OTHER, 0), 'caps is 0; it must be at least 1'),
+        (
+            lambda: prototype_matching_score(PAIR, OTHER, 0),
+            'caps is 0; it must be an integer of at least 1',
+        ),
         (lambda: prototype_matching_score(PAIR, OTHER, [0, 3]), r'caps is \[0, 3\]; of 10 images'),
         (lambda: prototype_matching_score(PAIR, OTHER, [11]), r'\[11\]; .* caps are 1 to 10'),
         (lambda: prototype_matching_score(PAIR, OTHER, []), r'caps is \[\]'),
@@ -356,10 +357,10 @@ def test_what_are_no_cells(function, teacher, student, message):
 def test_distances_of_another_shape():
     message = r'^distances have the shape \(3, 3\) and cells \(3, 4\)'
     with pytest.raises(ValueError, match=message):
-        average_active_patches(TEACHER_DISTANCES[:, :3], TEACHER)
+        active_patches(TEACHER_DISTANCES[:, :3], TEACHER).mean()
     message = r'student_distances have the shape \(2, 4\) and student_cells \(3, 4\)'
     with pytest.raises(ValueError, match=message):
-        active_patch_similarity(TEACHER_DISTANCES, TEACHER, STUDENT_DISTANCES[:2], STUDENT)
+        patch_similarity(TEACHER_DISTANCES, TEACHER, STUDENT_DISTANCES[:2], STUDENT).mean()
     with pytest.raises(ValueError, match='teacher_distances have the shape'):
         patch_similarity(TEACHER_DISTANCES[:2], TEACHER, STUDENT_DISTANCES, STUDENT)
     with pytest.raises(ValueError, match='^cells is of torch.float32'):

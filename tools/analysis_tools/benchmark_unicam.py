@@ -28,11 +28,10 @@ from torch import Tensor
 
 from mmkdx.functional.distance_correlation import (
     bias_corrected_dcor,
-    distance_gradient,
-    pairwise_distances,
     u_center,
     u_correlation,
 )
+from mmkdx.functional.distances import distance_gradient, pairwise_distances
 
 
 def parse_args() -> argparse.Namespace:
