@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
+from mmkdx.distillation.finite_watch import FiniteWatch
 from mmkdx.distillation.models import ModelSpec, build_model
+from mmkdx.distillation.places import Place, names_of, value_at
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
-from mmkdx.distillation.terms import FiniteWatch, Place, Term, build_term, names_of, value_at
+from mmkdx.distillation.terms import Term, build_term
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.taps import TapSet, fake_forward
 from mmkdx.registry import MODELS
@@ -107,7 +109,7 @@ class Distiller(BaseModel):
                 teacher.compile_model(**arguments)
         #: Also for a wrapper that has to name tensors after it has collected them.
         self.checkpoint_names = self.register_state_dict_post_hook(to_checkpoint)
-        self.register_load_state_dict_pre_hook(_from_checkpoint)
+        self.register_load_state_dict_pre_hook(from_checkpoint)
 
     def init_weights(self) -> None:
         """Initialises the student, as its config says, and loads the teachers' weights."""
@@ -315,65 +317,3 @@ def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:
         if term.explains and tap not in ('logits', 'cam')
     }
     return taps, explained
-
-
-def to_checkpoint(
-    distiller: Distiller, state: dict[str, Tensor], prefix: str, metadata: dict
-) -> None:
-    """Names the student's tensors as plain mmpretrain does and puts all others under `distill.`."""
-    if prefix.endswith('_fsdp_wrapped_module.'):
-        raise ValueError(
-            'strategy.model_wrapper: FSDP cannot name the tensors of a Distiller; set '
-            "model_wrapper=dict(type='FullyShardedDistiller')"
-        )
-    for key in [key for key in state if key.startswith(prefix)]:
-        rest = key.removeprefix(prefix)
-        student = rest.startswith('student.')
-        state[prefix + (rest.removeprefix('student.') if student else f'distill.{rest}')] = (
-            state.pop(key)
-        )
-    for i, teacher in enumerate(distiller.teachers):
-        if teacher.trained_along:
-            for key, value in teacher.state_dict().items():
-                state[f'{prefix}distill.teachers.{i}.{key}'] = value
-    # The version numbers of the modules, which guide the conversion of old files.
-    versions = getattr(state, '_metadata', {})
-    for key in [key for key in versions if key.startswith(f'{prefix}student.')]:
-        versions[prefix + key.removeprefix(f'{prefix}student.')] = versions.pop(key)
-
-
-def _from_checkpoint(
-    distiller: Distiller, state: dict[str, Tensor], prefix: str, *args: Any
-) -> None:
-    """Takes a checkpoint of a distillation or a plain student's, and says how much of it fits."""
-    for key in [key for key in state if key.startswith(prefix)]:
-        rest = key.removeprefix(prefix)
-        own = rest.startswith('distill.')
-        state[prefix + (rest.removeprefix('distill.') if own else f'student.{rest}')] = state.pop(
-            key
-        )
-    versions = getattr(state, '_metadata', None) or {}
-    for key in list(versions):
-        versions.setdefault(f'{prefix}student.{key.removeprefix(prefix)}', versions[key])
-    for i, teacher in enumerate(distiller.teachers):
-        start = f'{prefix}teachers.{i}.'
-        along = {
-            key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)
-        }
-        if along:
-            teacher.load_state_dict(along)
-    student = distiller.student.state_dict()
-    matched = sum(
-        f'{prefix}student.{key}' in state and state[f'{prefix}student.{key}'].shape == value.shape
-        for key, value in student.items()
-    )
-    if not matched:
-        first = next((key for key in state if key.startswith(f'{prefix}student.')), None)
-        raise ValueError(
-            f'load_from: the checkpoint holds none of the {len(student)} tensors of the student (its '
-            f'first is {first and first.removeprefix(prefix + "student.")!r}); choose a checkpoint of '
-            'this student'
-        )
-    print_log(
-        f'student: {matched} of {len(student)} tensors match the checkpoint', logger='current'
-    )
