@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmkdx.arguments import flag, number, size
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
+from mmkdx.distillation.declared import check_head
 from mmkdx.distillation.finite_watch import FiniteWatch
+from mmkdx.distillation.labels import index_of, labels_of
 from mmkdx.distillation.models import ModelSpec, build_model
-from mmkdx.distillation.places import Place, names_of, value_at
+from mmkdx.distillation.places import Place, Value, names_of, value_at
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
-from mmkdx.distillation.terms import Term, build_term
+from mmkdx.distillation.terms import Term, build_terms
 from mmkdx.functional import full_precision, no_autocast
+from mmkdx.models.families import describe
 from mmkdx.models.taps import TapSet, fake_forward
 from mmkdx.registry import MODELS
 
@@ -79,30 +84,28 @@ class Distiller(BaseModel):
         self.student = built
         # A student that comes as a module keeps its weights.
         self.student.is_init = isinstance(student, nn.Module)
-        teachers = (
-            []
-            if teacher is None
-            else (teacher if isinstance(teacher, (list, tuple)) else [teacher])
-        )
+        teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
         # A tuple is not a sub-module: teachers stay out of state dict, optimizer, DDP and train().
-        self.teachers: tuple[BaseTeacher, ...] = tuple(build_teacher(t) for t in teachers)
-        self.terms = nn.ModuleDict(
-            {name: build_term(name, term) for name, term in (terms or {}).items()}
+        self.teachers: tuple[BaseTeacher, ...] = tuple(
+            build_teacher(each) for each in teachers if each is not None
         )
-        self.student_weight = student_weight
+        self.terms = build_terms(terms, bool(self.teachers))
+        self.student_weight = number('student_weight', student_weight, 0)
         if not self.terms and not student_weight:
             raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
         self._watch = FiniteWatch()
         #: The image sizes for which the terms are checked.
         self._probed: set[tuple[int, ...]] = set()
-        size = input_size or getattr(getattr(built, 'backbone', None), 'img_size', None) or 224
-        size = (size, size) if isinstance(size, int) else size
+        backbone = getattr(built, 'backbone', None)
+        sides = getattr(backbone, 'img_size', None) or 224 if input_size is None else input_size
+        sides = size('input_size', sides)
+        flag('channels_last', channels_last)
         self._format = torch.channels_last if channels_last else torch.preserve_format
-        self._bind(size)
-        self.probe(size)
+        self._bind(sides)
+        self.probe(sides)
         if channels_last:
             nn.Module.to(self, memory_format=self._format)  # BaseModel's `to` looks for a device
-        if compile:
+        if isinstance(compile, dict) or flag('compile', compile):
             arguments = compile if isinstance(compile, dict) else {}
             self._taps.compile(self.student, **arguments)
             for teacher in self._compared.values():
@@ -157,21 +160,16 @@ class Distiller(BaseModel):
                 f'student.{key}': value * self.student_weight if 'loss' in key else value
                 for key, value in output.items()
             }
-        target, index = _target(data_samples), _index(data_samples)
+        labels = labels_of(data_samples), index_of(data_samples)
         terms = {
-            f'loss_{name}': term(
-                value_at(student, term.student_tap),
-                value_at(truth.get(term.teacher), term.teacher_tap),
-                target,
-                index,
-                inputs=inputs,
-                model=self.student,
-            )
+            f'loss_{name}': term(*self._values(term, student, truth), *labels, inputs, self.student)
             for name, term in self.terms.items()
         }
         if self.training and torch.is_grad_enabled():
             self._check_gradients(student, terms)
-        self._watch({f'terms.{name}': terms[f'loss_{name}'] for name in self.terms})
+        own = {key: value for key, value in losses.items() if isinstance(value, Tensor)}
+        named = {f'terms.{name}': terms[f'loss_{name}'] for name in self.terms}
+        self._watch({'images': inputs, **own, **named})
         if not self.student_weight:
             # Every parameter gets a gradient, so that DDP need not look for unused ones.
             first = next(iter(terms))
@@ -179,7 +177,7 @@ class Distiller(BaseModel):
         logs = {
             f'{name}.{key}': value
             for name, term in self.terms.items()
-            for key, value in getattr(term.loss, 'logs', {}).items()
+            for key, value in term.loss.logs.items()
         }
         return {**losses, **terms, **logs}
 
@@ -205,13 +203,7 @@ class Distiller(BaseModel):
             images = torch.empty(2, channels, *size, device=anchor.device)
             student = self._taps.resolve(self.student, images)
             truth = {i: teacher.resolve(images) for i, teacher in self._compared.items()}
-            places = {
-                name: (
-                    value_at(student, term.student_tap),
-                    value_at(truth.get(term.teacher), term.teacher_tap),
-                )
-                for name, term in self.terms.items()
-            }
+            places = {name: self._values(term, student, truth) for name, term in self.terms.items()}
             for name, term in self.terms.items():
                 if term.compares == 'class_maps' and isinstance(places[name][0], Tensor):
                     self._check_channels(term, places[name][0], images)
@@ -221,6 +213,12 @@ class Distiller(BaseModel):
         self._probed.add(tuple(size))
         return places
 
+    @staticmethod
+    def _values(term: Term, student: dict, truth: dict[int, dict]) -> tuple[Value, Value]:
+        """What a term compares: what is at its place in the student, and in its teacher."""
+        theirs = value_at(truth.get(term.teacher), term.teacher_tap)
+        return value_at(student, term.student_tap), theirs
+
     def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
         # Teachers follow the student to another device.
         super()._apply(fn, recurse)
@@ -229,15 +227,17 @@ class Distiller(BaseModel):
         return self
 
     def _bind(self, size: Sequence[int]) -> None:
+        head = describe(self.student).activation
         for name, term in self.terms.items():
             term.locate(self.student, size)
+            check_head(term.key, term.loss, 'student', head)
             if not term.taught:
                 continue
             if not self.teachers:
                 raise ValueError(
                     f'terms.{name} compares with a teacher and there is none: set teacher'
                 )
-            if term.teacher not in range(len(self.teachers)):
+            if term.teacher >= len(self.teachers):
                 raise ValueError(
                     f'terms.{name}.teacher is {term.teacher} and the last of the '
                     f'{len(self.teachers)} teachers is {len(self.teachers) - 1}'
@@ -246,11 +246,13 @@ class Distiller(BaseModel):
         taps, explained = _taps([(term, term.student_tap) for term in terms])
         self._taps = TapSet(taps, 'student', explained)
         for i, teacher in enumerate(self.teachers):
-            taps, explained = _taps(
-                [(term, term.teacher_tap) for term in terms if term.taught and term.teacher == i]
-            )
+            taught = [term for term in terms if term.taught and term.teacher == i]
+            taps, explained = _taps([(term, term.teacher_tap) for term in taught])
             owner = f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
             teacher.bind(self.student, taps, owner, explained)
+            heads = {describe(model).activation for model in _models(teacher)}
+            for term, head in itertools.product(taught, heads):
+                check_head(term.key, term.loss, owner, head)
 
     def _check_gradients(self, student: dict[str, Any], losses: dict[str, Tensor]) -> None:
         """Refuses a term that would train nothing, as with frozen layers or a detached explanation."""
@@ -289,22 +291,11 @@ class Distiller(BaseModel):
         return {term.teacher: self.teachers[term.teacher] for term in terms}
 
 
-def _target(data_samples: list | None) -> Tensor | None:
-    """The labels of a batch as mmpretrain's heads read them: mixed ones first."""
-    if not data_samples:
-        return None
-    if 'gt_score' in data_samples[0]:
-        return torch.stack([sample.gt_score for sample in data_samples])
-    if 'gt_label' in data_samples[0]:
-        return torch.cat([sample.gt_label for sample in data_samples])
-    return None
-
-
-def _index(data_samples: list | None) -> Tensor | None:
-    """The positions of a batch's samples in the data set, on the CPU, where the samples know them."""
-    if not data_samples or any('sample_idx' not in sample for sample in data_samples):
-        return None
-    return torch.tensor([int(sample.sample_idx) for sample in data_samples])
+def _models(teacher: BaseTeacher) -> Iterator[nn.Module]:
+    """The networks that a teacher is made of."""
+    for part in teacher.modules():
+        if isinstance(part, BaseTeacher) and hasattr(part, 'model'):
+            yield part.model
 
 
 def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:

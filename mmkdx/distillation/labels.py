@@ -20,7 +20,7 @@ def labels_of(data_samples: list | None) -> Labels | None:
         data_samples (list, optional): mmpretrain's ``DataSample`` of each image.
 
     Returns:
-        Tensor | list[Tensor] | None: Classes of shape (N, ); class scores of shape (N, K); the indices of
+        Tensor | list[Tensor] | None: Classes (N, ); class scores (N, K); the indices of
         the classes of each image, where an image has not exactly one; None without labels.
     """
     if not data_samples:

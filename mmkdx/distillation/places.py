@@ -28,7 +28,9 @@ def places(at: Any, taught: bool, loss: str) -> tuple[Place, Place | None]:
     """
     pair = (at, None) if not taught else (at, at) if isinstance(at, str) else at
     if not (
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(_is_place, pair[: 1 + taught]))
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and all(map(_is_place, pair[: 1 + taught]))
     ):
         form = 'a tap, or the pair (student tap, teacher tap), each a tap or a list of taps'
         if not taught:

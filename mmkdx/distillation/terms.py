@@ -250,7 +250,9 @@ def build_term(name: str, config: dict) -> Term:
             for a loss.
     """
     if not isinstance(config, dict):
-        raise ValueError(f'terms.{name} is {config!r}; it must be a dict of the arguments of a term')
+        raise ValueError(
+            f'terms.{name} is {config!r}; it must be a dict of the arguments of a term'
+        )
     for key in ('type', 'at'):
         if key not in config:
             raise ValueError(
@@ -265,3 +267,21 @@ def build_term(name: str, config: dict) -> Term:
         return Term(name, **config)
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f'terms.{name}: {error.args[0]}') from error
+
+
+def build_terms(configs: dict[str, dict] | None, teachers: bool) -> nn.ModuleDict:
+    """Builds the terms of a distillation, by name.
+
+    Args:
+        configs (dict[str, dict], optional): ``Distiller.terms``.
+        teachers (bool): Whether there are teachers.
+
+    Raises:
+        ValueError: If it is no dict of terms, or there are teachers and no term.
+    """
+    if not isinstance(configs, dict | None) or (teachers and not configs):
+        raise ValueError(
+            f'terms is {configs!r}; it must be a dict of terms'
+            + (', of which a model with a teacher needs one' if teachers else '')
+        )
+    return nn.ModuleDict({name: build_term(name, term) for name, term in (configs or {}).items()})

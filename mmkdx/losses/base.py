@@ -99,7 +99,7 @@ def _check_contract(loss: type[DistillLoss]) -> None:
     name = loss.__name__
     one_of(f'{name}.compares', loss.compares, COMPARES)
     if not isinstance(loss.needs, tuple):
-        raise ValueError(f"{name}.needs is {loss.needs!r}; it must be a tuple, as in ('teacher',)")
+        raise ValueError(f"{name}.needs is {loss.needs!r}; it must be a tuple like ('teacher',)")
     for need in loss.needs:
         one_of(f'{name}.needs', need, NEEDS)
     for own in sorted(set(dir(loss)) - set(dir(DistillLoss))):
@@ -107,11 +107,11 @@ def _check_contract(loss: type[DistillLoss]) -> None:
             raise ValueError(f'{name}.{own} is not read; declare {FORMER[own]}')
         near = difflib.get_close_matches(own, (*CONTRACT, 'forward'), 1, 0.8)
         if near and not own.startswith('_'):
-            raise ValueError(f'{name}.{own} is not read; rename it, to {near[0]!r} if that is meant')
+            raise ValueError(f'{name}.{own} is not read; do you mean {near[0]!r}?')
     needs = {*loss.needs, 'target'} if 'class' in loss.needs else loss.needs
     given = [each for each in ARGUMENTS if each in needs]
-    methods = dict(forward=given, connect=('teacher', 'model'), check=('teacher',))
-    for method, names in methods.items():
+    takes = dict(forward=given, connect=('teacher', 'model'), check=('teacher',))
+    for method, names in takes.items():
         function = getattr(loss, method)
         wanted = ['student', *(each for each in given if each in names)]
         taken = list(inspect.signature(function).parameters)[1:]
