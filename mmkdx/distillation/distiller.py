@@ -14,7 +14,7 @@ from mmkdx.arguments import flag, number, size
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
 from mmkdx.distillation.declared import check_head
 from mmkdx.distillation.finite_watch import FiniteWatch
-from mmkdx.distillation.labels import index_of, labels_of
+from mmkdx.distillation.labels import check_labels, index_of, labels_of
 from mmkdx.distillation.models import ModelSpec, build_model
 from mmkdx.distillation.places import Place, Value, names_of, value_at
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
@@ -143,6 +143,9 @@ class Distiller(BaseModel):
         """The student's own losses and the terms; see ``forward``."""
         if tuple(inputs.shape[2:]) not in self._probed:
             self.probe(inputs.shape[2:])
+        labels, index = labels_of(data_samples), index_of(data_samples)
+        losses = {term.key: term.loss for term in self.terms.values()}
+        check_labels(labels, losses, self._activation if self.student_weight else 'sigmoid')
         truth = {}
         for i, teacher in self._compared.items():
             if self.training:
@@ -160,9 +163,10 @@ class Distiller(BaseModel):
                 f'student.{key}': value * self.student_weight if 'loss' in key else value
                 for key, value in output.items()
             }
-        labels = labels_of(data_samples), index_of(data_samples)
         terms = {
-            f'loss_{name}': term(*self._values(term, student, truth), *labels, inputs, self.student)
+            f'loss_{name}': term(
+                *self._values(term, student, truth), labels, index, inputs, self.student
+            )
             for name, term in self.terms.items()
         }
         if self.training and torch.is_grad_enabled():
@@ -227,10 +231,11 @@ class Distiller(BaseModel):
         return self
 
     def _bind(self, size: Sequence[int]) -> None:
-        head = describe(self.student).activation
+        #: What turns the student's logits into probabilities.
+        self._activation = describe(self.student).activation
         for name, term in self.terms.items():
             term.locate(self.student, size)
-            check_head(term.key, term.loss, 'student', head)
+            check_head(term.key, term.loss, 'student', self._activation)
             if not term.taught:
                 continue
             if not self.teachers:

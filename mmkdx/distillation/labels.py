@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,32 @@ def multi_hot(labels: Labels, classes: int) -> Tensor:
     return torch.stack(rows)
 
 
+def check_labels(labels: Labels | None, losses: Mapping[str, nn.Module], activation: str) -> None:
+    """Refuses images of several labels, or none, where one label an image is meant.
+
+    mmpretrain's softmax heads would join the labels, and so give them to other images.
+
+    Args:
+        labels (Tensor | list[Tensor], optional): The labels; see ``labels_of``.
+        losses (Mapping[str, nn.Module]): The loss of each term, by its config key.
+        activation (str): What turns the student's logits into probabilities; 'sigmoid' also where its
+            own losses do not count.
+
+    Raises:
+        ValueError: If an image has not exactly one label and a loss, or the student, takes one.
+    """
+    if not isinstance(labels, list):
+        return
+    for key, loss in losses.items():
+        if {'target', 'class'} & {*loss.needs} and activation_of(loss) != 'sigmoid':
+            target_for(labels, loss, key, None)
+    if activation == 'softmax':
+        raise ValueError(
+            f'student: its softmax head takes one label an image, and {_counts(labels)}; use a head for '
+            'several labels, such as MultiLabelLinearClsHead'
+        )
+
+
 def target_for(labels: Labels | None, loss: nn.Module, key: str, student: Value) -> Tensor:
     """The labels as a loss takes them.
 
@@ -64,8 +92,7 @@ def target_for(labels: Labels | None, loss: nn.Module, key: str, student: Value)
         return multi_hot(labels, student.shape[1])
     if isinstance(labels, list):
         raise ValueError(
-            f'{need} one label an image, and the images of the batch have '
-            f"{', '.join(str(len(each)) for each in labels[:8])} labels; use dict(type='KLDivLoss', "
+            f"{need} one label an image, and {_counts(labels)}; use dict(type='KLDivLoss', "
             "activation='sigmoid')"
         )
     if 'class' in loss.needs and labels.dim() > 1:
@@ -81,3 +108,7 @@ def index_of(data_samples: list | None) -> Tensor | None:
     if not data_samples or any('sample_idx' not in sample for sample in data_samples):
         return None
     return torch.tensor([int(sample.sample_idx) for sample in data_samples])
+
+
+def _counts(labels: list[Tensor]) -> str:
+    return f'the images of the batch have {", ".join(str(len(each)) for each in labels[:8])} labels'

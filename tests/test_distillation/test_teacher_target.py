@@ -258,7 +258,7 @@ def test_statistics_of_another_teacher_are_refused_before_training(file):
             "teacher_target.anchor is 'top'; it must be one of label",
         ),
         (dict(kind='full', tau=0), 'teacher_target.tau is 0; it must be a finite number above 0'),
-        (dict(kind='full', similarity_tau=-1), 'teacher_target.similarity_tau is -1; a temp'),
+        (dict(kind='full', similarity_tau=-1), 'teacher_target.similarity_tau is -1; it must'),
         *(
             (
                 dict(kind=kind),

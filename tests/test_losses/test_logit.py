@@ -1,6 +1,7 @@
 """Losses between logits against scipy or loops, and their behaviour for extreme logits."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -108,6 +109,50 @@ def test_saturated_logits_stay_finite(dtype, autocast):
 def test_temperature_out_of_range(tau):
     with pytest.raises(ValueError, match=f'tau is {tau}; it must be a finite number above 0'):
         KLDivLoss(tau)
+
+
+# Sigmoids
+
+
+def test_sigmoids_by_hand():
+    # Probabilities of the teacher 3/4 and 1/4, of the student 1/2 and 3/4; a second sample is the same
+    teacher = 2 * torch.tensor([[math.log(3), -math.log(3)], [0.3, -7.0]], dtype=torch.float64)
+    student = 2 * torch.tensor([[0, math.log(3)], [0.3, -7.0]], dtype=torch.float64)
+    first = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    second = 0.25 * math.log(1 / 3) + 0.75 * math.log(3)
+    value = KLDivLoss(2, 'sigmoid')(student, teacher).item()
+    assert value == pytest.approx(2**2 * (first + second) / 2, rel=1e-12)
+    assert value == pytest.approx(1.3602364, rel=1e-7)
+
+
+def test_a_shift_of_all_logits_counts_for_sigmoids():
+    logits = torch.full((1, 3), -5.0)
+    confident = 1 / (1 + math.exp(-5))
+    value = KLDivLoss(activation='sigmoid')(logits, logits + 10).item()
+    assert value == pytest.approx(3 * 5 * (2 * confident - 1), rel=1e-5)
+    assert KLDivLoss()(logits, logits + 10).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_saturated_sigmoids_are_finite():
+    student = torch.tensor([[1e4, -1e4, 1e4]], requires_grad=True)
+    value = KLDivLoss(activation='sigmoid')(student, torch.tensor([[-1e4, 1e4, 1e4]]))
+    assert value.item() == pytest.approx(2e4)
+    assert torch.autograd.grad(value, student)[0].tolist() == [[1, -1, 0]]
+
+
+def test_gradient_of_sigmoids():
+    # tau times the difference of the probabilities, over the samples
+    student, teacher = logits(1).requires_grad_(), logits(2)
+    gradient = torch.autograd.grad(KLDivLoss(3, 'sigmoid')(student, teacher), student)[0]
+    expected = 3 * ((student / 3).sigmoid() - (teacher / 3).sigmoid()) / len(student)
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+def test_an_unknown_activation():
+    with pytest.raises(
+        ValueError, match="activation is 'relu'; it must be one of softmax, sigmoid"
+    ):
+        KLDivLoss(activation='relu')
 
 
 # Decoupled

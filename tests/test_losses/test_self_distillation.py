@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmpretrain.models import LabelSmoothLoss
 from tiny import batch, classifier, distiller, total
 
+import mmkdx.losses
 from mmkdx.losses import (
     ConfidencePenaltyLoss,
     CSKDLoss,
@@ -19,7 +20,6 @@ from mmkdx.losses import (
     OnlineLabelSmoothingLoss,
     PSKDLoss,
     TfKDRegLoss,
-    self_distillation,
 )
 
 ARGUMENTS = dict(
@@ -313,16 +313,16 @@ def test_trials_and_evaluation_leave_the_state_alone(name, training, gradients, 
     """They may run in one rank alone."""
     loss = made(name).train(training)
     before = {key: value.clone() for key, value in loss.named_buffers()}
-    monkeypatch.setattr(self_distillation, 'all_gather', None)
-    arguments, extra = inputs(name, 3.0 * F.one_hot(TARGET, 4), TARGET, PAIRS)
+    monkeypatch.setattr(mmkdx.losses.self_distillation, 'all_gather', None)
+    logits = 3.0 * F.one_hot(TARGET, 4)
     with torch.set_grad_enabled(gradients):
-        assert loss(*arguments, **extra).isfinite()
+        assert loss(logits, **given(loss)).isfinite()
     assert all(torch.equal(value, loss.get_buffer(key)) for key, value in before.items())
 
 
 @pytest.mark.parametrize('name', ['OnlineLabelSmoothingLoss', 'PSKDLoss'])
 def test_tables_follow_the_device_of_the_logits(name):
-    loss = getattr(self_distillation, name)(**ARGUMENTS[name])
+    loss = getattr(mmkdx.losses, name)(**ARGUMENTS[name])
     loss.connect(torch.empty(2, 7, device='meta'))
     assert all(each.is_meta for each in loss.buffers())
     assert 7 in next(loss.buffers()).shape

@@ -530,9 +530,13 @@ def test_mixed_and_multiple_labels():
     ):
         student()(images, mixed, mode='loss')
     several = [DataSample().set_gt_label([0, 2]) for _ in images]
-    with pytest.raises(ValueError, match='terms.il: .* one label an image, .* 2, 2, 2, 2, 2, 2 labels'):
+    with pytest.raises(
+        ValueError, match='terms.il: .* one label an image, .* 2, 2, 2, 2, 2, 2 labels'
+    ):
         student()(images, several, mode='loss')
-    with pytest.raises(ValueError, match='terms.il: IntrospectiveLoss needs the labels of the images'):
+    with pytest.raises(
+        ValueError, match='terms.il: IntrospectiveLoss needs the labels of the images'
+    ):
         student()(images, mode='loss')
 
 
