@@ -264,7 +264,7 @@ class CachedTeacher(BaseTeacher):
         """The weights that make maps of features; none where these are maps, as of an ensemble."""
         if not hasattr(self.teacher, 'taps'):
             return None, None
-        linear = self.teacher.model.get_submodule(self.teacher.taps.classifier)
+        linear = self.teacher.taps.module(self.teacher.model, 'cam')
         return linear.weight, linear.bias
 
     def _keys(self, tap: str) -> tuple[str, ...]:

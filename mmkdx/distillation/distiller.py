@@ -21,7 +21,7 @@ from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.distillation.terms import Term, build_terms
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe
-from mmkdx.models.taps import TapSet, fake_forward
+from mmkdx.models.taps import TapSet, fake_forward, find_tap
 from mmkdx.registry import MODELS
 
 
@@ -285,9 +285,7 @@ class Distiller(BaseModel):
     @property
     def weights_read(self) -> list[str]:
         """The paths of the student's modules whose weights terms read after the forward."""
-        prototypes = self._taps.taps.get('prototypes')
-        paths = [self._taps.classifier, prototypes.path if prototypes else '']
-        return [path for path in paths if path]
+        return list(self._taps.weights.values())
 
     @property
     def _compared(self) -> dict[int, BaseTeacher]:
@@ -310,6 +308,6 @@ def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:
         tap
         for term, place in places
         for tap in names_of(place)
-        if term.explains and tap not in ('logits', 'cam')
+        if term.explains and find_tap(tap).starts_graph
     }
     return taps, explained

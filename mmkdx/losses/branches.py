@@ -13,7 +13,7 @@ from mmkdx.functional import full_precision
 from mmkdx.functional.schedules import WeightSchedule
 from mmkdx.losses.base import DistillLoss, integer, number
 from mmkdx.losses.logit import KLDivLoss
-from mmkdx.models.classifier import find_classifier, find_global_pooling
+from mmkdx.models.flow import find_flow
 from mmkdx.models.taps import fake_forward
 from mmkdx.registry import MODELS
 
@@ -149,8 +149,8 @@ class ONELoss(DistillLoss):
                 f'branch is {self.branch!r}, and the student has no such module'
             ) from None
         try:
-            find_global_pooling(model)
-            path = find_classifier(model)
+            flow = find_flow(model)
+            path = flow.pooling and flow.classifier
         except ValueError as error:
             raise ValueError(f'the student {error}') from None
         layers = [name.rpartition('.')[0] for name, _ in model.named_parameters()]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmkdx.functional import full_precision
 from mmkdx.losses.base import DistillLoss
 from mmkdx.losses.logit import KLDivLoss
-from mmkdx.models.classifier import find_classifier
+from mmkdx.models.flow import find_flow
 from mmkdx.registry import MODELS
 
 
@@ -68,7 +68,7 @@ class DMLLoss(DistillLoss):
         """
         for i, peer in enumerate(self.peers):
             try:
-                classes = peer.get_submodule(find_classifier(peer)).out_features
+                classes = find_flow(peer).logits.shape[1]
             except ValueError as error:
                 raise ValueError(f'peers[{i}] {error}') from None
             if classes != student.shape[1]:

@@ -137,7 +137,7 @@ def test_wrong_texts(text):
     with pytest.raises(ValueError) as error:
         Tap.parse(text)
     assert str(error.value).startswith(
-        f'cannot have a tap {text!r}; write a name (logits, features'
+        f"cannot have a tap {text!r}; write the name of a tap, such as 'logits', or path"
     )
 
 
@@ -262,6 +262,9 @@ FAMILIES = dict(
     torchvision_regnet='regnet_y_400mf',
     torchvision_efficientnet='efficientnet_b0',
     torchvision_swin='swin_t',
+    # These pool by a function
+    torchvision_mobilenet_v2='mobilenet_v2',
+    torchvision_shufflenet_v2='shufflenet_v2_x0_5',
 )
 
 
@@ -296,13 +299,13 @@ MOBILENET_V3 = classifier(
     'spec, reason',
     [
         (VIT, NO_POOLING),
-        (classifier(('ConvNeXt', dict(arch=CONVNEXT)), 32, neck=None), NO_POOLING),
+        (classifier(('ConvNeXt', dict(arch=CONVNEXT)), 32, neck=None), BETWEEN),  # pools by a mean
         (MOBILENET_V3, BETWEEN),
         ('convnext_tiny', BETWEEN),
         ('mobilenet_v3_small', BETWEEN),
-        ('mobilenet_v2', NO_POOLING),  # pools by a function
+        ('densenet121', 'pools by a function what no module returns'),  # a ReLU in place before it
     ],
-    ids=['vit', 'convnext', 'mobilenet_v3', 'tv_convnext', 'tv_mobilenet_v3', 'tv_mobilenet_v2'],
+    ids=['vit', 'convnext', 'mobilenet_v3', 'tv_convnext', 'tv_mobilenet_v3', 'tv_densenet'],
 )
 def test_class_maps_of_other_models_are_refused(spec, reason):
     with pytest.raises(ValueError) as error:
@@ -343,15 +346,122 @@ def test_dropout_and_views_are_no_operation(before):
     torch.testing.assert_close(values['cam'].logits(), values['logits'])
 
 
-def test_a_linear_layer_that_is_not_called_gives_no_class_maps():
+class Beside(Net):
+    """The classifier is defined first, and another layer is called beside it, before or after."""
+
+    def __init__(self, first, pool):
+        nn.Module.__init__(self)
+        self.fc, self.conv = nn.Linear(8, 5), nn.Conv2d(3, 8, 3, 2, 1)
+        self.auxiliary = nn.Linear(8, 5)
+        self.first, self.function = first, pool
+
+    def forward(self, x):
+        x = self.function(self.conv(x)).flatten(1)
+        if self.first:
+            return self.auxiliary(x) * 0 + 1, self.fc(x)
+        logits = self.fc(x)
+        return (logits, self.auxiliary(x))[0]
+
+
+POOLINGS = dict(
+    mean=lambda x: x.mean((2, 3)),
+    kept=lambda x: torch.mean(x, (-1, -2), keepdim=True),
+    by_name=lambda x: torch.mean(input=x, dim=[2, 3]),
+    adaptive=lambda x: F.adaptive_avg_pool2d(x, (1, 1)),
+    average=lambda x: F.avg_pool2d(x, 16),
+    average_of_the_shape=lambda x: F.avg_pool2d(x, kernel_size=x.shape[2:]),
+)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('pool', POOLINGS)
+def test_classifier_and_pooling_are_found_by_how_values_flow(pool, layout):
+    model = Beside(False, POOLINGS[pool]).to(memory_format=layout)
+    values, output = read(model, 'cam', 'embedding', 'features', 'logits')
+    assert values['cam'].weight is model.fc.weight and values['logits'] is output
+    assert torch.equal(values['features'], model.conv(images()))
+    torch.testing.assert_close(values['embedding'], values['features'].mean((2, 3)))
+    torch.testing.assert_close(values['cam'].logits(), output)
+
+
+@pytest.mark.parametrize(
+    'pool, reason',
+    [
+        (lambda x: x.mean(3).mean(2), 'has no global average pooling over'),
+        (lambda x: x.amax((2, 3)), 'has no global average pooling over'),
+        (lambda x: F.adaptive_avg_pool2d(x, 2).amax((2, 3)), 'has no global average pooling over'),
+        (lambda x: F.avg_pool2d(x, 15)[:, :, :1, :1], 'has no global average pooling over'),
+        (lambda x: F.relu(x).mean((2, 3)), 'pools by a function what no module returns'),
+        (lambda x: F.relu_(x).mean((2, 3)), 'pools by a function what no module returns'),
+        (lambda x: F.relu(x.mean((2, 3))), BETWEEN),
+        (lambda x: F.relu_(x.mean((2, 3))), BETWEEN),
+        (lambda x: x.mean((2, 3)) + x.amax((2, 3)), BETWEEN),
+    ],
+)
+def test_what_is_no_mean_of_a_module_s_output_is_refused(pool, reason):
+    with pytest.raises(ValueError, match=re.escape(f'terms.kd.at: the student {reason}')):
+        resolve(Beside(False, pool), 'cam')
+
+
+def test_a_linear_layer_that_is_not_called_is_no_classifier():
+    model = Net().eval()
+    model.auxiliary = nn.Linear(8, 5)
+    values, output = read(model, 'cam')
+    assert values['cam'].weight is model.fc.weight
+    torch.testing.assert_close(values['cam'].logits(), output)
+
+
+class Squeeze(nn.Module):
+    """Attention to channels by a pooling and two linear layers, as in SENet."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.fc = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 8)),
+        )
+
+    def forward(self, x):
+        return x * self.fc(self.pool(x).flatten(1))[..., None, None].sigmoid()
+
+
+def test_pooling_and_linear_layers_of_attention_are_others():
+    model = Net(before=nn.Identity())
+    model.conv = nn.Sequential(model.conv, Squeeze())
+    values, output = read(model.eval(), 'cam', 'conv')
+    assert values['cam'].features is values['conv'] and values['cam'].weight is model.fc.weight
+    torch.testing.assert_close(values['cam'].logits(), output)
+
+
+@pytest.mark.parametrize('tap', ['embedding', 'cam'])
+@pytest.mark.parametrize('attention', [False, True])
+def test_a_convolution_as_classifier(tap, attention):
+    body = [Squeeze()] if attention else []
+    head = nn.Conv2d(8, 5, 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *body, nn.AdaptiveAvgPool2d(1), head, nn.Flatten())
+    with pytest.raises(ValueError) as error:
+        resolve(model, tap)
+    assert str(error.value) == (
+        'terms.kd.at: the student has no linear classifier (an nn.Linear): its logits come out of '
+        f"'{len(body) + 2}', a Conv2d"
+    )
+    assert resolve(model, 'features')[1]['features'].shape == (2, 8, 30, 30)
+
+
+def test_a_linear_layer_of_another_kind():
+    class Cosine(nn.Linear):
+        def forward(self, x):
+            return F.linear(F.normalize(x), F.normalize(self.weight))
+
     model = Net()
-    model.auxiliary = nn.Linear(8, 7)
-    with pytest.raises(ValueError, match='^terms.kd.at: the student '):
+    model.fc = Cosine(8, 5)
+    message = 'GAP . linear: another operation stands within its last linear layer, a Cosine'
+    with pytest.raises(ValueError, match=message):
         resolve(model, 'cam')
 
 
 def test_a_model_without_a_linear_layer():
-    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match='^terms.kd.at: the student has no linear classifier'):
         resolve(model, 'embedding')
 
@@ -378,10 +488,12 @@ def test_a_module_called_twice_is_ambiguous():
     with pytest.raises(ValueError) as error:
         resolve(build(RESNET), path)
     assert str(error.value) == (
-        f"terms.kd.at: one forward of the student calls module '{path}' 2 times; write "
+        f"terms.kd.at: the student calls module '{path}' 2 times in one forward; write "
         f"'{path}@0' to '{path}@1'"
     )
-    with pytest.raises(ValueError, match=f"'{path}' 2 times, so the last call is @1$"):
+    with pytest.raises(
+        ValueError, match=f"'{path}' 2 times in one forward, so the last call is @1$"
+    ):
         resolve(build(RESNET), f'{path}@2')
 
 
@@ -415,18 +527,21 @@ def test_elements_of_a_tuple():
     assert torch.equal(values['backbone[0]'], values['backbone.layer2'])
     assert torch.equal(values['backbone[-2]'], values['backbone.layer2'])
     with pytest.raises(
-        ValueError, match=r"terms.kd.at: 'backbone\[2\]' holds a tuple in the student"
+        ValueError, match=r"terms.kd.at: the student holds a tuple .* at 'backbone\[2\]'"
     ):
         resolve(model, 'backbone[2]')
 
 
 def test_what_is_no_tensor():
     # a stage of a Swin returns its tokens and their height and width
-    message = r"terms.kd.at: 'backbone.stages.3' holds a tuple .* as in 'backbone.stages.3\[0\]'"
+    message = (
+        r"holds a tuple and no tensor at 'backbone.stages.3'; .* as in 'backbone.stages.3\[0\]'"
+    )
     with pytest.raises(ValueError, match=message):
         resolve(build(SWIN_CLASSIFIER), 'backbone.stages.3', size=64)
     model = nn.Sequential(nn.Conv2d(3, 5, 1), Function(lambda x: dict(x=x)))
-    with pytest.raises(ValueError, match="'logits' holds a dict in the teacher and no tensor"):
+    message = 'terms.kd.at: the teacher has no logits: Sequential returns a dict, and a classifier'
+    with pytest.raises(ValueError, match=message):
         resolve(model, 'logits', owner='teacher')
 
 
@@ -467,7 +582,7 @@ def test_each_error_names_the_key_that_asks_for_the_tap():
 def test_modules_outside_the_forward():
     model = Net()
     model.unused = nn.Linear(8, 7)
-    with pytest.raises(ValueError, match="the student's forward does not call module 'unused'"):
+    with pytest.raises(ValueError, match="the student does not call module 'unused'"):
         resolve(model, 'unused')
 
 
