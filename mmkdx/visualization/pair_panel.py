@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkdx.explain.rendering import grid, overlay
 from mmkdx.visualization.panel import enlarged, legend, remark
+from mmkdx.visualization.rendering import grid, overlay
 
 #: The columns: each model's own explanation, then what only one of two models has learned.
 COLUMNS = ('teacher', 'base', 'student', 'distilled', 'residual')

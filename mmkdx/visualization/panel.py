@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkdx.explain.rendering import color_table, colorize, difference, grid, overlay, put_text
 from mmkdx.functional import degenerate_maps
+from mmkdx.visualization.rendering import color_table, colorize, difference, grid, overlay, put_text
 
 #: In which order the models stand.
 ORDER = ('teacher', 'student', 'base')

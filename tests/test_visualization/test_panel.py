@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmkdx.explain.rendering import color_table
 from mmkdx.visualization.panel import as_rgb, explanation_panel
+from mmkdx.visualization.rendering import color_table
 
 IMAGE = np.random.RandomState(0).randint(0, 255, (32, 32, 3), np.uint8)
 LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.0]])

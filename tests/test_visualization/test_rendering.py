@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmkdx.explain.rendering import (
+from mmkdx.visualization.rendering import (
     COLORMAPS,
     color_table,
     colorize,
