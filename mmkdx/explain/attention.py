@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mmkdx.explain.base import Explainer, Targets, class_weights
-from mmkdx.explain.layers import Layout, logits_of
+from mmkdx.explain.layers import Layout
 from mmkdx.functional import full_precision
+from mmkdx.models.families import describe
 from mmkdx.registry import EXPLAINERS
 
 
@@ -37,7 +38,7 @@ class AttentionRollout(Explainer):
         """See ``Explainer``."""
         with _AttentionRecorder(len(inputs)) as recorder:
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-                logits = logits_of(model, inputs)
+                logits = describe(model).logits(inputs)
         attentions = recorder.attentions
         lengths = {attention.shape[-1] for attention in attentions}
         extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', None)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.functional import no_autocast
-from mmkdx.models.taps import Tap, TapSet, evaluating, forward_tensor, intercept
+from mmkdx.models.families import describe
+from mmkdx.models.taps import Tap, TapSet, evaluating, intercept
 
 #: How many class, distillation and register tokens may stand before the image's.
 _MAX_EXTRA_TOKENS = 8
@@ -108,33 +109,6 @@ class Layer:
     tap: Tap
     layout: Layout
     classifier: str | None = None
-
-
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The logits of a classifier for preprocessed images.
-
-    Args:
-        model (nn.Module): A classifier of mmpretrain's interface, or a module that returns logits.
-        inputs (Tensor): Images of shape (N, 3, H, W).
-
-    Returns:
-        Tensor: Logits of shape (N, K). Where a head yields one for each of several branches, as
-        Conformer's does, their sum, as such heads predict by.
-
-    Raises:
-        ValueError: If the model returns something else.
-    """
-    # The clone, because a model may overwrite what it gets, and must not where it is a leaf
-    logits = forward_tensor(model, inputs.clone())
-    if isinstance(logits, (tuple, list)) and all(isinstance(each, Tensor) for each in logits):
-        logits = sum(logits)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = f' of shape {tuple(logits.shape)}' if isinstance(logits, Tensor) else ''
-        raise ValueError(
-            f'an explainer needs a classifier with logits of shape (N, K); {type(model).__name__} '
-            f'returns a {type(logits).__name__}{shape}'
-        )
-    return logits
 
 
 def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[Layer]:
@@ -280,7 +254,7 @@ def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
     with evaluating(model), no_autocast(image), torch.enable_grad():
         image = image.detach().clone().requires_grad_()
         with intercept(model, recorders):
-            logits = logits_of(model, image)
+            logits = describe(model).logits(image)
         gradients = torch.autograd.grad(
             logits.amax(), [each.value for each in passings], allow_unused=True
         )
