@@ -16,7 +16,8 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from mmkdx.explain.layers import Layout, find_layers
+from mmkdx.explain.layers import find_layers
+from mmkdx.explain.layouts import Layout
 from mmkdx.functional import ClassMaps, full_precision, no_autocast, tokens_to_map
 from mmkdx.functional.schedules import WeightSchedule
 from mmkdx.functional.self_explanation import (

@@ -8,7 +8,8 @@ from mmpretrain.models import backbones
 from torch import nn
 
 from mmkdx.explain import GradCAM
-from mmkdx.explain.layers import Layout, find_layers, find_stages
+from mmkdx.explain.layers import find_layers, find_stages
+from mmkdx.explain.layouts import Layout
 from mmkdx.functional import degenerate_maps
 
 # What 'auto' finds: the layer, its layout, and the classifier where one has global average pooling
