@@ -13,7 +13,8 @@ from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
-from mmkdx.explain.layers import Layout, find_layers, logits_of
+from mmkdx.explain.layers import find_layers
+from mmkdx.explain.layouts import Layout
 from mmkdx.functional import ClassMaps, full_precision, no_autocast, tokens_to_map
 from mmkdx.functional.class_maps import first_tensor
 from mmkdx.functional.schedules import WeightSchedule
@@ -28,6 +29,7 @@ from mmkdx.functional.self_explanation import (
     soft_targets,
 )
 from mmkdx.losses.base import DistillLoss, flag, integer, number, one_of, positive
+from mmkdx.models.families import describe
 from mmkdx.models.taps import TapSet, evaluating, fake_forward
 from mmkdx.registry import MODELS
 
@@ -302,7 +304,7 @@ class IntrospectiveLoss(DistillLoss):
                 images = full_precision(inputs.detach())
 
                 def function(images: Tensor) -> Tensor:
-                    return full_precision(logits_of(model, images))
+                    return full_precision(describe(model).logits(images))
 
                 products, own = gradient_products(function, images, target, multiply, self.center)
                 squares = gradient_norms(function, images, self.probes, multiply, self.center)
@@ -310,7 +312,7 @@ class IntrospectiveLoss(DistillLoss):
                 return cosines(products, squares, target).detach().clamp(-1, 1)
             images = inputs.detach().requires_grad_()
             return gradient_similarity(
-                logits_of(model, images),
+                describe(model).logits(images),
                 images,
                 target,
                 PIXEL_EXPLAINERS[self.explainer],
