@@ -59,6 +59,26 @@ def check_classes(
         )
 
 
+def check_maps(key: str, loss: nn.Module, tap: str, maps: Tensor, classes: int) -> None:
+    """Refuses features where class maps are to be: they have another number of channels.
+
+    Args:
+        key (str): The config key of the term.
+        loss (nn.Module): A loss that compares class maps.
+        tap (str): The student's tap.
+        maps (Tensor): What it holds.
+        classes (int): How many classes the student has.
+
+    Raises:
+        ValueError: If the loss compares class maps and these are none.
+    """
+    if maps.dim() == 4 and maps.shape[1] != classes:
+        raise ValueError(
+            f'{key}.at: {type(loss).__name__} compares class maps, and tap {tap!r} holds '
+            f"{maps.shape[1]} channels for the student's {classes} classes; use the tap 'cam'"
+        )
+
+
 def check_head(key: str, loss: nn.Module, model: str, activation: str) -> None:
     """Refuses a loss of softmax probabilities for a model of sigmoids, or the other way round.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import flag, number, size
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
-from mmkdx.distillation.declared import check_head
+from mmkdx.distillation.declared import check_head, check_maps
 from mmkdx.distillation.finite_watch import FiniteWatch
 from mmkdx.distillation.labels import check_labels, index_of, labels_of
 from mmkdx.distillation.models import ModelSpec, build_model
@@ -21,6 +21,7 @@ from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.distillation.terms import Term, build_terms
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe
+from mmkdx.models.flow import Flow, fake_images
 from mmkdx.models.taps import TapSet, fake_forward, find_tap
 from mmkdx.registry import MODELS
 
@@ -199,18 +200,16 @@ class Distiller(BaseModel):
             ValueError: If a tap is not there, or a term cannot compare what is; the message names the
                 config key.
         """
-        convolutions = (m for m in self.student.modules() if isinstance(m, nn.Conv2d))
-        channels = next((m.in_channels for m in convolutions), 3)
-        anchor = next(self.student.parameters())
         # Autocast would keep fake copies of the weights for the next real forward.
-        with no_autocast(anchor), fake_forward(self.student):
-            images = torch.empty(2, channels, *size, device=anchor.device)
+        with no_autocast(next(self.student.parameters())), fake_forward(self.student):
+            images = fake_images(self.student, size)
             student = self._taps.resolve(self.student, images)
             truth = {i: teacher.resolve(images) for i, teacher in self._compared.items()}
             places = {name: self._values(term, student, truth) for name, term in self.terms.items()}
             for name, term in self.terms.items():
                 if term.compares == 'class_maps' and isinstance(places[name][0], Tensor):
-                    self._check_channels(term, places[name][0], images)
+                    classes = Flow(describe(self.student), images).logits.shape[1]
+                    check_maps(term.key, term.loss, term.student_tap, places[name][0], classes)
         for name, term in self.terms.items():
             term.connect(*places[name], self.student)
             term.check(*places[name])
@@ -271,16 +270,6 @@ class Distiller(BaseModel):
                     f'{term.key}: no gradient flows from it into the student, so it would train '
                     f'nothing; {what} is detached or made of frozen parameters'
                 )
-
-    def _check_channels(self, term: Term, maps: Tensor, images: Tensor) -> None:
-        """Refuses features where class maps are to be: they have another number of channels."""
-        taps = TapSet({'logits': f'{term.key}.at'}, 'student')
-        classes = taps.resolve(self.student, images)['logits'].shape[1]
-        if maps.dim() == 4 and maps.shape[1] != classes:
-            raise ValueError(
-                f'{term.key}.at: {term.loss_name} compares class maps, and tap {term.student_tap!r} '
-                f"holds {maps.shape[1]} channels for the student's {classes} classes; use the tap 'cam'"
-            )
 
     @property
     def weights_read(self) -> list[str]:
