@@ -387,7 +387,7 @@ def test_auto_explains_other_heads_by_gradients(attention, monkeypatch):
     place = model.terms['il'].student_tap
     assert place[1] == 'logits' and place[0].startswith('backbone')
     assert len(said) == 1
-    assert ("does not call module 'head.pool'" if attention else 'is not GAP + linear') in said[0]
+    assert ('no global average pooling' if attention else 'is not GAP + linear') in said[0]
     assert f'layer {place[0]!r} is explained by gradients' in said[0]
     losses = model.train()(*batch(), mode='loss')
     total(losses).backward()
