@@ -267,7 +267,6 @@ def test_pooled_maps_are_pooled_maps(checkpoint, tmp_path):
                 type='CATLoss',
                 class_select='topk',
                 num_classes_selected=4,
-                selection_logits='model',
                 binarize=True,
             ),
             None,
