@@ -17,7 +17,6 @@ from mmkdx.distillation.cache import teacher as cached_teacher
 from mmkdx.distillation.cache import writer as cache_writer
 from mmkdx.distillation.cache.identity import fingerprint, signature
 from mmkdx.distillation.teachers import Teacher, build_teacher
-from mmkdx.models.taps import find_tap
 
 PREPROCESSOR = dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3)
 CROP = dict(type='RandomCrop', crop_size=32, padding=4)
@@ -104,46 +103,6 @@ def train(distilling, dataset, epochs=2):
 
 
 # What is stored
-
-
-def encode(logits, top_k):
-    return find_tap('logits').encode(logits, top_k, None)
-
-
-def decode(encoded, classes):
-    return find_tap('logits').decode(encoded, [classes], None)
-
-
-def test_of_the_top_k_the_probabilities_are_exact():
-    # exp of them: 1, 2, 4, 8, 3; of the others than 8 and 4 the mean is 2
-    logits = torch.tensor([[1.0, 2, 4, 8, 3]]).log()
-    encoded = encode(logits, 2)
-    assert encoded['index'].tolist() == [[3, 2]] and encoded['index'].dtype == torch.int16
-    assert encoded['rest'].item() == pytest.approx(math.log(2), abs=1e-6)
-    decoded = decode(encoded, 5)
-    assert decoded.dtype == torch.float32
-    expected = torch.tensor([[2, 2, 4, 8, 2.0]]) / 18
-    torch.testing.assert_close(decoded.softmax(1), expected, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize('k', [1, 7, 99])
-def test_top_k_of_random_logits(k):
-    logits = 4 * torch.randn(16, 100, generator=torch.Generator().manual_seed(k))
-    found = decode(encode(logits, k), 100)
-    top = logits.topk(k).indices
-    torch.testing.assert_close(
-        found.softmax(1).gather(1, top), logits.softmax(1).gather(1, top), atol=2e-3, rtol=1e-2
-    )
-    others = found.scatter(1, top, math.nan)
-    assert all(len(row[~row.isnan()].unique()) == 1 for row in others)
-
-
-def test_more_classes_than_16_bits_count():
-    logits = torch.zeros(1, 40000)
-    logits[0, 39999] = 1
-    stored = encode(logits, 1)
-    assert stored['index'].dtype == torch.int32 and stored['index'].item() == 39999
-    assert decode(stored, 40000).argmax() == 39999
 
 
 def test_what_is_stored_is_in_half_precision(checkpoint, tmp_path):
