@@ -499,11 +499,11 @@ def test_a_script_module_is_refused():
 @pytest.fixture(scope='module')
 def vit():
     """A small model of Hugging Face."""
-    from transformers import ViTConfig, ViTForImageClassification
-
+    transformers = pytest.importorskip('transformers')
     sides = dict(image_size=32, patch_size=16, num_labels=5)
     sizes = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    return ViTForImageClassification(ViTConfig(**sides, **sizes)).eval()
+    config = transformers.ViTConfig(**sides, **sizes)
+    return transformers.ViTForImageClassification(config).eval()
 
 
 @pytest.mark.parametrize('within', ['plain', 'mmpretrain'])
