@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -31,31 +31,32 @@ def check_declared(loss: nn.Module) -> None:
 
 
 def check_classes(
-    key: str, loss: nn.Module, sides: Mapping[str, tuple[str, Tensor | ClassMaps]]
+    key: str, loss: nn.Module, taps: Sequence[str], values: Sequence[Tensor | ClassMaps]
 ) -> None:
     """Refuses values that are no logits or class maps, or have other classes than each other.
 
     Args:
         key (str): The config key of the term.
         loss (nn.Module): A loss that compares logits or class maps.
-        sides (Mapping[str, tuple]): The tap and its value, for 'student' and perhaps for 'teacher'.
+        taps (Sequence[str]): The student's tap and the teacher's.
+        values (Sequence[Tensor | ClassMaps]): What the student's tap holds, and the teacher's if there
+            is one.
 
     Raises:
         ValueError: If it cannot compare these.
     """
     name, axes = type(loss).__name__, AXES[loss.compares]
-    for tap, value in sides.values():
+    for tap, value in zip(taps, values):
         if len(value.shape) != len(axes):
             raise ValueError(
                 f'{key}.at: {name} compares {loss.compares.replace("_", " ")} of shape '
                 f'({", ".join(axes)}), and tap {tap!r} holds {tuple(value.shape)}'
             )
-    classes = {side: value.shape[1] for side, (_, value) in sides.items()}
-    if len(set(classes.values())) > 1:
+    classes = [value.shape[1] for value in values]
+    if len(set(classes)) > 1:
         raise ValueError(
-            f'{key}.at: the student has {classes["student"]} classes and the teacher '
-            f'{classes["teacher"]}; {name} needs the same classes, so set student.head.num_classes or '
-            'choose another teacher'
+            f'{key}.at: the student has {classes[0]} classes and the teacher {classes[1]}; {name} needs '
+            'the same classes, so set student.head.num_classes or choose another teacher'
         )
 
 

@@ -62,6 +62,9 @@ class Term(nn.Module):
         self.weight = number('weight', weight)
         self.auto = one_of('adapter', adapter, ('auto', None)) == 'auto'
         self.teacher = integer('teacher', teacher, 0)
+        for key, value in dict(schedule=schedule, teacher_target=teacher_target).items():
+            if not isinstance(value, dict | None):
+                raise ValueError(f'{key} is {value!r}; it must be a dict of arguments')
         self.schedule = None if schedule is None else WeightSchedule(**schedule)
         self.key = f'terms.{name}'
         self.loss = build_part(dict(type=type, **loss_args))
@@ -126,9 +129,7 @@ class Term(nn.Module):
                 raise ValueError(f'{self.key}.at: {self.loss_name}: {error}') from error
         self._connected = True
         if self.compares in ('logits', 'class_maps'):
-            taps = (('student', self.student_tap), ('teacher', self.teacher_tap))
-            named = {model: (tap, side) for (model, tap), side in zip(taps, sides)}
-            check_classes(self.key, self.loss, named)
+            check_classes(self.key, self.loss, (self.student_tap, self.teacher_tap), sides)
         elif self.compares == 'anything':
             return
         elif any(isinstance(side, ClassMaps) for side in sides):

@@ -68,7 +68,7 @@ class DMLLoss(DistillLoss):
         """
         for i, peer in enumerate(self.peers):
             try:
-                classes = find_flow(peer).logits.shape[1]
+                classes = peer.get_submodule(find_flow(peer).classifier).out_features
             except ValueError as error:
                 raise ValueError(f'peers[{i}] {error}') from None
             if classes != student.shape[1]:

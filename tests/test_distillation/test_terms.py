@@ -625,6 +625,27 @@ def test_no_scalar_in_training():
         (dict(type='KLDivLoss', at='logits', tau=0), 'terms.kd: tau is 0'),
         (dict(type='CATLoss', at='cam', resolution=1), 'terms.kd: resolution is 1 with normalize'),
         (dict(type='KLDivLoss', at='logits', adapter='conv'), "terms.kd: adapter is 'conv'"),
+        *(
+            (
+                dict(type='KLDivLoss', at='logits', weight=each),
+                'terms.kd: weight is .*; it must be a finite number',
+            )
+            for each in (float('nan'), float('inf'), '2', True, None)
+        ),
+        *(
+            (
+                dict(type='KLDivLoss', at='logits', teacher=each),
+                'terms.kd: teacher is .*; it must be an integer of at least 0',
+            )
+            for each in (-1, 0.0, True, None)
+        ),
+        *(
+            (
+                dict(type='KLDivLoss', at='logits', **{key: 3}),
+                f'terms.kd: {key} is 3; it must be a dict of arguments',
+            )
+            for key in ('schedule', 'teacher_target')
+        ),
         (dict(type='KLDivLoss', at='logits', adapter=True), 'terms.kd: adapter is True'),
         (dict(type='KLDivLoss', at=['logits']), r"terms.kd: at is \['logits'\]; it must be a tap"),
         (dict(type='KLDivLoss', at=('a', 'b', 'c')), r"terms.kd: at is \('a', 'b', 'c'\)"),
