@@ -30,8 +30,6 @@ class BaseTeacher(nn.Module):
 
     #: Whether the teacher changes while the student trains, so that a checkpoint must hold it.
     trained_along = False
-    #: After ``bind``: what is read from the teacher.
-    taps: TapSet | None = None
 
     def bind(
         self,
@@ -185,7 +183,8 @@ class Teacher(BaseTeacher):
             state = load_file(self.model, self.checkpoint, self.strict)
             self.train()  # some backbones prepare for eval mode by their weights
             self.classes = self._names.given or classes_in(state) or self.classes
-        self.classes = self._names.settle(self.model, self.classes, self.taps)
+        taps = getattr(self, 'taps', None)
+        self.classes = self._names.settle(self.model, self.classes, taps)
         self.loaded = True
 
     def match_classes(self, names: Sequence[str] | None) -> None:

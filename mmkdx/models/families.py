@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -245,7 +245,8 @@ def _mmpretrain(model: nn.Module) -> ModelFacts:
     elif isinstance(inner, nn.Module):
         path = 'model'
         facts = describe(inner)
-        images = images if images.mean else facts.images
+        inner_known = images.mean is None and facts.images.mean is not None
+        images = facts.images if inner_known else replace(images, size=facts.images.size)
         activation, classes = facts.activation, facts.classes
     meta = getattr(model, '_dataset_meta', None) or {}  # of mmpretrain.get_model
     classes = meta.get('classes') or classes

@@ -189,6 +189,31 @@ def test_a_plain_torch_module_teaches():
     model.train()(images, samples, mode='loss')
 
 
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_network_of_hugging_face_teaches(wrapped, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.ResNetConfig(
+        embedding_size=4,
+        hidden_sizes=[4, 8],
+        depths=[1, 1],
+        layer_type='basic',
+        id2label=dict(enumerate('abcd')),
+    )
+    net = transformers.ResNetForImageClassification(config)
+    if wrapped:
+        config.save_pretrained(tmp_path)
+        teacher = build(dict(type='HuggingFaceClassifier', model_name=str(tmp_path)))
+        teacher.model.load_state_dict(net.state_dict())
+    model = distiller(teacher=teacher if wrapped else net)
+    images, samples = batch(size=32)
+    values = model.teachers[0](images)
+    assert torch.equal(values['logits'], net.eval()(images).logits)
+    assert model.teachers[0].classes == ('a', 'b', 'c', 'd')
+    losses = model.train()(images, samples, mode='loss')
+    kd = build(dict(type='KLDivLoss'))(model.student(images), values['logits'])
+    torch.testing.assert_close(losses['loss_kd'], kd)
+
+
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])
 def test_a_teacher_runs_in_its_own_precision(dtype):
     torch.manual_seed(0)

@@ -611,7 +611,7 @@ def test_a_teacher_knows_its_classes(tmp_path):
     state = torch.load(path)
     torch.save(dict(state, meta=dict(dataset_meta=dict(classes=['a', 'b']))), path)
     model.teachers[0].load()
-    assert model.teachers[0].classes == ['a', 'b']
+    assert model.teachers[0].classes == ('a', 'b')
 
 
 def test_distributed_training_needs_unused_parameters(tmp_path, monkeypatch):

@@ -181,8 +181,7 @@ def test_networks_in_mmpretrains_wrappers(kind, tmp_path):
     else:
         network = vit(**NAMED)
         network.config.save_pretrained(tmp_path)
-        model, images = build(dict(type=kind, model_name=str(tmp_path))), ImageFormat(order='rgb')
-        images = ImageFormat(order='rgb', size=(32, 32))
+        model, images = build(dict(type=kind, model_name=str(tmp_path))), ImageFormat(size=(32, 32))
     facts = describe(model.eval())
     assert (facts.family, facts.logits_path, facts.images) == ('mmpretrain', 'model', images)
     assert facts.classes == (('cat', 'dog') if kind.startswith('Hugging') else None)
