@@ -1,6 +1,6 @@
 """The distiller and its parts: taps, terms, adapters and teachers."""
 
-from mmkdx.distillation.cached_teacher import CachedTeacher
+from mmkdx.distillation.cache import CachedTeacher
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.ema_teacher import EMATeacher
 from mmkdx.distillation.sharded import FullyShardedDistiller

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkdx.functional import ClassMaps, full_precision
+from mmkdx.functional.largest_logits import all_logits, largest_logits
 from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, State
 from mmkdx.models.intercept import Tap
+
+#: What a cache stores of a value: tensors with a row for each image.
+Stored = Mapping[str, Tensor]
 
 #: All named taps by name; a class of its own adds another.
 NAMED_TAPS: dict[str, NamedTap] = {}
@@ -66,7 +68,7 @@ class NamedTap:
         """
         return value
 
-    def encode(self, value: Any, top_k: int | None, resolution: int | None) -> dict[str, Tensor]:
+    def encode(self, value: Any, top_k: int | None, resolution: int | None) -> Stored:
         """The tensors that a cache stores of a value, with a row for each image.
 
         Args:
@@ -79,9 +81,7 @@ class NamedTap:
         """
         return dict(values=full_precision(value))
 
-    def decode(
-        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
-    ) -> Any:
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Any:
         """The inverse of ``encode``.
 
         Args:
@@ -112,27 +112,18 @@ class Logits(NamedTap, name='logits'):
         """The logits in what stood there."""
         return value if isinstance(value, Tensor) else describe(module).logits_in(value)
 
-    def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> dict[str, Tensor]:
+    def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> Stored:
         """The largest logits, their index, and the logarithm of the others' mean exponential."""
         value, classes = full_precision(value), value.shape[1]
         if top_k is None:
             return dict(values=value)
         if top_k >= classes:
             raise ValueError(f'top_k is {top_k} and there are {classes} classes; leave top_k out')
-        top, index = value.topk(top_k, dim=1)
-        others = value.scatter(1, index, -math.inf)
-        rest = others.logsumexp(1, keepdim=True) - math.log(classes - top_k)
-        small = torch.int16 if classes <= torch.iinfo(torch.int16).max else torch.int32
-        return dict(values=top, index=index.to(small), rest=rest)
+        return largest_logits(value, top_k)
 
-    def decode(
-        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
-    ) -> Tensor:
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Tensor:
         """The logits; those that are not stored are equal."""
-        if 'index' not in stored:
-            return stored['values']
-        rest = stored['rest'].expand(-1, shape[0])
-        return rest.scatter(1, stored['index'].long(), stored['values'])
+        return all_logits(stored, shape[0]) if 'index' in stored else stored['values']
 
 
 class Features(NamedTap, name='features'):
@@ -181,9 +172,7 @@ class Cam(NamedTap, name='cam'):
         """The class maps, which are kept once they are computed."""
         return ClassMaps(value, module.weight, module.bias, keep=True)
 
-    def encode(
-        self, value: ClassMaps, top_k: int | None, resolution: int | None
-    ) -> dict[str, Tensor]:
+    def encode(self, value: ClassMaps, top_k: int | None, resolution: int | None) -> Stored:
         """The features of which the classifier makes the maps."""
         features, side = full_precision(value.features), min(value.shape[2:])
         if resolution is None:
@@ -195,9 +184,7 @@ class Cam(NamedTap, name='cam'):
             )
         return dict(values=F.adaptive_avg_pool2d(features, resolution))
 
-    def decode(
-        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
-    ) -> ClassMaps:
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> ClassMaps:
         """The class maps of the stored features."""
         weights = (module.weight, module.bias) if module else ()
         return ClassMaps(stored['values'], *weights, keep=True)

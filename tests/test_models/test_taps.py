@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from mmengine.model import BaseModel
 from torch import nn
 
 from mmkdx.functional import ClassMaps
@@ -346,19 +347,17 @@ def test_dropout_and_views_are_no_operation(before):
     torch.testing.assert_close(values['cam'].logits(), values['logits'])
 
 
-class Beside(Net):
-    """The classifier is defined first, and another layer is called beside it, before or after."""
+class Beside(nn.Module):
+    """The classifier is defined first, and an auxiliary layer is called beside it, after it."""
 
-    def __init__(self, first, pool):
-        nn.Module.__init__(self)
+    def __init__(self, pool):
+        super().__init__()
         self.fc, self.conv = nn.Linear(8, 5), nn.Conv2d(3, 8, 3, 2, 1)
         self.auxiliary = nn.Linear(8, 5)
-        self.first, self.function = first, pool
+        self.function = pool
 
     def forward(self, x):
         x = self.function(self.conv(x)).flatten(1)
-        if self.first:
-            return self.auxiliary(x) * 0 + 1, self.fc(x)
         logits = self.fc(x)
         return (logits, self.auxiliary(x))[0]
 
@@ -376,7 +375,7 @@ POOLINGS = dict(
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('pool', POOLINGS)
 def test_classifier_and_pooling_are_found_by_how_values_flow(pool, layout):
-    model = Beside(False, POOLINGS[pool]).to(memory_format=layout)
+    model = Beside(POOLINGS[pool]).to(memory_format=layout)
     values, output = read(model, 'cam', 'embedding', 'features', 'logits')
     assert values['cam'].weight is model.fc.weight and values['logits'] is output
     assert torch.equal(values['features'], model.conv(images()))
@@ -400,7 +399,7 @@ def test_classifier_and_pooling_are_found_by_how_values_flow(pool, layout):
 )
 def test_what_is_no_mean_of_a_module_s_output_is_refused(pool, reason):
     with pytest.raises(ValueError, match=re.escape(f'terms.kd.at: the student {reason}')):
-        resolve(Beside(False, pool), 'cam')
+        resolve(Beside(pool), 'cam')
 
 
 def test_a_linear_layer_that_is_not_called_is_no_classifier():
@@ -464,6 +463,78 @@ def test_a_model_without_a_linear_layer():
     model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match='^terms.kd.at: the student has no linear classifier'):
         resolve(model, 'embedding')
+
+
+@pytest.mark.parametrize('wrap', ['compile', 'parallel', 'ema', 'part'])
+def test_wrapped_and_compiled_models_are_read(wrap):
+    model = build(RESNET_CIFAR).eval()
+    expected, _ = read(model, 'cam', 'logits', 'embedding', 'backbone.layer2')
+    wrapped = model
+    if wrap == 'compile':
+        wrapped = torch.compile(model, backend='eager')
+    elif wrap == 'parallel':
+        wrapped = nn.DataParallel(model)
+    elif wrap == 'ema':
+        wrapped = torch.optim.swa_utils.AveragedModel(model).eval()
+    else:
+        model.backbone.compile(backend='eager')
+    with torch.no_grad():
+        wrapped(images())  # compiles
+    taps, _ = resolve(wrapped, *expected)
+    with taps.record(wrapped) as values:
+        wrapped(images())
+    for name in ('logits', 'embedding', 'backbone.layer2'):
+        assert torch.equal(values[name], expected[name]), name
+    assert torch.equal(values['cam'].full(), expected['cam'].full())
+    assert hooks(model) == 0
+
+
+def test_a_script_module_is_refused():
+    with pytest.raises(
+        ValueError, match='the model is a ScriptModule, whose layers cannot be read'
+    ):
+        TapSet({'logits': 'terms.kd.at'}, 'student').resolve(torch.jit.script(Net()), images())
+
+
+@pytest.fixture(scope='module')
+def vit():
+    """A small model of Hugging Face."""
+    transformers = pytest.importorskip('transformers')
+    sides = dict(image_size=32, patch_size=16, num_labels=5)
+    sizes = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    config = transformers.ViTConfig(**sides, **sizes)
+    return transformers.ViTForImageClassification(config).eval()
+
+
+@pytest.mark.parametrize('within', ['plain', 'mmpretrain'])
+def test_logits_of_hugging_face(vit, within):
+    model = vit
+    if within == 'mmpretrain':
+        model = object.__new__(MODELS.get('HuggingFaceClassifier'))
+        BaseModel.__init__(model)
+        model.model = vit
+    values, _ = read(model, 'logits', 'embedding')
+    torch.testing.assert_close(values['logits'], vit(images()).logits)
+    assert values['logits'].shape == (4, 5) and values['logits'].requires_grad
+    torch.testing.assert_close(vit.classifier(values['embedding']), values['logits'])
+
+
+def test_logits_of_several_branches_are_their_sum():
+    model = nn.Sequential(Net(), Function(lambda x: [x, 2 * x])).eval()
+    values, output = read(model, 'logits')
+    torch.testing.assert_close(values['logits'], 3 * output[0])
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'efficientnet_lite0', 'mobilenetv2_050'])
+def test_class_maps_of_timm(name):
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5).eval()
+    values, output = read(model, 'cam', 'logits')
+    assert values['cam'].weight is model.get_classifier().weight
+    assert torch.equal(values['logits'], output) and min(values['cam'].shape[2:]) == 1
+    error = values['cam'].logits() - output
+    assert error.abs().max() < 1e-5 * output.abs().max()
 
 
 # Calls, sides and elements
