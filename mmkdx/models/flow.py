@@ -132,8 +132,10 @@ class Flow:
             if isinstance(each.module, nn.Linear) and each.value.shape == self.logits.shape
         ]
         if not linears:
-            where = f': its logits come out of {source.path!r}, a {type(source.module).__name__}'
-            where = where if source and source.path else ''
+            where = ''
+            if source and source.path:
+                kind = type(source.module).__name__
+                where = f': its logits come out of {source.path!r}, a {kind}'
             raise ValueError(f'has no linear classifier (an nn.Linear){where}')
         return linears[-1]
 
