@@ -19,7 +19,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmkdx.distillation.subjects import (
+from mmkdx.evaluation.subjects import (
     TARGETS,
     Subject,
     build_explainers,

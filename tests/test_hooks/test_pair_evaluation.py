@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from tiny import build, classifier
 
-from mmkdx.distillation.pairs import context_batches
+from mmkdx.evaluation.pairs import context_batches
 from mmkdx.explain import GradCAM, UniCAM
 from mmkdx.functional.distance_correlation import (
     bias_corrected_dcor,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkdx.distillation.subjects import Subject
+from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import LayerExplainer, UniCAM, build_explainer
 from mmkdx.explain.layers import Layer
 from mmkdx.explain.unicam import activations

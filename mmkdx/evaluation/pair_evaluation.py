@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmkdx.distillation.pairs import PairAnalysis, context_batches
-from mmkdx.distillation.subjects import Subject
+from mmkdx.evaluation.pairs import PairAnalysis, context_batches
+from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import UniCAM
 from mmkdx.metrics.relevance import (
     FeatureSimilarityScore,
