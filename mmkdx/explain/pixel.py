@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmkdx.arguments import flag, integer, number
 from mmkdx.explain.base import Explainer, Targets, class_weights, every_class
 from mmkdx.explain.layers import logits_of
 from mmkdx.functional import full_precision
@@ -67,7 +68,7 @@ class InputGradient(PixelExplainer):
 
     def __init__(self, multiply: bool = False, differentiable: bool = False) -> None:
         super().__init__(differentiable)
-        self.multiply = multiply
+        self.multiply = flag('multiply', multiply)
 
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
         """See ``PixelExplainer``."""
@@ -94,10 +95,8 @@ class IntegratedGradients(PixelExplainer):
         self, steps: int = 50, baseline: float = 0.0, differentiable: bool = False
     ) -> None:
         super().__init__(differentiable)
-        if steps < 1:
-            raise ValueError(f'steps is {steps}; it must be at least 1')
-        self.baseline = baseline
-        points, shares = np.polynomial.legendre.leggauss(steps)
+        self.baseline = number('baseline', baseline)
+        points, shares = np.polynomial.legendre.leggauss(integer('steps', steps, 1))
         self.points, self.shares = ((points + 1) / 2).tolist(), (shares / 2).tolist()
 
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
@@ -132,11 +131,9 @@ class SmoothGrad(PixelExplainer):
         differentiable: bool = False,
     ) -> None:
         super().__init__(differentiable)
-        if samples < 1:
-            raise ValueError(f'samples is {samples}; it must be at least 1')
-        self.samples = samples
-        self.noise = noise
-        self.seed = seed
+        self.samples = integer('samples', samples, 1)
+        self.noise = number('noise', noise, 0)
+        self.seed = integer('seed', seed, 0)
 
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
         """See ``PixelExplainer``."""

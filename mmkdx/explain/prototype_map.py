@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmkdx.arguments import integer
 from mmkdx.explain.base import Explainer, Targets, class_weights
 from mmkdx.explain.layers import logits_of
 from mmkdx.functional import full_precision
@@ -34,6 +35,8 @@ class PrototypeMap(Explainer):
 
     def __init__(self, prototype: int | None = None, differentiable: bool = False) -> None:
         super().__init__(differentiable)
+        if prototype is not None:
+            integer('PrototypeMap.prototype', prototype, 0)
         self.prototype = prototype
         self.class_specific = prototype is None
 
@@ -53,7 +56,7 @@ class PrototypeMap(Explainer):
             chosen = logits.new_ones(0) if every else class_weights(targets, logits)
             if self.prototype is not None:
                 count = similarity.shape[1]
-                if not 0 <= self.prototype < count:
+                if self.prototype >= count:
                     raise ValueError(
                         f'PrototypeMap.prototype is {self.prototype} and the model has {count} '
                         'prototypes, counted from 0'
