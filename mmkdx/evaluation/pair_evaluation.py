@@ -1,20 +1,21 @@
-"""Compares a student with a base model at an evaluation, for ``ExplainHook``."""
+"""Compares a student with a base model on batches of an evaluation's sample."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank, get_world_size
-from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.utils.data import DataLoader, Subset
 
+from mmkdx.arguments import integer
+from mmkdx.datasets.wrappers import class_names, labels
+from mmkdx.evaluation.batches import read_batch
 from mmkdx.evaluation.pairs import PairAnalysis, context_batches
 from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import UniCAM
@@ -24,10 +25,10 @@ from mmkdx.metrics.relevance import (
     PairMetric,
     RelevanceScore,
 )
-from mmkdx.visualization.pair_panel import pair_panel
-from mmkdx.visualization.panel import as_rgb
+from mmkdx.visualization.pair_panel import NOTE, pair_panel
+from mmkdx.visualization.sections import PictureSection
 
-#: Of how many images a trial is.
+#: Number of images of a trial.
 TRIAL_SIZE = 6
 
 
@@ -43,53 +44,60 @@ class PairEvaluation:
             ``RelevanceScore``.
         size (int): Images in a batch, an even number from 6 on.
         seed (int): The seed of the batches.
+        owner (str): Whose arguments these are, for messages.
 
     Raises:
         ValueError: If the size is none of these.
     """
 
     def __init__(
-        self, unicam: dict, metrics: Sequence[PairMetric], size: int = 64, seed: int = 0
+        self, unicam: dict, metrics: Sequence[PairMetric], size: int, seed: int, owner: str
     ) -> None:
-        if size < TRIAL_SIZE or size % 2:
+        if integer(f'{owner}.context_size', size) < TRIAL_SIZE or size % 2:
             raise ValueError(
-                f'ExplainHook.context_size is {size}; it must be an even number from {TRIAL_SIZE} on'
+                f'{owner}.context_size is {size}; it must be an even number from {TRIAL_SIZE} on'
             )
         self.unicam = UniCAM(**unicam)
         self.metrics = list(metrics) or [FeatureSimilarityScore(), RelevanceScore()]
         self.size = size
         self.seed = seed
+        self.owner = owner
         self._subjects: dict[str, Subject] = {}
         self._analysis: PairAnalysis | None = None
+        self._labels: tuple[Any, dict[int, int]] = (None, {})
 
     def begin(self, subjects: dict[str, Subject]) -> None:
         """Takes the models: 'student', 'base' and perhaps 'teacher'."""
         self._subjects, self._analysis = subjects, None
 
-    def try_out(self, runner: Runner, dataloader: DataLoader, sample: Collection[int]) -> None:
-        """Takes one small batch through everything, so that mistakes in a config show early."""
+    def try_out(
+        self, loader: DataLoader, model: nn.Module, place: Mapping[int, int]
+    ) -> list[PictureSection]:
+        """Takes one small batch through everything, so that mistakes show early; see ``run``."""
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # it is small
-            self._run(runner, dataloader, self._batches(dataloader, sample, TRIAL_SIZE)[:1], 0)
+            batches = self._batches(loader.dataset, place, TRIAL_SIZE)[:1]
+            return self._run(loader, model, place, batches, 1)
 
     def run(
-        self, runner: Runner, dataloader: DataLoader, sample: Collection[int], show: int
-    ) -> list[tuple[int, np.ndarray]]:
+        self, loader: DataLoader, model: nn.Module, place: Mapping[int, int], show: int
+    ) -> list[PictureSection]:
         """Measures this rank's batches.
 
         Args:
-            runner (Runner): The runner.
-            dataloader (DataLoader): The evaluation's, whose data set is read.
-            sample (Collection[int]): The images that are explained, by their positions.
-            show (int): Of how many images the first rank draws the maps.
+            loader (DataLoader): The evaluation's, whose data set is read.
+            model (nn.Module): The model whose preprocessor prepares the images.
+            place (Mapping[int, int]): For each image of the sample the index in the data set.
+            show (int): For how many images the first rank draws the maps.
 
         Returns:
-            list[tuple[int, np.ndarray]]: The positions of these images, and the pictures.
+            list[PictureSection]: The pictures of what was distilled, on the first rank.
 
         Raises:
             ValueError: If images have no labels, or not two classes.
         """
-        return self._run(runner, dataloader, self._batches(dataloader, sample, self.size), show)
+        batches = self._batches(loader.dataset, place, self.size)
+        return self._run(loader, model, place, batches, show)
 
     def facts(self) -> dict[str, Any]:
         """What was compared and how."""
@@ -99,71 +107,72 @@ class PairEvaluation:
         }
         return dict(unicam=settings_of(self.unicam), layers=layers, context_size=self.size)
 
-    def _batches(
-        self, dataloader: DataLoader, sample: Collection[int], size: int
-    ) -> list[list[tuple[int, int]]]:
-        """The positions and labels of each batch."""
-        dataset = dataloader.dataset
-        known = [(i, dataset.get_data_info(i).get('gt_label')) for i in sorted(sample)]
-        if any(not isinstance(label, (int, np.integer)) or label < 0 for _, label in known):
-            raise ValueError(
-                'ExplainHook.base is compared by classes, and a sample has no label, or several'
-            )
-        batches = context_batches([label for _, label in known], size, self.seed)
+    def _batches(self, dataset: Any, place: Mapping[int, int], size: int) -> list[list[int]]:
+        """The images of each batch."""
+        if self._labels[0] is not dataset:
+            try:
+                found = labels(Subset(dataset, list(place.values()))).tolist()
+            except ValueError as error:
+                raise ValueError(f'{self.owner}.base is compared by classes: {error}') from None
+            self._labels = dataset, dict(zip(place, found))
+        known = self._labels[1]
+        if any(label < 0 for label in known.values()):
+            raise ValueError(f'{self.owner}.base is compared by classes, and an image has no label')
+        batches = context_batches(list(known.values()), size, self.seed)
         if not batches:
             raise ValueError(
-                f'ExplainHook.base: of the {len(known)} images of the sample no batch can be drawn, '
+                f'{self.owner}.base: of the {len(known)} images of the sample no batch can be drawn, '
                 'which takes four of each of two classes, or two of each of three; raise '
-                'ExplainHook.num_samples'
+                f'{self.owner}.num_samples'
             )
-        return [[known[i] for i in batch] for batch in batches]
+        images = list(known)
+        return [[images[i] for i in batch] for batch in batches]
 
     def _run(
         self,
-        runner: Runner,
-        dataloader: DataLoader,
-        batches: list[list[tuple[int, int]]],
+        loader: DataLoader,
+        model: nn.Module,
+        place: Mapping[int, int],
+        batches: list[list[int]],
         show: int,
-    ) -> list[tuple[int, np.ndarray]]:
-        rank, world = get_rank(), get_world_size()
-        own = list(enumerate(batches))[rank::world]
-        loader = DataLoader(
-            dataloader.dataset,
-            batch_sampler=[[i for i, _ in members] for _, members in own],
-            num_workers=min(dataloader.num_workers, len(own)),
-            collate_fn=dataloader.collate_fn,
-            worker_init_fn=dataloader.worker_init_fn,
+    ) -> list[PictureSection]:
+        own = list(enumerate(batches))[get_rank() :: get_world_size()]
+        data = DataLoader(
+            loader.dataset,
+            batch_sampler=[[place[image] for image in members] for _, members in own],
+            num_workers=min(loader.num_workers, len(own)),
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
             # Of its own, so that a training goes on as it would without
             generator=torch.Generator(),
         )
-        pictures: list[tuple[int, np.ndarray]] = []
-        for (number, members), data in zip(own, loader):
-            images, _, inputs, preprocessor = prepared(runner, data)
-            if self._analysis is None or self._analysis.size != inputs.shape[2:]:
-                self._analysis = PairAnalysis(self._subjects, self.unicam, inputs[:1])
+        sections = []
+        for (number, members), loaded in zip(own, data):
+            images = read_batch(loaded, model, self.owner, members)
+            if self._analysis is None or self._analysis.size != images.inputs.shape[2:]:
+                self._analysis = PairAnalysis(self._subjects, self.unicam, images.inputs[:1])
             batch = self._analysis.batch(
                 number,
-                inputs,
-                [i for i, _ in members],
-                torch.tensor([label for _, label in members], device=inputs.device),
-                getattr(preprocessor, 'mean', None),
-                getattr(preprocessor, 'std', None),
+                images.inputs,
+                members,
+                torch.tensor([self._labels[1][i] for i in members], device=images.inputs.device),
+                images.format.mean,
+                images.format.std,
             )
             for metric in self.metrics:
                 metric.process(batch)
             if number == 0 and show:
-                rgb = [as_rgb(image, getattr(preprocessor, 'to_rgb', False)) for image in images]
-                classes = (getattr(dataloader.dataset, 'metainfo', None) or {}).get('classes')
-                pictures = _pictures(batch, rgb[:show], classes)
-        return pictures
+                shown = [images.picture(i) for i in range(min(show, len(members)))]
+                sections = [_section(batch, shown, class_names(loader.dataset))]
+        return sections
 
 
-def _pictures(
+def _section(
     batch: PairedBatch, images: Sequence[np.ndarray], classes: Sequence[str] | None
-) -> list[tuple[int, np.ndarray]]:
+) -> PictureSection:
     """The maps of the first images of a batch, at each stage, as pictures."""
     own = {name: model.maps('GradCAM') for name, model in batch.models.items()}
-    pictures = []
+    pictures, keys = [], []
     for i, image in enumerate(images):
         maps = {
             stage: {
@@ -173,34 +182,11 @@ def _pictures(
             }
             for stage, unique in batch.unique.items()
         }
-        label = int(batch.targets[i])
+        label, index = int(batch.targets[i]), int(batch.index[i])
         word = str(label) if classes is None else str(classes[label])
-        pictures.append((int(batch.index[i]), pair_panel(image, maps, word)))
-    return pictures
-
-
-def prepared(
-    runner: Runner, data_batch: dict, here: Sequence[int] | None = None
-) -> tuple[Any, list, Tensor, nn.Module]:
-    """What explanations take of a batch.
-
-    Args:
-        runner (Runner): The runner with the model.
-        data_batch (dict): What a data loader yields.
-        here (Sequence[int], optional): Which of its samples. Defaults to None (all).
-
-    Returns:
-        tuple: The images as loaded, their data samples, the preprocessed images, the preprocessor.
-    """
-    here = range(len(data_batch['data_samples'])) if here is None else here
-    samples = [data_batch['data_samples'][i] for i in here]
-    images = [data_batch['inputs'][i] for i in here]
-    if isinstance(data_batch['inputs'], Tensor):
-        images = torch.stack(images)
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    preprocessor = model.data_preprocessor
-    inputs = preprocessor(dict(inputs=images, data_samples=samples), False)['inputs']
-    return images, samples, inputs, preprocessor
+        pictures.append((f'image {index}', pair_panel(image, maps, word)))
+        keys.append(f'distilled_{{mode}}_{index:05d}')
+    return PictureSection('What was distilled', NOTE, pictures, keys)
 
 
 def settings_of(part: Any) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import torch
 from mmengine.evaluator import BaseMetric
 from torch import Tensor, nn
 
-from mmkdx.functional import degenerate_maps, full_precision
+from mmkdx.functional import degenerate_maps
 from mmkdx.metrics.scores import Score, mean_score
+from mmkdx.models.families import ModelFacts
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Explained:
         model (nn.Module, optional): The model itself, for metrics that read its inner values;
             ``predict`` runs it.
         probabilities (Callable): Yields probabilities (M, K) from logits (M, K). Defaults to softmax;
-            the evaluator passes what ``describe`` knows of the model.
+            for one logit sigmoid; the evaluator passes what ``describe`` knows of the model.
     """
 
     maps: Tensor
@@ -41,7 +42,7 @@ class Explained:
     explain: Callable[[Tensor, Tensor], Tensor]
     fixed: bool = False
     model: nn.Module | None = None
-    probabilities: Callable[[Tensor], Tensor] = lambda logits: full_precision(logits).softmax(1)
+    probabilities: Callable[[Tensor], Tensor] = ModelFacts('torch', nn.Identity()).probabilities
 
     def confidence(self, logits: Tensor, targets: Tensor | None = None) -> Tensor:
         """The probabilities (N, ...) of classes (N, ) in logits of shape (N, ..., K).

@@ -404,10 +404,18 @@ def test_unknown_field_of_labels():
 @pytest.mark.parametrize(
     'metric, arguments, message',
     [
-        (PointingGame, dict(tolerance=-1), 'tolerance is -1; it must be a finite number of at least 0'),
+        (
+            PointingGame,
+            dict(tolerance=-1),
+            'tolerance is -1; it must be a finite number of at least 0',
+        ),
         (PointingGame, dict(average='mean'), "average is 'mean'; it must be one of class, sample"),
         (PointingGame, dict(labels=[]), r'labels is (\[\]|\(\)); it must be a list of label ids'),
-        (MapSegmentation, dict(labels=()), r'labels is (\[\]|\(\)); it must be a list of label ids'),
+        (
+            MapSegmentation,
+            dict(labels=()),
+            r'labels is (\[\]|\(\)); it must be a list of label ids',
+        ),
         (
             MapSegmentation,
             dict(labels=[3, 255]),
