@@ -194,7 +194,7 @@ class ExplanationEvaluator:
         start = time.perf_counter()
         own = []
         if self.pairs is not None:
-            own = self.pairs.run(self._loader, self._model, self._place(), self.show_samples)
+            own = self.pairs.run(self._loader, self._model, self.place(), self.show_samples)
         return self._gather(own, start)
 
     def try_out(self, model: nn.Module, loader: DataLoader) -> Evaluation:
@@ -207,7 +207,7 @@ class ExplanationEvaluator:
         self.process(plain, None if isinstance(plain, dict) else [first])
         self._sample, own = whole, []
         if self.pairs is not None:
-            own = self.pairs.try_out(loader, self._model, self._place())
+            own = self.pairs.try_out(loader, self._model, self.place())
         with _quiet():  # what is said of one image is true of no evaluation
             return self._gather(own, start)
 
@@ -216,7 +216,7 @@ class ExplanationEvaluator:
         for number in sorted(self._shown)[:count]:
             yield f'image {number}', self._loader.dataset[self._images[number]]
 
-    def _place(self) -> dict[int, int]:
+    def place(self) -> dict[int, int]:
         """For each image of the sample, in order, the index in the data set that shows it."""
         return {number: self._images[number] for number in sorted(self._sample)}
 
