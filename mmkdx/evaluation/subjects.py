@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import integer
 from mmkdx.distillation.distiller import Distiller
-from mmkdx.distillation.teachers import BaseTeacher, TeacherEnsemble, build_teacher
+from mmkdx.distillation.teacher_ensemble import TeacherEnsemble
+from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.explain import Explainer, build_explainer
 from mmkdx.explain.base import undisturbed
 from mmkdx.functional import full_precision
