@@ -22,7 +22,7 @@ from mmpretrain.apis import ImageClassificationInferencer
 from torch import Tensor, nn
 
 from mmkdx.distillation.models import read_config
-from mmkdx.distillation.subjects import build_explainers, choose_targets, find_subjects
+from mmkdx.evaluation.subjects import build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
 from mmkdx.functional import degenerate_maps
 from mmkdx.registry import DATASETS, MODELS

@@ -2,9 +2,11 @@
 
 from mmkdx.distillation.cached_teacher import CachedTeacher
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.distillation.ema_teacher import EMATeacher
 from mmkdx.distillation.sharded import FullyShardedDistiller
+from mmkdx.distillation.teacher_ensemble import TeacherEnsemble
 from mmkdx.distillation.teacher_target import TeacherTarget
-from mmkdx.distillation.teachers import EMATeacher, Teacher, TeacherEnsemble
+from mmkdx.distillation.teachers import Teacher
 from mmkdx.distillation.terms import Term
 from mmkdx.functional import ClassMaps
 from mmkdx.models import Tap, TapSet

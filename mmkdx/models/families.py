@@ -195,7 +195,7 @@ def _torchvision(model: nn.Module) -> ModelFacts:
         'torchvision',
         model,
         activation=_activation(_last_width(model)),
-        images=_format(model, mean, std, 1 / 255, 'rgb', sides),
+        images=_format(model, mean, std, 255, 'rgb', sides),
         classes=classes and tuple(classes),
     )
 
@@ -211,7 +211,7 @@ def _timm(model: nn.Module) -> ModelFacts:
         'timm',
         model,
         activation=_activation(getattr(model, 'num_classes', None)),
-        images=_format(model, known.get('mean'), known.get('std'), 1 / 255, 'rgb', sides),
+        images=_format(model, known.get('mean'), known.get('std'), 255, 'rgb', sides),
     )
 
 
@@ -288,8 +288,8 @@ def _processor_format(model: nn.Module) -> ImageFormat:
     mean, std = getattr(processor, 'image_mean', None), getattr(processor, 'image_std', None)
     if not getattr(processor, 'do_normalize', True):
         mean, std = [0.0] * 3, [1.0] * 3
-    scale = getattr(processor, 'rescale_factor', 1 / 255)
-    scale = scale if getattr(processor, 'do_rescale', True) else 1.0
+    rescaled = getattr(processor, 'do_rescale', True)
+    scale = 1 / getattr(processor, 'rescale_factor', 1 / 255) if rescaled else 1.0
     return _format(model, mean, std, scale, 'rgb', sides)
 
 
@@ -301,12 +301,12 @@ def _format(
     order: str,
     sides: Any,
 ) -> ImageFormat:
-    """The format of a model that multiplies values of 0..255 by a scale before mean and std."""
+    """The format of a model that whose mean and std are in units of 0..255 over a scale."""
     convolutions = (each for each in model.modules() if isinstance(each, nn.Conv2d))
     channels = next((each.in_channels for each in convolutions), None)
     if mean is None or std is None or channels not in (None, len(mean)):
         return ImageFormat(order=order, size=_sides(sides))
-    mean, std = (tuple(float(value) / scale for value in values) for values in (mean, std))
+    mean, std = (tuple(float(value) * scale for value in values) for values in (mean, std))
     return ImageFormat(mean, std, order, _sides(sides))
 
 

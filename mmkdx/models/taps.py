@@ -25,6 +25,7 @@ from mmkdx.models.classifier import (
     find_global_pooling,
     find_prototypes,
 )
+from mmkdx.models.families import describe
 
 #: The taps that have a name of their own; everything else is a path in the model.
 NAMED_TAPS = ('logits', 'features', 'embedding', 'cam', 'prototypes')
@@ -163,10 +164,14 @@ class TapSet:
             try:
                 forward_tensor(model, inputs)
             except Exception as error:
+                size, advice = describe(model).images.size, ''
+                if self.owner != 'student':
+                    fixed = ' x '.join(map(str, size)) if size else 'a size that it takes'
+                    advice = f', or resize=... of the {self.owner} to {fixed}'
                 raise ValueError(
                     f'the {self.owner} cannot take images of {tuple(inputs.shape[2:])} pixels '
-                    f'({str(error).partition(chr(10))[0]}); set model.input_size to the size of its '
-                    'images'
+                    f'({str(error).partition(chr(10))[0]}); set model.input_size to the size of the '
+                    f'images{advice}'
                 ) from error
         for name, tap in self._taps.items():
             self._check(name, readings[tap])
