@@ -36,8 +36,8 @@ class Explainer(metaclass=ABCMeta):
     of a class, or a weighted sum of logits.
 
     The model comes out as it was: modes, gradients, ``requires_grad``, hooks and random states. It runs
-    in eval mode and without autocast, also inside ``torch.no_grad`` and with frozen parameters; a
-    distributed wrapper is taken off.
+    in eval mode and without autocast, also inside ``torch.no_grad`` and with frozen parameters. Wrappers
+    come off, see ``mmkdx.models.families.unwrap``.
 
     Args:
         differentiable (bool): Whether a loss can be made of the maps: they carry gradients to the
@@ -57,8 +57,8 @@ class Explainer(metaclass=ABCMeta):
         """Explains a batch.
 
         Args:
-            model (nn.Module): A classifier of mmpretrain's interface, or a module that returns logits.
-            inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
+            model (nn.Module): A classifier, see ``mmkdx.models.describe``.
+            inputs (Tensor): Preprocessed images of shape (N, C, H, W).
             targets (int | str | Tensor | Sequence, optional): What is explained: one class for all
                 images; one for each (N integers); weights of the classes, of shape (N, K), as soft
                 labels are; mmpretrain's data samples, whose labels are taken; 'pred', the predicted
@@ -69,9 +69,9 @@ class Explainer(metaclass=ABCMeta):
             where a list of layers was asked for.
 
         Raises:
-            ValueError: If there is no image, a target is no class of the model, targets and images
-                differ in number, a layer cannot be explained, or a differentiable map would carry no
-                gradient.
+            ValueError: If there is no image, the model is a ScriptModule or returns no logits, a target
+                is no class of the model, targets and images differ in number, a layer cannot be
+                explained, or a differentiable map would carry no gradient.
         """
         model = unwrap(model)
         if inputs.dim() != 4 or not len(inputs):
