@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.compiler import set_stance
 from torch.overrides import TorchFunctionMode
 
-from mmkdx.explain.base import Explainer, Targets, class_weights
+from mmkdx.explain.base import Explainer
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
+from mmkdx.explain.targets import Targets, class_weights
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
 from mmkdx.registry import EXPLAINERS
