@@ -29,9 +29,6 @@ class AttentionRollout(Explainer):
 
     Needs a transformer in which all tokens attend to all (ViT, DeiT, BEiT, …); where attention is
     local, as in Swin, there is no such product.
-
-    Args:
-        differentiable (bool): See ``Explainer``.
     """
 
     class_specific = False

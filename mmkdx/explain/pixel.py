@@ -162,9 +162,6 @@ class FullGrad(PixelExplainer):
 
     Source: Srinivas and Fleuret, "Full-gradient representation for neural network visualization",
     NeurIPS 2019, Eq. 4 and Sec. 5.
-
-    Args:
-        differentiable (bool): See ``Explainer``.
     """
 
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
