@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmkdx.compat import load_checkpoint_file
 from mmkdx.datasets.parts import MARK, Parts
 from mmkdx.distillation.models import build_model, load_weights
-from mmkdx.distillation.pairs import context_batches
+from mmkdx.evaluation.pairs import context_batches
 from mmkdx.explain import GradCAM, UniCAM
 from mmkdx.explain.unicam import TARGETS
 from mmkdx.functional import degenerate_maps, resize_maps

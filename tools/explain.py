@@ -61,22 +61,25 @@ def main() -> None:
         explainer=dict(type=args.explainer, **args.explainer_options),
     )
     target = int(args.target) if (args.target or '').isdigit() else args.target
-    results = inferencer(args.images, target, args.batch_size, args.out)
     names = list(inferencer.subjects)
-    rows = [['image', *names, 'picture']]
-    for result in results:
-        if 'error' in result:
-            rows.append([Path(result['input']).name, 'left out', *[''] * len(names)])
-            continue
-        cells = [
-            f'{each.get("class", each["label"])} {each["score"]:.3f}'
-            for each in result['predictions'].values()
-        ]
-        rows.append([Path(result['input']).name, *cells, result['picture']])
+    heads = [inferencer.student if name == 'student' else name for name in names]
+    rows, left_out = [['image', *heads, 'picture']], 0
+    for result in inferencer.stream(args.images, target, args.batch_size, args.out):
+        cells = ['left out', *[''] * len(names)]
+        if 'error' not in result:
+            predictions = [result['predictions'][name] for name in names]
+            cells = [f'{_word(each)} {each["score"]:.3f}' for each in predictions]
+            cells.append(result['picture'])
+        left_out += 'error' in result
+        rows.append([Path(result['input']).name, *cells])
     print(AsciiTable(rows).table)
-    left_out = sum('error' in result for result in results)
     if left_out:
-        print(f'{left_out} of {len(results)} images could not be read; the reasons are above.')
+        print(f'{left_out} of {len(rows) - 1} images could not be read; the reasons are above.')
+
+
+def _word(prediction: dict) -> str:
+    label = prediction['label']
+    return f'{prediction["class"]} ({label})' if 'class' in prediction else f'{label}'
 
 
 if __name__ == '__main__':

@@ -1,7 +1,14 @@
 """What the command-line tools are made of, and the inferencer."""
 
 from mmkdx.apis.command_line import mmpretrain_tool, run_tool
+from mmkdx.apis.evaluate import evaluate_explanations
 from mmkdx.apis.explain import ExplainInferencer
 from mmkdx.apis.prototypes import PrototypeAnalysis
 
-__all__ = ['ExplainInferencer', 'PrototypeAnalysis', 'mmpretrain_tool', 'run_tool']
+__all__ = [
+    'ExplainInferencer',
+    'PrototypeAnalysis',
+    'evaluate_explanations',
+    'mmpretrain_tool',
+    'run_tool',
+]

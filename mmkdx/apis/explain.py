@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from mmcv.image import imread
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
@@ -21,12 +21,17 @@ from mmengine.utils import track_iter_progress
 from mmpretrain.apis import ImageClassificationInferencer
 from torch import Tensor, nn
 
+from mmkdx.arguments import integer
+from mmkdx.datasets.wrappers import compose, config_class_names, file_pipeline
+from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.models import read_config
-from mmkdx.distillation.subjects import build_explainers, choose_targets, find_subjects
+from mmkdx.evaluation.subjects import build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
 from mmkdx.functional import degenerate_maps
-from mmkdx.registry import DATASETS, MODELS
+from mmkdx.models.families import describe, unwrap
+from mmkdx.registry import MODELS
 from mmkdx.visualization.panel import as_rgb, explanation_panel
+from mmkdx.visualization.rendering import label_text
 
 #: What in a folder is taken for an image.
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -34,6 +39,8 @@ IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tif
 
 class ExplainInferencer(ImageClassificationInferencer):
     """Explains images: where a student and its teacher look.
+
+    Image files are loaded and prepared as the config's test data set loads and prepares its own.
 
     Args:
         model (str | Config | BaseModel): A model name of mmpretrain's zoo, a config (of a distillation
@@ -45,7 +52,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         teacher (int | dict | str | None): See ``ExplainHook``. Defaults to 0.
         base (dict | str, optional): See ``ExplainHook``. Defaults to None.
         classes (Sequence[str], optional): The names of the classes. Defaults to None: those of the
-            checkpoint or of the data set.
+            checkpoint, of the test data set or of the model.
         **kwargs: Changes of the model's config, for a model name.
 
     Example:
@@ -71,13 +78,23 @@ class ExplainInferencer(ImageClassificationInferencer):
         explainers = build_explainers(explainer, 'ExplainInferencer')
         if isinstance(model, Config) or Path(str(model)).suffix == '.py':
             model, pretrained = _build(model, pretrained), False
-        elif isinstance(model, nn.Module) and not hasattr(model, '_config'):
-            raise ValueError(
-                'model has no config, which says how images are prepared; take it from '
-                "mmpretrain's get_model, or give a config or a model name"
-            )
+        elif isinstance(model, nn.Module):
+            model = unwrap(model)
+            if not hasattr(model, '_config'):
+                raise ValueError(
+                    'model has no config, which says how images are prepared; take it from '
+                    "mmpretrain's get_model, or give a config or a model name"
+                )
         super().__init__(model, pretrained, device, classes=classes, **kwargs)
         self.subjects = find_subjects(self.model, explainers, 'ExplainInferencer', teacher, base)
+        if self.classes is None:
+            dataset = self.config.test_dataloader.dataset
+            self.classes = config_class_names(dataset) or describe(self.model).classes
+        #: What pictures and tables call the model: a plain one by its name.
+        self.student = 'student'
+        if not isinstance(self.model, Distiller) and len(self.subjects) == 1:
+            kind = type(getattr(self.model, 'backbone', self.model)).__name__
+            self.student = Path(self.config.filename or kind).stem
 
     def __call__(
         self,
@@ -98,35 +115,49 @@ class ExplainInferencer(ImageClassificationInferencer):
             show_dir (str, optional): Where a picture is written for each image. Defaults to None.
 
         Returns:
-            list[dict]: For each image 'input'; the student's 'pred_label', 'pred_score' and, where
-            class names are known, 'pred_class'; for each model under 'predictions' the class and its
-            score, under 'targets' the explained class, under 'maps' the raw map of shape (h, w), under
+            list[dict]: For each image 'input'; the student's 'pred_label', 'pred_score' (its
+            probability: the sigmoid's for a network with one logit or several labels) and, where class
+            names are known, 'pred_class'; for each model under 'predictions' the class and its score,
+            under 'targets' the explained class, under 'maps' the raw map of shape (h, w), under
             'degenerate' whether it says nothing; and 'picture', the path, with ``show_dir``. An image
             that cannot be read has 'input' and 'error' alone, and the rest goes on.
 
         Raises:
-            ValueError: If the target is no class of the model.
+            ValueError: If the target is no class of the model, or there is no image in a folder.
         """
+        return list(self.stream(inputs, target, batch_size, show_dir))
+
+    def stream(
+        self,
+        inputs: str | np.ndarray | Sequence,
+        target: int | str | None = None,
+        batch_size: int = 8,
+        show_dir: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """The results of ``__call__`` one by one, in memory that does not grow with the images.
+
+        A batch's pictures are written before its results are yielded.
+        """
+        size = integer('batch_size', batch_size, 1)
         images = [each for given in self._as_list(inputs) for each in self._inputs_to_list(given)]
-        results: list[dict[str, Any]] = [{'input': image} for image in images]
-        batches = [results[i : i + batch_size] for i in range(0, len(results), batch_size)]
-        for batch in track_iter_progress(batches):
+        names = list(_names(images))
+        for start in track_iter_progress(range(0, len(images), size)):
+            batch = [dict(input=image) for image in images[start : start + size]]
             loaded = []
-            for result in batch:
+            for result, name in zip(batch, names[start:]):
                 try:
-                    loaded.append((result, self._load(result['input'])))
+                    loaded.append((result, self._load(result['input']), name))
                 except (OSError, ValueError, cv2.error) as error:
                     result['error'] = f'{error}'
                     print_log(f'Left out: {error}', logger='current')
             # Images of different sizes, where the pipeline leaves them so, are explained one by one.
-            sizes = {data['inputs'].shape for _, data in loaded}
+            sizes = {data['inputs'].shape for _, data, _ in loaded}
             for group in [loaded] if len(sizes) == 1 else [[each] for each in loaded]:
                 self._explain(group, target)
-        if show_dir is not None:
-            self._draw(results, Path(show_dir))
-        for result in results:
-            result.pop('image', None)
-        return results
+            if show_dir is not None:
+                for result, data, name in loaded:
+                    self._draw(result, data['inputs'], Path(show_dir) / f'{name}.png')
+            yield from batch
 
     def _as_list(self, inputs: Any) -> list:
         inputs = [inputs] if isinstance(inputs, (str, Path, np.ndarray)) else list(inputs)
@@ -142,29 +173,42 @@ class ExplainInferencer(ImageClassificationInferencer):
             raise ValueError(f'there is no image in the folder {inputs}')
         return [str(path) for path in paths]
 
-    def _init_pipeline(self, cfg: Config) -> Any:
-        # Transforms of mmkdx, too
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            return super()._init_pipeline(cfg)
+    def _init_pipeline(self, cfg: Config) -> Compose:
+        dataset = cfg.test_dataloader.dataset
+        steps = file_pipeline(dataset)
+        # Pictures are drawn of what comes out of the pipeline
+        self._bgr = not any(
+            step['type'] == 'ChannelOrder'
+            or (step['type'] == 'Normalize' and step.get('to_rgb', True))
+            for step in steps
+        )
+        self._array_pipeline = compose(file_pipeline(dataset, loaded=True))
+        return compose(steps)
 
     def _load(self, image: str | np.ndarray) -> dict:
         """An image through the test pipeline."""
-        name = image if isinstance(image, str) else 'array'
-        if isinstance(image, str):
-            try:
-                image = imread(image)
-            except Exception as error:  # each backend raises its own
-                reason = 'there is no such file' if not Path(name).exists() else f'{error}'
-                raise ValueError(f'cannot read image {name}: {reason}') from error
-        if image is None or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f'cannot read image {name}: it holds no image with three channels')
-        size = image.shape[:2]
-        return self.pipeline(dict(img=image, img_shape=size, ori_shape=size))
+        if isinstance(image, np.ndarray):
+            if image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(
+                    f'cannot take an array of shape {image.shape}; it must be (H, W, 3)'
+                )
+            size = image.shape[:2]
+            return self._array_pipeline(dict(img=image, img_shape=size, ori_shape=size))
+        loader, *steps = self.pipeline.transforms
+        try:
+            data = loader(dict(img_path=image))
+        except Exception as error:  # each backend raises its own
+            known = '://' in image or Path(image).exists()
+            reason = f'{error}' if known else 'there is no such file'
+            raise ValueError(f'cannot read image {image}: {reason}') from error
+        if data is None:
+            raise ValueError(f'cannot read image {image}: it holds no image')
+        return Compose(steps)(data)
 
-    def _explain(self, loaded: list[tuple[dict, dict]], target: int | str | None) -> None:
+    def _explain(self, loaded: list[tuple[dict, dict, str]], target: int | str | None) -> None:
         if not loaded:
             return
-        data = pseudo_collate([each for _, each in loaded])
+        data = pseudo_collate([each for _, each, _ in loaded])
         with torch.no_grad():
             inputs = self.model.data_preprocessor(data, False)['inputs']
         logits = {name: subject.predict(inputs) for name, subject in self.subjects.items()}
@@ -182,54 +226,59 @@ class ExplainInferencer(ImageClassificationInferencer):
             name: subject.explain(inputs, targets[name]).cpu()
             for name, subject in self.subjects.items()
         }
-        for i, (result, item) in enumerate(loaded):
-            result['image'] = item['inputs']
+        scores = {
+            name: subject.facts.probabilities(logits[name])
+            for name, subject in self.subjects.items()
+        }
+        for i, (result, *_) in enumerate(loaded):
             result['predictions'] = {
-                name: self._prediction(values[i].softmax(0)) for name, values in logits.items()
+                name: self._prediction(values[i]) for name, values in scores.items()
             }
             result.update(
                 {f'pred_{key}': value for key, value in result['predictions']['student'].items()}
             )
             result['targets'] = {name: int(values[i]) for name, values in targets.items()}
-            result['maps'] = {name: values[i].numpy() for name, values in maps.items()}
+            # A copy, as a row of a batch's maps would keep them all
+            result['maps'] = {name: values[i].numpy().copy() for name, values in maps.items()}
             result['degenerate'] = {
                 name: bool(degenerate_maps(values[i : i + 1])) for name, values in maps.items()
             }
 
-    def _draw(self, results: list[dict[str, Any]], folder: Path) -> None:
-        """Writes a picture for each image that could be read."""
-        folder.mkdir(parents=True, exist_ok=True)
-        bgr = getattr(self.model.data_preprocessor, 'to_rgb', False)
-        taken: set[str] = set()
-        for i, result in enumerate(results):
-            if 'error' in result:
-                continue
-            captions = {
-                name: [f'{each.get("class", each["label"])} {each["score"]:.3f}']
-                for name, each in result['predictions'].items()
-            }
-            explained = {self._word(label) for label in result['targets'].values()}
-            captions['input'] = [f'explained: {", ".join(sorted(explained))}']
-            maps = {name: torch.from_numpy(each) for name, each in result['maps'].items()}
-            picture = explanation_panel(as_rgb(result['image'], bgr), maps, captions)
-            name = Path(result['input']).stem if isinstance(result['input'], str) else f'{i}'
-            # Folders may hold files of one name.
-            name = name if name not in taken else f'{name}_{i}'
-            taken.add(name)
-            path = folder / f'{name}.png'
-            if not cv2.imwrite(str(path), picture[..., ::-1]):
-                raise OSError(f'cannot write the picture {path}')
-            result['picture'] = str(path)
-
-    def _word(self, label: int) -> str:
-        return str(label) if self.classes is None else str(self.classes[label])
+    def _draw(self, result: dict[str, Any], image: Tensor, path: Path) -> None:
+        captions = {
+            name: [f'{label_text(each["label"], self.classes)} {each["score"]:.3f}']
+            for name, each in result['predictions'].items()
+        }
+        explained = sorted(
+            {label_text(label, self.classes) for label in result['targets'].values()}
+        )
+        captions['input'] = [f'explained: {", ".join(explained)}']
+        maps = {name: torch.from_numpy(each) for name, each in result['maps'].items()}
+        rgb = as_rgb(image, self._bgr)
+        picture = explanation_panel(rgb, maps, captions, student=self.student)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(path), picture[..., ::-1]):
+            raise OSError(f'cannot write the picture {path}')
+        result['picture'] = str(path)
 
     def _prediction(self, probabilities: Tensor) -> dict[str, Any]:
         score, label = probabilities.max(0)
         prediction = dict(label=int(label), score=float(score))
-        if self.classes is not None:
+        if self.classes is not None and int(label) < len(self.classes):
             prediction['class'] = self.classes[int(label)]
         return prediction
+
+
+def _names(images: Sequence[str | np.ndarray]) -> Iterator[str]:
+    """What the pictures of images are called: their stems, each once."""
+    taken: set[str] = set()
+    for i, image in enumerate(images):
+        stem = Path(image).stem if isinstance(image, str) else f'{i}'
+        # Folders may hold files of one name.
+        numbered = (f'{stem}_{n}' for n in count(i))
+        name = next(each for each in chain([stem], numbered) if each not in taken)
+        taken.add(name)
+        yield name
 
 
 def _build(config: str | Path | Config, checkpoint: bool | str) -> BaseModel:
@@ -240,10 +289,9 @@ def _build(config: str | Path | Config, checkpoint: bool | str) -> BaseModel:
     model.setdefault('data_preprocessor', config.get('data_preprocessor'))
     with DefaultScope.overwrite_default_scope('mmkdx'):
         model = MODELS.build(model)
-        dataset = DATASETS.get(config.test_dataloader.dataset.type)
     model._config = config
-    model._dataset_meta = getattr(dataset, 'METAINFO', {})
+    model._dataset_meta = {}
     if isinstance(checkpoint, str):
         meta = load_checkpoint(model, checkpoint, map_location='cpu').get('meta', {})
-        model._dataset_meta = meta.get('dataset_meta') or model._dataset_meta
+        model._dataset_meta = meta.get('dataset_meta') or {}
     return model

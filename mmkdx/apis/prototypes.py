@@ -25,7 +25,8 @@ from mmkdx.models.heads.nearest_patches import find_nearest_patches
 from mmkdx.models.taps import evaluating
 from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets, spread
 from mmkdx.visualization.prototypes import transfer_sheet
-from mmkdx.visualization.report import PictureSection, write_report
+from mmkdx.visualization.report import write_report
+from mmkdx.visualization.sections import PictureSection
 
 
 class PrototypeAnalysis:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.compiler import set_stance
 from torch.overrides import TorchFunctionMode
 
-from mmkdx.explain.base import Explainer, Targets, class_weights
+from mmkdx.explain.base import Explainer
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
+from mmkdx.explain.targets import Targets, class_weights
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
 from mmkdx.registry import EXPLAINERS
@@ -28,9 +29,6 @@ class AttentionRollout(Explainer):
 
     Needs a transformer in which all tokens attend to all (ViT, DeiT, BEiT, …); where attention is
     local, as in Swin, there is no such product.
-
-    Args:
-        differentiable (bool): See ``Explainer``.
     """
 
     class_specific = False

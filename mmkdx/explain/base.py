@@ -7,25 +7,20 @@ from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.arguments import flag
 from mmkdx.explain.layers import Layer, find_layers
+from mmkdx.explain.targets import Targets, class_weights, every_class
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe, unwrap
 from mmkdx.models.taps import evaluating, intercept
 from mmkdx.registry import EXPLAINERS
-
-#: A class index, one for each image, class weights (N, K), mmpretrain's data samples (their labels),
-#: 'pred', 'all', or None for 'pred'.
-Targets = int | str | Tensor | Sequence | None
 
 
 class Explainer(metaclass=ABCMeta):
@@ -36,8 +31,8 @@ class Explainer(metaclass=ABCMeta):
     of a class, or a weighted sum of logits.
 
     The model comes out as it was: modes, gradients, ``requires_grad``, hooks and random states. It runs
-    in eval mode and without autocast, also inside ``torch.no_grad`` and with frozen parameters; a
-    distributed wrapper is taken off.
+    in eval mode and without autocast, also inside ``torch.no_grad`` and with frozen parameters. Wrappers
+    come off, see ``mmkdx.models.families.unwrap``.
 
     Args:
         differentiable (bool): Whether a loss can be made of the maps: they carry gradients to the
@@ -57,8 +52,8 @@ class Explainer(metaclass=ABCMeta):
         """Explains a batch.
 
         Args:
-            model (nn.Module): A classifier of mmpretrain's interface, or a module that returns logits.
-            inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
+            model (nn.Module): A classifier, see ``mmkdx.models.describe``.
+            inputs (Tensor): Preprocessed images of shape (N, C, H, W).
             targets (int | str | Tensor | Sequence, optional): What is explained: one class for all
                 images; one for each (N integers); weights of the classes, of shape (N, K), as soft
                 labels are; mmpretrain's data samples, whose labels are taken; 'pred', the predicted
@@ -69,9 +64,9 @@ class Explainer(metaclass=ABCMeta):
             where a list of layers was asked for.
 
         Raises:
-            ValueError: If there is no image, a target is no class of the model, targets and images
-                differ in number, a layer cannot be explained, or a differentiable map would carry no
-                gradient.
+            ValueError: If there is no image, the model is a ScriptModule or returns no logits, a target
+                is no class of the model, targets and images differ in number, a layer cannot be
+                explained, or a differentiable map would carry no gradient.
         """
         model = unwrap(model)
         if inputs.dim() != 4 or not len(inputs):
@@ -132,71 +127,6 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
     finally:
         for module in modules:
             module.with_cp = True
-
-
-def class_weights(targets: Targets, logits: Tensor) -> Tensor:
-    """Brings targets to one form, the weight of each class.
-
-    Args:
-        targets (int | str | Tensor | Sequence, optional): All forms of ``Explainer.__call__`` but
-            'all'.
-        logits (Tensor): The logits of shape (N, K).
-
-    Returns:
-        Tensor: Weights of shape (N, K), with which the logits are summed; one-hot for class indices.
-
-    Raises:
-        ValueError: If a target is no class of the model, or there are more or fewer than images.
-    """
-    count, classes = logits.shape
-    if targets is None or (isinstance(targets, str) and targets == 'pred'):
-        targets = logits.argmax(1)
-    elif isinstance(targets, str):
-        raise ValueError(
-            f"targets is {targets!r}; as a word it must be 'pred', or 'all' where the model is run"
-        )
-    elif isinstance(targets, Sequence) and len(targets) and hasattr(targets[0], 'get'):
-        targets = _labels(targets)
-    try:
-        targets = torch.as_tensor(targets, device=logits.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f'targets must be class indices or weights, not {targets!r}') from error
-    if targets.is_inference():
-        targets = targets.clone()  # such a tensor cannot take part in a graph
-    if not targets.dim():
-        targets = targets.expand(count)
-    if len(targets) != count:
-        raise ValueError(f'there are {len(targets)} targets for {count} images')
-    if targets.dim() == 2 and targets.shape[1] == classes:
-        return targets.to(logits.dtype)
-    if targets.dim() != 1 or targets.is_floating_point():
-        raise ValueError(
-            f'targets must be {count} class indices or weights of shape ({count}, {classes}), and are '
-            f'{"numbers" if targets.is_floating_point() else "indices"} of shape {tuple(targets.shape)}'
-        )
-    # Compared on the device where it is free; indices outside would be an error there without a name
-    bad = targets[(targets < 0) | (targets >= classes)]
-    if len(bad):
-        raise ValueError(f'target {int(bad[0])} is no class of the model, which has {classes}')
-    return F.one_hot(targets.long(), classes).to(logits.dtype)
-
-
-def _labels(data_samples: Sequence[Any]) -> Tensor:
-    for key in ('gt_score', 'gt_label'):
-        if all(sample.get(key) is not None for sample in data_samples):
-            labels = [torch.as_tensor(sample.get(key)).reshape(-1) for sample in data_samples]
-            if key == 'gt_label' and any(len(label) != 1 for label in labels):
-                raise ValueError(
-                    'targets are data samples with several labels; give weights of the classes, (N, K)'
-                )
-            return torch.stack(labels).squeeze(1)
-    raise ValueError("targets are data samples without labels ('gt_label'); use 'pred'")
-
-
-def every_class(count: int, classes: int, device: torch.device) -> Iterator[Tensor]:
-    """The targets of 'all', one class after the other, each of shape (count, )."""
-    for index in range(classes):
-        yield torch.full((count,), index, device=device)
 
 
 class LayerExplainer(Explainer):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mmkdx.explain.base import Targets, class_weights
 from mmkdx.explain.gradient import BaseCAM, weighted_sum
+from mmkdx.explain.targets import Targets, class_weights
 from mmkdx.functional import ClassMaps, full_precision
 from mmkdx.registry import EXPLAINERS
 

@@ -7,7 +7,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from mmkdx.explain.base import Evidence, LayerExplainer, Targets, class_weights
+from mmkdx.explain.base import Evidence, LayerExplainer
+from mmkdx.explain.targets import Targets, class_weights
 from mmkdx.functional import full_precision, tokens_to_map
 from mmkdx.registry import EXPLAINERS
 
@@ -20,7 +21,7 @@ def weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
 class BaseCAM(LayerExplainer):
     """Base of the methods that are a function of a layer's activations and the gradients there.
 
-    A method is ``combine``.
+    A method is ``combine``. All take the arguments of ``LayerExplainer``.
     """
 
     needs_gradients = True
@@ -86,10 +87,6 @@ class GradCAM(BaseCAM):
 
     Source: Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based
     localization", ICCV 2017, Eq. 1 and 2, without its final ReLU, which belongs to drawing.
-
-    Args:
-        layer (str | Sequence[str]): See ``LayerExplainer``.
-        differentiable (bool): See ``Explainer``.
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -108,10 +105,6 @@ class GradCAMPlusPlus(BaseCAM):
     Source: Chattopadhay et al., "Grad-CAM++: Generalized gradient-based visual explanations for deep
     convolutional networks", WACV 2018, Eq. 6 and 19, for the score ``exp(logit)``, whose derivatives
     are powers of the logit's but for a positive factor.
-
-    Args:
-        layer (str | Sequence[str]): See ``LayerExplainer``.
-        differentiable (bool): See ``Explainer``.
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -130,10 +123,6 @@ class XGradCAM(BaseCAM):
     Source: Fu et al., "Axiom-based Grad-CAM: Towards accurate visualization and explanation of CNNs",
     BMVC 2020, Eq. 8. A channel whose activations sum up to 0 has weight 0 after a ReLU, where it is
     zero; a signed channel that does gets a large one.
-
-    Args:
-        layer (str | Sequence[str]): See ``LayerExplainer``.
-        differentiable (bool): See ``Explainer``.
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -148,10 +137,6 @@ class HiResCAM(BaseCAM):
 
     Source: Draelos and Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of
     convolutional neural networks", arXiv 2011.08891, Eq. 4.
-
-    Args:
-        layer (str | Sequence[str]): See ``LayerExplainer``.
-        differentiable (bool): See ``Explainer``.
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -165,10 +150,6 @@ class LayerCAM(BaseCAM):
 
     Source: Jiang et al., "LayerCAM: Exploring hierarchical class activation maps for localization",
     TIP 2021, Eq. 6 and 7.
-
-    Args:
-        layer (str | Sequence[str]): See ``LayerExplainer``.
-        differentiable (bool): See ``Explainer``.
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -184,10 +165,6 @@ class EigenCAM(BaseCAM):
     2020, Sec. III; centred over positions, as its public implementations are. The sign of a principal
     component is arbitrary; here the map correlates positively with the mean activation. The map is the
     same for all classes.
-
-    Args:
-        layer (str | Sequence[str]): See ``LayerExplainer``.
-        differentiable (bool): See ``Explainer``.
     """
 
     needs_gradients = False
@@ -203,10 +180,6 @@ class EigenGradCAM(BaseCAM):
     """Eigen-CAM of ``g ⊙ A``, which depends on the class; with the sign of its sum over channels.
 
     Source: the method of that name in the package pytorch-grad-cam; there is no paper.
-
-    Args:
-        layer (str | Sequence[str]): See ``LayerExplainer``.
-        differentiable (bool): See ``Explainer``.
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:

@@ -41,10 +41,9 @@ class Layer:
 def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[Layer]:
     """Finds layers by name, or, for the name 'auto', the last that a map can be made of.
 
-    'auto' takes the last activations with an extent in space by most of whose positions the score
-    moves, found with the gradient for one image: what enters global average pooling in a CNN; in a
-    transformer that classifies by its class token what enters the last attention, since the other
-    tokens have no influence after it.
+    'auto' takes the last spatial layer whose gradient is non-zero at most positions, for one image. In
+    a CNN this is the input of global average pooling. In a transformer that classifies by its class
+    token it is the input of the last attention, since the other tokens have no influence after it.
 
     Args:
         model (nn.Module): The classifier.

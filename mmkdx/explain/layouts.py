@@ -102,11 +102,8 @@ class Layout:
         grids: Collection[tuple[int, int]],
     ) -> Layout | None:
         """The first of some kinds, counts of positions and numbers of extra tokens that is a grid."""
-
-        def is_known(height: int, width: int, image: Sequence[int]) -> bool:
-            return (height, width) in grids
-
-        for fits in [is_known, *([] if certain else [_is_patched]), _is_grid]:
+        known = [lambda *sides: sides[:2] in grids] if grids else []
+        for fits in [*known, *([] if certain else [_is_patched]), _is_grid]:
             for kind, count, skipped in candidates:
                 for height in range(1, count - skipped + 1):
                     width, rest = divmod(count - skipped, height)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkdx.arguments import flag, integer, number
-from mmkdx.explain.base import Explainer, Targets, class_weights, every_class
+from mmkdx.explain.base import Explainer
+from mmkdx.explain.targets import Targets, class_weights, every_class
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
 from mmkdx.models.taps import Tap, intercept
@@ -161,9 +162,6 @@ class FullGrad(PixelExplainer):
 
     Source: Srinivas and Fleuret, "Full-gradient representation for neural network visualization",
     NeurIPS 2019, Eq. 4 and Sec. 5.
-
-    Args:
-        differentiable (bool): See ``Explainer``.
     """
 
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mmkdx.arguments import integer
-from mmkdx.explain.base import Explainer, Targets, class_weights
+from mmkdx.explain.base import Explainer
+from mmkdx.explain.targets import Targets, class_weights
 from mmkdx.functional import full_precision
 from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.families import describe

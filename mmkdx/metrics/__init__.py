@@ -1,11 +1,12 @@
 """Metrics of explanations."""
 
 from mmkdx.metrics.agreement import MapAgreement
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
+from mmkdx.metrics.average_drop import AverageDrop
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, ScoreMetric
 from mmkdx.metrics.calibration import CalibrationError
 from mmkdx.metrics.class_similarity import ClassMatrices, ClassSimilarity
 from mmkdx.metrics.complexity import MapComplexity
-from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, PerturbationAUC
+from mmkdx.metrics.faithfulness import ROAD, DeletionInsertion, PerturbationAUC
 from mmkdx.metrics.group_accuracy import GroupAccuracy
 from mmkdx.metrics.localisation import MapSegmentation, PointingGame
 from mmkdx.metrics.prototype import PrototypeParts, PrototypeTransfer
@@ -16,6 +17,7 @@ from mmkdx.metrics.relevance import (
     PairMetric,
     RelevanceScore,
 )
+from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.metrics.sensitivity import MaxSensitivity
 
 __all__ = [
@@ -43,5 +45,6 @@ __all__ = [
     'PrototypeTransfer',
     'RelevanceScore',
     'Score',
+    'ScoreMetric',
     'mean_score',
 ]

@@ -16,7 +16,8 @@ from mmkdx.functional.similarity import (
     structural_similarity,
     top_iou,
 )
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, labels_of
+from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.registry import METRICS
 
 #: What is better for each score of a pair of maps.
@@ -111,13 +112,9 @@ class MapAgreement(ExplanationMetric):
 
 def _misses(batch: ExplainedBatch, predictions: Tensor) -> Tensor | None:
     """Which predictions miss the label, of shape (N, ); None where no sample of the batch has one."""
-    labels = [sample.get('gt_label') for sample in batch.data_samples]
-    # A sample without a label, or with a negative one, belongs to no class that could be missed
-    labels = [
-        () if label is None else torch.as_tensor(label).flatten().tolist() for label in labels
-    ]
-    labels = [[label for label in known if label >= 0] for known in labels]
+    labels = [labels_of(sample) for sample in batch.data_samples]
     if not any(labels):
         return None
+    # A sample without a label belongs to no class that could be missed
     missed = [bool(known) and p not in known for p, known in zip(predictions.tolist(), labels)]
     return torch.tensor(missed, device=predictions.device)

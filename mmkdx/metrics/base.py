@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
+import torch
 from mmengine.evaluator import BaseMetric
-from scipy import stats
 from torch import Tensor, nn
 
 from mmkdx.functional import degenerate_maps
+from mmkdx.metrics.scores import Score, mean_score
+from mmkdx.models.families import ModelFacts
 
 
 @dataclass
@@ -23,12 +25,14 @@ class Explained:
         maps (Tensor): Its raw maps of shape (N, h, w), signed, in fp32.
         targets (Tensor): The explained classes, of shape (N, ).
         logits (Tensor): Its logits on the images, of shape (N, K).
-        predict (Callable): Yields logits (M, K) for any images (M, 3, H, W) in the normalisation of
+        predict (Callable): Yields logits (M, K) for any images (M, C, H, W) in the normalisation of
             ``ExplainedBatch.inputs``, without a graph, in eval mode.
         explain (Callable): Yields raw maps (M, h, w) for such images and classes (M, ).
         fixed (bool): Whether the model is the same at every evaluation, so that its values may be kept.
-        model (nn.Module, optional): The model itself, for metrics of what goes on inside; ``predict``
-            runs it.
+        model (nn.Module, optional): The model itself, for metrics that read its inner values;
+            ``predict`` runs it.
+        probabilities (Callable): Yields probabilities (M, K) from logits (M, K). Defaults to softmax;
+            for one logit sigmoid; the evaluator passes what ``describe`` knows of the model.
     """
 
     maps: Tensor
@@ -38,6 +42,19 @@ class Explained:
     explain: Callable[[Tensor, Tensor], Tensor]
     fixed: bool = False
     model: nn.Module | None = None
+    probabilities: Callable[[Tensor], Tensor] = ModelFacts('torch', nn.Identity()).probabilities
+
+    def confidence(self, logits: Tensor, targets: Tensor | None = None) -> Tensor:
+        """The probabilities (N, ...) of classes (N, ) in logits of shape (N, ..., K).
+
+        Args:
+            logits (Tensor): Logits of this model.
+            targets (Tensor, optional): The classes. Defaults to None (``self.targets``).
+        """
+        targets = self.targets if targets is None else targets
+        values = self.probabilities(logits.flatten(0, -2)).view(logits.shape)
+        index = targets.view(-1, *[1] * (logits.ndim - 1))
+        return values.take_along_dim(index, -1)[..., 0]
 
 
 @dataclass
@@ -45,15 +62,16 @@ class ExplainedBatch:
     """A batch of images with the explanations of one model or more.
 
     Args:
-        inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
-        index (Sequence[int]): The position of each sample in the data set.
+        inputs (Tensor): Preprocessed images of shape (N, C, H, W).
+        index (Sequence[int]): Which image of the data set each sample is.
         models (dict[str, Explained]): The models: 'student', and where there are such 'teacher' and
             'base' (a student trained alone).
         data_samples (Sequence): mmpretrain's ``DataSample`` of each image, or dicts; a label stands in
             'gt_label', a label map of shape (H, W), as mmcv's transforms treat it, in 'gt_seg_map'.
-        mean (Tensor, optional): What preprocessing subtracts from each channel, in units of the pixel
-            values. Defaults to None (zero).
-        std (Tensor, optional): What preprocessing divides each channel by. Defaults to None (one).
+        mean (Sequence[float] | Tensor, optional): What preprocessing subtracts from each channel, in
+            units of the pixel values. Defaults to None: unknown.
+        std (Sequence[float] | Tensor, optional): What preprocessing divides each channel by. Defaults
+            to None: unknown.
         shared (dict): What several metrics need of the batch and compute once, by keys of theirs.
     """
 
@@ -61,81 +79,177 @@ class ExplainedBatch:
     index: Sequence[int]
     models: dict[str, Explained]
     data_samples: Sequence[Any] = ()
-    mean: Tensor | None = None
-    std: Tensor | None = None
+    mean: Sequence[float] | Tensor | None = None
+    std: Sequence[float] | Tensor | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
 
     def black(self) -> Tensor:
-        """The value of a black pixel after preprocessing, of shape (3, 1, 1)."""
-        black = self.inputs.new_zeros(self.inputs.shape[1])
+        """The value of a black pixel after preprocessing, of shape (C, 1, 1) or (N, C, 1, 1).
+
+        Where the mean is unknown, images without negative values are taken for raw pixels, whose
+        black is 0. Others were normalised in an unknown way: then the smallest value of each image
+        and channel stands for black, and a warning says so.
+        """
         if self.mean is not None:
-            black = black - self.mean.flatten().to(black)
-        if self.std is not None:
-            black = black / self.std.flatten().to(black)
-        return black[:, None, None]
+            black = -_channels(self.mean, self.inputs)
+            return black if self.std is None else black / _channels(self.std, self.inputs)
+        black = self.inputs.amin((2, 3), keepdim=True).clamp(max=0)
+        if not black.any():
+            return black[0]
+        warnings.warn(
+            'the mean and std of the images are unknown, so the smallest value of each image stands for '
+            'black; set mean and std of the data_preprocessor',
+            stacklevel=2,
+        )
+        return black
+
+    def labels(self, owner: str) -> list[int]:
+        """The one label of each image.
+
+        Args:
+            owner (str): Who needs it, for messages.
+
+        Raises:
+            ValueError: If an image has no label, or several.
+        """
+        labels = [labels_of(sample) for sample in self.data_samples or [{}] * len(self.index)]
+        for index, found in zip(self.index, labels):
+            if len(found) != 1:
+                raise ValueError(
+                    f'{owner} needs one label for each image, and sample {int(index)} has {len(found)} '
+                    "in 'gt_label'; leave the metric out for such a data set"
+                )
+        return [found[0] for found in labels]
 
 
-class Score(NamedTuple):
-    """A score of a data set.
-
-    Args:
-        value (float): The score.
-        low (float): The lower end of its 95 % confidence interval.
-        high (float): The upper end.
-        n (int): How many samples it rests on.
-        better (str, optional): 'higher' or 'lower'; None where neither is.
-        batches (int, optional): How many batches these are in, for a score that is a mean over batches.
-        error (float, optional): Its standard error, of such a score.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    better: str | None = None
-    batches: int | None = None
-    error: float | None = None
+def labels_of(sample: Any) -> list[int]:
+    """The classes of a data sample; a negative label is no class."""
+    label = sample.get('gt_label')
+    labels = [] if label is None else torch.as_tensor(label).flatten().tolist()
+    return [label for label in labels if label >= 0]
 
 
 @dataclass
-class _Row:
-    """One sample's values, as ranks exchange them."""
+class Row:
+    """The values of one sample or one batch, as ranks exchange them."""
 
     index: int
     values: dict[str, Any] = field(default_factory=dict)
 
 
-class ExplanationMetric(BaseMetric):
-    """Base of all metrics of explanations.
+class ScoreMetric(BaseMetric):
+    """Base of all metrics of explanations: rows of values become named scores.
 
-    It is mmengine's ``BaseMetric`` with batches of explanations in place of predictions: ``process``
-    takes an ``ExplainedBatch``, one row of values for each sample is kept, ranks exchange rows and
-    never maps, and a sample that a sampler repeats counts once, by its index.
+    It is mmengine's ``BaseMetric`` with explanations in place of predictions. ``process`` keeps rows of
+    values, ranks exchange rows and never maps, and a row that a sampler repeats counts once, by its
+    index.
+    """
+
+    default_prefix = ''
+    #: What stands in front of its scores' names, to tell two metrics of one kind apart: with 'mark'
+    #: ``energy`` becomes ``mark_energy``. It is the key 'name' of the metric's config.
+    name = ''
+    #: For each name of a value what is better, 'higher' or 'lower'.
+    better: dict[str, str] = {}
+    #: Whether it compares a student with its teacher and so needs one.
+    needs_teacher = False
+    #: Whether it measures batches of a student and a base model (``PairedBatch``).
+    needs_base = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: After ``evaluate`` on the main rank: the values of each row, by index.
+        self.rows: dict[int, dict[str, Any]] = {}
+
+    def evaluate(self, size: int = sys.maxsize) -> dict[str, Score]:
+        """Gathers the rows of all ranks and turns them into scores.
+
+        Args:
+            size (int): mmengine cuts off so many rows, before repeated samples are taken out. Defaults
+                to no limit.
+
+        Returns:
+            dict[str, Score]: The scores, by name, on every rank.
+        """
+        scores = super().evaluate(size)
+        self.rows = {index: self._named(values) for index, values in self.rows.items()}
+        return self._named(scores)
+
+    def compute_metrics(self, results: list[Row]) -> dict[str, Score]:
+        """Turns the rows of all ranks into scores.
+
+        Args:
+            results (list): The rows.
+
+        Returns:
+            dict[str, Score]: The scores, by name.
+        """
+        # Samplers repeat samples to fill up the last batch
+        self.rows = {row.index: row.values for row in results}
+        return self.summarize([self.rows[index] for index in sorted(self.rows)])
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The scores of a data set: here the mean of each value, without NaN.
+
+        Args:
+            rows (list[dict]): The values of each row.
+
+        Returns:
+            dict[str, Score]: The scores, by name.
+        """
+        return {
+            name: mean_score([row.get(name, float('nan')) for row in rows], self.direction(name))
+            for name in dict.fromkeys(name for row in rows for name in row)
+        }
+
+    def direction(self, name: str) -> str | None:
+        """What is better for a score of this name, 'higher' or 'lower', or None."""
+        return self.better.get(name.rpartition('/')[2])
+
+    def forget(self) -> None:
+        """Drops what is kept of fixed models, for another data set."""
+
+    def report_sections(self) -> list[Any]:
+        """What a report shows beside scores and maps, after ``evaluate`` on the main rank.
+
+        Returns:
+            list: Each a ``PictureSection``, or an object that ``mmkdx.visualization.sections.draw``
+            turns into one.
+        """
+        return []
+
+    def _named(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Puts the metric's own name in front of each plain name."""
+        if not self.name:
+            return values
+        parts = {name: name.rpartition('/') for name in values}
+        return {
+            f'{model}{slash}{self.name}_{plain}': values[name]
+            for name, (model, slash, plain) in parts.items()
+        }
+
+
+class ExplanationMetric(ScoreMetric):
+    """Base of the metrics of single images: ``process`` takes an ``ExplainedBatch``, a row is an image.
 
     A subclass yields values for one model (``measure``), for a student beside its teacher
     (``compare``), or both. The names of values become those of scores: plain for the student and for
     comparisons, with ``teacher/`` or ``base/`` in front for those models. NaN stands for a sample
     that a score does not count.
-
-    Args:
-        collect_device (str): Where ranks exchange rows, 'cpu' or 'gpu'. Defaults to 'cpu'.
     """
 
-    default_prefix = ''
-    #: What stands in front of its scores' names, to tell two metrics of one kind apart: with 'mark'
-    #: ``energy`` becomes ``mark_energy``. ``ExplainHook`` sets it from the config's key 'name'.
-    name = ''
-    #: For each name of a value what is better, 'higher' or 'lower'.
-    better: dict[str, str] = {}
     #: Whether the protocol counts zero and constant maps; else their values become NaN.
     counts_degenerate = False
 
-    def __init__(self, collect_device: str = 'cpu') -> None:
-        super().__init__(collect_device)
-        #: After ``evaluate`` on the main rank: for each sample, by index, its values.
-        self.rows: dict[int, dict[str, Any]] = {}
+    def __init__(self) -> None:
+        super().__init__()
         # What fixed models yielded at earlier evaluations
         self._kept: dict[tuple[str, str, int], dict[str, Any]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Without values of its own for a model it has nothing to say where there is no teacher
+        cls.needs_teacher = cls.measure is ExplanationMetric.measure
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:
         """Values of one model's maps.
@@ -171,7 +285,7 @@ class ExplanationMetric(BaseMetric):
             data_batch (ExplainedBatch): The batch.
             data_samples (Any): Not used; mmengine's interface has it.
         """
-        rows = [_Row(int(index)) for index in data_batch.index]
+        rows = [Row(int(index)) for index in data_batch.index]
         teacher = data_batch.models.get('teacher')
         for name, model in data_batch.models.items():
             parts = [self._once(data_batch, name, self.measure, model)]
@@ -182,65 +296,9 @@ class ExplanationMetric(BaseMetric):
                 row.values.update({prefix + key: v for part in values for key, v in part.items()})
         self.results.extend(rows)
 
-    def evaluate(self, size: int = sys.maxsize) -> dict[str, Score]:
-        """Gathers the rows of all ranks and turns them into scores.
-
-        Args:
-            size (int): mmengine cuts off so many rows, before repeated samples are taken out. Defaults
-                to no limit.
-
-        Returns:
-            dict[str, Score]: The scores, by name, on every rank.
-        """
-        scores = super().evaluate(size)
-        self.rows = {index: self._named(values) for index, values in self.rows.items()}
-        return self._named(scores)
-
-    def compute_metrics(self, results: list[_Row]) -> dict[str, Score]:
-        """Turns the rows of all ranks into scores.
-
-        Args:
-            results (list): The rows.
-
-        Returns:
-            dict[str, Score]: The scores, by name.
-        """
-        # Samplers repeat samples to fill up the last batch
-        self.rows = {row.index: row.values for row in results}
-        return self.summarize([self.rows[index] for index in sorted(self.rows)])
-
-    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
-        """The scores of a data set: here the mean of each value, without NaN.
-
-        Args:
-            rows (list[dict]): Each sample's values.
-
-        Returns:
-            dict[str, Score]: The scores, by name.
-        """
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {
-            name: mean_score([row.get(name, np.nan) for row in rows], self.direction(name))
-            for name in names
-        }
-
-    def _named(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Puts the metric's own name in front of each plain name."""
-        if not self.name:
-            return values
-        parts = {name: name.rpartition('/') for name in values}
-        return {
-            f'{model}{slash}{self.name}_{plain}': values[name]
-            for name, (model, slash, plain) in parts.items()
-        }
-
     def forget(self) -> None:
-        """Drops what is kept of fixed models, for another data set."""
+        """See ``ScoreMetric``."""
         self._kept.clear()
-
-    def direction(self, name: str) -> str | None:
-        """What is better for a score of this name, 'higher' or 'lower', or None."""
-        return self.better.get(name.rpartition('/')[2])
 
     def _once(
         self, batch: ExplainedBatch, name: str, method: Callable, *models: Explained
@@ -269,23 +327,7 @@ class ExplanationMetric(BaseMetric):
         return rows
 
 
-def mean_score(values: Sequence[float], better: str | None = None) -> Score:
-    """The mean of values with the 95 % confidence interval of Student's t distribution.
-
-    Args:
-        values (Sequence[float]): The samples' values; NaN is left out.
-        better (str, optional): 'higher' or 'lower'.
-
-    Returns:
-        Score: The score; its ends are NaN with fewer than two values.
-    """
-    array = np.asarray(values, dtype=float)
-    array = array[~np.isnan(array)]
-    n = len(array)
-    if n == 0:
-        return Score(float('nan'), float('nan'), float('nan'), 0, better)
-    mean = float(array.mean())
-    if n == 1:
-        return Score(mean, float('nan'), float('nan'), 1, better)
-    half = float(stats.t.ppf(0.975, n - 1) * array.std(ddof=1) / np.sqrt(n))
-    return Score(mean, mean - half, mean + half, n, better)
+def _channels(values: Sequence[float] | Tensor, inputs: Tensor) -> Tensor:
+    """One value a channel, as a tensor (C, 1, 1) that broadcasts over images."""
+    values = torch.as_tensor(values, dtype=inputs.dtype, device=inputs.device).flatten()
+    return values.expand(inputs.shape[1])[:, None, None]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from mmengine.evaluator import BaseMetric
 
+from mmkdx.arguments import integer
+from mmkdx.metrics.base import labels_of
 from mmkdx.registry import METRICS
 
 
@@ -21,6 +23,9 @@ class CalibrationError(BaseMetric):
       of Modern Neural Networks", ICML 2017, Eq. 3.
     - ``calibration/nll``, in nats, lower is better: the mean of -ln p(label). Other than the calibration
       error it is not small for a model that always predicts how frequent the classes are.
+
+    A network with one logit has the probabilities p of class 0, by the sigmoid, and 1 - p of the
+    opposite; an image is of class 0 if that is among its labels.
 
     It stands in ``val_evaluator`` beside mmpretrain's ``Accuracy``.
 
@@ -40,10 +45,8 @@ class CalibrationError(BaseMetric):
     def __init__(
         self, bins: int = 15, collect_device: str = 'cpu', prefix: str | None = None
     ) -> None:
-        if bins < 1:
-            raise ValueError(f'CalibrationError.bins is {bins}; it must be at least 1')
         super().__init__(collect_device, prefix)
-        self.bins = bins
+        self.bins = integer('CalibrationError.bins', bins, 1)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keeps of each sample the highest probability, whether it is the label's, and the label's.
@@ -57,24 +60,27 @@ class CalibrationError(BaseMetric):
                 "CalibrationError needs probabilities, and the model's predictions have none "
                 "('pred_score')"
             )
-        labels = [sample.get('gt_label') for sample in data_samples]
-        if any(label is None or label.numel() != 1 for label in labels):
+        scores = torch.stack([sample['pred_score'] for sample in data_samples]).float()
+        labels = [labels_of(sample) for sample in data_samples]
+        if scores.shape[1] == 1 and all('gt_label' in sample for sample in data_samples):
+            # The one logit stands for class 0, which an image has or has not
+            scores = torch.cat([scores, 1 - scores], 1)
+            labels = [[0] if 0 in found else [1] for found in labels]
+        if any(len(found) != 1 for found in labels):
             raise ValueError(
                 "CalibrationError needs one label for each image ('gt_label'), and a sample has none, "
                 'or several'
             )
-        scores = torch.stack([sample['pred_score'] for sample in data_samples]).float()
         if (scores.sum(1) - 1).abs().amax() > 1e-2 or scores.amin() < 0:
             raise ValueError(
                 "CalibrationError needs probabilities that add up to 1, and 'pred_score' has others, "
                 'as those of a multi-label head'
             )
         confidence, prediction = scores.max(1)
-        target = torch.cat([label.flatten() for label in labels]).to(prediction)
-        likelihood = scores.gather(1, target[:, None])[:, 0]
-        self.results.extend(
-            zip(confidence.tolist(), (prediction == target).tolist(), likelihood.tolist())
-        )
+        target = torch.tensor(labels, device=scores.device)
+        likelihood = scores.gather(1, target)[:, 0]
+        hits = prediction == target[:, 0]
+        self.results.extend(zip(confidence.tolist(), hits.tolist(), likelihood.tolist()))
 
     def compute_metrics(self, results: list[tuple[float, bool, float]]) -> dict[str, float]:
         """Turns the results of all ranks into scores.

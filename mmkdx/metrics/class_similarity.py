@@ -13,9 +13,11 @@ from mmengine.logging import print_log
 from scipy import stats
 from torch import Tensor, nn
 
+from mmkdx.arguments import flag, one_of
 from mmkdx.functional import full_precision
 from mmkdx.functional.self_explanation import EXPLAINERS, class_similarity, cosines
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
+from mmkdx.metrics.scores import Score
 from mmkdx.models.taps import TapSet, evaluating
 from mmkdx.registry import METRICS
 
@@ -43,6 +45,19 @@ class ClassMatrices:
     confusion: np.ndarray
     n: int
     correlation: float
+
+
+@dataclass
+class Similarities:
+    """What a report shows of a ``ClassSimilarity``.
+
+    Args:
+        matrices (dict[str, ClassMatrices]): Those of 'student', 'teacher' and 'base' there are.
+        name (str): The metric's name.
+    """
+
+    matrices: dict[str, ClassMatrices]
+    name: str
 
 
 @METRICS.register_module()
@@ -83,7 +98,6 @@ class ClassSimilarity(ExplanationMetric):
             hook's explainer then. Defaults to 'cam'.
         center (bool): Whether explanations are taken less their mean over the classes, as the softmax
             sees logits. Defaults to True.
-        collect_device (str): See ``ExplanationMetric``.
 
     Raises:
         ValueError: If there is no such explainer; from an evaluation, if a sample has no label or
@@ -94,17 +108,10 @@ class ClassSimilarity(ExplanationMetric):
     # By what is explained here, and not by the map of another class that the hook shows
     counts_degenerate = True
 
-    def __init__(
-        self, explainer: str = 'cam', center: bool = True, collect_device: str = 'cpu'
-    ) -> None:
-        if explainer not in EXPLAINERS:
-            raise ValueError(
-                f'ClassSimilarity.explainer is {explainer!r}; it must be one of '
-                f'{", ".join(EXPLAINERS)}'
-            )
-        super().__init__(collect_device)
-        self.explainer = explainer
-        self.center = center
+    def __init__(self, explainer: str = 'cam', center: bool = True) -> None:
+        super().__init__()
+        self.explainer = one_of('ClassSimilarity.explainer', explainer, EXPLAINERS)
+        self.center = flag('ClassSimilarity.center', center)
         #: After ``evaluate`` on the main rank: for 'student', 'teacher' and 'base' the matrices.
         self.matrices: dict[str, ClassMatrices] = {}
         self._taps: WeakKeyDictionary[nn.Module, TapSet | None] = WeakKeyDictionary()
@@ -123,7 +130,7 @@ class ClassSimilarity(ExplanationMetric):
             class_similarity=others.mean(1),
             class_similarity_std=others.std(1, correction=0),
             _similarity=list(similarity.masked_fill(zero, torch.nan).cpu().numpy()),
-            _probability=list(full_precision(model.logits).softmax(1).cpu().numpy()),
+            _probability=list(model.probabilities(model.logits).cpu().numpy()),
             _label=labels,
         )
 
@@ -147,14 +154,9 @@ class ClassSimilarity(ExplanationMetric):
             found = ClassMatrices(matrix, confusion, int(counted.sum()), value)
             if np.isnan(value):
                 _warn(name, found)
-            for key, each in (
-                ('confusion_correlation', value),
-                (
-                    'probability_correlation',
-                    _correlation(matrix, _class_means(probability, labels)),
-                ),
-            ):
-                correlations[prefix + key] = Score(each, np.nan, np.nan, found.n)
+            likely = _correlation(matrix, _class_means(probability, labels))
+            correlations[f'{prefix}confusion_correlation'] = Score(value, n=found.n)
+            correlations[f'{prefix}probability_correlation'] = Score(likely, n=found.n)
             self.matrices[name] = found
         teacher = self.matrices.get('teacher')
         for name, matrices in self.matrices.items():
@@ -162,31 +164,24 @@ class ClassSimilarity(ExplanationMetric):
                 prefix = '' if name == 'student' else f'{name}/'
                 correlations[f'{prefix}class_similarity_agreement'] = Score(
                     _correlation(matrices.similarity, teacher.similarity),
-                    np.nan,
-                    np.nan,
-                    min(matrices.n, teacher.n),
-                    self.direction('class_similarity_agreement'),
+                    n=min(matrices.n, teacher.n),
+                    better='higher',
                 )
         return {**super().summarize(rows), **correlations}
 
+    def report_sections(self) -> list[Similarities]:
+        """The matrices of each model, as a picture."""
+        return [Similarities(self.matrices, self.name)] if self.matrices else []
+
     def _labels(self, batch: ExplainedBatch, classes: int) -> Tensor:
         """The label of each image, of shape (N, )."""
-        labels = []
-        for index, sample in zip(batch.index, batch.data_samples or [{}] * len(batch.index)):
-            given = sample.get('gt_label')
-            known = [] if given is None else torch.as_tensor(given).flatten().tolist()
-            if len(known) != 1 or known[0] < 0:
+        labels = batch.labels('ClassSimilarity')
+        for index, label in zip(batch.index, labels):
+            if label >= classes:
                 raise ValueError(
-                    f'ClassSimilarity needs one label for each image, and sample {int(index)} has '
-                    f'{len(known) if min(known, default=0) >= 0 else 0}; the data set must give '
-                    "'gt_label', one class"
+                    f'ClassSimilarity: sample {int(index)} has the label {label}, which is no class of '
+                    f'a model of {classes}'
                 )
-            if known[0] >= classes:
-                raise ValueError(
-                    f'ClassSimilarity: sample {int(index)} has the label {known[0]}, which is no class '
-                    f'of a model of {classes}'
-                )
-            labels += known
         return torch.tensor(labels, dtype=torch.long, device=batch.inputs.device)
 
     def _similarity(self, batch: ExplainedBatch, model: Explained, labels: Tensor) -> Tensor:

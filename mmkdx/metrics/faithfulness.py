@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
-from mmkdx.functional import full_precision, normalize_maps, resize_maps
+from mmkdx.arguments import flag, integer, number, one_of
+from mmkdx.functional import resize_maps
 from mmkdx.functional.perturbation import (
     blur,
     linear_imputation,
     pixel_ranks,
     sample_generators,
 )
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
+from mmkdx.metrics.scores import Score, mean_ratio_score
 from mmkdx.registry import METRICS
+
+#: What stands in the place of pixels that are taken away.
+BASELINES = ('zero', 'black', 'blur')
 
 
 class _MaskingMetric(ExplanationMetric):
     """A metric that shows the model many copies of each image, with more and more pixels replaced."""
 
-    def __init__(self, max_batch: int, collect_device: str) -> None:
-        if max_batch < 1:
-            raise ValueError(f'max_batch is {max_batch}; it must be at least 1')
-        super().__init__(collect_device)
-        self.max_batch = max_batch
+    def __init__(self, max_batch: int = 64) -> None:
+        super().__init__()
+        self.max_batch = integer(f'{type(self).__name__}.max_batch', max_batch, 1)
 
     def _logits(
         self,
@@ -64,13 +66,6 @@ def _replace(images: Tensor, values: Tensor) -> Callable[[Tensor, Tensor], Tenso
     return lambda sample, chosen: torch.where(chosen[:, None], values[sample], images[sample])
 
 
-def _probabilities(logits: Tensor, targets: Tensor) -> Tensor:
-    """The softmax probabilities of classes (N, ) from logits of shape (N, ..., K)."""
-    probabilities = full_precision(logits).softmax(-1)
-    index = targets.view(-1, *[1] * (logits.ndim - 1))
-    return probabilities.take_along_dim(index, -1)[..., 0]
-
-
 @METRICS.register_module()
 class DeletionInsertion(_MaskingMetric):
     """The area under the probability of the explained class as its pixels go, or come, by relevance.
@@ -100,7 +95,6 @@ class DeletionInsertion(_MaskingMetric):
         cross (bool): Whether student and teacher are tried with each other's maps, which triples the
             forward passes of a distillation. Defaults to True.
         max_batch (int): How many images are predicted at once. Defaults to 64.
-        collect_device (str): Where ranks exchange values, 'cpu' or 'gpu'. Defaults to 'cpu'.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -122,21 +116,15 @@ class DeletionInsertion(_MaskingMetric):
         insertion_baseline: str = 'blur',
         cross: bool = True,
         max_batch: int = 64,
-        collect_device: str = 'cpu',
     ) -> None:
-        if steps < 1:
-            raise ValueError(f'steps is {steps}; it must be at least 1')
-        for key, value in (
-            ('deletion_baseline', deletion_baseline),
-            ('insertion_baseline', insertion_baseline),
-        ):
-            if value not in ('zero', 'black', 'blur'):
-                raise ValueError(f'{key} is {value!r}; it must be one of zero, black, blur')
-        super().__init__(max_batch, collect_device)
-        self.steps = steps
-        self.deletion_baseline = deletion_baseline
-        self.insertion_baseline = insertion_baseline
-        self.cross = cross
+        super().__init__(max_batch)
+        owner = type(self).__name__
+        self.steps = integer(f'{owner}.steps', steps, 1)
+        self.deletion_baseline = one_of(f'{owner}.deletion_baseline', deletion_baseline, BASELINES)
+        self.insertion_baseline = one_of(
+            f'{owner}.insertion_baseline', insertion_baseline, BASELINES
+        )
+        self.cross = flag(f'{owner}.cross', cross)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
         """A model under its own maps.
@@ -185,10 +173,10 @@ class DeletionInsertion(_MaskingMetric):
         size = -(-pixels // self.steps)
         # Not all steps are taken where they would go beyond the last pixel
         counts = [*range(0, pixels, size), pixels]
-        clean = _probabilities(model.logits, reasons.targets)[:, None]
+        clean = model.confidence(model.logits, reasons.targets)[:, None]
 
         def curve(counts: list[int], fill: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-            return _probabilities(self._logits(model, ranks, counts, fill), reasons.targets)
+            return model.confidence(self._logits(model, ranks, counts, fill), reasons.targets)
 
         start, end = (
             self._baseline(batch, kind)
@@ -230,7 +218,6 @@ class PerturbationAUC(_MaskingMetric):
 
     Args:
         max_batch (int): How many images are predicted at once. Defaults to 64.
-        collect_device (str): Where ranks exchange values, 'cpu' or 'gpu'. Defaults to 'cpu'.
 
     Raises:
         ValueError: If ``max_batch`` is less than 1, or later if a sample has no label.
@@ -246,9 +233,6 @@ class PerturbationAUC(_MaskingMetric):
     )
     fractions = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
-    def __init__(self, max_batch: int = 64, collect_device: str = 'cpu') -> None:
-        super().__init__(max_batch, collect_device)
-
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
         """The areas of single samples, whose hits are 0 or 1.
 
@@ -261,10 +245,15 @@ class PerturbationAUC(_MaskingMetric):
             shape (N, ).
 
         Raises:
-            ValueError: If a sample has not exactly one label.
+            ValueError: If a sample has not exactly one label, or the model has one logit.
         """
+        if model.logits.shape[1] == 1:
+            raise ValueError(
+                'PerturbationAUC counts which class is predicted, and the model has one logit; use '
+                'DeletionInsertion, which measures its probability'
+            )
         images = batch.inputs
-        labels = torch.tensor(_labels(batch), device=images.device)
+        labels = torch.tensor(batch.labels(type(self).__name__), device=images.device)
         fill = _replace(images, batch.black().expand_as(images))
         maps = resize_maps(model.maps, images.shape[2:])
         counts = [int(maps[0].numel() * f) for f in self.fractions]
@@ -299,127 +288,13 @@ class PerturbationAUC(_MaskingMetric):
             if value in ('positive_auc', 'negative_auc'):
                 prefix = prefix and f'{prefix}/'
                 areas, accuracy = (
-                    np.array([row.get(key, np.nan) for row in rows], dtype=float)
+                    [row.get(key, math.nan) for row in rows]
                     for key in (name, f'{prefix}clean_accuracy')
                 )
                 score = f'{prefix}relative_{value}'
-                scores[score] = _ratio_score(
-                    areas, self.fractions[-1] * accuracy, self.direction(score)
-                )
+                possible = [self.fractions[-1] * each for each in accuracy]
+                scores[score] = mean_ratio_score(areas, possible, self.direction(score))
         return scores
-
-
-def _labels(batch: ExplainedBatch) -> list[int]:
-    labels = []
-    samples = batch.data_samples or [{}] * len(batch.index)
-    for index, sample in zip(batch.index, samples):
-        label = torch.as_tensor(sample.get('gt_label', ())).flatten()
-        if len(label) != 1:
-            raise ValueError(
-                f'PerturbationAUC counts hits against one label an image, and sample {index} has '
-                f"{len(label)} in 'gt_label'; leave the metric out for such a data set"
-            )
-        labels.append(int(label))
-    return labels
-
-
-def _ratio_score(numerators: np.ndarray, denominators: np.ndarray, better: str | None) -> Score:
-    """The ratio of two means over the same samples, with its 95 % confidence interval."""
-    # Both are NaN for the same samples, those that are not counted
-    counted = ~np.isnan(denominators)
-    numerators, denominators = numerators[counted], denominators[counted]
-    n = len(numerators)
-    if n == 0 or not denominators.any():
-        return Score(float('nan'), float('nan'), float('nan'), n, better)
-    mean = float(denominators.mean())
-    ratio = float(numerators.mean()) / mean
-    if n == 1:
-        return Score(ratio, float('nan'), float('nan'), n, better)
-    deviation = (numerators - ratio * denominators).std(ddof=1) / mean
-    half = float(stats.t.ppf(0.975, n - 1) * deviation / np.sqrt(n))
-    return Score(ratio, ratio - half, ratio + half, n, better)
-
-
-@METRICS.register_module()
-class AverageDrop(ExplanationMetric):
-    """What the model makes of the image when only what the map shows is left of it: x ⊙ φ.
-
-    φ is the map, normalised to [0, 1] by its minimum and maximum at its own resolution and resized to
-    the image. It multiplies the *normalised* image, as in the public code of ADCC, torchcam and
-    grad-cam, so that the rest turns into the mean colour. p is the softmax probability of the explained
-    class on the image and p' that on x ⊙ φ; all scores are in [0, 1].
-
-    - ``average_drop``: max(0, p - p') / p; lower is better.
-    - ``increase_in_confidence``: 1 where p' > p; higher is better.
-    - ``average_gain``: max(0, p' - p) / (1 - p); higher is better.
-    - ``coherency``: (1 + Pearson's correlation of φ with that of x ⊙ φ) / 2; higher is better. Where the
-      latter map is constant it is 0.
-    - ``complexity``: the mean of φ; lower is better.
-    - ``adcc``: the harmonic mean of coherency, 1 - complexity and 1 - the drop, of each image; higher is
-      better. The score is the mean over images, which is at most the harmonic mean of the three means.
-
-    Source: Chattopadhay et al., "Grad-CAM++", WACV 2018 (drop and increase); Zhang et al., "Opti-CAM",
-    CVIU 2024 (gain); Poppi et al., "Revisiting The Evaluation of Class Activation Mapping for
-    Explainability", CVPRW 2021 (the others).
-
-    Args:
-        relu (bool): Whether negative evidence is set to 0 before a map is normalised. Defaults to True.
-        collect_device (str): Where ranks exchange values, 'cpu' or 'gpu'. Defaults to 'cpu'.
-    """
-
-    better = dict(
-        average_drop='lower',
-        increase_in_confidence='higher',
-        average_gain='higher',
-        coherency='higher',
-        complexity='lower',
-        adcc='higher',
-    )
-
-    def __init__(self, relu: bool = True, collect_device: str = 'cpu') -> None:
-        super().__init__(collect_device)
-        self.relu = relu
-
-    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
-        """The values of one model's maps.
-
-        Args:
-            batch (ExplainedBatch): The batch.
-            model (Explained): One of its models.
-
-        Returns:
-            dict[str, Tensor]: The six values, of shape (N, ).
-        """
-        size = batch.inputs.shape[2:]
-        maps = resize_maps(normalize_maps(model.maps, self.relu), size)
-        masked = batch.inputs * maps[:, None].to(batch.inputs)
-        before = _probabilities(model.logits, model.targets)
-        after = _probabilities(model.predict(masked), model.targets)
-        # Where a divisor is 0 so is what it divides
-        tiny = torch.finfo(before.dtype).tiny
-        drop = (before - after).relu() / before.clamp(min=tiny)
-        gain = (after - before).relu() / (1 - before).clamp(min=tiny)
-        again = model.explain(masked, model.targets)
-        again = resize_maps(normalize_maps(again, self.relu), size)
-        coherency = _coherency(maps, again)
-        complexity = maps.mean((1, 2))
-        adcc = 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop))
-        return dict(
-            average_drop=drop,
-            increase_in_confidence=(after > before).float(),
-            average_gain=gain,
-            coherency=coherency,
-            complexity=complexity,
-            adcc=adcc,
-        )
-
-
-def _coherency(maps: Tensor, others: Tensor) -> Tensor:
-    """Pearson's correlation of maps (N, H, W) as a number in [0, 1]; 0 where there is none."""
-    first, second = (m.flatten(1) - m.flatten(1).mean(1, keepdim=True) for m in (maps, others))
-    norm = first.norm(dim=1) * second.norm(dim=1)
-    pearson = (first * second).sum(1) / torch.where(norm > 0, norm, 1.0)
-    return torch.where(norm > 0, (pearson.clamp(-1, 1) + 1) / 2, 0.0)
 
 
 @METRICS.register_module()
@@ -446,7 +321,6 @@ class ROAD(_MaskingMetric):
         seed (int): Seed of the noise, which is the same for all models, for all shares and in every
             evaluation. Defaults to 0.
         max_batch (int): How many images are filled and predicted at once. Defaults to 64.
-        collect_device (str): Where ranks exchange values, 'cpu' or 'gpu'. Defaults to 'cpu'.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -460,16 +334,15 @@ class ROAD(_MaskingMetric):
         noise: float = 0.01,
         seed: int = 0,
         max_batch: int = 64,
-        collect_device: str = 'cpu',
     ) -> None:
-        if not fractions or not all(0 < f < 1 for f in fractions):
-            raise ValueError(f'fractions is {fractions}; it must hold numbers between 0 and 1')
-        if noise < 0:
-            raise ValueError(f'noise is {noise}; it must not be negative')
-        super().__init__(max_batch, collect_device)
+        super().__init__(max_batch)
+        if not isinstance(fractions, Sequence) or isinstance(fractions, str) or not fractions:
+            raise ValueError(f'ROAD.fractions is {fractions!r}; it must be a list of numbers')
+        for each in fractions:
+            number('ROAD.fractions', each, 0, 1, open_low=True, open_high=True)
         self.fractions = fractions
-        self.noise = noise
-        self.seed = seed
+        self.noise = number('ROAD.noise', noise, 0)
+        self.seed = integer('ROAD.seed', seed, 0)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
         """The values of one model's maps.
@@ -496,9 +369,7 @@ class ROAD(_MaskingMetric):
             return torch.where(chosen[:, None], filled + noise[sample], filled)
 
         morf, lerf = (
-            _probabilities(
-                self._logits(model, pixel_ranks(order), counts, fill), model.targets
-            ).mean(1)
+            model.confidence(self._logits(model, pixel_ranks(order), counts, fill)).mean(1)
             for order in (maps, -maps)
         )
         return dict(road=(lerf - morf) / 2, road_morf=morf, road_lerf=lerf)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
+from mmkdx.arguments import integer
 from mmkdx.registry import METRICS
 
 
@@ -43,6 +44,9 @@ class GroupAccuracy(BaseMetric):
     ) -> None:
         super().__init__(collect_device, prefix)
         self.unions = dict(unions or {})
+        for name, groups in self.unions.items():
+            for group in groups:
+                integer(f'GroupAccuracy.unions.{name}', group)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keeps the group of each sample and whether its class was found.

@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
+from mmkdx.arguments import integer, number, one_of
 from mmkdx.functional import degenerate_maps, full_precision, normalize_maps, resize_maps
 from mmkdx.functional.segmentation import average_precision, dilate, rank_accuracy
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
+from mmkdx.metrics.scores import Score, class_mean_score, mean_score, pooled_score
 from mmkdx.registry import METRICS
 
 #: Labels of pixels that nobody has labelled.
 IGNORED = (255, -1)
 #: The side of inputs that tolerances are given for.
 REFERENCE_SIDE = 224
-
-
-def pooled_score(
-    statistic: Callable[[np.ndarray], np.ndarray], n: int, better: str | None = None
-) -> Score:
-    """A score that is no mean over samples, with its 95 % percentile bootstrap interval.
-
-    Samples are drawn 1,000 times with a fixed seed.
-
-    Args:
-        statistic (Callable): Yields the score of samples, or of each row of samples, from their
-            positions, integers of shape (..., n).
-        n (int): How many samples there are.
-        better (str, optional): 'higher' or 'lower'.
-
-    Returns:
-        Score: The score; its ends are NaN with fewer than two samples.
-    """
-    if n == 0:
-        return Score(float('nan'), float('nan'), float('nan'), 0, better)
-    index = np.arange(n)
-    value = float(statistic(index))
-    if n == 1:
-        return Score(value, float('nan'), float('nan'), 1, better)
-    interval = stats.bootstrap(
-        (index,),
-        lambda drawn, axis: statistic(drawn),
-        n_resamples=1000,
-        batch=max(1, 1_000_000 // n),  # bounds the memory
-        vectorized=True,
-        method='percentile',
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    return Score(value, float(interval.low), float(interval.high), n, better)
 
 
 class RegionMetric(ExplanationMetric):
@@ -66,21 +33,23 @@ class RegionMetric(ExplanationMetric):
         labels (Sequence[int] | str, optional): The labels that make the region, or the name of the
             field of the data samples that lists them for each sample, like 'deciding_labels' of
             ``Parts``. Defaults to None (every label but 0).
-        collect_device (str): See the base class. Defaults to 'cpu'.
 
     Raises:
         ValueError: If labels are listed and there are none, or one marks ignored pixels.
     """
 
-    def __init__(
-        self, labels: Sequence[int] | str | None = None, collect_device: str = 'cpu'
-    ) -> None:
-        super().__init__(collect_device)
+    def __init__(self, labels: Sequence[int] | str | None = None) -> None:
+        super().__init__()
+        name = f'{type(self).__name__}.labels'
         if labels is not None and not isinstance(labels, str):
-            if len(labels) == 0:
-                raise ValueError('labels is empty; give label ids, or None for every label but 0')
-            if bad := [label for label in labels if label in IGNORED]:
-                raise ValueError(f'labels has {bad[0]}, which marks pixels that are ignored')
+            if not isinstance(labels, Sequence) or not labels:
+                raise ValueError(
+                    f'{name} is {labels!r}; it must be a list of label ids, the name of a field, or '
+                    'None for every label but 0'
+                )
+            for label in labels:
+                if integer(name, label) in IGNORED:
+                    raise ValueError(f'{name} has {label}, which marks pixels that are ignored')
         self.labels = labels
 
     def regions(self, batch: ExplainedBatch) -> tuple[Tensor, Tensor]:
@@ -163,7 +132,6 @@ class PointingGame(RegionMetric):
         average (str): How ``pointing_game`` and its chance are averaged: 'class', the mean over the
             explained classes of the means over their samples (the paper), or 'sample'. Defaults to
             'class'.
-        collect_device (str): See the base class. Defaults to 'cpu'.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -176,15 +144,10 @@ class PointingGame(RegionMetric):
         tolerance: float = 15,
         labels: Sequence[int] | str | None = None,
         average: str = 'class',
-        collect_device: str = 'cpu',
     ) -> None:
-        super().__init__(labels, collect_device)
-        if tolerance < 0:
-            raise ValueError(f'tolerance is {tolerance}; it must be at least 0')
-        if average not in ('class', 'sample'):
-            raise ValueError(f'average is {average!r}; it must be one of class, sample')
-        self.tolerance = tolerance
-        self.average = average
+        super().__init__(labels)
+        self.tolerance = number('PointingGame.tolerance', tolerance, 0)
+        self.average = one_of('PointingGame.average', average, ('class', 'sample'))
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
         """All scores of each map, and the explained 'class'; see the base class."""
@@ -219,33 +182,6 @@ class PointingGame(RegionMetric):
         return scores
 
 
-def class_mean_score(pairs: Sequence[tuple[float, float]], better: str | None = None) -> Score:
-    """The mean over classes of the means of their samples' values; see ``pooled_score``.
-
-    Args:
-        pairs (Sequence[tuple]): The class and the value of each sample; NaN is left out.
-        better (str, optional): 'higher' or 'lower'.
-
-    Returns:
-        Score: The score.
-    """
-    array = np.array(pairs, dtype=float).reshape(-1, 2)
-    array = array[~np.isnan(array).any(1)]
-    known, classes = np.unique(array[:, 0], return_inverse=True)
-
-    def statistic(index: np.ndarray) -> np.ndarray:
-        drawn = index.reshape(-1, index.shape[-1])
-        # One histogram for all rows: each has its own bins
-        bins = (classes[drawn] + len(known) * np.arange(len(drawn))[:, None]).ravel()
-        shape = (len(drawn), len(known))
-        total = np.bincount(bins, array[drawn.ravel(), 1], minlength=np.prod(shape)).reshape(shape)
-        count = np.bincount(bins, minlength=np.prod(shape)).reshape(shape)
-        means = (total / np.maximum(count, 1)).sum(1) / (count > 0).sum(1)
-        return means.reshape(index.shape[:-1])
-
-    return pooled_score(statistic, len(array), better)
-
-
 @METRICS.register_module()
 class MapSegmentation(RegionMetric):
     """How well a map segments the object, in the protocol of ImageNet-Segmentation.
@@ -266,7 +202,6 @@ class MapSegmentation(RegionMetric):
     Args:
         labels (Sequence[int] | str, optional): What makes the foreground; see ``RegionMetric``.
             Defaults to None (every label but 0).
-        collect_device (str): See the base class. Defaults to 'cpu'.
     """
 
     better = dict(pixel_accuracy='higher', mean_iou='higher', mean_ap='higher')

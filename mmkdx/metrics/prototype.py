@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmkdx.arguments import integer, number, positive
 from mmkdx.functional.prototype_parts import (
     consistency,
     covered_parts_from_label_map,
@@ -23,7 +24,8 @@ from mmkdx.functional.prototype_transfer import (
     patch_similarity,
     prototype_matching_score,
 )
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
+from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.taps import Tap, intercept
 from mmkdx.registry import METRICS
@@ -53,7 +55,6 @@ class PrototypeTransfer(ExplanationMetric):
     Args:
         taus (Sequence[float | None]): Bounds of squared distances; None for no bound. Defaults to
             (0.1, 0.45, 1, 5, None), those of the paper.
-        collect_device (str): See ``ExplanationMetric``.
 
     Raises:
         ValueError: If a bound is not above 0; from an evaluation, if a model has no prototypes, or
@@ -62,14 +63,13 @@ class PrototypeTransfer(ExplanationMetric):
 
     counts_degenerate = True
 
-    def __init__(
-        self,
-        taus: Sequence[float | None] = (0.1, 0.45, 1, 5, None),
-        collect_device: str = 'cpu',
-    ) -> None:
-        if wrong := [tau for tau in taus if tau is not None and not tau > 0]:
-            raise ValueError(f'PrototypeTransfer.taus holds {wrong[0]!r}; a bound must be above 0')
-        super().__init__(collect_device)
+    def __init__(self, taus: Sequence[float | None] = (0.1, 0.45, 1, 5, None)) -> None:
+        super().__init__()
+        if not isinstance(taus, Sequence) or isinstance(taus, str):
+            raise ValueError(f'PrototypeTransfer.taus is {taus!r}; it must be a list of bounds')
+        for tau in taus:
+            if tau is not None:
+                positive('PrototypeTransfer.taus', tau)
         self.taus = taus
 
     def direction(self, name: str) -> str | None:
@@ -118,7 +118,7 @@ class PrototypeTransfer(ExplanationMetric):
                         row[name] = value
             if teacher is not None and prefix != 'teacher/':
                 value = prototype_matching_score(teacher[2], cells)
-                scores[f'{prefix}pms'] = Score(value, math.nan, math.nan, len(rows), 'higher')
+                scores[f'{prefix}pms'] = Score(value, n=len(rows), better='higher')
         return scores
 
     @staticmethod
@@ -159,7 +159,6 @@ class PrototypeParts(ExplanationMetric):
         side (float): The side of the square for consistency and stability, as a share of the image's.
             Defaults to 72 / 224.
         purity_side (float): The same for purity. Defaults to 32 / 224.
-        collect_device (str): See ``ExplanationMetric``.
 
     Raises:
         ValueError: If a side is not in (0, 1]; from an evaluation, if a model has no prototypes, or
@@ -174,15 +173,14 @@ class PrototypeParts(ExplanationMetric):
         parts: Sequence[int | Sequence[int]] | None = None,
         side: float = 72 / 224,
         purity_side: float = 32 / 224,
-        collect_device: str = 'cpu',
     ) -> None:
-        for name, value in (('side', side), ('purity_side', purity_side)):
-            if not 0 < value <= 1:
-                raise ValueError(f'PrototypeParts.{name} is {value}; it must be in (0, 1]')
-        super().__init__(collect_device)
+        super().__init__()
+        for part in parts or ():
+            for label in _several(part):
+                integer('PrototypeParts.parts', label)
         self.parts = parts
-        self.side = side
-        self.purity_side = purity_side
+        self.side = number('PrototypeParts.side', side, 0, 1, open_low=True)
+        self.purity_side = number('PrototypeParts.purity_side', purity_side, 0, 1, open_low=True)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Any]:
         """What each prototype covers in each image; see the base class."""

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import math
-import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.evaluator import BaseMetric
-from scipy import stats
 from torch import Tensor
 
+from mmkdx.arguments import flag, number, one_of
 from mmkdx.functional import normalize_maps, resize_maps
 from mmkdx.functional.distance_correlation import (
     biased_correlation,
-    dcor_standard_error,
     pair_correlations,
     pairwise_distances,
     u_center,
     u_correlation,
 )
 from mmkdx.functional.perturbation import keep_relevant
-from mmkdx.metrics.base import ExplainedBatch, Score
+from mmkdx.metrics.base import ExplainedBatch, Row, ScoreMetric
+from mmkdx.metrics.scores import Score, batch_score
 from mmkdx.registry import METRICS
 
 #: What is done to an image but for its most relevant pixels.
@@ -33,6 +30,9 @@ PERTURBATIONS = ('road', 'multiply')
 
 #: Of the distance correlation.
 ESTIMATORS = ('unbiased', 'biased')
+
+#: The value of a batch that is its number of images.
+IMAGES = '_images'
 
 
 @dataclass
@@ -70,24 +70,14 @@ class PairedBatch(ExplainedBatch):
     unique: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class _Row:
-    """One batch's values, as ranks exchange them."""
-
-    number: int
-    images: int
-    values: dict[str, float]
-
-
-class PairMetric(BaseMetric):
+class PairMetric(ScoreMetric):
     """Base of the scores that compare the features of a student and a base model on batches of images.
 
     A batch is measured as a whole, on one rank. A score is the mean over batches; a batch in which it is
     not defined (labels of one class, features that do not differ, NaN) is left out, and the score says
-    how many count, of how many images.
+    how many batches and images count.
 
-    Each model's features are those of images of which only the pixels are left that an explanation finds
-    relevant.
+    The features are those of masked images: only the pixels that an explanation finds relevant are left.
 
     Args:
         mask (dict | str, optional): What finds the relevant pixels: a layer explainer, which explains
@@ -97,37 +87,23 @@ class PairMetric(BaseMetric):
             (see ``keep_relevant``); 'multiply' darkens each pixel by its relevance in [0, 1]. Defaults
             to 'road'.
         keep (float): The share of pixels that 'road' keeps, in (0, 1]. Defaults to 0.5.
-        collect_device (str): Where ranks exchange values, 'cpu' or 'gpu'. Defaults to 'cpu'.
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
-    default_prefix = ''
-    #: What stands in front of its scores' names; see ``ExplanationMetric.name``.
-    name = ''
+    needs_base = True
     #: Whether features are scaled to length 1 before they are compared.
     normalize = False
 
     def __init__(
-        self,
-        mask: dict | str | None = 'GradCAM',
-        perturbation: str = 'road',
-        keep: float = 0.5,
-        collect_device: str = 'cpu',
+        self, mask: dict | str | None = 'GradCAM', perturbation: str = 'road', keep: float = 0.5
     ) -> None:
-        super().__init__(collect_device)
+        super().__init__()
         owner = type(self).__name__
-        if perturbation not in PERTURBATIONS:
-            raise ValueError(
-                f'{owner}.perturbation is {perturbation!r}; it must be one of '
-                f'{", ".join(PERTURBATIONS)}; for images as they are set mask=None'
-            )
-        if not 0 < keep <= 1:
-            raise ValueError(f'{owner}.keep is {keep}; it must be above 0 and at most 1')
         self.mask = mask
-        self.perturbation = perturbation
-        self.keep = keep
+        self.perturbation = one_of(f'{owner}.perturbation', perturbation, PERTURBATIONS)
+        self.keep = number(f'{owner}.keep', keep, 0, 1, open_low=True)
 
     @abstractmethod
     def measure(self, batch: PairedBatch) -> dict[str, Tensor]:
@@ -149,43 +125,20 @@ class PairMetric(BaseMetric):
                 'that repeat themselves bias distance correlations'
             )
         values = {name: float(value) for name, value in self.measure(data_batch).items()}
-        self.results.append(_Row(data_batch.number, len(data_batch.index), values))
+        values[IMAGES] = len(data_batch.index)
+        self.results.append(Row(data_batch.number, values))
 
-    def evaluate(self, size: int = sys.maxsize) -> dict[str, Score]:
-        """Gathers the batches of all ranks and turns their values into scores.
-
-        Args:
-            size (int): mmengine cuts off so many batches. Defaults to no limit.
-
-        Returns:
-            dict[str, Score]: The scores, by name, on every rank.
-        """
-        return super().evaluate(size)
-
-    def direction(self, name: str) -> str | None:
-        """What is better for a score of this plain name, 'higher' or 'lower'; None where neither is."""
-        return None
-
-    def compute_metrics(self, results: list[_Row]) -> dict[str, Score]:
-        """The scores of all batches.
-
-        Args:
-            results (list): The rows of all ranks.
-
-        Returns:
-            dict[str, Score]: The scores, by name.
-        """
-        rows = list({row.number: row for row in results}.values())
-        front = f'{self.name}_' if self.name else ''
-        scores = {}
-        for name in dict.fromkeys(name for row in rows for name in row.values):
-            model, slash, plain = name.rpartition('/')
-            scores[f'{model}{slash}{front}{plain}'] = batch_score(
-                [row.values.get(name, math.nan) for row in rows],
-                [row.images for row in rows],
-                self.direction(plain),
+    def summarize(self, rows: list[dict[str, float]]) -> dict[str, Score]:
+        """The mean of each value over the batches."""
+        return {
+            name: batch_score(
+                [row.get(name, math.nan) for row in rows],
+                [row[IMAGES] for row in rows],
+                self.direction(name),
             )
-        return scores
+            for name in dict.fromkeys(name for row in rows for name in row)
+            if name != IMAGES
+        }
 
     def distances(
         self, batch: PairedBatch, model: str, mask: dict | str | None
@@ -237,7 +190,6 @@ class FeatureSimilarityScore(PairMetric):
         estimator (str): 'unbiased', or 'biased', as in the authors' code of 2026, which is near 1 for
             any two CNNs. Defaults to 'unbiased'.
         normalize (bool): Whether features are scaled to length 1, as there. Defaults to False.
-        collect_device (str): Where ranks exchange values, 'cpu' or 'gpu'. Defaults to 'cpu'.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -250,16 +202,10 @@ class FeatureSimilarityScore(PairMetric):
         keep: float = 0.5,
         estimator: str = 'unbiased',
         normalize: bool = False,
-        collect_device: str = 'cpu',
     ) -> None:
-        super().__init__(mask, perturbation, keep, collect_device)
-        if estimator not in ESTIMATORS:
-            raise ValueError(
-                f'FeatureSimilarityScore.estimator is {estimator!r}; it must be one of '
-                f'{", ".join(ESTIMATORS)}'
-            )
-        self.estimator = estimator
-        self.normalize = normalize
+        super().__init__(mask, perturbation, keep)
+        self.estimator = one_of('FeatureSimilarityScore.estimator', estimator, ESTIMATORS)
+        self.normalize = flag('FeatureSimilarityScore.normalize', normalize)
 
     def measure(self, batch: PairedBatch) -> dict[str, Tensor]:
         """See the base class."""
@@ -307,7 +253,6 @@ class RelevanceScore(PairMetric):
             Defaults to 'GradCAM'.
         perturbation (str): See ``PairMetric``. Defaults to 'road'.
         keep (float): See ``PairMetric``. Defaults to 0.5.
-        collect_device (str): Where ranks exchange values, 'cpu' or 'gpu'. Defaults to 'cpu'.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -346,35 +291,4 @@ class RelevanceScore(PairMetric):
 
     def direction(self, name: str) -> str | None:
         """See the base class."""
-        return None if name.startswith('rho') else 'higher'
-
-
-def batch_score(values: list[float], images: list[int], better: str | None = None) -> Score:
-    """The mean of batches' values with its standard error and 95 % confidence interval.
-
-    With two batches or more the error is that of their mean, by Student's t distribution; with one it is
-    that of independent features (see ``dcor_standard_error``), which is what the score has to be above.
-
-    Args:
-        values (list[float]): The batches' values; NaN is left out.
-        images (list[int]): The sizes of the batches.
-        better (str, optional): 'higher' or 'lower'.
-
-    Returns:
-        Score: With ``n`` images in ``batches`` that count, and ``error``.
-    """
-    array = np.asarray(values, dtype=float)
-    counted = np.isfinite(array)
-    sizes = np.asarray(images)[counted]
-    array = array[counted]
-    k = len(array)
-    if k == 0:
-        return Score(*(math.nan,) * 3, 0, better, 0, math.nan)
-    value = float(array.mean())
-    if k == 1:
-        error = dcor_standard_error(int(sizes[0]))
-        half = 1.959964 * error
-    else:
-        error = float(array.std(ddof=1) / math.sqrt(k))
-        half = float(stats.t.ppf(0.975, k - 1)) * error
-    return Score(value, value - half, value + half, int(sizes.sum()), better, k, error)
+        return None if name.rpartition('/')[2].startswith('rho') else 'higher'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from mmkdx.arguments import integer, positive
 from mmkdx.functional import full_precision
 from mmkdx.functional.perturbation import sample_generators
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
@@ -27,7 +28,6 @@ class MaxSensitivity(ExplanationMetric):
         samples (int): How many random changes are tried. Defaults to 10.
         seed (int): Seed of the changes, which are the same for all models and in every evaluation.
             Defaults to 0.
-        collect_device (str): Where ranks exchange values, 'cpu' or 'gpu'. Defaults to 'cpu'.
 
     Raises:
         ValueError: If ``radius`` is not positive or ``samples`` is less than 1.
@@ -35,17 +35,11 @@ class MaxSensitivity(ExplanationMetric):
 
     better = dict(max_sensitivity='lower', avg_sensitivity='lower')
 
-    def __init__(
-        self, radius: float = 0.02, samples: int = 10, seed: int = 0, collect_device: str = 'cpu'
-    ) -> None:
-        if radius <= 0:
-            raise ValueError(f'radius is {radius}; it must be positive')
-        if samples < 1:
-            raise ValueError(f'samples is {samples}; it must be at least 1')
-        super().__init__(collect_device)
-        self.radius = radius
-        self.samples = samples
-        self.seed = seed
+    def __init__(self, radius: float = 0.02, samples: int = 10, seed: int = 0) -> None:
+        super().__init__()
+        self.radius = positive('MaxSensitivity.radius', radius)
+        self.samples = integer('MaxSensitivity.samples', samples, 1)
+        self.seed = integer('MaxSensitivity.seed', seed, 0)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, torch.Tensor]:
         """The sensitivities of one model's maps.

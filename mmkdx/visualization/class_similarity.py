@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from mmkdx.metrics.class_similarity import ClassMatrices
+from mmkdx.metrics.class_similarity import ClassMatrices, Similarities
 from mmkdx.visualization.panel import ORDER
 from mmkdx.visualization.rendering import color_table, put_text
-from mmkdx.visualization.report import PictureSection, class_word
+from mmkdx.visualization.sections import PictureSection, class_word, draw
 
 #: What the picture shows, for a report.
 NOTE = (
@@ -42,27 +42,27 @@ DARK, QUIET, FRAME = (24, 24, 24), (96, 96, 96), (190, 190, 190)
 PAIRS = 3
 
 
+@draw.register
 def similarity_section(
-    matrices: Mapping[str, ClassMatrices],
-    classes: Sequence[str] | None = None,
-    name: str = '',
+    content: Similarities, classes: Sequence[str] | None = None
 ) -> PictureSection | None:
     """The section of a report with the picture of ``similarity_panel``.
 
     Args:
-        matrices (Mapping[str, ClassMatrices]): See ``similarity_panel``.
+        content (Similarities): What ``ClassSimilarity`` found.
         classes (Sequence[str], optional): See ``similarity_panel``.
-        name (str): What the metric is called, to tell two apart. Defaults to ''.
 
     Returns:
-        PictureSection, optional: The section; None where there is nothing to draw, or for more than
-        ``MOST_CLASSES``.
+        PictureSection, optional: The section; None for more than ``MOST_CLASSES``.
     """
-    if not matrices or len(next(iter(matrices.values())).similarity) > MOST_CLASSES:
+    matrices = content.matrices
+    if len(next(iter(matrices.values())).similarity) > MOST_CLASSES:
         return None
     caption = f'similarity and confusion of classes, {", ".join(n for n in ORDER if n in matrices)}'
-    heading = 'Class similarity' + (f' ({name})' if name else '')
-    return PictureSection(heading, NOTE, [(caption, similarity_panel(matrices, classes))])
+    heading = 'Class similarity' + (f' ({content.name})' if content.name else '')
+    key = '_'.join(filter(None, (content.name, 'class_similarity_{mode}')))
+    picture = similarity_panel(matrices, classes)
+    return PictureSection(heading, NOTE, [(caption, picture)], [key])
 
 
 def similarity_panel(

@@ -11,7 +11,7 @@ from typing import Any
 
 from terminaltables import AsciiTable
 
-from mmkdx.metrics.base import Score
+from mmkdx.metrics.scores import Score
 
 #: The models of an evaluation, and how a table calls them.
 MODELS = ('student', 'teacher', 'base')
@@ -34,11 +34,12 @@ def by_model(scores: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
     return grouped
 
 
-def score_rows(scores: Mapping[str, Score]) -> list[list[str]]:
+def score_rows(scores: Mapping[str, Score], student: str = 'student') -> list[list[str]]:
     """The scores as the rows of a table, with a column for each model there is.
 
     Args:
         scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``.
+        student (str): What the student's column is headed. Defaults to 'student'.
 
     Returns:
         list[list[str]]: The head, then a row for each score: its name, what is better, its values,
@@ -56,7 +57,7 @@ def score_rows(scores: Mapping[str, Score]) -> list[list[str]]:
             score.batches is None for score in row.values()
         )  # those compare with the base model
     }
-    columns = [(model, model, False) for model in models]
+    columns = [(student if model == 'student' else model, model, False) for model in models]
     if compared:
         columns += [
             (f'{model} with teacher', model, True) for model in models if model != 'teacher'
@@ -77,9 +78,9 @@ def score_rows(scores: Mapping[str, Score]) -> list[list[str]]:
     return rows
 
 
-def score_table(scores: Mapping[str, Score]) -> str:
+def score_table(scores: Mapping[str, Score], student: str = 'student') -> str:
     """The scores as a table for a terminal; see ``score_rows``."""
-    return AsciiTable(score_rows(scores)).table
+    return AsciiTable(score_rows(scores, student)).table
 
 
 def format_score(score: Score) -> str:
@@ -110,19 +111,22 @@ def append_values(path: Path, rows: Mapping[int, Mapping[str, Any]], **constants
             if cells:
                 lines.append({**constants, 'index': index, 'model': model, **cells})
     columns = list(dict.fromkeys(column for line in lines for column in line))
-    exists = path.exists()
-    if exists:
-        with path.open(newline='') as file:
-            known = next(csv.reader(file))
-        if not set(columns) <= set(known):
-            new = ', '.join(sorted(set(columns) - set(known)))
-            raise ValueError(f'{path} has no column {new}; choose another ExplainHook.out_dir')
-        columns = known
+    known = read_header(path)
+    if known and (new := sorted(set(columns) - set(known))):
+        raise ValueError(f'{path} has no column {", ".join(new)}; choose another out_dir')
     with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, columns)
-        if not exists:
+        writer = csv.DictWriter(file, known or columns)
+        if not known:
             writer.writeheader()
         writer.writerows(lines)
+
+
+def read_header(path: Path) -> list[str]:
+    """The columns of a CSV file; none where there is no file, or an empty one."""
+    if not path.exists():
+        return []
+    with path.open(newline='') as file:
+        return next(csv.reader(file), [])
 
 
 def append_scores(path: Path, scores: Mapping[str, Score], **facts: Any) -> None:

@@ -89,21 +89,20 @@ def overlay(
     return torch.where(empty, grey, (1 - alpha) * grey + alpha * colors).round().byte()
 
 
-def difference(student: Tensor, teacher: Tensor, size: Sequence[int], relu: bool = True) -> Tensor:
-    """The student's map minus the teacher's, each scaled to [0, 1] by its own range.
+def difference(student: Tensor, teacher: Tensor, size: Sequence[int]) -> Tensor:
+    """The student's map minus the teacher's, each without negative evidence and scaled to [0, 1].
 
     Args:
         student (Tensor): Raw maps of shape (N, h, w).
         teacher (Tensor): Raw maps of shape (N, h', w').
         size (Sequence[int]): Height and width of the result.
-        relu (bool): Whether negative evidence is left out. Defaults to True.
 
     Returns:
         Tensor: Differences of shape (N, height, width) in [-1, 1]; NaN all over where one of the maps
         says nothing.
     """
-    scaled = [resize_maps(normalize_maps(maps, relu), size) for maps in (student, teacher)]
-    empty = [degenerate_maps(maps.relu() if relu else maps) for maps in (student, teacher)]
+    scaled = [resize_maps(normalize_maps(maps, relu=True), size) for maps in (student, teacher)]
+    empty = [degenerate_maps(maps.relu()) for maps in (student, teacher)]
     return torch.where((empty[0] | empty[1])[:, None, None], torch.nan, scaled[0] - scaled[1])
 
 

@@ -1,6 +1,9 @@
 """The inferencer, and the command line tool that uses it."""
 
+import re
+import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -217,6 +220,176 @@ def test_a_model_object_without_its_config_is_refused():
         ExplainInferencer(build(classifier()))
 
 
+def config_of(model: dict, dataset: dict, **preprocessor) -> Config:
+    """The config of a classifier."""
+    size = preprocessor.pop('size', 16)
+    steps = dataset.pop('pipeline', None) or [
+        dict(type='LoadImageFromFile', **dataset.pop('loader', {})),
+        dict(type='Resize', scale=(size, size)),
+        dict(type='PackInputs'),
+    ]
+    return Config(
+        dict(
+            model=dict(model, data_preprocessor=dict(type='ClsDataPreprocessor', **preprocessor)),
+            test_dataloader=dict(
+                dataset=dict(dict(type='CustomDataset', pipeline=steps), **dataset)
+            ),
+        )
+    )
+
+
+# How images are loaded
+
+
+@pytest.fixture
+def red(tmp_path) -> str:
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[..., 2] = 200
+    cv2.imwrite(str(tmp_path / 'red.png'), image)
+    return str(tmp_path / 'red.png')
+
+
+def seen(inferencer: ExplainInferencer, image: str | np.ndarray) -> torch.Tensor:
+    """What enters the backbone."""
+    found = []
+    handle = inferencer.model.backbone.register_forward_pre_hook(
+        lambda module, args: found.append(args[0].detach().clone())
+    )
+    (result,) = inferencer(image)
+    handle.remove()
+    assert 'error' not in result, result['error']
+    return found[0][0]
+
+
+@pytest.mark.parametrize('as_array', [False, True])
+def test_a_red_file_is_red_for_a_network_of_cifar(red, as_array, tmp_path):
+    """Its data set holds RGB arrays, and a file is read in BGR."""
+    inferencer = ExplainInferencer('configs/cifar/resnet20_cifar100.py', False)
+    preprocessor = inferencer.model.data_preprocessor
+    image = seen(inferencer, cv2.imread(red) if as_array else red)
+    values = image * preprocessor.std.view(3, 1, 1) + preprocessor.mean.view(3, 1, 1)
+    expected = torch.tensor([200.0, 0.0, 0.0]).view(3, 1, 1).expand_as(values)
+    torch.testing.assert_close(values, expected, atol=1e-3, rtol=0)
+    (result,) = inferencer(red, show_dir=str(tmp_path))
+    assert cv2.imread(result['picture'])[100, 100].tolist() == [0, 0, 200], 'the picture is red'
+
+
+@pytest.mark.parametrize('as_array', [False, True])
+@pytest.mark.parametrize(
+    'dataset',
+    [
+        dict(loader=dict(color_type='grayscale')),
+        dict(type='MNIST', pipeline=[dict(type='PackInputs')]),
+    ],
+    ids=['loader', 'arrays'],
+)
+def test_networks_of_grey_images(red, dataset, as_array, tmp_path):
+    backbone = dict(
+        type='ResNet_CIFAR',
+        depth=18,
+        in_channels=1,
+        base_channels=4,
+        stem_channels=4,
+        out_indices=(3,),
+    )
+    model = dict(classifier(32), backbone=backbone)
+    config = config_of(model, dict(dataset), size=32, mean=[10.0], std=[2.0])
+    inferencer = ExplainInferencer(config, False)
+    image = seen(inferencer, cv2.imread(red) if as_array else red)
+    # 0.299 of 200; OpenCV's reader rounds down
+    in_file = 59 if 'loader' in dataset else 60
+    value = 60 if as_array else in_file
+    torch.testing.assert_close(image, torch.full((1, 32, 32), (value - 10) / 2))
+    (result,) = inferencer(red, show_dir=str(tmp_path))
+    assert cv2.imread(result['picture'])[100, 100].tolist() == [in_file] * 3
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_the_loader_keeps_its_options(red, wrapped):
+    loader = dict(type='LoadImageFromFile', to_float32=True, imdecode_backend='pillow')
+    pipeline = [dict(type='Resize', scale=(16, 16)), loader, dict(type='PackInputs')][1:]
+    dataset = dict(type='CustomDataset', pipeline=pipeline)
+    dataset = dict(type='RepeatDataset', times=2, dataset=dataset) if wrapped else dataset
+    config = config_of(classifier(4), dict(pipeline=pipeline))
+    config.test_dataloader.dataset = dataset
+    inferencer = ExplainInferencer(config, False)
+    data = inferencer._load(red)['inputs']
+    assert data.dtype == torch.float32 and data[:, 0, 0].tolist() == [0, 0, 200]
+
+
+# What predictions mean
+
+
+@pytest.mark.parametrize('classes', [1, 3])
+def test_scores_of_sigmoid_heads(home, classes):
+    """A network with one logit of -3 says 0.047, not 1."""
+    head = dict(type='MultiLabelLinearClsHead', num_classes=classes, in_channels=4)
+    inferencer = ExplainInferencer(config_of(dict(classifier(4), head=head), {}), False)
+    fc = inferencer.model.head.fc
+    fc.weight.data.fill_(1e-9)  # which moves the score, and hardly
+    fc.bias.data.copy_(torch.tensor([-3.0, 1.0, 0.5][:classes]))
+    (result,) = inferencer(str(home / 'images' / 'a.jpg'))
+    label, score = (0, 0.047426) if classes == 1 else (1, 0.731059)
+    assert result['pred_label'] == label and result['pred_score'] == pytest.approx(score, abs=1e-6)
+
+
+# What classes and models are called
+
+
+def test_classes_of_imagenet_have_their_names(home, tmp_path):
+    model = classifier(4, classes=1000)
+    inferencer = ExplainInferencer(config_of(model, dict(type='ImageNet')), False)
+    fc = inferencer.model.head.fc
+    fc.weight.data.fill_(1e-9)  # which moves the score, and hardly
+    fc.bias.data.copy_(torch.arange(1000) == 560)
+    (result,) = inferencer(str(home / 'images' / 'a.jpg'))
+    assert (result['pred_label'], result['pred_class']) == (560, 'football helmet')
+
+
+def test_names_come_from_the_config_where_the_checkpoint_has_none(home):
+    dataset = dict(metainfo=dict(classes=['fox', 'owl', 'elk', 'bee']))
+    inferencer = ExplainInferencer(config_of(classifier(4), dataset), False)
+    assert inferencer.classes == ('fox', 'owl', 'elk', 'bee')
+    inferencer = ExplainInferencer(config_of(classifier(4), dataset), str(home / 'student.pth'))
+    assert inferencer.classes == ['ant', 'bee', 'cat', 'dog'], "the weights' own"
+
+
+def test_a_plain_model_has_its_own_name(home, inferencer):
+    plain = ExplainInferencer(Config.fromfile(home / 'student.py'), str(home / 'student.pth'))
+    assert (plain.student, inferencer.student) == ('student', 'student')
+    plain = ExplainInferencer('configs/cifar/resnet20_cifar100.py', False)
+    assert plain.student == 'resnet20_cifar100'
+    assert ExplainInferencer(config_of(classifier(4), {}), False).student == 'TinyBackbone'
+
+
+# Memory
+
+
+def test_memory_does_not_grow_with_the_images(home, tmp_path):
+    """No more than a batch of prepared images, pictures or maps of pixels is alive at a time."""
+    inferencer = ExplainInferencer(
+        str(home / 'student.py'), str(home / 'student.pth'), explainer='InputGradient'
+    )
+    path = str(home / 'images' / 'a.jpg')
+    peaks = {}
+    for count in (4, 20, 4, 20):
+        tracemalloc.start()
+        for result in inferencer.stream([path] * count, batch_size=2, show_dir=str(tmp_path)):
+            assert Path(result['picture']).is_file()
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # An image's picture alone has 400 KB; 16 paths and names are little beside it
+    assert peaks[20] < peaks[4] + 50_000
+
+
+def test_files_of_one_name_have_pictures_of_their_own(home, inferencer, tmp_path):
+    for folder, name in (('s1', 'x'), ('s1', 'x_2'), ('s2', 'x')):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        shutil.copy(home / 'images' / 'b.png', tmp_path / folder / f'{name}.png')
+    results = inferencer([tmp_path / 's1', tmp_path / 's2'], show_dir=str(tmp_path / 'out'))
+    assert [Path(each['picture']).name for each in results] == ['x.png', 'x_2.png', 'x_3.png']
+
+
 def test_the_command_line_tool(home, tmp_path, monkeypatch, capsys):
     bad = tmp_path / 'bad.png'
     bad.write_text('no image')
@@ -230,4 +403,5 @@ def test_the_command_line_tool(home, tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert '1 of 3 images could not be read' in output
     assert str(tmp_path / 'out' / 'a.png') in output and 'left out' in output
+    assert re.search(r'\| (ant \(0\)|bee \(1\)|cat \(2\)|dog \(3\)) 0\.\d{3} ', output)
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['a.png', 'b.png']

@@ -294,15 +294,6 @@ def test_tokens_that_are_no_grid():
         AttentionRollout()(model, images(56))
 
 
-@pytest.mark.parametrize('wrap', [torch.compile, lambda model: model.compile(backend='eager')])
-def test_compiled_models(wrap):
-    model, inputs = family('VisionTransformer').double(), images(48).double()
-    expected = AttentionRollout()(model, inputs)
-    compiled = wrap(model, backend='eager') if wrap is torch.compile else wrap(model) or model
-    compiled(inputs, mode='tensor')
-    close(AttentionRollout()(compiled, inputs), expected)
-
-
 # Targets and batches
 
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from explainable import explainer_for, images, model_for
-from mmengine.model import MMDistributedDataParallel
+from families import randomize
+from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
+from mmpretrain.models.tta import AverageClsScoreTTA
 from torch import nn
 
 from mmkdx.explain import Explainer
+from mmkdx.functional import degenerate_maps
 from mmkdx.registry import EXPLAINERS
 
 EXPLAINERS.import_from_location()
@@ -179,6 +182,79 @@ def test_a_distributed_model_is_taken_out_of_its_wrapper(name, process_group):
     wrapped.forward = fail
     maps = explainer_for(name)(wrapped, images(), [0, 1, 2])
     torch.testing.assert_close(maps, reference(name, 'linear'), rtol=0, atol=0)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """A compiled model that ran once, after which its code is another."""
+    wrapped = torch.compile(model, backend='eager')
+    with torch.no_grad():
+        wrapped(images())
+    return wrapped
+
+
+WRAPPERS = dict(
+    compiled=compiled,
+    parallel=nn.DataParallel,
+    averaged=ExponentialMovingAverage,
+    augmented=lambda model: AverageClsScoreTTA(module=model),
+    twice=lambda model: nn.DataParallel(compiled(model)),
+)
+
+
+@pytest.mark.parametrize('name', ['GradCAM', 'AttentionRollout', 'IntegratedGradients', 'ScoreCAM'])
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+def test_wrapped_models_have_the_maps_of_the_plain_one(name, wrapper):
+    maps = explainer_for(name)(WRAPPERS[wrapper](model_for(name)), images(), [0, 1, 2])
+    torch.testing.assert_close(maps, reference(name, 'linear'), rtol=0, atol=0)
+
+
+def test_a_model_that_is_compiled_in_place_has_the_maps_of_the_plain_one():
+    for name in ('GradCAM', 'AttentionRollout'):
+        model = model_for(name)
+        model.compile(backend='eager')
+        model(images())
+        maps = explainer_for(name)(model, images(), [0, 1, 2])
+        torch.testing.assert_close(maps, reference(name, 'linear'), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings('ignore:.torch.jit')
+def test_a_script_is_refused_in_a_sentence():
+    script = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten()), images())
+    for name in ('GradCAM', 'InputGradient'):
+        with pytest.raises(
+            ValueError, match='the model is a ScriptModule, .* pass the Python module'
+        ):
+            explainer_for(name)(script, images())
+
+
+@pytest.fixture(scope='module')
+def hugging_face() -> nn.Module:
+    transformers = pytest.importorskip('transformers')
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        image_size=16, patch_size=4, num_labels=4,
+    )  # fmt: skip
+    return randomize(transformers.ViTForImageClassification(config), images()).eval()
+
+
+class Logits(nn.Module):
+    """A model that returns the logits alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.inner(inputs).logits
+
+
+@pytest.mark.parametrize('name', [name for name in ALL if name not in ('CAM', 'PrototypeMap')])
+def test_models_of_hugging_face_are_explained_by_their_logits(name, hugging_face):
+    maps = explainer_for(name)(hugging_face, images(), [0, 1, 2])
+    assert maps.shape[1:] in ((4, 4), (16, 16)) and not degenerate_maps(maps, 1e-4).any()
+    expected = explainer_for(name)(Logits(hugging_face), images(), [0, 1, 2])
+    torch.testing.assert_close(maps, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('name', ['CAM', 'GradCAM', 'LayerCAM', 'InputGradient'])

@@ -76,7 +76,7 @@ def pictures(runner: Runner) -> dict[str, np.ndarray]:
 
 def metric_of(runner: Runner) -> ClassSimilarity:
     hook = next(hook for hook in runner.hooks if isinstance(hook, ExplainHook))
-    return next(metric for metric in hook.metrics if isinstance(metric, ClassSimilarity))
+    return next(metric for metric in hook.evaluator.metrics if isinstance(metric, ClassSimilarity))
 
 
 @pytest.fixture(scope='module')

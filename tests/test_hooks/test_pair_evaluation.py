@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from tiny import build, classifier
 
-from mmkdx.distillation.pairs import context_batches
+from mmkdx.evaluation.pairs import context_batches
 from mmkdx.explain import GradCAM, UniCAM
 from mmkdx.functional.distance_correlation import (
     bias_corrected_dcor,
@@ -148,7 +148,7 @@ def by_hand(trained) -> dict[str, list[float]]:
     labels = [int(sample['data_samples'].gt_label) for sample in samples]
     pixels = torch.stack([sample['inputs'] for sample in samples]).float()
     inputs = (pixels - 78) / 84
-    subjects = hook_of(trained)._subjects
+    subjects = hook_of(trained).evaluator.subjects
     models = {name: subjects[name].model.eval() for name in ('student', 'base', 'teacher')}
     units = dict(student=(78, 84), base=(60, 90), teacher=(78, 84))
 
@@ -232,7 +232,7 @@ def test_what_was_compared_and_how(last):
     assert last['unicam'] == dict(type='UniCAM', target='gt_correlation', max_batch=64)
     paths = {stage: f'backbone.{path}' for stage, path in STAGES.items()}
     assert last['layers'] == dict(student=paths, teacher=paths, base=paths)
-    masked = dict(mask='GradCAM', perturbation='road', keep=0.5, collect_device='cpu')
+    masked = dict(mask='GradCAM', perturbation='road', keep=0.5)
     assert last['metrics'] == [
         dict(
             type='FeatureSimilarityScore',
@@ -277,9 +277,9 @@ def test_pictures_go_to_the_visualizer(trained):
 
 
 def test_the_evaluation_leaves_batches_to_their_loader_and_no_results(trained):
-    for metric in hook_of(trained).pair_metrics:
+    for metric in hook_of(trained).evaluator.pair_metrics:
         assert metric.results == []
-    assert trained.result is hook_of(trained)._model
+    assert trained.result is hook_of(trained).evaluator._model
 
 
 # Options
@@ -370,8 +370,8 @@ def test_an_interval_leaves_evaluations_out(tmp_path):
 def test_batches_are_drawn_by_the_seed(tmp_path):
     runner = Runner.from_cfg(config(tmp_path, dict(seed=3, show_samples=0, metrics=CHEAP)))
     values = [runner.test()['explain/rs_stage2'] for _ in range(2)]
-    assert hook_of(runner).pairs.seed == 3
-    hook_of(runner).pairs.seed = 4
+    assert hook_of(runner).evaluator.pairs.seed == 3
+    hook_of(runner).evaluator.pairs.seed = 4
     assert values[0] == values[1] != runner.test()['explain/rs_stage2']
 
 
@@ -518,7 +518,7 @@ def results(runner: Runner) -> list[dict]:
     """Scores of three batches, of which one process has two, and of one, of which it has none."""
     found = []
     for size in (SIZE, 64):
-        hook_of(runner).pairs.size = size
+        hook_of(runner).evaluator.pairs.size = size
         found.append(dict(runner.test()))
         del found[-1]['explain/seconds']
     return found

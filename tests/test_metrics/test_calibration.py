@@ -123,7 +123,9 @@ def test_another_prefix():
 
 @pytest.mark.parametrize('bins', [0, -1])
 def test_no_bins(bins):
-    with pytest.raises(ValueError, match=f'CalibrationError.bins is {bins}; it must be at least 1'):
+    with pytest.raises(
+        ValueError, match=f'CalibrationError.bins is {bins}; it must be an integer of at least 1'
+    ):
         CalibrationError(bins)
 
 

@@ -15,7 +15,7 @@ from mmpretrain.structures import DataSample
 from scipy import stats
 from torch import nn
 
-from mmkdx.distillation.subjects import Subject
+from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import build_explainer
 from mmkdx.metrics import ClassSimilarity, Explained, ExplainedBatch
 from mmkdx.metrics import class_similarity as module
@@ -439,7 +439,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
 @pytest.mark.parametrize(
     ('sample', 'message'),
     [
-        (DataSample(), 'needs one label for each image, and sample 4 has 0; .*gt_label'),
+        (DataSample(), 'needs one label for each image, and sample 4 has 0 .*gt_label'),
         (DataSample().set_gt_label([0, 1]), 'sample 4 has 2'),
         (DataSample().set_gt_label(-1), 'sample 4 has 0'),
         (DataSample().set_gt_label(3), 'sample 4 has the label 3, .* no class of a model of 3'),

@@ -12,8 +12,14 @@ from torch import nn
 
 from mmkdx.functional import normalize_maps, resize_maps
 from mmkdx.functional.perturbation import pixel_ranks
-from mmkdx.metrics import Explained, ExplainedBatch
-from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, PerturbationAUC
+from mmkdx.metrics import (
+    ROAD,
+    AverageDrop,
+    DeletionInsertion,
+    Explained,
+    ExplainedBatch,
+    PerturbationAUC,
+)
 from mmkdx.registry import METRICS
 
 SIZE = 12
@@ -699,20 +705,36 @@ def test_configs_name_the_metrics(metric_type):
 @pytest.mark.parametrize(
     'metric_type, arguments, message',
     [
-        (DeletionInsertion, dict(steps=0), '^steps is 0; it must be at least 1'),
+        (
+            DeletionInsertion,
+            dict(steps=0),
+            '^DeletionInsertion.steps is 0; it must be an integer of at least 1',
+        ),
         (
             DeletionInsertion,
             dict(deletion_baseline='mean'),
-            "^deletion_baseline is 'mean'; it must be one of zero, black, blur",
+            "^DeletionInsertion.deletion_baseline is 'mean'; it must be one of zero, black, blur",
         ),
-        (DeletionInsertion, dict(insertion_baseline=0), '^insertion_baseline is 0; it must be one'),
-        (DeletionInsertion, dict(max_batch=0), '^max_batch is 0; it must be at least 1'),
-        (PerturbationAUC, dict(max_batch=0), '^max_batch is 0; it must be at least 1'),
-        (ROAD, dict(max_batch=-1), '^max_batch is -1; it must be at least 1'),
-        (ROAD, dict(fractions=()), '^fractions is .*; it must hold numbers between 0 and 1'),
-        (ROAD, dict(fractions=(0.5, 1)), '^fractions is .*; it must hold numbers between 0 and 1'),
-        (ROAD, dict(fractions=(0, 0.5)), '^fractions is .*; it must hold numbers between 0 and 1'),
-        (ROAD, dict(noise=-0.1), '^noise is -0.1; it must not be negative'),
+        (DeletionInsertion, dict(insertion_baseline=0), 'insertion_baseline is 0; it must be one'),
+        (
+            DeletionInsertion,
+            dict(max_batch=0),
+            'max_batch is 0; it must be an integer of at least 1',
+        ),
+        (PerturbationAUC, dict(max_batch=0), 'max_batch is 0; it must be an integer of at least 1'),
+        (ROAD, dict(max_batch=-1), 'max_batch is -1; it must be an integer of at least 1'),
+        (ROAD, dict(fractions=()), 'ROAD.fractions is .*; it must be a list of numbers'),
+        (
+            ROAD,
+            dict(fractions=(0.5, 1)),
+            'ROAD.fractions is .*; it must be a finite number above 0 and below 1',
+        ),
+        (
+            ROAD,
+            dict(fractions=(0, 0.5)),
+            'ROAD.fractions is .*; it must be a finite number above 0 and below 1',
+        ),
+        (ROAD, dict(noise=-0.1), 'ROAD.noise is -0.1; it must be a finite number of at least 0'),
     ],
 )
 def test_arguments_out_of_range(metric_type, arguments, message):

@@ -12,13 +12,8 @@ from sklearn.metrics import average_precision_score
 from mmkdx.functional import normalize_maps, resize_maps
 from mmkdx.functional.segmentation import dilate
 from mmkdx.metrics.base import Explained, ExplainedBatch
-from mmkdx.metrics.localisation import (
-    MapSegmentation,
-    PointingGame,
-    class_mean_score,
-    pooled_score,
-    ratio_score,
-)
+from mmkdx.metrics.localisation import MapSegmentation, PointingGame, ratio_score
+from mmkdx.metrics.scores import class_mean_score, pooled_score
 from mmkdx.registry import METRICS
 
 POINTING = ['pointing_game', 'energy', 'rank_accuracy']
@@ -409,10 +404,18 @@ def test_unknown_field_of_labels():
 @pytest.mark.parametrize(
     'metric, arguments, message',
     [
-        (PointingGame, dict(tolerance=-1), 'tolerance is -1; it must be at least 0'),
+        (
+            PointingGame,
+            dict(tolerance=-1),
+            'tolerance is -1; it must be a finite number of at least 0',
+        ),
         (PointingGame, dict(average='mean'), "average is 'mean'; it must be one of class, sample"),
-        (PointingGame, dict(labels=[]), 'labels is empty'),
-        (MapSegmentation, dict(labels=()), 'labels is empty'),
+        (PointingGame, dict(labels=[]), r'labels is (\[\]|\(\)); it must be a list of label ids'),
+        (
+            MapSegmentation,
+            dict(labels=()),
+            r'labels is (\[\]|\(\)); it must be a list of label ids',
+        ),
         (
             MapSegmentation,
             dict(labels=[3, 255]),

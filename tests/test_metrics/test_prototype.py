@@ -138,7 +138,9 @@ def test_the_first_of_equally_near_positions():
 
 
 def test_bad_bound():
-    with pytest.raises(ValueError, match='PrototypeTransfer.taus holds 0; a bound must be above 0'):
+    with pytest.raises(
+        ValueError, match='PrototypeTransfer.taus is 0; it must be a finite number above 0'
+    ):
         PrototypeTransfer(taus=(1, 0))
 
 
@@ -263,7 +265,10 @@ def test_two_metrics_share_a_forward():
 
 @pytest.mark.parametrize('name', ['side', 'purity_side'])
 def test_bad_side(name):
-    with pytest.raises(ValueError, match=f'PrototypeParts.{name} is 1.5; it must be in'):
+    with pytest.raises(
+        ValueError,
+        match=f'PrototypeParts.{name} is 1.5; it must be a finite number above 0 and of at most 1',
+    ):
         PrototypeParts(**{name: 1.5})
 
 

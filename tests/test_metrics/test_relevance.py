@@ -23,7 +23,7 @@ from mmkdx.metrics import (
     PairedModel,
     RelevanceScore,
 )
-from mmkdx.metrics.relevance import batch_score
+from mmkdx.metrics.scores import batch_score
 
 LAYERS = ('a', 'b')
 N = 8
@@ -267,7 +267,11 @@ def test_an_image_twice_in_a_batch():
             dict(perturbation='none'),
             "RelevanceScore.perturbation is 'none'; it must",
         ),
-        (RelevanceScore, dict(keep=0), 'RelevanceScore.keep is 0; it must be above 0'),
+        (
+            RelevanceScore,
+            dict(keep=0),
+            'RelevanceScore.keep is 0; it must be a finite number above 0',
+        ),
         (FeatureSimilarityScore, dict(keep=1.5), 'FeatureSimilarityScore.keep is 1.5'),
         (
             FeatureSimilarityScore,

@@ -167,9 +167,9 @@ def test_scores_and_registry():
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(radius=0), '^radius is 0; it must be positive'),
-        (dict(radius=-1.5), '^radius is -1.5; it must be positive'),
-        (dict(samples=0), '^samples is 0; it must be at least 1'),
+        (dict(radius=0), 'MaxSensitivity.radius is 0; it must be a finite number above 0'),
+        (dict(radius=-1.5), 'MaxSensitivity.radius is -1.5; it must be'),
+        (dict(samples=0), 'samples is 0; it must be an integer of at least 1'),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

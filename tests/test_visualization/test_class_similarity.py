@@ -12,7 +12,7 @@ from mmkdx.visualization.class_similarity import (
     similarity_section,
 )
 from mmkdx.visualization.rendering import color_table
-from mmkdx.visualization.report import class_word
+from mmkdx.visualization.sections import class_word
 
 TABLE = color_table('diverging')
 

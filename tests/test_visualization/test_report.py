@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
-from mmkdx.metrics.base import Score
+from mmkdx.metrics import Score
 from mmkdx.visualization.records import score_table
-from mmkdx.visualization.report import GalleryItem, PictureSection, write_report
+from mmkdx.visualization.report import GalleryItem, write_report
+from mmkdx.visualization.sections import PictureSection
 
 NAN = float('nan')
 EVIL = '<b>&"\'$title</b></script><script>document.title = 1</script><!--'

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmkdx.arguments import integer
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.teacher_ensemble import TeacherEnsemble
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
@@ -16,7 +17,7 @@ from mmkdx.explain import Explainer, build_explainer
 from mmkdx.explain.base import undisturbed
 from mmkdx.functional import full_precision
 from mmkdx.metrics.base import Explained
-from mmkdx.models.families import describe
+from mmkdx.models.families import describe, unwrap
 
 #: Which class all models are explained for: that which the teacher or the student predicts, the
 #: label, or for each model that which it predicts itself.
@@ -40,29 +41,39 @@ class Subject:
     convert: Callable[[Tensor], Tensor] | None = None
     fixed: bool = False
 
+    def __post_init__(self) -> None:
+        #: What the model is; see ``describe``.
+        self.facts = describe(self.model)
+
     def predict(self, inputs: Tensor) -> Tensor:
-        """The logits (N, K) of images (N, 3, H, W), in eval mode, in fp32, without a graph."""
+        """The logits (N, K) of images (N, C, H, W), in eval mode, in fp32, without a graph."""
         with undisturbed(self.model, inputs), torch.no_grad():
             inputs = self.converted(inputs).to(next(self.model.parameters(), inputs))
-            return full_precision(describe(self.model).logits(inputs))
+            return full_precision(self.facts.logits(inputs))
 
     def explain(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The raw maps (N, h, w) of images (N, 3, H, W) for classes (N, )."""
         return self.explainer(self.model, self.converted(inputs), targets)
 
-    def explained(self, inputs: Tensor, logits: Tensor, targets: Tensor) -> Explained:
+    def explained(self, maps: Tensor, logits: Tensor, targets: Tensor, fixed: bool) -> Explained:
         """What metrics get of this model.
 
         Args:
-            inputs (Tensor): Images of shape (N, 3, H, W).
-            logits (Tensor): The model's logits on them.
-            targets (Tensor): The classes to explain, of shape (N, ).
+            maps (Tensor): The model's raw maps, of shape (N, h, w).
+            logits (Tensor): Its logits, of shape (N, K).
+            targets (Tensor): The explained classes, of shape (N, ).
+            fixed (bool): Whether all of this is the same at every evaluation.
         """
-        return self.with_maps(self.explain(inputs, targets), logits, targets, self.fixed)
-
-    def with_maps(self, maps: Tensor, logits: Tensor, targets: Tensor, fixed: bool) -> Explained:
-        """The same, with maps that are known."""
-        return Explained(maps, targets, logits, self.predict, self.explain, fixed, self.model)
+        return Explained(
+            maps,
+            targets,
+            logits,
+            self.predict,
+            self.explain,
+            fixed,
+            self.model,
+            self.facts.probabilities,
+        )
 
     def converted(self, inputs: Tensor) -> Tensor:
         """Images in the student's normalisation as the model takes them."""
@@ -154,9 +165,11 @@ def find_subjects(
         ValueError: If there is no such teacher, or a model cannot be built or loaded.
         FileNotFoundError: If a checkpoint file does not exist.
     """
+    model = unwrap(model)
     student = model.student if isinstance(model, Distiller) else model
     others = {'base': _build(base, student, f'{owner}.base')}
     if isinstance(teacher, int):
+        integer(f'{owner}.teacher', teacher, 0)
         teachers: list[BaseTeacher] = []
         for each in getattr(model, 'teachers', ()):
             teachers += each.members if isinstance(each, TeacherEnsemble) else [each]

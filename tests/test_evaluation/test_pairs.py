@@ -7,8 +7,8 @@ import torch
 from tiny import build, classifier
 from torch import nn
 
-from mmkdx.distillation.pairs import PairAnalysis, context_batches
-from mmkdx.distillation.subjects import Subject
+from mmkdx.evaluation.pairs import PairAnalysis, context_batches
+from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import GradCAM, UniCAM
 from mmkdx.functional.distance_correlation import pairwise_distances
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkdx.distillation.subjects import Subject
+from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import LayerExplainer, UniCAM, build_explainer
 from mmkdx.explain.layers import Layer
 from mmkdx.explain.unicam import activations
@@ -46,8 +46,8 @@ class PairAnalysis:
         inputs: Tensor,
         index: Sequence[int],
         labels: Tensor,
-        mean: Tensor | None = None,
-        std: Tensor | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> PairedBatch:
         """Explains student and base model on a batch, and prepares the rest for metrics.
 
@@ -56,8 +56,8 @@ class PairAnalysis:
             inputs (Tensor): Images of shape (n, 3, H, W), preprocessed for the student.
             index (Sequence[int]): Their positions in the data set.
             labels (Tensor): Their labels, of shape (n, ).
-            mean (Tensor, optional): See ``ExplainedBatch``.
-            std (Tensor, optional): See ``ExplainedBatch``.
+            mean (Sequence[float], optional): See ``ExplainedBatch``.
+            std (Sequence[float], optional): See ``ExplainedBatch``.
         """
         student, base = self.subjects['student'], self.subjects['base']
         unique = self.unicam(

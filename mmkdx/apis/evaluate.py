@@ -1,0 +1,126 @@
+"""Measuring the explanations of plain PyTorch modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from mmkdx.evaluation import Evaluation, ExplanationEvaluator
+from mmkdx.evaluation.writer import try_files, write_files, write_page
+from mmkdx.explain import Explainer
+
+
+def evaluate_explanations(
+    student: nn.Module,
+    data: DataLoader,
+    teacher: nn.Module | dict | str | None = None,
+    base: nn.Module | dict | str | None = None,
+    explainer: dict | str | Explainer = 'GradCAM',
+    metrics: Sequence[dict | str] = ('DeletionInsertion',),
+    out_dir: str | Path | None = None,
+    num_samples: int | None = 512,
+    show_samples: int = 16,
+    target: str | None = None,
+    unicam: dict | bool = True,
+    context_size: int = 64,
+    seed: int = 0,
+) -> Evaluation:
+    """Explains models on images and measures the explanations, as ``ExplainHook`` does in a run.
+
+    The models come out as they were; a teacher and a base model move to the student's device.
+
+    Args:
+        student (nn.Module): The classifier; any module that ``mmkdx.models.describe`` knows.
+        data (DataLoader): Yields (images, labels), the images as the student takes them. Its data set
+            is read by position, so its sampler does not matter.
+        teacher (nn.Module | dict | str, optional): Another classifier of the same classes. Defaults
+            to None.
+        base (nn.Module | dict | str, optional): The student trained alone, see ``ExplainHook``.
+            Defaults to None.
+        explainer (dict | str | Explainer): See ``ExplainHook``. Defaults to 'GradCAM'.
+        metrics (Sequence[dict | str]): The metrics, each a type or a config. Defaults to
+            ('DeletionInsertion', ).
+        out_dir (str | Path, optional): Where ``test.csv``, ``test.json``, ``test.txt`` and
+            ``report.html`` are written, in place of those of an earlier call. Defaults to None: no
+            files.
+        num_samples (int, optional): Number of images. Defaults to 512. None: all.
+        show_samples (int): Number of images in the report. Defaults to 16.
+        target (str, optional): See ``ExplainHook``. Defaults to None: 'teacher', or 'student' where
+            there is no teacher.
+        unicam (dict | bool): See ``ExplainHook``. Defaults to True.
+        context_size (int): See ``ExplainHook``. Defaults to 64.
+        seed (int): The seed of the sample. Defaults to 0.
+
+    Returns:
+        Evaluation: The ``scores`` by name, each image's values in ``rows``; printed it is a table.
+
+    Example:
+        >>> found = evaluate_explanations(resnet18(), loader, teacher=resnet50(), out_dir='report')
+        >>> print(found)
+        >>> found.scores['deletion'].value
+
+    Raises:
+        ValueError: If an argument is out of range, or models, data and metrics do not fit.
+    """
+    owner = 'evaluate_explanations'
+    if not isinstance(data, DataLoader) or not hasattr(data.dataset, '__getitem__'):
+        raise ValueError(f'{owner}: data must be a DataLoader whose data set is read by position')
+    evaluator = ExplanationEvaluator(
+        explainer,
+        metrics,
+        num_samples,
+        show_samples,
+        target,
+        teacher,
+        base,
+        unicam,
+        context_size,
+        seed,
+        owner,
+    )
+    with _restored(teacher, base):
+        trial = evaluator.try_out(student, data)
+        if out_dir is not None:
+            try_files(Path(out_dir), 'trial', trial, 'out_dir')
+        evaluator.begin(student, data)
+        place = evaluator.place()
+        size = data.batch_size or 1
+        loader = DataLoader(
+            Subset(data.dataset, list(place.values())),
+            size,
+            num_workers=data.num_workers,
+            collate_fn=data.collate_fn,
+            worker_init_fn=data.worker_init_fn,
+        )
+        numbers = list(place)
+        for i, batch in enumerate(loader):
+            evaluator.process(batch, numbers[i * size : (i + 1) * size])
+        found = evaluator.finish()
+    if out_dir is not None:
+        folder = Path(out_dir)
+        for name in ('test.csv', 'test.json'):
+            (folder / name).unlink(missing_ok=True)
+        write_files(folder, 'test', found)
+        (folder / 'test.txt').write_text(f'{found}\n', encoding='utf-8')
+        write_page(folder, found, 'Explanations', {})
+    return found
+
+
+@contextmanager
+def _restored(*models: Any) -> Iterator[None]:
+    """A context after which modules have the modes and trainable parameters that they had before."""
+    known = [model for model in models if isinstance(model, nn.Module)]
+    modes = [(module, module.training) for model in known for module in model.modules()]
+    flags = [(each, each.requires_grad) for model in known for each in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,121 @@
+"""The files and pictures of an evaluation of explanations."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmkdx.evaluation.evaluator import Evaluation
+from mmkdx.visualization.records import (
+    append_scores,
+    append_values,
+    read_curves,
+    read_header,
+)
+from mmkdx.visualization.report import write_report
+
+#: What the policies of ``target`` mean, for the report.
+TARGET_WORDS = {
+    'teacher': 'what the teacher predicts',
+    'student': 'what the student predicts',
+    'label': 'the label',
+    'own': 'what each model predicts itself',
+}
+
+
+def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None:
+    """Appends an evaluation's values and scores to ``<mode>.csv`` and ``<mode>.json``.
+
+    Args:
+        folder (Path): The folder; it is made if there is none.
+        mode (str): What the files are called, such as 'val' or 'test'.
+        found (Evaluation): The evaluation.
+        **step: The epoch or iteration.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    append_values(folder / f'{mode}.csv', found.rows, **step)
+    append_scores(folder / f'{mode}.json', found.scores, **step, **found.facts)
+
+
+def write_page(
+    folder: Path,
+    found: Evaluation,
+    title: str,
+    facts: Mapping[str, str],
+    runs: Mapping[str, str] | None = None,
+    unit: str = 'epoch',
+) -> Path:
+    """Writes ``report.html``.
+
+    Args:
+        folder (Path): A folder that exists.
+        found (Evaluation): The evaluation.
+        title (str): The headline.
+        facts (Mapping[str, str]): What is to be known of the models; empty ones are left out.
+        runs (Mapping[str, str], optional): Names and work directories of the runs whose curves it
+            shows. Defaults to None: the models come from no run.
+        unit (str): What the curves run over. Defaults to 'epoch'.
+
+    Returns:
+        Path: The file.
+    """
+    explainers = found.facts['explainers'].items()
+    return write_report(
+        folder / 'report.html',
+        title=title,
+        facts={
+            **facts,
+            'explainer': ', '.join(f'{model}: {kind}' for model, kind in explainers),
+            'explained class': TARGET_WORDS[found.facts['target']],
+            'images': found.sample,
+            'made': time.strftime('%Y-%m-%d %H:%M'),
+        },
+        scores=found.scores,
+        student=found.student,
+        curves=None if runs is None else _curves(runs),
+        gallery=found.gallery,
+        sections=found.sections,
+        unit=unit,
+    )
+
+
+def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int) -> None:
+    """Writes everything once into a temporary folder beside the real one.
+
+    Args:
+        folder (Path): Where an evaluation will be written.
+        mode (str): See ``write_files``.
+        found (Evaluation): The evaluation of a trial.
+        key (str): The option that names the folder, for messages.
+        **step: See ``write_files``.
+
+    Raises:
+        ValueError: If nothing can be written there, or earlier files there have other columns.
+    """
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=there) as place:
+            write_files(Path(place), mode, found, **step)
+            write_page(Path(place), found, '', {})
+            columns = read_header(Path(place) / f'{mode}.csv')
+    except OSError as error:
+        raise ValueError(
+            f'{key} is {str(folder)!r}; nothing can be written there: {error}'
+        ) from None
+    known = read_header(folder / f'{mode}.csv')
+    if known and (new := sorted(set(columns) - set(known))):
+        raise ValueError(
+            f'{folder / mode}.csv has no column {", ".join(new)}; choose another {key}'
+        )
+
+
+def _curves(runs: Mapping[str, str]) -> dict[str, dict[str, list]]:
+    """The curves of several runs by metric, then by run."""
+    curves: dict[str, dict[str, list]] = {}
+    for run, work_dir in runs.items():
+        for name, points in read_curves(work_dir).items():
+            if name != 'explain/seconds':
+                curves.setdefault(name, {})[run] = points
+    return curves

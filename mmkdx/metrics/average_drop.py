@@ -1,0 +1,92 @@
+"""What a model makes of an image when only what the map shows is left."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmkdx.arguments import flag
+from mmkdx.functional import normalize_maps, resize_maps
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
+from mmkdx.registry import METRICS
+
+
+@METRICS.register_module()
+class AverageDrop(ExplanationMetric):
+    """What the model makes of the image when only what the map shows is left of it: x ⊙ φ.
+
+    φ is the map, normalised to [0, 1] by its minimum and maximum at its own resolution and resized to
+    the image. It multiplies the *normalised* image, as in the public code of ADCC, torchcam and
+    grad-cam, so that the rest turns into the mean colour. p is the model's probability of the explained
+    class on the image and p' that on x ⊙ φ; all scores are in [0, 1].
+
+    - ``average_drop``: max(0, p - p') / p; lower is better.
+    - ``increase_in_confidence``: 1 where p' > p; higher is better.
+    - ``average_gain``: max(0, p' - p) / (1 - p); higher is better.
+    - ``coherency``: (1 + Pearson's correlation of φ with that of x ⊙ φ) / 2; higher is better. Where the
+      latter map is constant it is 0.
+    - ``complexity``: the mean of φ; lower is better.
+    - ``adcc``: the harmonic mean of coherency, 1 - complexity and 1 - the drop, of each image; higher is
+      better. The score is the mean over images, which is at most the harmonic mean of the three means.
+
+    Source: Chattopadhay et al., "Grad-CAM++", WACV 2018 (drop and increase); Zhang et al., "Opti-CAM",
+    CVIU 2024 (gain); Poppi et al., "Revisiting The Evaluation of Class Activation Mapping for
+    Explainability", CVPRW 2021 (the others).
+
+    Args:
+        relu (bool): Whether negative evidence is set to 0 before a map is normalised. Defaults to True.
+    """
+
+    better = dict(
+        average_drop='lower',
+        increase_in_confidence='higher',
+        average_gain='higher',
+        coherency='higher',
+        complexity='lower',
+        adcc='higher',
+    )
+
+    def __init__(self, relu: bool = True) -> None:
+        super().__init__()
+        self.relu = flag('AverageDrop.relu', relu)
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
+        """The values of one model's maps.
+
+        Args:
+            batch (ExplainedBatch): The batch.
+            model (Explained): One of its models.
+
+        Returns:
+            dict[str, Tensor]: The six values, of shape (N, ).
+        """
+        size = batch.inputs.shape[2:]
+        maps = resize_maps(normalize_maps(model.maps, self.relu), size)
+        masked = batch.inputs * maps[:, None].to(batch.inputs)
+        before = model.confidence(model.logits)
+        after = model.confidence(model.predict(masked))
+        # Where a divisor is 0 so is what it divides
+        tiny = torch.finfo(before.dtype).tiny
+        drop = (before - after).relu() / before.clamp(min=tiny)
+        gain = (after - before).relu() / (1 - before).clamp(min=tiny)
+        again = model.explain(masked, model.targets)
+        again = resize_maps(normalize_maps(again, self.relu), size)
+        coherency = _coherency(maps, again)
+        complexity = maps.mean((1, 2))
+        adcc = 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop))
+        return dict(
+            average_drop=drop,
+            increase_in_confidence=(after > before).float(),
+            average_gain=gain,
+            coherency=coherency,
+            complexity=complexity,
+            adcc=adcc,
+        )
+
+
+def _coherency(maps: Tensor, others: Tensor) -> Tensor:
+    """Pearson's correlation of maps (N, H, W) as a number in [0, 1]; 0 where there is none."""
+    first, second = (m.flatten(1) - m.flatten(1).mean(1, keepdim=True) for m in (maps, others))
+    norm = first.norm(dim=1) * second.norm(dim=1)
+    pearson = (first * second).sum(1) / torch.where(norm > 0, norm, 1.0)
+    return torch.where(norm > 0, (pearson.clamp(-1, 1) + 1) / 2, 0.0)

@@ -1,0 +1,167 @@
+"""Scores of a data set with their 95 % confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from mmkdx.functional.distance_correlation import dcor_standard_error
+
+
+class Score(NamedTuple):
+    """A score of a data set.
+
+    Args:
+        value (float): The score.
+        low (float): The lower end of its 95 % confidence interval.
+        high (float): The upper end.
+        n (int): Number of samples that count.
+        better (str, optional): 'higher' or 'lower'; None where neither is.
+        batches (int, optional): Number of batches that hold them, for a mean over batches.
+        error (float, optional): The standard error of such a mean.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    better: str | None = None
+    batches: int | None = None
+    error: float | None = None
+
+
+def mean_score(values: Sequence[float], better: str | None = None) -> Score:
+    """The mean of values with the 95 % confidence interval of Student's t distribution.
+
+    Args:
+        values (Sequence[float]): The samples' values; NaN is left out.
+        better (str, optional): 'higher' or 'lower'.
+
+    Returns:
+        Score: The score; its ends are NaN with fewer than two values.
+    """
+    array = np.asarray(values, dtype=float)
+    array = array[~np.isnan(array)]
+    return _t_score(float(array.mean()) if len(array) else math.nan, array, better)
+
+
+def mean_ratio_score(
+    numerators: Sequence[float], denominators: Sequence[float], better: str | None = None
+) -> Score:
+    """The ratio of two means over the same samples, with its interval by linearisation.
+
+    Args:
+        numerators (Sequence[float]): The samples' numerators; NaN where a sample does not count.
+        denominators (Sequence[float]): The samples' denominators; NaN for the same samples.
+        better (str, optional): 'higher' or 'lower'.
+    """
+    top, bottom = (np.asarray(each, dtype=float) for each in (numerators, denominators))
+    counted = ~np.isnan(bottom)
+    top, bottom = top[counted], bottom[counted]
+    if not bottom.any():
+        return Score(math.nan, n=len(top), better=better)
+    mean = float(bottom.mean())
+    ratio = float(top.mean()) / mean
+    return _t_score(ratio, (top - ratio * bottom) / mean, better)
+
+
+def batch_score(values: Sequence[float], images: Sequence[int], better: str | None = None) -> Score:
+    """The mean of batches' values with its standard error and 95 % confidence interval.
+
+    With two batches or more the error is that of their mean, by Student's t distribution; with one it is
+    that of independent features (see ``dcor_standard_error``), which the score has to exceed.
+
+    Args:
+        values (Sequence[float]): The batches' values; NaN is left out.
+        images (Sequence[int]): The sizes of the batches.
+        better (str, optional): 'higher' or 'lower'.
+
+    Returns:
+        Score: With ``n`` images in ``batches`` that count, and ``error``.
+    """
+    array = np.asarray(values, dtype=float)
+    counted = np.isfinite(array)
+    sizes, array = np.asarray(images)[counted], array[counted]
+    k, n = len(array), int(sizes.sum())
+    if k == 0:
+        return Score(math.nan, better=better, batches=0, error=math.nan)
+    value = float(array.mean())
+    if k == 1:
+        error = dcor_standard_error(n)
+        half = 1.959964 * error
+    else:
+        error = float(array.std(ddof=1) / math.sqrt(k))
+        half = float(stats.t.ppf(0.975, k - 1)) * error
+    return Score(value, value - half, value + half, n, better, k, error)
+
+
+def pooled_score(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, better: str | None = None
+) -> Score:
+    """A score that is no mean over samples, with its 95 % percentile bootstrap interval.
+
+    Samples are drawn 1,000 times with a fixed seed.
+
+    Args:
+        statistic (Callable): Yields the score of samples, or of each row of samples, from their
+            positions, integers of shape (..., n).
+        n (int): Number of samples.
+        better (str, optional): 'higher' or 'lower'.
+
+    Returns:
+        Score: The score; its ends are NaN with fewer than two samples.
+    """
+    index = np.arange(n)
+    value = float(statistic(index)) if n else math.nan
+    if n < 2:
+        return Score(value, n=n, better=better)
+    interval = stats.bootstrap(
+        (index,),
+        lambda drawn, axis: statistic(drawn),
+        n_resamples=1000,
+        batch=max(1, 1_000_000 // n),  # bounds the memory
+        vectorized=True,
+        method='percentile',
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return Score(value, float(interval.low), float(interval.high), n, better)
+
+
+def class_mean_score(pairs: Sequence[tuple[float, float]], better: str | None = None) -> Score:
+    """The mean over classes of the means of their samples' values; see ``pooled_score``.
+
+    Args:
+        pairs (Sequence[tuple]): The class and the value of each sample; NaN is left out.
+        better (str, optional): 'higher' or 'lower'.
+
+    Returns:
+        Score: The score.
+    """
+    array = np.array(pairs, dtype=float).reshape(-1, 2)
+    array = array[~np.isnan(array).any(1)]
+    known, classes = np.unique(array[:, 0], return_inverse=True)
+
+    def statistic(index: np.ndarray) -> np.ndarray:
+        drawn = index.reshape(-1, index.shape[-1])
+        # One histogram for all rows: each has its own bins
+        bins = (classes[drawn] + len(known) * np.arange(len(drawn))[:, None]).ravel()
+        shape = (len(drawn), len(known))
+        total = np.bincount(bins, array[drawn.ravel(), 1], minlength=np.prod(shape)).reshape(shape)
+        count = np.bincount(bins, minlength=np.prod(shape)).reshape(shape)
+        means = (total / np.maximum(count, 1)).sum(1) / (count > 0).sum(1)
+        return means.reshape(index.shape[:-1])
+
+    return pooled_score(statistic, len(array), better)
+
+
+def _t_score(value: float, residuals: np.ndarray, better: str | None) -> Score:
+    """A value with the interval that its samples' residuals give it."""
+    n = len(residuals)
+    if n < 2:
+        return Score(value, n=n, better=better)
+    half = float(stats.t.ppf(0.975, n - 1) * residuals.std(ddof=1) / np.sqrt(n))
+    return Score(value, value - half, value + half, n, better)

@@ -1,0 +1,67 @@
+"""Sections of a report that show further pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class PictureSection:
+    """A section of further pictures.
+
+    Args:
+        heading (str): Its headline.
+        note (str): What the pictures show.
+        pictures (Sequence[tuple[str, np.ndarray]]): What each shows, and the picture, RGB, uint8 of
+            shape (H, W, 3).
+        keys (Sequence[str]): Names under which a run's visualizer gets the first pictures, with
+            '{mode}' for 'val' or 'test'. Defaults to (): none.
+    """
+
+    heading: str
+    note: str
+    pictures: Sequence[tuple[str, np.ndarray]]
+    keys: Sequence[str] = ()
+
+
+def class_word(label: int, classes: Sequence[str] | None) -> str:
+    """What to call a class: by its name, with the index where several have it; or by the index.
+
+    Args:
+        label (int): The class.
+        classes (Sequence[str], optional): The names of the data set; a head may have more classes.
+    """
+    if classes is None or label >= len(classes):
+        return str(label)
+    name = str(classes[label])
+    # Of ImageNet's classes two are called crane
+    return name if classes.count(classes[label]) == 1 else f'{name} ({label})'
+
+
+@singledispatch
+def draw(content: Any, classes: Sequence[str] | None = None) -> PictureSection | None:
+    """Draws what a metric's ``report_sections`` offers.
+
+    Register a function for a type of content by ``draw.register``.
+
+    Args:
+        content (Any): A ``PictureSection``, or content of a registered type.
+        classes (Sequence[str], optional): The names of the classes. Defaults to None (unknown).
+
+    Returns:
+        PictureSection, optional: The section; None where there is nothing to draw.
+
+    Raises:
+        TypeError: If nothing is registered for such content.
+    """
+    raise TypeError(f'there is no picture of a {type(content).__name__}; register one by draw')
+
+
+@draw.register
+def _(content: PictureSection, classes: Sequence[str] | None = None) -> PictureSection:
+    return content
