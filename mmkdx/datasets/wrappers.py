@@ -3,7 +3,7 @@
 Of a built data set:
 
 - ``positions``: which image each index shows (its ``sample_idx``); ``images``: an index of each image;
-- ``locate``: the data set without wrappers that holds a sample;
+- ``leaves``: the data sets without wrappers; ``locate``: the one that holds a sample;
 - ``item``: a sample, through any transforms;
 - ``labels``, ``class_names``, ``pipeline``.
 
@@ -35,7 +35,8 @@ from mmpretrain.datasets import CIFAR10, MNIST, KFoldDataset
 from mmkdx.registry import DATASETS, TRANSFORMS
 from mmkdx.sample_numbers import extent, parts
 
-#: The channels of the arrays of data sets that read no files; others have OpenCV's order, 'bgr'.
+#: The channels of arrays that mmpretrain's data sets hold. A class of mmkdx says so by ``channel_order``,
+#: and all others have OpenCV's order, 'bgr'.
 _ORDERS = {CIFAR10: 'rgb', MNIST: 'gray'}
 
 
@@ -57,10 +58,16 @@ def images(dataset: Any) -> dict[int, int]:
     return dict(zip(numbers.tolist(), first.tolist()))
 
 
+def leaves(dataset: Any) -> list[Any]:
+    """The data sets without wrappers, in order; the data set itself if it is none."""
+    inner = parts(dataset)
+    return [leaf for part in inner for leaf in leaves(part)] if inner else [dataset]
+
+
 def locate(dataset: Any, index: int) -> tuple[Any, int]:
     """The data set without wrappers that holds a sample, and the sample's index in it."""
     position = int(_positions(dataset, np.array([index]))[0])
-    for leaf in _leaves(dataset):
+    for leaf in leaves(dataset):
         if position < len(leaf):
             break
         position -= len(leaf)
@@ -75,19 +82,21 @@ def labels(dataset: Any) -> np.ndarray:
     Raises:
         ValueError: If a sample has no label, or several.
     """
-    annotated = [_annotated_labels(leaf) for leaf in _leaves(dataset)]
-    if all(each is not None for each in annotated):
-        found = [label for each in annotated for label in each]
-        found = [found[position] for position in positions(dataset)]
+    known = [_annotated_labels(leaf) for leaf in leaves(dataset)]
+    if all(each is not None for each in known):
+        flat = [label for each in known for label in each]
+        found = (flat[position] for position in positions(dataset))
     else:
-        found = [_label_of(dataset[index]) for index in range(len(dataset))]
+        found = (_label_of(dataset[index]) for index in range(len(dataset)))
+    result = []
     for index, label in enumerate(found):
         if np.ndim(label) or not np.issubdtype(np.asarray(label).dtype, np.integer):
             raise ValueError(
                 f'sample {index} of {type(dataset).__name__} has the label {label!r}; each sample must '
                 'have one class'
             )
-    return np.array(found, int)
+        result.append(int(label))
+    return np.array(result, int)
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:
@@ -99,7 +108,7 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     return _one_of_all(
         [
             (getattr(leaf, 'metainfo', None) or {}).get('classes', getattr(leaf, 'classes', None))
-            for leaf in _leaves(dataset)
+            for leaf in leaves(dataset)
         ],
         type(dataset).__name__,
     )
@@ -112,7 +121,7 @@ def pipeline(dataset: Any) -> Compose:
         ValueError: If it has none, or its parts have different ones.
     """
     name = type(dataset).__name__
-    found = [getattr(leaf, 'pipeline', None) for leaf in _leaves(dataset)]
+    found = [getattr(leaf, 'pipeline', None) for leaf in leaves(dataset)]
     if None in found:
         raise ValueError(f'{name} holds a data set without a pipeline of transforms')
     # Transforms print what they do; some print where they are in memory
@@ -219,11 +228,6 @@ def compose(transforms: Sequence) -> Compose:
         )
 
 
-def _leaves(dataset: Any) -> list[Any]:
-    inner = parts(dataset)
-    return [leaf for part in inner for leaf in _leaves(part)] if inner else [dataset]
-
-
 def _positions(dataset: Any, index: np.ndarray) -> np.ndarray:
     """The numbers of the images that some indices show."""
     inner, count = parts(dataset), len(dataset)
@@ -281,7 +285,7 @@ def _label_of(sample: Any) -> Any:
         sample = sample.get('data_samples', sample)
         label = sample.get('gt_label', sample.get('label'))
     else:
-        label = sample[1]
+        label = sample[1] if isinstance(sample, tuple | list) and len(sample) > 1 else None
     # A data sample holds even one label as a tensor of shape (1, )
     return label[0] if getattr(label, 'shape', None) == (1,) else label
 
@@ -299,7 +303,7 @@ def _listed(classes: Any) -> Any:
     return list_from_file(classes) if isinstance(classes, str) else classes
 
 
-def _class(config: dict) -> type | None:
+def _class(config: dict) -> Any:
     """The class that a config names."""
     kind = config['type']
     if isinstance(kind, str):
@@ -308,14 +312,10 @@ def _class(config: dict) -> type | None:
     return kind
 
 
-def _order(kind: Any) -> str:
+def _order(kind: type) -> str:
     """The order of the channels of a data set's arrays: 'rgb', 'bgr' or 'gray'."""
-    orders = (
-        order
-        for base, order in _ORDERS.items()
-        if isinstance(kind, type) and issubclass(kind, base)
-    )
-    return next(orders, 'bgr')
+    known = (order for base, order in _ORDERS.items() if issubclass(kind, base))
+    return getattr(kind, 'channel_order', None) or next(known, 'bgr')
 
 
 def _name(config: dict) -> str:
