@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mmkdx.explain.base import undisturbed, without_checkpointing
-from mmkdx.explain.layers import Layer, logits_of
+from mmkdx.explain.layers import Layer
 from mmkdx.functional import full_precision
+from mmkdx.models.families import describe
 from mmkdx.models.taps import Tap, intercept
 
 
@@ -36,7 +37,7 @@ def activations(model: nn.Module, inputs: Tensor, points: Sequence[Layer | Tap])
     with undisturbed(model, inputs), torch.no_grad():
         inputs = inputs.to(next(model.parameters(), inputs))
         with intercept(model, {tap: keeper(tap) for tap in taps}):
-            logits_of(model, inputs)
+            describe(model).logits(inputs)
     return [
         full_precision(point.layout.to_map(kept[tap]) if isinstance(point, Layer) else kept[tap])
         for point, tap in zip(points, taps)
@@ -76,7 +77,7 @@ def pushed_gradient(
     with undisturbed(model, inputs), without_checkpointing(model), torch.no_grad():
         inputs = inputs.to(next(model.parameters(), inputs))
         with intercept(model, {tap: end, layer.tap: begin}):
-            logits_of(model, inputs)
+            describe(model).logits(inputs)
         features = kept['features']
         if not features.requires_grad:
             raise ValueError(f'UniCAM.features: {tap} does not come after layer {layer.name}')

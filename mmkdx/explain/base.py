@@ -12,14 +12,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import is_model_wrapper
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.arguments import flag
-from mmkdx.explain.layers import Layer, find_layers, logits_of
+from mmkdx.explain.layers import Layer, find_layers
 from mmkdx.functional import full_precision, no_autocast
+from mmkdx.models.families import describe, unwrap
 from mmkdx.models.taps import evaluating, intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -73,8 +73,7 @@ class Explainer(metaclass=ABCMeta):
                 differ in number, a layer cannot be explained, or a differentiable map would carry no
                 gradient.
         """
-        if is_model_wrapper(model):
-            model = model.module
+        model = unwrap(model)
         if inputs.dim() != 4 or not len(inputs):
             raise ValueError(
                 f'an explainer takes images of shape (N, 3, H, W), and got {tuple(inputs.shape)}'
@@ -303,7 +302,7 @@ class LayerExplainer(Explainer):
 
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             with intercept(model, {layer.tap: keeper(layer) for layer in layers}):
-                logits = full_precision(logits_of(model, inputs))
+                logits = full_precision(describe(model).logits(inputs))
         heads = [model.get_submodule(layer.classifier) for layer in layers] if closed else None
         values = {layer: values[layer] for layer in layers}
         return Evidence(model, inputs, values, logits, heads, self.differentiable)

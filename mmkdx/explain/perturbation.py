@@ -12,8 +12,9 @@ from torch import Tensor
 from mmkdx.arguments import integer
 from mmkdx.explain.base import Evidence, LayerExplainer
 from mmkdx.explain.gradient import weighted_sum
-from mmkdx.explain.layers import Layer, logits_of
+from mmkdx.explain.layers import Layer
 from mmkdx.functional import full_precision, normalize_maps
+from mmkdx.models.families import describe
 from mmkdx.models.taps import intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -121,7 +122,7 @@ class ScoreCAM(PerturbationCAM):
             activations[samples, channels][:, None], images.shape[2:], mode='bilinear'
         )
         masks = normalize_maps(masks[:, 0])[:, None]
-        return logits_of(evidence.model, images[samples] * masks.to(images))
+        return describe(evidence.model).logits(images[samples] * masks.to(images))
 
 
 @EXPLAINERS.register_module()
@@ -175,4 +176,4 @@ class AblationCAM(PerturbationCAM):
             return value
 
         with intercept(evidence.model, {layer.tap: ablate}):
-            return logits_of(evidence.model, evidence.inputs[samples])
+            return describe(evidence.model).logits(evidence.inputs[samples])

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkdx.arguments import flag, integer, number
 from mmkdx.explain.base import Explainer, Targets, class_weights, every_class
-from mmkdx.explain.layers import logits_of
 from mmkdx.functional import full_precision
+from mmkdx.models.families import describe
 from mmkdx.models.taps import Tap, intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -37,7 +37,7 @@ class PixelExplainer(Explainer):
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
         """See ``Explainer``."""
         with torch.no_grad():
-            logits = logits_of(model, inputs)
+            logits = describe(model).logits(inputs)
         if not (isinstance(targets, str) and targets == 'all'):
             return full_precision(self.attribute(model, inputs, class_weights(targets, logits)))
         maps = [
@@ -49,7 +49,7 @@ class PixelExplainer(Explainer):
     def gradient(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
         """The gradient of the weighted logits by the pixels, of shape (N, 3, H, W)."""
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        score = (logits_of(model, inputs) * weights).sum()
+        score = (describe(model).logits(inputs) * weights).sum()
         return torch.autograd.grad(score, inputs, create_graph=self.differentiable)[0]
 
 
@@ -206,7 +206,7 @@ class FullGrad(PixelExplainer):
         }
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
         with intercept(model, {tap: keeper(bias) for tap, bias in biases.items()}):
-            score = (logits_of(model, inputs) * weights).sum()
+            score = (describe(model).logits(inputs) * weights).sum()
         gradients = torch.autograd.grad(
             score,
             [inputs, *(value for value, _ in outputs)],

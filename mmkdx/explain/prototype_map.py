@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import integer
 from mmkdx.explain.base import Explainer, Targets, class_weights
-from mmkdx.explain.layers import logits_of
 from mmkdx.functional import full_precision
 from mmkdx.models.classifier import find_prototypes
+from mmkdx.models.families import describe
 from mmkdx.models.taps import Tap, intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -49,7 +49,7 @@ class PrototypeMap(Explainer):
         distances: list[Tensor] = []
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             with intercept(model, {Tap(path): distances.append}):
-                logits = logits_of(model, inputs)
+                logits = describe(model).logits(inputs)
             similarity = model.head.similarity(distances[-1])
             every = isinstance(targets, str) and targets == 'all'
             # also refuses targets that are none

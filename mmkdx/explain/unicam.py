@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mmkdx.arguments import integer, one_of
@@ -27,6 +26,7 @@ from mmkdx.functional.distance_correlation import (
     u_center,
     u_correlation,
 )
+from mmkdx.models.families import unwrap
 from mmkdx.models.taps import Tap, TapSet
 from mmkdx.registry import EXPLAINERS
 
@@ -151,7 +151,7 @@ class UniCAM:
             ValueError: If both are the same module, there are fewer than 5 images, labels are missing
                 or not one an image, or a layer cannot be explained.
         """
-        student, base = (m.module if is_model_wrapper(m) else m for m in (student, base))
+        student, base = unwrap(student), unwrap(base)
         if student is base:
             raise ValueError('UniCAM compares two models, and student and base are the same module')
         if len(inputs) < 5:

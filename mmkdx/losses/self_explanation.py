@@ -16,7 +16,8 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from mmkdx.explain.layers import Layout, find_layers, logits_of
+from mmkdx.explain.layers import find_layers
+from mmkdx.explain.layouts import Layout
 from mmkdx.functional import ClassMaps, full_precision, no_autocast, tokens_to_map
 from mmkdx.functional.schedules import WeightSchedule
 from mmkdx.functional.self_explanation import (
@@ -29,6 +30,7 @@ from mmkdx.functional.self_explanation import (
     gradient_similarity,
     soft_targets,
 )
+from mmkdx.models.families import describe
 from mmkdx.models.taps import TapSet, evaluating, fake_forward
 from mmkdx.registry import MODELS
 
@@ -340,7 +342,7 @@ class IntrospectiveLoss(nn.Module):
                 images = full_precision(inputs.detach())
 
                 def function(images: Tensor) -> Tensor:
-                    return full_precision(logits_of(model, images))
+                    return full_precision(describe(model).logits(images))
 
                 products, own = gradient_products(function, images, target, multiply, self.center)
                 squares = gradient_norms(function, images, self.probes, multiply, self.center)
@@ -348,7 +350,7 @@ class IntrospectiveLoss(nn.Module):
                 return cosines(products, squares, target).detach().clamp(-1, 1)
             images = inputs.detach().requires_grad_()
             return gradient_similarity(
-                logits_of(model, images),
+                describe(model).logits(images),
                 images,
                 target,
                 PIXEL_EXPLAINERS[self.explainer],

@@ -183,8 +183,9 @@ def is_drawable(text: str) -> bool:
 
 
 def _without_middle(text: str, count: int) -> str:
-    """A text's first and last letters, ``count`` in all."""
-    return f'{text[: (count + 1) // 2].rstrip()}…{text[len(text) - count // 2 :]}'
+    """A text's first and last letters, ``count`` in all, with room for ' (560) 0.931' at the end."""
+    end = min(12, count * 2 // 3)
+    return f'{text[: count - end].rstrip()}…{text[len(text) - end :]}'
 
 
 # DejaVu Sans comes with matplotlib, on which mmengine depends. OpenCV's own fonts have no letters

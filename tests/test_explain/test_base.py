@@ -343,14 +343,14 @@ def test_models_that_save_memory_in_training(name, differentiable):
     assert not any(block.with_cp for block in blocks)
 
 
-@pytest.mark.parametrize('result', [torch.zeros(3, 4, 2), {'logits': torch.zeros(3, 4)}])
+@pytest.mark.parametrize('result', [torch.zeros(3, 4, 2), {'scores': torch.zeros(3, 4)}])
 def test_models_without_logits(result):
     class Odd(nn.Module):
         def forward(self, x):
             return result
 
     with pytest.raises(
-        ValueError, match=r'needs a classifier with logits of shape \(N, K\); Odd returns'
+        ValueError, match=r'Odd returns a .*, and a classifier returns logits of shape \(N, K\)'
     ):
         build_explainer('InputGradient')(Odd(), images())
 

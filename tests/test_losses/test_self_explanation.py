@@ -14,7 +14,7 @@ from mmpretrain.structures import DataSample
 from tiny import batch, build, classifier, distiller, total
 from torch import nn
 
-from mmkdx.explain.layers import Layout
+from mmkdx.explain.layouts import Layout
 from mmkdx.functional import ClassMaps
 from mmkdx.functional.self_explanation import class_similarity, soft_targets
 from mmkdx.losses import IntrospectiveLoss

@@ -103,11 +103,10 @@ def test_what_is_no_image(shape):
 
 def test_a_model_without_a_teacher_has_its_own_name(monkeypatch):
     heads = []
+    body = np.zeros((9, 800, 3), np.uint8)
     monkeypatch.setattr(
         'mmkdx.visualization.panel.grid',
-        lambda pictures, lines, **options: (
-            heads.extend(each[0] for each in lines) or np.zeros((9, 800, 3), np.uint8)
-        ),
+        lambda pictures, lines, **options: heads.extend(each[0] for each in lines) or body,
     )
     explanation_panel(IMAGE, dict(student=LEFT), student='resnet18')
     explanation_panel(IMAGE, dict(student=LEFT, teacher=RIGHT))
