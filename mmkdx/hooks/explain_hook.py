@@ -29,26 +29,25 @@ class ExplainHook(Hook):
     one is given, a base model, all for the same class. The scores stand as ``explain/…`` in the log, in
     ``scalars.json``, in the ``metrics`` of the evaluation (so ``save_best='explain/…'`` works, with a
     ``rule``), and in a printed table; each with its 95 % confidence interval in
-    ``<log_dir>/explain/<val|test>.json``, and each image's values in ``<val|test>.csv`` beside it. A
-    picture for some of the images goes to the run's visualizer, and one of the classes where
-    ``ClassSimilarity`` is among the metrics.
+    ``<log_dir>/explain/<val|test>.json``, and each image's values in ``<val|test>.csv`` beside it.
+    Pictures of some images go to the run's visualizer. What a frozen teacher yields is computed once in
+    a run, and the log says how long it takes.
 
-    It adds the time of its sample to an evaluation, and logs how much. What a frozen teacher yields is
-    computed once in a run. Before training, one image is explained and measured on trial, so that a
-    mistake in the config shows at once.
-
-    Data samples must have 'sample_idx', as those of mmpretrain's ``PackInputs`` do.
+    Before training one image goes through all of this on trial, pictures, files and the evaluator's
+    metrics included, so that a mistake in the config shows at once. With test-time augmentation the
+    first view of an image is explained. Data samples must have 'sample_idx', as those of mmpretrain's
+    ``PackInputs`` do. Without a run use ``mmkdx.apis.evaluate_explanations``.
 
     Args:
         explainer (dict | str): The explainer, or a dict of one for each model ('student', 'teacher',
             'base'). Defaults to 'GradCAM', which is the CAM where the head allows.
         metrics (Sequence[dict]): The metrics, of those for explanations. A key 'name' stands in front
             of a metric's scores, so that there may be two of one kind. Defaults to ().
-        num_samples (int, optional): How many images are explained. Defaults to 512. None: all.
-        show_samples (int): How many of them are shown. Defaults to 16.
-        target (str, optional): For which class: that which the 'teacher' or the 'student' predicts,
-            the 'label', or for each model its 'own' prediction. Defaults to None: 'teacher', or
-            'student' where there is no teacher.
+        num_samples (int, optional): Number of explained images. Defaults to 512. None: all.
+        show_samples (int): Number of images that are drawn. Defaults to 16.
+        target (str, optional): The explained class: what the 'teacher' or the 'student' predicts, the
+            'label', or for each model its 'own' prediction. Defaults to None: 'teacher', or 'student'
+            where there is no teacher.
         teacher (int | dict | str | None): Which of the distiller's teachers (members of an ensemble
             count each); or, for a model without a distiller, a teacher in any form that ``Distiller``
             takes; or None for none. Defaults to 0.
@@ -58,14 +57,13 @@ class ExplainHook(Hook):
             metrics of pairs are given. Defaults to None.
         unicam (dict | bool): The arguments of ``UniCAM``; False to explain and measure the base model
             alone. Defaults to True.
-        context_size (int): Images in a batch of which student and base model are compared, an even
-            number from 6 on. Defaults to 64.
+        context_size (int): Images in a batch for comparing student and base model, an even number from
+            6 on. Defaults to 64.
         interval (int): Explain at every so many-th evaluation in training. Defaults to 1.
         seed (int): The seed of the sample. Defaults to 0.
         report (bool | dict): Whether to write ``<log_dir>/explain/report.html`` after a test; with a
-            dict of names and work directories it shows the curves of these runs, too. Of a student
-            with a ``ProtoPNetHead`` it shows the prototypes that decide, if the config has its
-            ``PrototypePushHook``. Defaults to False.
+            dict of names and work directories it shows the curves of these runs, too. Defaults to
+            False.
         enable (bool): Whether to do all this. Defaults to True.
         out_dir (str, optional): Where files are written. Defaults to None (``<log_dir>/explain``).
 
@@ -117,43 +115,32 @@ class ExplainHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Evaluates one image on trial."""
-        if self.enable and runner.val_loop is not None:
+        if runner.val_loop is not None:
             self._try(runner, runner.val_loop, 'val')
 
     def before_test(self, runner: Runner) -> None:
         """Evaluates one image on trial."""
-        if self.enable:
-            self._try(runner, runner.test_loop, 'test')
+        self._try(runner, runner.test_loop, 'test')
 
-    def before_val_epoch(self, runner: Runner) -> None:
+    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
         """Draws the sample."""
-        self._evaluations += 1
+        if mode == 'train':
+            return
         # What an evaluation leaves out must not be logged again
         for name in list(runner.message_hub.log_scalars):
-            if name.startswith('val/explain/'):
+            if name.startswith(f'{mode}/explain/'):
                 runner.message_hub.log_scalars.pop(name)
-        self._active = self.enable and (self._evaluations - 1) % self.interval == 0
+        self._active = self.enable and (mode == 'test' or self._evaluations % self.interval == 0)
+        self._evaluations += mode == 'val'
         if self._active:
-            self.evaluator.begin(runner.model, runner.val_loop.dataloader)
+            loop = runner.val_loop if mode == 'val' else runner.test_loop
+            self.evaluator.begin(runner.model, loop.dataloader)
 
-    def before_test_epoch(self, runner: Runner) -> None:
-        """Draws the sample."""
-        self._active = self.enable
-        if self._active:
-            self.evaluator.begin(runner.model, runner.test_loop.dataloader)
-
-    def after_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence
+    def _after_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any, mode: str = 'train'
     ) -> None:
         """Explains those images of the batch that are in the sample."""
-        if self._active:
-            self.evaluator.process(data_batch)
-
-    def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence
-    ) -> None:
-        """Explains those images of the batch that are in the sample."""
-        if self._active:
+        if mode != 'train' and self._active:
             self.evaluator.process(data_batch)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
@@ -166,6 +153,8 @@ class ExplainHook(Hook):
 
     def _try(self, runner: Runner, loop: Any, mode: str) -> None:
         """One image through the metrics and through all that an evaluation explains and writes."""
+        if not self.enable:
+            return
         try:
             found = self.evaluator.try_out(runner.model, loop.dataloader)
         except FileNotFoundError as error:
@@ -210,10 +199,10 @@ class ExplainHook(Hook):
                 add(key.format(mode=mode), picture, step)
         if not self.report or mode != 'test':
             return
-        # Other hooks may know more, such as the images that prototypes come from
-        offers = [getattr(hook, 'report_sections', None) for hook in runner.hooks]
-        shown = list(self.evaluator.shown_items(SHOWN_DECISIONS)) if any(offers) else []
-        for offer in filter(None, offers):
+        # Another hook may know more, such as the images that prototypes come from
+        offers = [hook.report_sections for hook in runner.hooks if hasattr(hook, 'report_sections')]
+        shown = list(self.evaluator.shown_items(SHOWN_DECISIONS)) if offers else []
+        for offer in offers:
             found.sections += offer(runner, shown, found.classes)
         compare = self.report if isinstance(self.report, dict) else {}
         own = Path(runner.work_dir).absolute()
@@ -229,6 +218,7 @@ class ExplainHook(Hook):
         runner.logger.info(f'The report is {path}')
 
     def _folder(self, runner: Runner) -> Path:
+        """Where files are written."""
         return Path(self.out_dir or Path(runner.log_dir) / 'explain')
 
 
