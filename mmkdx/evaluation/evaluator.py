@@ -36,6 +36,7 @@ from mmkdx.metrics.base import Explained, ExplainedBatch, ScoreMetric, labels_of
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
 from mmkdx.registry import METRICS
+from mmkdx.visualization import class_similarity  # noqa: F401 (registers how it is drawn)
 from mmkdx.visualization.records import score_table
 from mmkdx.visualization.report import GalleryItem
 from mmkdx.visualization.sections import PictureSection, draw
