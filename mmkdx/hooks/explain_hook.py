@@ -33,16 +33,16 @@ class ExplainHook(Hook):
     Pictures of some images go to the run's visualizer. What a frozen teacher yields is computed once in
     a run, and the log says how long it takes.
 
-    Before training one image goes through all of this on trial, pictures, files and the evaluator's
-    metrics included, so that a mistake in the config shows at once. With test-time augmentation the
-    first view of an image is explained. Data samples must have 'sample_idx', as those of mmpretrain's
-    ``PackInputs`` do. Without a run use ``mmkdx.apis.evaluate_explanations``.
+    Before training one image goes through all of this on trial, files and the evaluator's metrics
+    included, so that a mistake in the config shows at once. With test-time augmentation the first view
+    of an image is explained. Data samples must have 'sample_idx', as ``PackInputs`` packs it. Without a
+    run use ``mmkdx.apis.evaluate_explanations``.
 
     Args:
         explainer (dict | str): The explainer, or a dict of one for each model ('student', 'teacher',
-            'base'). Defaults to 'GradCAM', which is the CAM where the head allows.
-        metrics (Sequence[dict]): The metrics, of those for explanations. A key 'name' stands in front
-            of a metric's scores, so that there may be two of one kind. Defaults to ().
+            'base'). Defaults to 'GradCAM'.
+        metrics (Sequence[dict]): The metrics of explanations. A key 'name' stands in front of a
+            metric's scores, so that there may be two of one kind. Defaults to ().
         num_samples (int, optional): Number of explained images. Defaults to 512. None: all.
         show_samples (int): Number of images that are drawn. Defaults to 16.
         target (str, optional): The explained class: what the 'teacher' or the 'student' predicts, the
@@ -52,24 +52,20 @@ class ExplainHook(Hook):
             count each); or, for a model without a distiller, a teacher in any form that ``Distiller``
             takes; or None for none. Defaults to 0.
         base (dict | str, optional): The student trained alone, in any form that ``Distiller`` takes for
-            a teacher. It is explained, too, and then shows what was distilled: batches of the sample
-            are compared by ``unicam``, with ``FeatureSimilarityScore`` and ``RelevanceScore`` unless
-            metrics of pairs are given. Defaults to None.
-        unicam (dict | bool): The arguments of ``UniCAM``; False to explain and measure the base model
-            alone. Defaults to True.
-        context_size (int): Images in a batch for comparing student and base model, an even number from
-            6 on. Defaults to 64.
+            a teacher. It is explained, too, and batches of the sample are compared by ``unicam``, with
+            ``FeatureSimilarityScore`` and ``RelevanceScore`` as default metrics. Defaults to None.
+        unicam (dict | bool): The arguments of ``UniCAM``; False for no comparison. Defaults to True.
+        context_size (int): Images in a compared batch, an even number from 6 on. Defaults to 64.
         interval (int): Explain at every so many-th evaluation in training. Defaults to 1.
         seed (int): The seed of the sample. Defaults to 0.
-        report (bool | dict): Whether to write ``<log_dir>/explain/report.html`` after a test; with a
-            dict of names and work directories it shows the curves of these runs, too. Defaults to
-            False.
+        report (bool | dict): Whether a test writes ``<log_dir>/explain/report.html``; a dict of names
+            and work directories adds the curves of these runs. Defaults to False.
         enable (bool): Whether to do all this. Defaults to True.
         out_dir (str, optional): Where files are written. Defaults to None (``<log_dir>/explain``).
 
     Raises:
-        ValueError: If an argument is out of range, or, before the first iteration, if the model, the
-            data or a metric does not allow what is asked for.
+        ValueError: If an argument is out of range; before the first iteration, if model, data or a
+            metric do not fit.
     """
 
     priority = 'NORMAL'
@@ -107,7 +103,7 @@ class ExplainHook(Hook):
         self.interval = integer('ExplainHook.interval', interval, 1)
         self.report = report if isinstance(report, dict) else flag('ExplainHook.report', report)
         self.enable = flag('ExplainHook.enable', enable)
-        if out_dir is not None and (not isinstance(out_dir, (str, Path)) or not str(out_dir)):
+        if out_dir is not None and not isinstance(out_dir, (str, Path)):
             raise ValueError(f'ExplainHook.out_dir is {out_dir!r}; it must be the path of a folder')
         self.out_dir = out_dir
         self._evaluations = 0
@@ -130,6 +126,7 @@ class ExplainHook(Hook):
         for name in list(runner.message_hub.log_scalars):
             if name.startswith(f'{mode}/explain/'):
                 runner.message_hub.log_scalars.pop(name)
+        self._mode = mode
         self._active = self.enable and (mode == 'test' or self._evaluations % self.interval == 0)
         self._evaluations += mode == 'val'
         if self._active:
@@ -142,14 +139,6 @@ class ExplainHook(Hook):
         """Explains those images of the batch that are in the sample."""
         if mode != 'train' and self._active:
             self.evaluator.process(data_batch)
-
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Reports, and adds the scores to ``metrics``."""
-        self._finish(runner, metrics, 'val')
-
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Reports, and adds the scores to ``metrics``."""
-        self._finish(runner, metrics, 'test')
 
     def _try(self, runner: Runner, loop: Any, mode: str) -> None:
         """One image through the metrics and through all that an evaluation explains and writes."""
@@ -171,10 +160,11 @@ class ExplainHook(Hook):
         for metric in loop.evaluator.metrics:
             metric.results.clear()
 
-    def _finish(self, runner: Runner, metrics: dict[str, float], mode: str) -> None:
-        """Turns what was measured into files, pictures and log entries."""
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
+        """Reports, and adds the scores to ``metrics``."""
         if not self._active:
             return
+        mode = self._mode
         found = self.evaluator.finish()
         if is_main_process():
             self._write(runner, mode, found)
@@ -185,6 +175,8 @@ class ExplainHook(Hook):
             if name.startswith('explain/'):
                 runner.message_hub.update_scalar(f'{mode}/{name}', metrics[name])
         runner.logger.info(f'Explained {found.count} images in {found.seconds:.1f} s\n{found}')
+
+    after_test_epoch = after_val_epoch
 
     def _write(self, runner: Runner, mode: str, found: Evaluation) -> None:
         """The files of an evaluation, and its pictures."""
@@ -206,19 +198,19 @@ class ExplainHook(Hook):
             found.sections += offer(runner, shown, found.classes)
         compare = self.report if isinstance(self.report, dict) else {}
         own = Path(runner.work_dir).absolute()
-        known = any(Path(each).absolute() == own for each in compare.values())
+        if all(Path(each).absolute() != own for each in compare.values()):
+            compare = {own.name: runner.work_dir, **compare}
         path = write_page(
             folder,
             found,
             own.name,
             {'config': runner.cfg.filename or '', 'checkpoint': runner._load_from or ''},
-            compare if known else {own.name: runner.work_dir, **compare},
+            compare,
             unit,
         )
         runner.logger.info(f'The report is {path}')
 
     def _folder(self, runner: Runner) -> Path:
-        """Where files are written."""
         return Path(self.out_dir or Path(runner.log_dir) / 'explain')
 
 
