@@ -106,8 +106,7 @@ class ExplainHook(Hook):
         if out_dir is not None and not isinstance(out_dir, (str, Path)):
             raise ValueError(f'ExplainHook.out_dir is {out_dir!r}; it must be the path of a folder')
         self.out_dir = out_dir
-        self._evaluations = 0
-        self._active = False
+        self._evaluations, self._active, self._mode = 0, False, 'val'
 
     def before_train(self, runner: Runner) -> None:
         """Evaluates one image on trial."""
