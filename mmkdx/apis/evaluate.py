@@ -23,12 +23,7 @@ def evaluate_explanations(
     explainer: dict | str | Explainer = 'GradCAM',
     metrics: Sequence[dict | str] = ('DeletionInsertion',),
     out_dir: str | Path | None = None,
-    num_samples: int | None = 512,
-    show_samples: int = 16,
-    target: str | None = None,
-    unicam: dict | bool = True,
-    context_size: int = 64,
-    seed: int = 0,
+    **options: Any,
 ) -> Evaluation:
     """Explains models on images and measures the explanations, as ``ExplainHook`` does in a run.
 
@@ -48,13 +43,8 @@ def evaluate_explanations(
         out_dir (str | Path, optional): Where ``test.csv``, ``test.json``, ``test.txt`` and
             ``report.html`` are written, in place of those of an earlier call. Defaults to None: no
             files.
-        num_samples (int, optional): Number of images. Defaults to 512. None: all.
-        show_samples (int): Number of images in the report. Defaults to 16.
-        target (str, optional): See ``ExplainHook``. Defaults to None: 'teacher', or 'student' where
-            there is no teacher.
-        unicam (dict | bool): See ``ExplainHook``. Defaults to True.
-        context_size (int): See ``ExplainHook``. Defaults to 64.
-        seed (int): The seed of the sample. Defaults to 0.
+        **options: ``num_samples``, ``show_samples``, ``target``, ``unicam``, ``context_size`` and
+            ``seed`` of ``ExplainHook``.
 
     Returns:
         Evaluation: The ``scores`` by name, each image's values in ``rows``; printed it is a table.
@@ -70,19 +60,8 @@ def evaluate_explanations(
     owner = 'evaluate_explanations'
     if not isinstance(data, DataLoader) or not hasattr(data.dataset, '__getitem__'):
         raise ValueError(f'{owner}: data must be a DataLoader whose data set is read by position')
-    evaluator = ExplanationEvaluator(
-        explainer,
-        metrics,
-        num_samples,
-        show_samples,
-        target,
-        teacher,
-        base,
-        unicam,
-        context_size,
-        seed,
-        owner,
-    )
+    models = dict(teacher=teacher, base=base)
+    evaluator = ExplanationEvaluator(explainer, metrics, **models, **options, owner=owner)
     with _restored(teacher, base):
         trial = evaluator.try_out(student, data)
         if out_dir is not None:

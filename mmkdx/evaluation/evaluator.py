@@ -36,6 +36,7 @@ from mmkdx.metrics.base import Explained, ExplainedBatch, ScoreMetric, labels_of
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
 from mmkdx.registry import METRICS
+from mmkdx.visualization import class_similarity  # noqa: F401 (registers how it is drawn)
 from mmkdx.visualization.records import score_table
 from mmkdx.visualization.report import GalleryItem
 from mmkdx.visualization.sections import PictureSection, draw
@@ -83,16 +84,8 @@ class ExplanationEvaluator:
     fixed teacher yields is computed once, also over several evaluations of one data set.
 
     Args:
-        explainer (dict | str | Explainer): See ``ExplainHook``. Defaults to 'GradCAM'.
-        metrics (Sequence[dict | str]): See ``ExplainHook``. Defaults to ().
-        num_samples (int, optional): See ``ExplainHook``. Defaults to 512.
-        show_samples (int): See ``ExplainHook``. Defaults to 16.
-        target (str, optional): See ``ExplainHook``. Defaults to None.
-        teacher (int | dict | str | nn.Module | None): See ``ExplainHook``. Defaults to 0.
-        base (dict | str | nn.Module, optional): See ``ExplainHook``. Defaults to None.
-        unicam (dict | bool): See ``ExplainHook``. Defaults to True.
-        context_size (int): See ``ExplainHook``. Defaults to 64.
-        seed (int): See ``ExplainHook``. Defaults to 0.
+        explainer, metrics, num_samples, show_samples, target, teacher, base, unicam, context_size, seed:
+            As those of ``ExplainHook``; a metric may be its type alone, and a model a module.
         owner (str): Whose arguments these are, for messages. Defaults to 'ExplanationEvaluator'.
 
     Raises:

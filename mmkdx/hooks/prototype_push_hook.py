@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,6 +28,8 @@ from mmkdx.models.heads.nearest_patches import find_nearest_patches
 from mmkdx.models.heads.push import push
 from mmkdx.models.taps import evaluating
 from mmkdx.registry import HOOKS
+from mmkdx.visualization.prototype_sheets import PrototypeSheets
+from mmkdx.visualization.sections import PictureSection
 
 
 @HOOKS.register_module()
@@ -154,6 +156,28 @@ class PrototypePushHook(Hook):
             runner.message_hub.update_scalar(f'val/{name}', value)
         if logged:
             runner.visualizer.add_scalars(logged, step=epoch)
+
+    def report_sections(
+        self, runner: Runner, shown: Sequence[tuple[str, dict]], classes: Sequence[str] | None
+    ) -> list[PictureSection]:
+        """Which prototypes decide on some images, for ``ExplainHook``'s report.
+
+        Args:
+            runner (Runner): The runner.
+            shown (Sequence[tuple[str, dict]]): Names of images, and what the data set yields of them.
+            classes (Sequence[str], optional): The names of the classes.
+        """
+        student = models_of(runner)[1]
+        if not isinstance(getattr(student, 'head', None), ProtoPNetHead) or not shown:
+            return []
+        try:
+            data = self.dataloader
+            if not isinstance(data, DataLoader):  # as after a training
+                data = Runner.build_dataloader(push_dataloader(runner.cfg, data))
+            return [PrototypeSheets(student, data.dataset, classes).decisions(shown)]
+        except (ValueError, FileNotFoundError) as error:
+            runner.logger.warning(f'The report has no section of prototypes: {error}')
+            return []
 
     def _warn_of_small_classes(self, runner: Runner, head: ProtoPNetHead) -> None:
         """Names the classes of too few images for any of their prototypes to be kept."""

@@ -51,15 +51,7 @@ class AverageDrop(ExplanationMetric):
         self.relu = flag('AverageDrop.relu', relu)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
-        """The values of one model's maps.
-
-        Args:
-            batch (ExplainedBatch): The batch.
-            model (Explained): One of its models.
-
-        Returns:
-            dict[str, Tensor]: The six values, of shape (N, ).
-        """
+        """The values of one model's maps."""
         size = batch.inputs.shape[2:]
         maps = resize_maps(normalize_maps(model.maps, self.relu), size)
         masked = batch.inputs * maps[:, None].to(batch.inputs)

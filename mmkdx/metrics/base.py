@@ -162,41 +162,24 @@ class ScoreMetric(BaseMetric):
         self.rows: dict[int, dict[str, Any]] = {}
 
     def evaluate(self, size: int = sys.maxsize) -> dict[str, Score]:
-        """Gathers the rows of all ranks and turns them into scores.
+        """Gathers the rows of all ranks and turns them into scores, by name, on every rank.
 
         Args:
             size (int): mmengine cuts off so many rows, before repeated samples are taken out. Defaults
                 to no limit.
-
-        Returns:
-            dict[str, Score]: The scores, by name, on every rank.
         """
         scores = super().evaluate(size)
         self.rows = {index: self._named(values) for index, values in self.rows.items()}
         return self._named(scores)
 
     def compute_metrics(self, results: list[Row]) -> dict[str, Score]:
-        """Turns the rows of all ranks into scores.
-
-        Args:
-            results (list): The rows.
-
-        Returns:
-            dict[str, Score]: The scores, by name.
-        """
+        """Turns the rows of all ranks into scores."""
         # Samplers repeat samples to fill up the last batch
         self.rows = {row.index: row.values for row in results}
         return self.summarize([self.rows[index] for index in sorted(self.rows)])
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
-        """The scores of a data set: here the mean of each value, without NaN.
-
-        Args:
-            rows (list[dict]): The values of each row.
-
-        Returns:
-            dict[str, Score]: The scores, by name.
-        """
+        """The scores of a data set, by name: here the mean of each value, without NaN."""
         return {
             name: mean_score([row.get(name, float('nan')) for row in rows], self.direction(name))
             for name in dict.fromkeys(name for row in rows for name in row)
@@ -279,12 +262,7 @@ class ExplanationMetric(ScoreMetric):
         return {}
 
     def process(self, data_batch: ExplainedBatch, data_samples: Any = None) -> None:
-        """Measures a batch and keeps the values, one row a sample.
-
-        Args:
-            data_batch (ExplainedBatch): The batch.
-            data_samples (Any): Not used; mmengine's interface has it.
-        """
+        """Measures a batch and keeps the values, one row a sample."""
         rows = [Row(int(index)) for index in data_batch.index]
         teacher = data_batch.models.get('teacher')
         for name, model in data_batch.models.items():

@@ -127,31 +127,14 @@ class DeletionInsertion(_MaskingMetric):
         self.cross = flag(f'{owner}.cross', cross)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
-        """A model under its own maps.
-
-        Args:
-            batch (ExplainedBatch): The batch.
-            model (Explained): One of its models.
-
-        Returns:
-            dict[str, Tensor]: ``deletion`` and ``insertion``, of shape (N, ).
-        """
+        """A model under its own maps."""
         deletion, insertion = self._areas(batch, model, model)
         return dict(deletion=deletion, insertion=insertion)
 
     def compare(
         self, batch: ExplainedBatch, student: Explained, teacher: Explained
     ) -> dict[str, Tensor]:
-        """Each model under the other's maps.
-
-        Args:
-            batch (ExplainedBatch): The batch.
-            student (Explained): The student, or the baseline.
-            teacher (Explained): The teacher.
-
-        Returns:
-            dict[str, Tensor]: The four cross values of shape (N, ), none without ``cross``.
-        """
+        """Each model under the other's maps."""
         if not self.cross:
             return {}
         deletion, insertion = self._areas(batch, student, teacher)
@@ -234,19 +217,7 @@ class PerturbationAUC(_MaskingMetric):
     fractions = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
-        """The areas of single samples, whose hits are 0 or 1.
-
-        Args:
-            batch (ExplainedBatch): The batch; its samples need labels.
-            model (Explained): One of its models.
-
-        Returns:
-            dict[str, Tensor]: ``positive_auc``, ``negative_auc``, ``gap`` and ``clean_accuracy``, of
-            shape (N, ).
-
-        Raises:
-            ValueError: If a sample has not exactly one label, or the model has one logit.
-        """
+        """The areas of single samples, whose hits are 0 or 1."""
         if model.logits.shape[1] == 1:
             raise ValueError(
                 'PerturbationAUC counts which class is predicted, and the model has one logit; use '
@@ -274,14 +245,7 @@ class PerturbationAUC(_MaskingMetric):
         )
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
-        """The means of all values, and the areas relative to the accuracy of the data set.
-
-        Args:
-            rows (list[dict]): Each sample's values.
-
-        Returns:
-            dict[str, Score]: The scores, by name.
-        """
+        """The means, and the areas relative to the accuracy of the data set."""
         scores = super().summarize(rows)
         for name in list(scores):
             prefix, _, value = name.rpartition('/')
@@ -345,15 +309,7 @@ class ROAD(_MaskingMetric):
         self.seed = integer('ROAD.seed', seed, 0)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
-        """The values of one model's maps.
-
-        Args:
-            batch (ExplainedBatch): The batch.
-            model (Explained): One of its models.
-
-        Returns:
-            dict[str, Tensor]: ``road``, ``road_morf`` and ``road_lerf``, of shape (N, ).
-        """
+        """The values of one model's maps."""
         images = batch.inputs
         maps = resize_maps(model.maps, images.shape[2:])
         counts = [int(maps[0].numel() * f) for f in self.fractions]

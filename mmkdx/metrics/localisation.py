@@ -55,9 +55,6 @@ class RegionMetric(ExplanationMetric):
     def regions(self, batch: ExplainedBatch) -> tuple[Tensor, Tensor]:
         """The regions of a batch.
 
-        Args:
-            batch (ExplainedBatch): The batch.
-
         Returns:
             tuple[Tensor, Tensor]: Booleans of shape (N, H, W) on the device of the inputs: the region,
                 and the pixels that are not ignored.

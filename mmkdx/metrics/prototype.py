@@ -176,7 +176,7 @@ class PrototypeParts(ExplanationMetric):
     ) -> None:
         super().__init__()
         for part in parts or ():
-            for label in _several(part):
+            for label in part if isinstance(part, Sequence) else [part]:
                 integer('PrototypeParts.parts', label)
         self.parts = parts
         self.side = number('PrototypeParts.side', side, 0, 1, open_low=True)

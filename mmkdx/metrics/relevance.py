@@ -110,15 +110,7 @@ class PairMetric(ScoreMetric):
         """The scores of one batch, by name, each a scalar; NaN where one is not defined."""
 
     def process(self, data_batch: PairedBatch, data_samples: Any = None) -> None:
-        """Measures a batch.
-
-        Args:
-            data_batch (PairedBatch): The batch.
-            data_samples (Any): Not used; mmengine's interface has it.
-
-        Raises:
-            ValueError: If an image stands in the batch twice, which biases these scores.
-        """
+        """Measures a batch, in which no image may stand twice, which biases these scores."""
         if len(set(data_batch.index)) < len(data_batch.index):
             raise ValueError(
                 f'{type(self).__name__}: an image stands twice in batch {data_batch.number}; images '

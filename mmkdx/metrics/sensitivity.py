@@ -42,15 +42,7 @@ class MaxSensitivity(ExplanationMetric):
         self.seed = integer('MaxSensitivity.seed', seed, 0)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, torch.Tensor]:
-        """The sensitivities of one model's maps.
-
-        Args:
-            batch (ExplainedBatch): The batch.
-            model (Explained): One of its models.
-
-        Returns:
-            dict[str, Tensor]: ``max_sensitivity`` and ``avg_sensitivity``, of shape (N, ).
-        """
+        """The sensitivities of one model's maps."""
         images = batch.inputs
         maps = full_precision(model.maps).flatten(1)
         generators = sample_generators(batch.index, self.seed, images.device)

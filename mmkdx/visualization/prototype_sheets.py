@@ -21,6 +21,7 @@ from mmkdx.models.heads.nearest_patches import NearestPatches
 from mmkdx.models.taps import evaluating
 from mmkdx.visualization.panel import as_rgb
 from mmkdx.visualization.prototypes import Patch, global_sheet, local_sheet
+from mmkdx.visualization.sections import PictureSection
 
 #: What the pictures of ``PrototypeSheets.explain_image`` show.
 LOCAL_NOTE = (
@@ -289,6 +290,21 @@ class PrototypeSheets:
             ]
             pictures.append(local_sheet(title, drawn, summary, self.cmap))
         return pictures, facts
+
+    def decisions(self, shown: Sequence[tuple[str, dict]]) -> PictureSection:
+        """The section of a report with the local analysis of some images.
+
+        Args:
+            shown (Sequence[tuple[str, dict]]): Names of images, and what the data set yields of them.
+        """
+        pictures = []
+        for name, item in shown:
+            drawn, facts = self.explain_image(item, name)
+            pictures += [
+                (f'{name}: {each["class"]}', picture)
+                for each, picture in zip(facts['classes'], drawn)
+            ]
+        return PictureSection('Prototypes', LOCAL_NOTE, pictures)
 
 
 def spread(values: np.ndarray, num: int) -> list[int]:

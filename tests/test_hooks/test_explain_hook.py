@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from tiny import build, classifier
 
+from mmkdx.evaluation import gallery
 from mmkdx.explain import GradCAM
 from mmkdx.hooks import ExplainHook
 from mmkdx.metrics import ExplanationMetric
@@ -207,16 +208,6 @@ def test_the_best_checkpoint_can_be_chosen_by_a_score(tmp_path):
     assert list(tmp_path.glob(f'best_explain_mean_epoch_{1 + int(np.argmax(values))}.pth'))
 
 
-def test_two_metrics_of_one_kind_have_names(tmp_path):
-    metrics = [dict(type='MapMean', name='first'), dict(type='MapMean', name='second')]
-    runner = run(config(tmp_path, dict(metrics=metrics)), 'test')
-    scores = evaluations_of(runner, 'test')[0]
-    names = {'first_mean', 'teacher/first_mean', 'second_mean', 'teacher/second_mean'}
-    assert names < set(scores['scores']) and 'mean' not in scores['scores']
-    assert [metric['name'] for metric in scores['metrics']] == ['first', 'second']
-    assert {'first_mean', 'second_mean'} < set(rows_of(runner, 'test')[0])
-
-
 def test_an_interval_leaves_evaluations_out(tmp_path):
     runner = run(config(tmp_path, dict(interval=2)))
     assert [each['epoch'] for each in evaluations_of(runner)] == [1]
@@ -226,64 +217,37 @@ def test_an_interval_leaves_evaluations_out(tmp_path):
     assert explained == {1: True, 2: False}, 'the second has no scores of the first'
 
 
-def test_training_is_the_same_with_and_without(tmp_path):
+def test_training_is_the_same_with_and_without(trained, tmp_path):
     losses = []
-    for enable in (True, False):
-        folder = tmp_path / str(enable)
-        folder.mkdir()
-        runner = run(config(folder, dict(enable=enable)))
+    without = run(config(tmp_path, dict(enable=False)))
+    for runner in (trained, without):
         path = Path(runner.log_dir) / 'vis_data' / 'scalars.json'
         lines = map(json.loads, path.read_text().splitlines())
         losses.append([(line['loss']) for line in lines if 'loss' in line])
-        assert (Path(runner.log_dir) / 'explain').exists() == enable
     assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert (Path(trained.log_dir) / 'explain').exists()
+    assert not (Path(without.log_dir) / 'explain').exists()
 
 
 def test_a_test_explains_a_plain_classifier_for_its_own_prediction(tmp_path):
     model = dict(classifier(4, classes=10), data_preprocessor=PREPROCESSOR)
-    runner = run(config(tmp_path, dict(num_samples=None), model=model), 'test')
+    half = loader(30)['dataset']
+    both = dict(loader(), dataset=dict(type='ConcatDataset', datasets=[half, half]))
+    changes = dict(model=model, test_dataloader=both)
+    runner = run(config(tmp_path, dict(num_samples=None), **changes), 'test')
     rows = rows_of(runner, 'test')
-    assert len(rows) == 48 and {row['model'] for row in rows} == {'student'}
+    assert [int(row['index']) for row in rows] == list(range(60)), 'of both parts'
+    assert {row['model'] for row in rows} == {'student'}
     assert all(row['target'] == row['prediction'] for row in rows)
     assert (
         runner.result['explain/mean']
         == evaluations_of(runner, 'test')[0]['scores']['mean']['value']
     )
+    log = next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert re.search(r'\| score +\| better +\| TinyBackbone +\| n +\|', log)
     # mmengine writes any other number as null
     assert all(type(value) is float for value in runner.result.values())
     assert runner.result['explain/degenerate'] == 0
-
-
-@pytest.mark.parametrize('target', ['teacher', 'student', 'label', 'own'])
-def test_all_models_are_explained_for_the_class_of_the_policy(tmp_path, target):
-    runner = run(config(tmp_path, dict(target=target)), 'test')
-    rows = {(row['model'], row['index']): row for row in rows_of(runner, 'test')}
-    for (model, index), row in rows.items():
-        expected = {
-            'teacher': rows['teacher', index]['prediction'],
-            'student': rows['student', index]['prediction'],
-            'label': row['label'],
-            'own': row['prediction'],
-        }
-        assert row['target'] == expected[target], (model, index)
-    targets = [row['target'] == rows['teacher', i]['target'] for (_, i), row in rows.items()]
-    assert all(targets) == (target != 'own')
-
-
-def test_a_teacher_and_a_base_model_can_come_with_the_hook(tmp_path):
-    own = dict(
-        model=dict(classifier(8, classes=10), data_preprocessor=PREPROCESSOR),
-        checkpoint=str(tmp_path / 'teacher.pth'),
-    )
-    model = dict(classifier(4, classes=10), data_preprocessor=PREPROCESSOR)
-    metrics = [dict(type='MapMean'), dict(type='MapAgreement')]
-    changes = dict(teacher=own, base=own, metrics=metrics)
-    runner = run(config(tmp_path, changes, model=model), 'test')
-    result = runner.result
-    assert result['explain/teacher/mean'] == result['explain/base/mean']
-    # The base model is the teacher here, so its maps agree wholly.
-    assert result['explain/base/pearson'] == pytest.approx(1, abs=1e-5)
-    assert result['explain/pearson_gain'] == pytest.approx(result['explain/pearson'] - 1, abs=1e-5)
 
 
 def test_ema_weights_and_autocast_are_explained_as_they_evaluate(tmp_path):
@@ -352,12 +316,61 @@ def test_wrong_arguments_are_refused_at_once(arguments, message):
         ),
     ],
 )
-def test_mistakes_show_before_the_first_iteration(tmp_path, hook, message):
-    settings = config(tmp_path, hook)
-    runner = Runner.from_cfg(settings)
+def test_mistakes_show_on_trial(trained, hook, message):
+    options = {**trained.cfg.custom_hooks[0], **hook}
+    del options['type']
+    before = sorted(Path(trained.work_dir).rglob('*'))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
+        ExplainHook(**options).before_train(trained)
+    assert sorted(Path(trained.work_dir).rglob('*')) == before
+
+
+def test_a_trial_goes_through_everything_and_leaves_no_trace(trained, tmp_path, monkeypatch):
+    drawn = []
+    panel = gallery.explanation_panel
+    monkeypatch.setattr(
+        gallery, 'explanation_panel', lambda *a, **k: drawn.append(panel(*a, **k)) or drawn[-1]
+    )
+    out = tmp_path / 'new' / 'folder'
+    metrics = [dict(type='MapMean'), dict(type='ClassSimilarity')]
+    hook = ExplainHook(metrics=metrics, num_samples=5, out_dir=str(out))
+    hook.before_train(trained)
+    assert len(drawn) == 1 and list(tmp_path.iterdir()) == []
+    assert all(metric.results == [] for metric in hook.evaluator.metrics)
+    assert all(metric.results == [] for metric in trained.val_loop.evaluator.metrics)
+    out.mkdir(parents=True)
+    (out / 'val.csv').write_text('epoch,index,model,other\n')
+    with pytest.raises(
+        ValueError, match='val.csv has no column .*mean.*; choose another .*out_dir'
+    ):
+        hook.before_train(trained)
+
+
+def test_the_evaluators_metrics_are_tried_before_the_first_iteration(tmp_path):
+    evaluator = [dict(type='Accuracy'), dict(type='GroupAccuracy')]
+    runner = Runner.from_cfg(config(tmp_path, val_evaluator=evaluator))
+    with pytest.raises(ValueError, match="GroupAccuracy: the data samples have no 'group'"):
         runner.train()
     assert runner.iter == 0
+
+
+def test_a_teacher_is_found_under_test_time_augmentation(tmp_path):
+    settings = config(tmp_path)
+    settings.model = dict(type='ClassificationTTAModel', module=settings.model)
+    views = [[dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]]
+    pipeline = [dict(type='TestTimeAug', transforms=[*views, [dict(type='PackInputs')]])]
+    settings.test_dataloader.dataset.pipeline = pipeline
+    settings.custom_hooks[0].metrics = [dict(type='MapMean'), dict(type='MapAgreement')]
+    runner = run(settings, 'test')
+    rows = rows_of(runner, 'test')
+    assert len(rows) == 2 * 30 and {row['model'] for row in rows} == {'student', 'teacher'}
+    distiller = runner.model.module
+    image = runner.test_loop.dataloader.dataset[int(rows[0]['index'])]['inputs'][0]
+    inputs = distiller.data_preprocessor(dict(inputs=[image]))['inputs']
+    with torch.no_grad():
+        target = distiller.teachers[0].model(inputs, mode='tensor').argmax(1)
+    expected = GradCAM()(distiller.student, inputs, target).mean().item()
+    assert float(rows[0]['mean']) == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
 def test_a_report_shows_this_run_and_those_it_is_compared_with(trained, tmp_path):
@@ -374,11 +387,3 @@ def test_a_report_shows_this_run_and_those_it_is_compared_with(trained, tmp_path
     ):
         assert text in page, text
     assert not (Path(trained.log_dir) / 'explain' / 'report.html').exists()
-
-
-def test_a_head_with_more_classes_than_the_data_set_names(tmp_path):
-    model = dict(classifier(4, classes=60), data_preprocessor=PREPROCESSOR)
-    changes = dict(num_samples=None, show_samples=48, target='student')
-    runner = run(config(tmp_path, changes, model=model), 'test')
-    rows = rows_of(runner, 'test')
-    assert any(int(row['prediction']) >= 10 for row in rows) and len(rows) == 48

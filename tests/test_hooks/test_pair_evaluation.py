@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 from tiny import build, classifier
 
+from mmkdx.evaluation import Evaluation, ExplanationEvaluator
 from mmkdx.evaluation.pairs import context_batches
 from mmkdx.explain import GradCAM, UniCAM
 from mmkdx.functional.distance_correlation import (
@@ -330,49 +332,52 @@ def test_a_test_writes_a_report_of_what_was_distilled(tmp_path):
     assert {f'{int(i):05d}' for i in shown} == {path.name.split('_')[2] for path in pictures}
 
 
-def test_a_sample_that_fills_no_batch_is_one(tmp_path):
-    settings = config(
-        tmp_path, dict(num_samples=40, context_size=64, show_samples=0, metrics=CHEAP)
-    )
-    runner = run(settings, 'test')
-    score = evaluations_of(runner, 'test')[0]['scores']['rs_stage1']
+@pytest.fixture(scope='module')
+def evaluate(trained):
+    """Evaluates the trained models on the digits, without a Runner."""
+    loader = trained.val_loop.dataloader
+
+    def run(**options) -> Evaluation:
+        settings = {**trained.cfg.custom_hooks[0], 'metrics': CHEAP, 'show_samples': 0, **options}
+        del settings['type']
+        evaluator = ExplanationEvaluator(**settings)
+        evaluator.begin(trained.model, loader)
+        for batch in loader:
+            evaluator.process(batch)
+        return evaluator.finish()
+
+    return run
+
+
+def test_a_sample_that_fills_no_batch_is_one(evaluate):
+    found = evaluate(num_samples=40, context_size=64)
+    score = found.scores['rs_stage1']
     labels = [i % 10 for i in np.random.RandomState(0).permutation(COUNT)[:40]]
     n = sum(2 * (labels.count(label) // 2) for label in range(10))
-    assert (score['n'], score['batches']) == (n, 1)
-    assert score['error'] == pytest.approx(dcor_standard_error(n))
-    assert not list((Path(runner.log_dir) / 'vis_data').glob('vis_image/distilled*'))
+    assert (score.n, score.batches) == (n, 1)
+    assert score.error == pytest.approx(dcor_standard_error(n))
+    assert found.sections == []
 
 
-def test_settings_of_unicam_arrive(tmp_path):
+def test_settings_of_unicam_arrive(evaluate):
     layers = dict(early=('backbone.stem', 'backbone.stem'), late=['backbone.body', 'backbone.body'])
-    unicam = dict(layers=layers, target='row_max', max_batch=5)
-    runner = run(config(tmp_path, dict(unicam=unicam, metrics=CHEAP)), 'test')
-    (line,) = evaluations_of(runner, 'test')
-    assert {'rs_early', 'base/part_late'} < set(line['scores'])
-    assert 'teacher' not in line['layers'] and 'teacher/rs_early' not in line['scores']
-    assert line['unicam']['target'] == 'row_max' and line['unicam']['max_batch'] == 5
-    assert line['unicam']['layers']['late'] == ['backbone.body', 'backbone.body']
+    found = evaluate(unicam=dict(layers=layers, target='row_max', max_batch=5))
+    assert {'rs_early', 'base/part_late'} < set(found.scores)
+    assert 'teacher' not in found.facts['layers'] and 'teacher/rs_early' not in found.scores
+    assert found.facts['unicam']['target'] == 'row_max' and found.facts['unicam']['max_batch'] == 5
+    assert list(found.facts['unicam']['layers']['late']) == ['backbone.body', 'backbone.body']
 
 
-def test_without_unicam_the_base_model_is_explained_alone(tmp_path):
-    runner = run(config(tmp_path, dict(unicam=False)), 'test')
-    (line,) = evaluations_of(runner, 'test')
-    assert set(line['scores']) == {'degenerate', 'teacher/degenerate', 'base/degenerate'}
-    assert not {'unicam', 'layers', 'context_size'} & set(line)
-    assert not list((Path(runner.log_dir) / 'vis_data').glob('vis_image/distilled*'))
+def test_without_unicam_the_base_model_is_explained_alone(evaluate):
+    found = evaluate(unicam=False, metrics=[], show_samples=2)
+    assert set(found.scores) == {'degenerate', 'teacher/degenerate', 'base/degenerate'}
+    assert not {'unicam', 'layers', 'context_size'} & set(found.facts)
+    assert found.sections == [] and len(found.gallery) == 2
 
 
-def test_an_interval_leaves_evaluations_out(tmp_path):
-    runner = run(config(tmp_path, dict(interval=2, metrics=CHEAP)))
-    assert [each['epoch'] for each in evaluations_of(runner)] == [1]
-
-
-def test_batches_are_drawn_by_the_seed(tmp_path):
-    runner = Runner.from_cfg(config(tmp_path, dict(seed=3, show_samples=0, metrics=CHEAP)))
-    values = [runner.test()['explain/rs_stage2'] for _ in range(2)]
-    assert hook_of(runner).evaluator.pairs.seed == 3
-    hook_of(runner).evaluator.pairs.seed = 4
-    assert values[0] == values[1] != runner.test()['explain/rs_stage2']
+def test_batches_are_drawn_by_the_seed(evaluate):
+    one, again, other = (evaluate(seed=seed).scores['rs_stage2'].value for seed in (3, 3, 4))
+    assert one == again != other
 
 
 @pytest.fixture(scope='module')
@@ -449,10 +454,10 @@ def test_wrong_arguments_of_unicam():
         (
             {},
             [None],
-            'ExplainHook.base is compared by classes, and a sample has no label, or several',
+            'ExplainHook.base is compared by classes: sample 0 of .* label .*None.*; each sample must',
         ),
-        ({}, [0, 1, -1], 'compared by classes, and a sample has no label'),
-        ({}, [[0, 1], [2]], 'compared by classes, and a sample has no label, or several'),
+        ({}, [0, 1, -1], 'compared by classes, and an image has no label'),
+        ({}, [[0, 1], [2]], 'compared by classes: sample 0 .* each sample must have one class'),
         (
             {},
             [3],
@@ -463,33 +468,24 @@ def test_wrong_arguments_of_unicam():
     ],
 )
 def test_mistakes_show_on_trial(trained, monkeypatch, hook, labels, message):
-    dataset = trained.val_loop.dataloader.dataset
     if labels is not None:
-        info = dataset.get_data_info
+        info = BaseDataset.get_data_info
 
-        def changed(i):
-            row = dict(info(i), gt_label=labels[i % len(labels)])
+        def changed(dataset, i):
+            row = dict(info(dataset, i), gt_label=labels[i % len(labels)])
             return {key: value for key, value in row.items() if value is not None}
 
-        monkeypatch.setattr(dataset, 'get_data_info', changed)
+        monkeypatch.setattr(BaseDataset, 'get_data_info', changed)
     settings = dict(trained.cfg.custom_hooks[0], **hook)
     del settings['type']
     with pytest.raises(ValueError, match=message):
         ExplainHook(**settings).before_train(trained)
 
 
-def test_the_trial_is_before_the_first_iteration(tmp_path):
-    runner = Runner.from_cfg(config(tmp_path, dict(num_samples=5)))
-    with pytest.raises(ValueError, match='ExplainHook.base: of the 5 images'):
-        runner.train()
-    assert runner.iter == 0
-
-
-def test_two_metrics_of_one_name(tmp_path):
+def test_two_metrics_of_one_name(evaluate):
     metrics = [dict(type='RelevanceScore', mask=None), dict(type='RelevanceScore', mask='UniCAM')]
-    runner = Runner.from_cfg(config(tmp_path, dict(metrics=metrics)))
     with pytest.raises(ValueError, match="two metrics yield the score 'rs_stage1'; remove one, or"):
-        runner.test()
+        evaluate(metrics=metrics)
 
 
 # Two processes
@@ -500,6 +496,7 @@ import os
 import sys
 from pathlib import Path
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.dist import barrier
 from mmengine.runner import Runner
 from mmkdx.compat import prepare_cpu_launch

@@ -364,3 +364,27 @@ def test_black_is_0_before_preprocessing(mean, std, expected, dtype):
     assert black.flatten().tolist() == pytest.approx(
         expected, rel=1e-2 if dtype.itemsize == 2 else 1e-4
     )
+
+
+def test_black_of_an_unknown_normalisation_is_the_darkest_value_of_each_image():
+    inputs = torch.tensor([[[[-1.0, 3.0]], [[2.0, 5.0]]], [[[-4.0, 0.0]], [[-0.5, 1.0]]]])
+    batch = ExplainedBatch(inputs, [0, 1], {})
+    with pytest.warns(UserWarning, match='unknown, so the smallest value .*; set mean and std of'):
+        black = batch.black()
+    assert black.flatten(1).tolist() == [[-1.0, 0.0], [-4.0, -0.5]]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert ExplainedBatch(inputs + 4, [0, 1], {}).black().flatten().tolist() == [0, 0]
+        grey = ExplainedBatch(inputs[:, :1], [0, 1], {}, mean=(50.0,), std=(25.0,))
+        assert grey.black().flatten().tolist() == [-2]
+
+
+def test_confidence_of_one_logit_is_the_sigmoid():
+    logits = torch.tensor([[-3.0], [2.0]])
+    one = model(2)
+    assert one.confidence(logits).tolist() == pytest.approx([0.0474259, 0.8807971])
+    several = torch.tensor([[[0.0, 1.0, 0.0]] * 4] * 2)
+    assert one.confidence(several).shape == (2, 4)
+    expected = np.exp(1) / (2 + np.exp(1))
+    found = one.confidence(several, torch.tensor([1, 1]))
+    assert found.flatten().tolist() == pytest.approx([expected] * 8)

@@ -142,3 +142,20 @@ def test_no_bins(bins):
 def test_what_is_no_probability_of_one_class(bad, message):
     with pytest.raises(ValueError, match=message):
         CalibrationError().process(None, [samples()[0].to_dict(), bad.to_dict()])
+
+
+def test_one_logit_is_right_of_class_0_or_of_its_opposite():
+    def one(p, labels):
+        return DataSample().set_pred_score(torch.tensor([p])).set_gt_label(labels)
+
+    given = [one(0.9, [0]), one(0.8, []), one(0.3, []), one(0.05, [0])]
+    metric = CalibrationError(bins=1)
+    metric.process(None, [each.to_dict() for each in given])
+    found = metric.evaluate(4)
+    # Confidences .9, .8, .7 and .95, of which the first and the third are right
+    assert found['calibration/ece'] == pytest.approx(100 * abs(0.5 - 0.8375), rel=1e-5)
+    expected = -np.log([0.9, 0.2, 0.7, 0.05]).mean()
+    assert found['calibration/nll'] == pytest.approx(expected, rel=1e-5)
+    unlabelled = DataSample().set_pred_score(torch.tensor([0.5])).to_dict()
+    with pytest.raises(ValueError, match='needs one label for each image'):
+        CalibrationError().process(None, [unlabelled])

@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from mmkdx.metrics import ClassMatrices
+from mmkdx.metrics import ClassMatrices, ClassSimilarity
+from mmkdx.metrics.class_similarity import Similarities
 from mmkdx.visualization import class_similarity as module
 from mmkdx.visualization.class_similarity import (
     MOST_CLASSES,
     NOTHING,
     similarity_panel,
-    similarity_section,
 )
 from mmkdx.visualization.rendering import color_table
-from mmkdx.visualization.sections import class_word
+from mmkdx.visualization.sections import class_word, draw
 
 TABLE = color_table('diverging')
 
@@ -159,17 +159,23 @@ def test_a_single_confusion_among_many_classes_can_be_seen(drawn):
 
 
 def test_the_section_of_a_report():
-    section = similarity_section(dict(student=matrices(3), teacher=matrices(3)), ['a', 'b', 'c'])
+    both = Similarities(dict(student=matrices(3), teacher=matrices(3)), '')
+    section = draw(both, ['a', 'b', 'c'])
+    assert section.keys == ['class_similarity_{mode}']
     assert section.heading == 'Class similarity' and 'rank correlation' in section.note
     ((caption, picture),) = section.pictures
     assert caption.endswith('teacher, student') and picture.dtype == np.uint8
-    assert similarity_section(dict(student=matrices(3)), name='raw').heading.endswith('(raw)')
+    raw = draw(Similarities(dict(student=matrices(3)), 'raw'))
+    assert raw.heading.endswith('(raw)') and raw.keys == ['raw_class_similarity_{mode}']
+    assert draw(raw) is raw
+    with pytest.raises(TypeError, match='no picture of a int; register one by draw'):
+        draw(3)
 
 
 def test_no_section_of_nothing_or_of_too_many_classes():
-    assert similarity_section({}) is None
+    assert ClassSimilarity().report_sections() == []
     wide = np.zeros((MOST_CLASSES + 1, MOST_CLASSES + 1))
-    assert similarity_section(dict(student=ClassMatrices(wide, wide, 1, 0))) is None
+    assert draw(Similarities(dict(student=ClassMatrices(wide, wide, 1, 0)), '')) is None
 
 
 @pytest.mark.parametrize(
