@@ -86,6 +86,8 @@ def read_config(name: str, key: str) -> Config:
     Raises:
         ValueError: If there is none.
     """
+    if name.startswith('mmkdx::'):  # found in a checkout that is not installed, too
+        name = str(shipped_configs() / name.removeprefix('mmkdx::'))
     if '::' in name:
         from mmengine.hub import get_config
 
@@ -100,6 +102,13 @@ def read_config(name: str, key: str) -> Config:
             raise ValueError(f'{key}: no config file {name!r} (looked in {Path.cwd()})')
         return Config.fromfile(name)
     return zoo_entry(name, key).config
+
+
+def shipped_configs() -> Path:
+    """The folder of the configs that mmkdx ships: the installed package's, or the checkout's."""
+    package = Path(__file__).parents[1]
+    installed = package / '.mim' / 'configs'
+    return installed if installed.is_dir() else package.parent / 'configs'
 
 
 def zoo_entry(name: str, key: str) -> Any:
