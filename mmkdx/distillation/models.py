@@ -87,7 +87,7 @@ def read_config(name: str, key: str) -> Config:
         ValueError: If there is none.
     """
     if name.startswith('mmkdx::'):  # found in a checkout that is not installed, too
-        name = str(shipped_configs() / name.removeprefix('mmkdx::'))
+        name = str(shipped_folder('configs') / name.removeprefix('mmkdx::'))
     if '::' in name:
         from mmengine.hub import get_config
 
@@ -104,11 +104,11 @@ def read_config(name: str, key: str) -> Config:
     return zoo_entry(name, key).config
 
 
-def shipped_configs() -> Path:
-    """The folder of the configs that mmkdx ships: the installed package's, or the checkout's."""
+def shipped_folder(name: str) -> Path:
+    """Where mmkdx's 'configs' or 'tools' are: in the installed package, or else in the checkout."""
     package = Path(__file__).parents[1]
-    installed = package / '.mim' / 'configs'
-    return installed if installed.is_dir() else package.parent / 'configs'
+    installed = package / '.mim' / name
+    return installed if installed.is_dir() else package.parent / name
 
 
 def zoo_entry(name: str, key: str) -> Any:

@@ -28,6 +28,7 @@ from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 
 from mmkdx.apis.dry_run import build_from_config
+from mmkdx.apis.runs import find_term
 from mmkdx.distillation import Distiller
 from mmkdx.functional import full_precision
 from mmkdx.models.classifier import find_classifier
@@ -48,23 +49,6 @@ def parse_args() -> argparse.Namespace:
         help='changes of the config as key=value',
     )
     return parser.parse_args()
-
-
-def find_term(cfg: Config) -> str:
-    """The name of the term with a ``teacher_target``, or else of the one of ``KLDivLoss``.
-
-    Raises:
-        ValueError: If there is not exactly one.
-    """
-    terms = cfg.model.get('terms') or {}
-    names = [name for name, term in terms.items() if 'teacher_target' in term]
-    names = names or [name for name, term in terms.items() if term['type'] == 'KLDivLoss']
-    if len(names) != 1:
-        raise ValueError(
-            f'{cfg.filename}: model.terms must have one term with a teacher_target, or one of '
-            f'KLDivLoss, and there are {len(names)}'
-        )
-    return names[0]
 
 
 def teacher_outputs(
