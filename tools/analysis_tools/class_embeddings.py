@@ -29,13 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of a training; its training images are embedded')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', help='the file to write (.npy), of shape (classes, width)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='changes of the config as key=value',
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     return parser.parse_args()
 
 

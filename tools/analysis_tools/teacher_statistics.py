@@ -41,13 +41,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config of a distillation')
     parser.add_argument('--out', type=Path, required=True, help='the file to write (.pth)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='changes of the config as key=value',
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     return parser.parse_args()
 
 
