@@ -135,7 +135,7 @@ def check_pair(cfg, teacher, student):
         if teacher in RELEASED
         else f'work_dirs/{teacher}_cifar100/epoch_240.pth'
     )
-    source = f'configs/cifar/{teacher}_cifar100.py'
+    source = f'mmkdx::cifar/{teacher}_cifar100.py'
     assert cfg.model.teacher == dict(model=source, checkpoint=weights)
     # Which also says in which normalisation the teacher was trained
     taught = read(f'cifar/{teacher}_cifar100.py')

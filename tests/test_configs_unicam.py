@@ -81,7 +81,7 @@ def spec(name, runs='work_dirs'):
     """What is written for a trained model: where it is, after its last epoch."""
     folder = 'digits' if 'digits' in name else 'unicam'
     epochs = read(f'{folder}/{name}.py').train_cfg.max_epochs
-    return dict(model=f'configs/{folder}/{name}.py', checkpoint=f'{runs}/{name}/epoch_{epochs}.pth')
+    return dict(model=f'mmkdx::{folder}/{name}.py', checkpoint=f'{runs}/{name}/epoch_{epochs}.pth')
 
 
 def check_run(cfg, data, students):

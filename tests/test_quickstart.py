@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import tool
+
+from mmkdx.apis.runs import metric_values, training_parts
 
 ROOT = Path(__file__).parents[1]
 STUDENT = 'resnet18-tiny_digits100'
@@ -14,21 +15,19 @@ STUDENT = 'resnet18-tiny_digits100'
 
 @pytest.mark.slow
 def test_distillation_adds_to_a_student_and_repeats_itself(tmp_path):
-    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     env = dict(os.environ, PYTHONPATH=str(ROOT))
 
     def top1(config, work_dir=None):
         work_dir = work_dir or f'work_dirs/{config}'
         subprocess.run(
-            [sys.executable, ROOT / 'tools/train.py', f'configs/digits/{config}.py']
+            [sys.executable, ROOT / 'tools/train.py', ROOT / f'configs/digits/{config}.py']
             + ['--work-dir', work_dir],
             cwd=tmp_path,
             env=env,
             check=True,
             capture_output=True,
         )
-        compare = tool('analysis_tools/compare_runs')
-        return compare.values(compare.training_parts(tmp_path / work_dir), 'accuracy/top1')
+        return metric_values(training_parts(tmp_path / work_dir), 'accuracy/top1')
 
     teacher = top1('resnet18_digits')
     alone = top1(STUDENT)

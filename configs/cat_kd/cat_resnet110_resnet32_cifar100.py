@@ -1,12 +1,13 @@
-_base_ = ['../cifar/resnet32_cifar100.py', '../_base_/explain/cam_cifar100.py']
+_base_ = [
+    '../cifar/resnet32_cifar100.py',
+    '../_base_/teachers/resnet110_cifar100.py',
+    '../_base_/explain/cam_cifar100.py',
+]
 model = dict(
     _delete_=True,
     type='Distiller',
     student={{_base_.model}},
-    teacher=dict(
-        model='configs/cifar/resnet110_cifar100.py',
-        checkpoint='checkpoints/mdistiller/resnet110.pth',
-    ),
+    teacher={{_base_.teacher}},
     input_size=32,
     terms=dict(cat=dict(type='CATLoss', at='cam', resolution=2, normalize=False, weight=1.8)),
 )

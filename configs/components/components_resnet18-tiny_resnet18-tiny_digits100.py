@@ -7,7 +7,7 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(
-        model='configs/components/teacher_resnet18-tiny_digits.py',
+        model='mmkdx::components/teacher_resnet18-tiny_digits.py',
         checkpoint='work_dirs/teacher_resnet18-tiny_digits/epoch_12.pth',
     ),
     input_size=32,

@@ -7,7 +7,7 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(
-        model='configs/components/teacher_resnet8_parts3600.py',
+        model='mmkdx::components/teacher_resnet8_parts3600.py',
         checkpoint='work_dirs/teacher_resnet8_parts3600/epoch_8.pth',
     ),
     input_size=20,

@@ -5,7 +5,7 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(
-        model='configs/e2kd/resnet50_waterbirds.py',
+        model='mmkdx::e2kd/resnet50_waterbirds.py',
         checkpoint='work_dirs/resnet50_waterbirds/epoch_50.pth',
     ),
     student_weight=0,

@@ -4,7 +4,7 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(
-        model='configs/cifar/resnet101_cifar100.py',
+        model='mmkdx::cifar/resnet101_cifar100.py',
         checkpoint='work_dirs/resnet101_cifar100/epoch_240.pth',
     ),
     input_size=32,

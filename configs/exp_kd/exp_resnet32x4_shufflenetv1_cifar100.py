@@ -1,12 +1,13 @@
-_base_ = ['../cifar/shufflenetv1_cifar100.py', '../_base_/explain/cam_cifar100.py']
+_base_ = [
+    '../cifar/shufflenetv1_cifar100.py',
+    '../_base_/teachers/resnet32x4_cifar100.py',
+    '../_base_/explain/cam_cifar100.py',
+]
 model = dict(
     _delete_=True,
     type='Distiller',
     student={{_base_.model}},
-    teacher=dict(
-        model='configs/cifar/resnet32x4_cifar100.py',
-        checkpoint='checkpoints/mdistiller/resnet32x4.pth',
-    ),
+    teacher={{_base_.teacher}},
     input_size=32,
     terms=dict(expkd=dict(type='ExpKDLoss', at='cam', tau=1, weight=100.0 * 64 * 1000)),
 )

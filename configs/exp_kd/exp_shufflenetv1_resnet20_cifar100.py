@@ -4,7 +4,7 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(
-        model='configs/cifar/shufflenetv1_cifar100.py',
+        model='mmkdx::cifar/shufflenetv1_cifar100.py',
         checkpoint='work_dirs/shufflenetv1_cifar100/epoch_240.pth',
     ),
     input_size=32,

@@ -4,10 +4,7 @@ model = dict(
     _delete_=True,
     type='Distiller',
     student={{_base_.model}},
-    teacher=dict(
-        model='configs/parts/resnet18-tiny_parts.py',
-        checkpoint='work_dirs/resnet18-tiny_parts/epoch_8.pth',
-    ),
+    teacher={{_base_.teacher}},
     input_size=64,
     terms=dict(kd=dict(type='KLDivLoss', at='logits', tau=4, weight=1.0)),
 )

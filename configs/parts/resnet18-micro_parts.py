@@ -1,5 +1,5 @@
 # The student alone: half as wide as its teacher, explained beside it.
-_base_ = ['resnet18-tiny_parts.py']
+_base_ = ['resnet18-tiny_parts.py', '../_base_/teachers/resnet18-tiny_parts.py']
 model = dict(backbone=dict(stem_channels=4, base_channels=4), head=dict(in_channels=32))
 custom_hooks = [
     dict(type='EpochSeedHook'),
@@ -8,10 +8,7 @@ custom_hooks = [
         explainer=dict(type='CAM'),
         target='label',
         num_samples=300,
-        teacher=dict(
-            model='configs/parts/resnet18-tiny_parts.py',
-            checkpoint='work_dirs/resnet18-tiny_parts/epoch_8.pth',
-        ),
+        teacher={{_base_.teacher}},
         metrics=[
             dict(type='MapAgreement'),
             dict(type='PointingGame', labels='object_labels', name='object'),

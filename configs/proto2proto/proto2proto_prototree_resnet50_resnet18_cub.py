@@ -10,7 +10,7 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(
-        model='configs/proto2proto/prototree_resnet50_cub.py',
+        model='mmkdx::proto2proto/prototree_resnet50_cub.py',
         checkpoint='work_dirs/prototree_resnet50_cub/epoch_100.pth',
     ),
     terms={{_base_.proto2proto_terms}},

@@ -1,16 +1,10 @@
 # Proto2Proto (Keswani et al., CVPR 2022): a student whose prototypes are its teacher's.
-_base_ = [
-    'protopnet_resnet18-mini_parts.py',
-    '../_base_/terms/proto2proto.py',
-]
+_base_ = ['protopnet_resnet18-mini_parts.py', '../_base_/terms/proto2proto.py']
 model = dict(
     _delete_=True,
     type='Distiller',
     student={{_base_.model}},
-    teacher=dict(
-        model='configs/proto2proto/protopnet_resnet18-tiny_parts.py',
-        checkpoint='work_dirs/protopnet_resnet18-tiny_parts/epoch_16.pth',
-    ),
+    teacher={{_base_.teacher}},
     input_size=64,
     terms={{_base_.proto2proto_terms}},
 )

@@ -8,7 +8,7 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(
-        model='configs/proto2proto/protopnet_resnet50_cars.py',
+        model='mmkdx::proto2proto/protopnet_resnet50_cars.py',
         checkpoint='work_dirs/protopnet_resnet50_cars/epoch_32.pth',
     ),
     terms={{_base_.proto2proto_terms}},

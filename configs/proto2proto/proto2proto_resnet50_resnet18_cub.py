@@ -8,7 +8,7 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(
-        model='configs/proto2proto/protopnet_resnet50_cub.py',
+        model='mmkdx::proto2proto/protopnet_resnet50_cub.py',
         checkpoint='work_dirs/protopnet_resnet50_cub/epoch_31.pth',
     ),
     terms={{_base_.proto2proto_terms}},

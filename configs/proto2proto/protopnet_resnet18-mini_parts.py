@@ -1,5 +1,5 @@
 # The student alone: three quarters as wide as its teacher, and explained beside it.
-_base_ = ['protopnet_resnet18-tiny_parts.py']
+_base_ = ['protopnet_resnet18-tiny_parts.py', '../_base_/teachers/protopnet_resnet18-tiny_parts.py']
 model = dict(
     backbone=dict(
         stem_channels=6,
@@ -17,9 +17,6 @@ custom_hooks = [
     *_base_.prototype_hooks,
     dict(
         _base_.prototype_scores,
-        teacher=dict(
-            model='configs/proto2proto/protopnet_resnet18-tiny_parts.py',
-            checkpoint='work_dirs/protopnet_resnet18-tiny_parts/epoch_16.pth',
-        ),
+        teacher={{_base_.teacher}},
     ),
 ]

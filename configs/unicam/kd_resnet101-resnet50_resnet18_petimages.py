@@ -2,7 +2,7 @@
 _base_ = ['resnet18_petimages.py', '../_base_/explain/what_was_distilled.py']
 work_dir = f'{_base_.runs}/kd_resnet101-resnet50_resnet18_petimages'
 teacher = dict(
-    model='configs/unicam/kd_resnet101_resnet50_petimages.py',
+    model='mmkdx::unicam/kd_resnet101_resnet50_petimages.py',
     checkpoint=f'{_base_.runs}/kd_resnet101_resnet50_petimages/epoch_25.pth',
 )
 model = dict(
@@ -14,7 +14,7 @@ model = dict(
     terms=dict(kd=dict(type='KLDivLoss', at='logits', tau=20, weight=0.3)),
 )
 base = dict(
-    model='configs/unicam/resnet18_petimages.py',
+    model='mmkdx::unicam/resnet18_petimages.py',
     checkpoint=f'{_base_.runs}/resnet18_petimages/epoch_20.pth',
 )
 custom_hooks = [dict(_base_.what_was_distilled, base=base)]

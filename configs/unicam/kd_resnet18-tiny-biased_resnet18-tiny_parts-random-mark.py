@@ -6,7 +6,7 @@ model = dict(
     type='Distiller',
     student={{_base_.model}},
     teacher=dict(
-        model='configs/parts/resnet18-tiny_parts-biased.py',
+        model='mmkdx::parts/resnet18-tiny_parts-biased.py',
         checkpoint='work_dirs/resnet18-tiny_parts-biased/epoch_8.pth',
     ),
     student_weight=0,
@@ -14,7 +14,7 @@ model = dict(
     terms=dict(kd=dict(type='KLDivLoss', at='logits', tau=4, weight=1.0)),
 )
 base = dict(
-    model='configs/unicam/resnet18-tiny_parts-random-mark.py',
+    model='mmkdx::unicam/resnet18-tiny_parts-random-mark.py',
     checkpoint='work_dirs/resnet18-tiny_parts-random-mark/epoch_8.pth',
 )
 custom_hooks = [dict(type='EpochSeedHook'), dict(_base_.what_was_distilled, base=base)]

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/explain/what_was_distilled.py',
 ]
 base = dict(
-    model='configs/digits/resnet18-tiny_digits100.py',
+    model='mmkdx::digits/resnet18-tiny_digits100.py',
     checkpoint='work_dirs/resnet18-tiny_digits100/epoch_20.pth',
 )
 custom_hooks = [

@@ -2,7 +2,7 @@
 # temperature of its code, where the term is the mean squared error of probabilities times T².
 _base_ = ['resnet50_cifar10.py', '../_base_/explain/what_was_distilled.py']
 teacher = dict(
-    model='configs/unicam/resnet50_cifar10.py',
+    model='mmkdx::unicam/resnet50_cifar10.py',
     checkpoint='work_dirs/resnet50_cifar10/epoch_20.pth',
 )
 model = dict(

@@ -3,7 +3,7 @@
 _base_ = ['resnet50_petimages.py', '../_base_/explain/what_was_distilled.py']
 work_dir = f'{_base_.runs}/kd_resnet50_resnet50_petimages'
 teacher = dict(
-    model='configs/unicam/resnet50_petimages.py',
+    model='mmkdx::unicam/resnet50_petimages.py',
     checkpoint=f'{_base_.runs}/resnet50_petimages/epoch_20.pth',
 )
 model = dict(

@@ -11,6 +11,7 @@ from types import ModuleType
 import mmpretrain
 from mmengine.config import Config
 
+from mmkdx.apis.runs import find_run
 from mmkdx.compat import last_whole_checkpoint, prepare_cpu_launch
 
 
@@ -36,6 +37,8 @@ def run_tool(name: str) -> None:
         if getattr(args, 'resume', None) == 'auto':
             cfg.load_from = last_whole_checkpoint(cfg.work_dir)
         prepare_cpu_launch(cfg, args.launcher)
+        if name == 'test':
+            cfg.resume = False  # the config of a resumed run keeps it
         _change_hooks(cfg, own)
         return cfg
 
@@ -84,9 +87,10 @@ def _own_options() -> argparse.Namespace:
     )
     group.add_argument(
         '--base',
-        nargs=2,
-        metavar=('CONFIG', 'CHECKPOINT'),
-        help='the student trained alone, to see what was distilled (see ExplainHook.base)',
+        nargs='+',
+        metavar='PATH',
+        help='the student trained alone, to see what was distilled (see ExplainHook.base): its work '
+        'directory, or CONFIG CHECKPOINT; without an ExplainHook in the config, one is added',
     )
     if {'-h', '--help'} & set(sys.argv):
         print(parser.format_help())
@@ -94,6 +98,8 @@ def _own_options() -> argparse.Namespace:
     bad = next((text for text in own.compare if '=' not in text), None)
     if bad is not None:
         parser.error(f'--compare {bad}: write NAME=WORK_DIR')
+    if own.base and len(own.base) > 2:
+        parser.error('--base: write WORK_DIR, or CONFIG CHECKPOINT')
     return own
 
 
@@ -103,9 +109,13 @@ def _change_hooks(cfg: Config, own: argparse.Namespace) -> None:
     if own.report:
         changes['report'] = dict(text.split('=', 1) for text in own.compare) or True
     if own.base:
-        changes['base'] = dict(zip(('model', 'checkpoint'), own.base))
+        base = find_run(own.base[0]) if len(own.base) == 1 else own.base
+        changes['base'] = dict(zip(('model', 'checkpoint'), base))
     hooks = [hook for hook in cfg.get('custom_hooks', ()) if hook.get('type') == 'ExplainHook']
-    if changes and not hooks:
+    if own.base and not hooks:
+        hook = dict(type='ExplainHook', target='label', show_samples=16, **changes)
+        cfg.custom_hooks = [*cfg.get('custom_hooks', ()), hook]
+    elif changes and not hooks:
         raise ValueError(
             f'--{next(iter(changes))} needs an ExplainHook, and custom_hooks of the config has none'
         )

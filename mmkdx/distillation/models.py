@@ -88,6 +88,8 @@ def read_config(name: str, key: str) -> Config:
     Raises:
         ValueError: If there is none.
     """
+    if name.startswith('mmkdx::'):  # found in a checkout that is not installed, too
+        name = str(shipped_folder('configs') / name.removeprefix('mmkdx::'))
     if '::' in name:
         from mmengine.hub import get_config
 
@@ -102,6 +104,13 @@ def read_config(name: str, key: str) -> Config:
             raise ValueError(f'{key}: no config file {name!r} (looked in {Path.cwd()})')
         return Config.fromfile(name)
     return zoo_entry(name, key).config
+
+
+def shipped_folder(name: str) -> Path:
+    """Where mmkdx's 'configs' or 'tools' are: in the installed package, or else in the checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / '.mim' / name
+    return installed if installed.is_dir() else package.parent / name
 
 
 def zoo_entry(name: str, key: str) -> Any:

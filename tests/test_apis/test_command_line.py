@@ -62,7 +62,22 @@ def test_the_hook_is_told(monkeypatch):
     assert cfg.custom_hooks[1].base == dict(model='alone.py', checkpoint='alone.pth')
 
 
-@pytest.mark.parametrize('option', [['--report'], ['--base', 'alone.py', 'alone.pth']])
-def test_a_config_without_the_hook_is_refused(option, monkeypatch):
-    with pytest.raises(ValueError, match=f'{option[0]} needs an ExplainHook, and custom_hooks'):
-        _change_hooks(Config(dict(custom_hooks=[])), options(monkeypatch, *option))
+def test_a_report_needs_the_hook(monkeypatch):
+    with pytest.raises(ValueError, match='--report needs an ExplainHook, and custom_hooks'):
+        _change_hooks(Config(dict(custom_hooks=[])), options(monkeypatch, '--report'))
+
+
+def test_a_base_brings_the_hook(monkeypatch):
+    cfg = Config(dict(custom_hooks=[dict(type='EMAHook')]))
+    _change_hooks(cfg, options(monkeypatch, '--report', '--base', 'alone.py', 'alone.pth'))
+    base = dict(model='alone.py', checkpoint='alone.pth')
+    assert cfg.custom_hooks == [
+        dict(type='EMAHook'),
+        dict(type='ExplainHook', target='label', show_samples=16, report=True, base=base),
+    ]
+
+
+def test_a_base_is_a_folder_or_two_files(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        options(monkeypatch, '--base', 'a', 'b', 'c')
+    assert '--base: write WORK_DIR, or CONFIG CHECKPOINT' in capsys.readouterr().err

@@ -12,19 +12,18 @@ from mmengine.config import Config
 from scipy.special import softmax
 from tiny import build, classifier, tool
 
+from mmkdx.apis import runs
 from mmkdx.apis.dry_run import build_from_config, one_step, synthetic_batch
 from mmkdx.functional.teacher_target import KINDS, NEEDS
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ROOT / 'tools/analysis_tools'
 CONFIGS = sorted((ROOT / 'configs/components').glob('components_*.py'))
 DIGITS = ROOT / 'configs/components/components_resnet18-tiny_resnet18-tiny_digits100.py'
 PREPROCESSOR = dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3)
 
 
 @pytest.fixture
-def experiment(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))  # as when it is run as a script
+def experiment():
     return tool('analysis_tools/component_experiment')
 
 
@@ -210,8 +209,7 @@ def start(experiment, tmp_path, monkeypatch, capsys):
             similarity = start.similarity
             torch.save(dict(weight_similarity=similarity), arguments[arguments.index('--out') + 1])
 
-    monkeypatch.setattr(experiment, 'call', call)
-    monkeypatch.setattr(sys.modules['repeat_runs'], 'call', call)
+    monkeypatch.setattr(runs, 'call_tool', call)
 
     def start(*arguments):
         argv = ['component_experiment.py', str(tmp_path / 'kd.py'), '--work-dir', str(start.folder)]
@@ -358,8 +356,7 @@ def test_two_variants_for_real(experiment, tmp_path, monkeypatch, capsys):
             patch.setattr(sys, 'argv', [name, *map(str, arguments)])
             runpy.run_path(str(ROOT / 'tools' / name), run_name='__main__')
 
-    monkeypatch.setattr(experiment, 'call', call)
-    monkeypatch.setattr(sys.modules['repeat_runs'], 'call', call)
+    monkeypatch.setattr(runs, 'call_tool', call)
     arguments = [
         *(DIGITS, '--kinds', 'meanmass', 'classmean', '--seeds', 5),
         *('--work-dir', tmp_path / 'out', '--json', tmp_path / 'all.json'),

@@ -5,6 +5,8 @@ import json
 import pytest
 from tiny import tool
 
+from mmkdx.apis import runs
+
 repeat = tool('analysis_tools/repeat_runs')
 
 
@@ -29,11 +31,11 @@ def start(tmp_path, monkeypatch, capsys):
                 del score['explain/pearson']
             (folder / 'test.part.json').write_text(json.dumps(score))
 
-    monkeypatch.setattr(repeat, 'call', call)
+    monkeypatch.setattr(runs, 'call_tool', call)
 
     def start(*arguments):
-        argv = ['repeat_runs.py', *map(str, configs), '--work-dir', str(tmp_path / 'out')]
-        monkeypatch.setattr('sys.argv', [*argv, *arguments])
+        options = ['--work-dir', str(tmp_path / 'out'), *map(str, configs)]
+        monkeypatch.setattr('sys.argv', ['repeat_runs.py', *options, *arguments])
         repeat.main()
         return capsys.readouterr().out.splitlines()
 
@@ -74,14 +76,12 @@ def test_mistakes(start, capsys):
     with pytest.raises(SystemExit):
         start('--names', 'A')
     assert 'there are 1 names for 2 configs' in capsys.readouterr().err
+    (start.folder / 'more').mkdir()
+    (start.folder / 'more/kd.py').touch()
+    with pytest.raises(SystemExit):
+        start(str(start.folder / 'more/kd.py'))
+    assert 'two configs have the same file name' in capsys.readouterr().err
     (start.folder / 'kd.py').unlink()
     with pytest.raises(SystemExit):
         start()
     assert 'there is no config' in capsys.readouterr().err
-
-
-def test_a_tool_that_fails_names_its_log(tmp_path):
-    log = tmp_path / 'log.txt'
-    with pytest.raises(RuntimeError, match=f'train.py .*none.py failed; see {log}'):
-        repeat.call('train.py', tmp_path / 'none.py', log=log)
-    assert 'none.py' in log.read_text()

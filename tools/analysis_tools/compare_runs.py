@@ -2,7 +2,6 @@
 """Prints a table of finished runs: parameters, metric and training time, from their work folders."""
 
 import argparse
-import json
 import re
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 from terminaltables import AsciiTable
 
+from mmkdx.apis.runs import metric_values, training_parts
 from mmkdx.distillation.models import build_model
 
 STAMP = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - mmengine', re.MULTILINE)
@@ -24,44 +24,6 @@ def parse_args() -> argparse.Namespace:
         '--names', nargs='+', help="what to call the runs; defaults to the folders' names"
     )
     return parser.parse_args()
-
-
-def training_parts(work_dir: Path) -> list[tuple[Path, list[dict]]]:
-    """The last run in a work folder: the folder and the records of each part that trained.
-
-    A run that was interrupted and resumed has several parts, the first of which begins at epoch 1.
-
-    Raises:
-        FileNotFoundError: If nothing was trained there.
-    """
-    parts: list[tuple[Path, list[dict]]] = []
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        steps = [record for record in records if 'loss' in record]
-        if steps:
-            if steps[0].get('epoch') == 1:
-                parts = []
-            parts.append((path.parent.parent, records))
-    if not parts:
-        raise FileNotFoundError(f'{work_dir} holds no run: no */vis_data/scalars.json has a loss')
-    return parts
-
-
-def values(parts: list[tuple[Path, list[dict]]], metric: str) -> list[float]:
-    """A metric at each evaluation of a run, in order.
-
-    Raises:
-        ValueError: If the run never evaluated it.
-    """
-    found = {
-        record['step']: record[metric]
-        for _, records in parts
-        for record in records
-        if metric in record
-    }
-    if not found:
-        raise ValueError(f'{parts[-1][0]} has no metric {metric!r}')
-    return [found[step] for step in sorted(found)]
 
 
 def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
@@ -92,7 +54,7 @@ def main() -> None:
     rows = [['run', 'parameters', args.metric, 'best', 'seconds']]
     for name, work_dir in zip(names, args.work_dirs):
         parts = training_parts(work_dir)
-        history = values(parts, args.metric)
+        history = metric_values(parts, args.metric)
         rows.append(
             [
                 name,

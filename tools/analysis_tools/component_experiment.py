@@ -10,13 +10,11 @@ import argparse
 import json
 import os
 import statistics
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mmengine.config import Config
-from repeat_runs import call, cell, run
-from teacher_statistics import find_term
 
+from mmkdx.apis import runs
 from mmkdx.compat import load_checkpoint_file
 from mmkdx.functional.teacher_target import KINDS, NEEDS
 
@@ -102,7 +100,7 @@ def make_statistics(config: Path, file: Path, options: list[str]) -> None:
     part = file.with_suffix('.part')
     arguments = ['--out', part, *(['--cfg-options', *options] if options else [])]
     tool = 'analysis_tools/teacher_statistics.py'
-    call(tool, config, *arguments, log=file.with_suffix('.txt'))
+    runs.call_tool(tool, config, *arguments, log=file.with_suffix('.txt'))
     os.replace(part, file)
 
 
@@ -126,26 +124,17 @@ def table(results: dict[str, list[dict]], metrics: list[str]) -> str:
         results (dict[str, list[dict]]): For each variant the metrics of each seed.
         metrics (list[str]): The columns.
     """
-
-    def text(metric: str, values: list[float]) -> str:
-        return cell(values, 2 if metric.startswith('accuracy') else 3) if values else ''
-
-    def lines(head: list[str], rows: list[list[str]]) -> list[str]:
-        return ['| ' + ' | '.join(row) + ' |' for row in (head, ['---'] * len(head), *rows)]
-
-    variants = []
-    for kind, runs in results.items():
-        columns = [[each[m] for each in runs if each.get(m) is not None] for m in metrics]
-        variants.append([kind, *map(text, metrics, columns)])
+    variants = [[kind, *runs.metric_cells(found, metrics)] for kind, found in results.items()]
+    found = runs.markdown(['variant', *metrics], variants)
     readouts = []
     for name, (first, second) in READOUTS.items():
         columns = [differences(results, name, metric) for metric in metrics]
         if any(columns):
-            readouts.append([name, f'{first} - {second}', *map(text, metrics, columns)])
-    found = lines(['variant', *metrics], variants)
+            cells = map(runs.mean_and_deviation, metrics, columns)
+            readouts.append([name, f'{first} - {second}', *cells])
     if readouts:
-        found += ['', *lines(['read-out', 'difference', *metrics], readouts)]
-    return '\n'.join(found)
+        found += '\n\n' + runs.markdown(['read-out', 'difference', *metrics], readouts)
+    return found
 
 
 def to_json(args: argparse.Namespace, results: dict[str, list[dict]]) -> dict:
@@ -171,7 +160,7 @@ def main() -> None:
     """Runs everything and prints the tables."""
     args = parse_args()
     cfg = Config.fromfile(args.config)
-    term = find_term(cfg)
+    term = runs.find_term(cfg)
     loss = cfg.model.terms[term].type
     if loss != 'KLDivLoss':
         raise ValueError(f'{args.config}: model.terms.{term}.type is {loss}; it must be KLDivLoss')
@@ -181,13 +170,10 @@ def main() -> None:
         make_statistics(args.config, file, args.cfg_options)
         if 'weightsim' in args.kinds and load_checkpoint_file(file)['weight_similarity'] is None:
             raise SystemExit('the teacher has no linear classifier; leave weightsim out (--kinds)')
-    with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = {kind: [] for kind in args.kinds}
-        for seed in args.seeds:
-            for kind in args.kinds:
-                options = [*args.cfg_options, *changes(kind, term, file)]
-                jobs[kind].append(pool.submit(run, args.config, seed, folder, options, kind))
-        results = {kind: [each.result() for each in runs] for kind, runs in jobs.items()}
+    variants = {
+        kind: (args.config, [*args.cfg_options, *changes(kind, term, file)]) for kind in args.kinds
+    }
+    results = runs.run_seeds(variants, args.seeds, folder, args.jobs)
     print(table(results, args.metrics))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

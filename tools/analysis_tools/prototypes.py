@@ -44,13 +44,7 @@ def parse_args() -> argparse.Namespace:
         '--cmap', default='viridis', help="colours of similarities; 'jet' looks as in papers"
     )
     parser.add_argument('--device', default='cpu', help='device, like cuda:0')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='changes of the config as key=value',
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     args = parser.parse_args()
     if (args.teacher_config is None) != (args.teacher_checkpoint is None):
         parser.error('--teacher-config and --teacher-checkpoint belong together')

@@ -28,6 +28,7 @@ from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 
 from mmkdx.apis.dry_run import build_from_config
+from mmkdx.apis.runs import find_term
 from mmkdx.distillation import Distiller
 from mmkdx.functional import full_precision
 from mmkdx.models.flow import find_flow
@@ -40,31 +41,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('config', help='config of a distillation')
     parser.add_argument('--out', type=Path, required=True, help='the file to write (.pth)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='changes of the config as key=value',
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     return parser.parse_args()
-
-
-def find_term(cfg: Config) -> str:
-    """The name of the term with a ``teacher_target``, or else of the one of ``KLDivLoss``.
-
-    Raises:
-        ValueError: If there is not exactly one.
-    """
-    terms = cfg.model.get('terms') or {}
-    names = [name for name, term in terms.items() if 'teacher_target' in term]
-    names = names or [name for name, term in terms.items() if term['type'] == 'KLDivLoss']
-    if len(names) != 1:
-        raise ValueError(
-            f'{cfg.filename}: model.terms must have one term with a teacher_target, or one of '
-            f'KLDivLoss, and there are {len(names)}'
-        )
-    return names[0]
 
 
 def teacher_outputs(

@@ -2,20 +2,16 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from tiny import tool
 
 from mmkdx.functional.prototype_transfer import cell_agreement, prototype_matching_score
 
-TOOLS = Path(__file__).parents[1] / 'tools' / 'analysis_tools'
 
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOLS))  # as when it is run as a script
-    return tool('analysis_tools/benchmark_prototype_transfer')
+@pytest.fixture(scope='module')
+def benchmark(path_of_a_script):
+    return tool('benchmarks/prototype_transfer')
 
 
 def test_cells_have_a_structure(benchmark):
@@ -35,7 +31,7 @@ def test_sets_are_another_way_to_the_same_score(benchmark):
 def test_the_whole_benchmark(benchmark, monkeypatch, capsys):
     sizes = ('--images', '60', '--prototypes', '12', '--small-images', '30')
     options = ('--small-prototypes', '8', '--rounds', '2', '--device', 'cpu')
-    monkeypatch.setattr(sys, 'argv', ['benchmark_prototype_transfer.py', *sizes, *options])
+    monkeypatch.setattr(sys, 'argv', ['prototype_transfer.py', *sizes, *options])
     benchmark.main()
     output = capsys.readouterr().out
     assert '60 images, 12 x 12 prototypes' in output and '30 images, 8 x 8 prototypes' in output

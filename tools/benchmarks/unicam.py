@@ -1,13 +1,12 @@
 #!/usr/bin/env python
-"""Times the distance correlation of two models' features, with its gradient, by n samples of width d.
+"""Times the distance correlation of two models' features and its gradient, for n samples of width d.
 
-Beside it: UniCAM's closed form, which takes the gradient of features averaged over 49 positions and
-never one of full width; the naive form, autograd through the (n, n, d) tensor of differences; and dcor,
-in fp64 on the CPU and without a gradient. Features are random fp32 with something in common.
+The other ways are UniCAM's closed form, which takes the gradient of features averaged over 49 positions
+and never one of full width; the naive form, autograd through the (n, n, d) tensor of differences; and
+dcor, in fp64 on the CPU and without a gradient. Features are random fp32 and correlated.
 
-Each case runs in a process of its own, after a small one. Memory is the growth of the peak over that
-with the features in place: of the CUDA allocator, or of the process on a CPU. Cost should grow as n² d,
-and memory as n d + n²; the last two columns are the measurements divided by these.
+Each case runs in a process of its own. Cost should grow as n² d, and memory as n d + n²; the last two
+columns are the measurements divided by these.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import argparse
 import importlib.util
 import json
 import math
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
+from _timing import machine, parser
+from _timing import measure as measure_runs
 from terminaltables import AsciiTable
 from torch import Tensor
 
@@ -36,25 +35,19 @@ from mmkdx.functional.distances import distance_gradient, pairwise_distances
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    options = parser(__doc__)
     sizes = dict(type=int, nargs='+')
-    parser.add_argument('--n', default=[32, 128, 512, 2048], help='samples', **sizes)
-    parser.add_argument('--d', default=[25088, 100352, 802816], help='features', **sizes)
-    parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
-    parser.add_argument(
-        '--memory',
-        type=float,
-        default=8,
-        help='GB that a case may take by estimate, or is left out',
+    options.add_argument('--n', default=[32, 128, 512, 2048], help='samples', **sizes)
+    options.add_argument('--d', default=[25088, 100352, 802816], help='features', **sizes)
+    options.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
+    options.add_argument(
+        '--memory', type=float, default=8, help='leaves out cases that need more GB by estimate'
     )
-    parser.add_argument(
+    options.add_argument(
         '--seconds', type=float, default=60, help='after which naive or dcor is stopped'
     )
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--case', nargs=3, help=argparse.SUPPRESS)  # of a process of its own
-    return parser.parse_args()
+    options.add_argument('--case', nargs=3, help=argparse.SUPPRESS)  # of a process of its own
+    return options.parse_args()
 
 
 def features(n: int, d: int, device: str) -> tuple[Tensor, Tensor]:
@@ -118,26 +111,16 @@ METHODS: dict[str, tuple[Callable[[Tensor, Tensor], float], Callable[[int, int],
 
 def measure(method: str, n: int, d: int, device: str) -> dict[str, float]:
     """The median time, the growth of the peak memory in MB, and the score."""
-    from benchmark_explainers import peak_memory, synchronize
-
-    run, _ = METHODS[method]
-    run(*features(8, 98, device))  # warms up
     x, y = features(n, d, device)
-    times: list[float] = []
     scores: list[float] = []
 
-    def timed() -> None:
+    def run() -> None:
         x.grad = None
-        synchronize(device)
-        start = time.perf_counter()
-        scores.append(run(x, y))
-        synchronize(device)
-        times.append(time.perf_counter() - start)
+        scores.append(METHODS[method][0](x, y))
 
-    memory = peak_memory(timed, device)
-    while sum(times) < 1 and len(times) < 10:
-        timed()
-    return dict(seconds=statistics.median(times), memory=memory, score=scores[0])
+    METHODS[method][0](*features(8, 98, device))  # imports what it needs
+    found = measure_runs({method: run}, device, budget=1, warm_up=False)
+    return dict(seconds=found.median(method), memory=found.memory[method], score=scores[0])
 
 
 def case(method: str, n: int, d: int, args: argparse.Namespace) -> dict[str, float] | str:
@@ -185,8 +168,7 @@ def main() -> None:
         method, n, d = args.case
         print(json.dumps(measure(method, int(n), int(d), args.device)))
         return
-    name = torch.cuda.get_device_name() if args.device.startswith('cuda') else 'CPU'
-    print(f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}', flush=True)
+    print(machine(args.device), flush=True)
     methods = [each for each in args.methods if each != 'dcor' or importlib.util.find_spec('dcor')]
     for d in args.d:
         stopped: dict[str, str] = {}

@@ -39,8 +39,8 @@ def test_vectors_of_digits(tmp_path, monkeypatch, capsys):
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'digits.pth')
     out = tmp_path / 'vectors.npy'
     arguments = [tmp_path / 'digits.py', tmp_path / 'digits.pth', out]
-    monkeypatch.setattr(sys, 'argv', ['class_prototypes.py', *map(str, arguments)])
-    tool('analysis_tools/class_prototypes').main()
+    monkeypatch.setattr(sys, 'argv', ['class_embeddings.py', *map(str, arguments)])
+    tool('analysis_tools/class_embeddings').main()
     assert '10 classes, 6 numbers each, of 60 images' in capsys.readouterr().out
     from mmkdx.datasets import Digits
 
@@ -57,6 +57,6 @@ def test_vectors_of_digits(tmp_path, monkeypatch, capsys):
 
 
 def test_another_ending_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, 'argv', ['class_prototypes.py', 'c.py', 'k.pth', 'out.txt'])
+    monkeypatch.setattr(sys, 'argv', ['class_embeddings.py', 'c.py', 'k.pth', 'out.txt'])
     with pytest.raises(SystemExit, match='out.txt does not end in .npy'):
-        tool('analysis_tools/class_prototypes').main()
+        tool('analysis_tools/class_embeddings').main()

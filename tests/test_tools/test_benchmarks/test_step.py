@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmcv.transforms import LoadImageFromFile
-from mmpretrain.datasets import PackInputs
 from PIL import Image
 from tiny import tool
 
 from mmkdx.functional import ClassMaps
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 TEACHER = """
 model = dict(
@@ -32,7 +30,8 @@ model = dict(
     student_weight=0.1, teacher=dict(model=r'{teacher}', checkpoint='nowhere.pth'),
     terms=dict(term={term}),
 )
-train_dataloader = dict(batch_size=6, dataset=dict(pipeline={pipeline}))
+train_dataloader = dict(batch_size=6, dataset=dict(pipeline=[
+    dict(type='Resize', scale=16), dict(type='PackInputs')]))
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9))
 """
 
@@ -41,20 +40,14 @@ CAT = dict(type='CATLoss', at='cam', resolution=2, normalize=False, weight=15.0)
 
 
 @pytest.fixture(scope='module')
-def benchmark():
-    folder = str(ROOT / 'tools' / 'analysis_tools')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
-        yield tool('analysis_tools/benchmark_step')
+def benchmark(path_of_a_script):
+    return tool('benchmarks/step')
 
 
-def write(folder: Path, name: str, term: dict, load: bool = False) -> Path:
+def write(folder: Path, name: str, term: dict) -> Path:
     (folder / 'teacher.py').write_text(TEACHER)
-    pipeline = [dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]
-    if load:
-        pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=16), *pipeline]
     file = folder / f'{name}.py'
-    file.write_text(CONFIG.format(teacher=folder / 'teacher.py', term=term, pipeline=pipeline))
+    file.write_text(CONFIG.format(teacher=folder / 'teacher.py', term=term))
     return file
 
 
@@ -63,13 +56,13 @@ def run(benchmark, monkeypatch, *words: object) -> None:
     benchmark.main()
 
 
-def case(benchmark, monkeypatch, file: Path):
-    monkeypatch.setattr(sys, 'argv', ['benchmark', str(file), '--device', 'cpu'])
+def case(benchmark, monkeypatch, file: Path, *words: str):
+    monkeypatch.setattr(sys, 'argv', ['benchmark', str(file), '--device', 'cpu', *words])
     return benchmark.Case(file, benchmark.parse_args())
 
 
 def test_it_runs(benchmark, monkeypatch, capsys, tmp_path):
-    files = [write(tmp_path, 'kd_a_b', KD), write(tmp_path, 'cat_a_b', CAT, load=True)]
+    files = [write(tmp_path, 'kd_a_b', KD), write(tmp_path, 'cat_a_b', CAT)]
     out, picture = tmp_path / 'found.json', tmp_path / 'steps.png'
     run(benchmark, monkeypatch, *files, '--seconds', 0, '--json', out, '--plot', picture)
     found, text = json.loads(out.read_text()), capsys.readouterr().out
@@ -79,7 +72,7 @@ def test_it_runs(benchmark, monkeypatch, capsys, tmp_path):
     assert kd['rounds'] == 5 and kd['batch_size'] == 6
     times = kd['seconds']
     assert set(times) - set(benchmark.PEERS) == {*benchmark.FLOOR, 'framework', 'step', 'cached'}
-    assert all(value > 0 for value in [*times.values(), kd['data'], cat['data']])
+    assert all(value > 0 for value in times.values())
     assert {'minimal loop', 'mdistiller-style loop'} <= set(cat['step_over']) < set(benchmark.PEERS)
     assert found['vs_torchdistill'] == kd['step_over'].get('torchdistill')
     with Image.open(picture) as image:
@@ -89,37 +82,32 @@ def test_it_runs(benchmark, monkeypatch, capsys, tmp_path):
 def test_overheads_are_shares_of_the_floor(benchmark, monkeypatch):
     """With known times: 2 + 3 of floor, 0.5 of framework, 1 of loss, and one slow round."""
     known = {'student': 2.0, 'teacher': 3.0, 'framework': 5.5, 'step': 6.5, 'minimal loop': 13.0}
-    rounds = iter([1, 1, 1, 9, 1])
-    slow = {}
-
-    def seconds(way, device, block):
-        if way() == 'student' or not slow:
-            slow['now'] = next(rounds) if way() == 'student' else 1
-        return known[way()] * slow['now']
 
     class Case:
         device, batch_size = 'cpu', 4
 
-        def ways(self):
-            return {name: lambda name=name: name for name in known}
+        def runs(self):
+            return {name: lambda: None for name in known}
 
-        def data_seconds(self):
-            return 0.1
+    def measure(runs, device, rounds, budget, block):
+        assert (list(runs), device, rounds, budget) == (list(known), 'cpu', 5, 7)
+        times = {name: [time * slow for slow in (1, 1, 9, 1, 1)] for name, time in known.items()}
+        return sys.modules['_timing'].Timings(times, dict.fromkeys(known, 1.0))
 
-    monkeypatch.setattr(benchmark, 'seconds', seconds)
-    monkeypatch.setattr(benchmark, 'peak_memory', lambda way, device: 1.0)
-    found = benchmark.measure(Case(), 0)
-    assert found['floor'] == 5 and found['seconds']['step'] == 6.5
+    monkeypatch.setattr(benchmark, 'measure', measure)
+    found = benchmark.time_case(Case(), 7)
+    assert found['floor'] == 5 and found['seconds']['step'] == 6.5 and found['rounds'] == 5
     assert found['framework_overhead'] == pytest.approx(0.1)
     assert found['loss_overhead'] == pytest.approx(0.2)
     assert found['step_over'] == {'minimal loop': pytest.approx(0.5)}
+    assert found['cached_overhead'] is None
 
 
 @pytest.mark.parametrize('term', [KD, CAT], ids=['kd', 'cat'])
 def test_all_loops_have_one_loss(benchmark, monkeypatch, tmp_path, term):
     """The losses that other loops train with are that of mmkdx on the same models and images."""
     each = case(benchmark, monkeypatch, write(tmp_path, 'x_a_b', term))
-    ways = each.ways()
+    runs = each.runs()
     seen = []
     backward = torch.Tensor.backward
 
@@ -128,16 +116,16 @@ def test_all_loops_have_one_loss(benchmark, monkeypatch, tmp_path, term):
         return backward(loss, *args, **kwargs)
 
     monkeypatch.setattr(torch.Tensor, 'backward', watch)
-    names = ['step', *(name for name in ways if name in benchmark.PEERS)]
+    names = ['step', *(name for name in runs if name in benchmark.PEERS)]
     for name in names:
-        ways[name]()
+        runs[name]()
     assert len(seen) == len(names) >= 3
     assert seen == pytest.approx(seen[:1] * len(names), rel=1e-5)
 
 
 def test_steps_without_terms_cost_no_loss(benchmark, monkeypatch, tmp_path):
     each = case(benchmark, monkeypatch, write(tmp_path, 'x_a_b', KD))
-    logged = each.ways()['framework']()
+    logged = each.runs()['framework']()
     assert logged['loss_term'] == 0
     assert logged['loss'] == logged['student.loss'] > 0
 
@@ -154,29 +142,58 @@ def test_steps_change_no_weight(benchmark, monkeypatch, tmp_path):
     each = case(benchmark, monkeypatch, write(tmp_path, 'x_a_b', CAT))
     student = each.distiller.student
     weight, mean = student.head.fc.weight.clone(), student.backbone.bn1.running_mean.clone()
-    each.ways()['step']()
+    each.runs()['step']()
     assert torch.equal(student.head.fc.weight, weight)
     assert not torch.equal(student.backbone.bn1.running_mean, mean)  # but one was made
 
 
 def test_quick_is_kd_and_cat_kd_in_short(benchmark, monkeypatch):
-    seen, ways = [], {}
+    seen, found = [], {}
 
-    def measure(case, budget):
-        seen.append((case.config.filename, case.batch_size, budget))
+    def time_case(case, budget):
+        seen.append((Path(case.config.filename).name, case.batch_size, budget))
         monkeypatch.setattr(case, '_step', lambda model: None)
-        ways.update(case.ways())
+        found.update(case.runs())
         raise KeyboardInterrupt
 
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(benchmark, 'measure', measure)
+    monkeypatch.setattr(benchmark, 'time_case', time_case)
     with pytest.raises(KeyboardInterrupt):
         run(benchmark, monkeypatch, '--quick')
-    ((file, batch, budget),) = seen
-    assert Path(file).name == 'kd_resnet32x4_resnet8x4_cifar100.py'
-    assert (batch, budget) == (benchmark.QUICK_BATCH, benchmark.QUICK_SECONDS)
-    ways.pop('torchdistill', None)
-    assert list(ways) == ['student', 'teacher', 'framework', 'step', 'mdistiller-style loop']
+    name = 'kd_resnet32x4_resnet8x4_cifar100.py'
+    assert seen == [(name, benchmark.QUICK_BATCH, benchmark.QUICK_SECONDS)]
+    found.pop('torchdistill', None)
+    assert list(found) == ['student', 'teacher', 'framework', 'step', 'mdistiller-style loop']
+
+
+def test_two_checkouts_take_turns(benchmark, monkeypatch, capsys, tmp_path):
+    """Each by its own script: today's, or the one of a checkout from before it was moved."""
+    old = tmp_path / 'tools/analysis_tools/benchmark_step.py'
+    old.parent.mkdir(parents=True)
+    old.touch()
+    calls = []
+
+    def subprocess_run(command, cwd, env, **kwargs):
+        calls.append((command[1], cwd, env['PYTHONPATH'], command[2:7:2]))
+        values = dict(framework_overhead=0.01 * len(calls), loss_overhead=0.5)
+        Path(command[-1]).write_text(json.dumps(dict(configs=dict(kd=values))))
+
+    monkeypatch.setattr(benchmark.subprocess, 'run', subprocess_run)
+    run(benchmark, monkeypatch, '--against', tmp_path, '--turns', 2, '--seconds', 3)
+    here = ('tools/benchmarks/step.py', ROOT, str(ROOT), ['--quick', '3.0', 'cpu'])
+    there = ('tools/analysis_tools/benchmark_step.py', tmp_path, str(tmp_path), here[-1])
+    assert calls == [here, there, there, here]
+    rows = [line for line in capsys.readouterr().out.splitlines() if '| kd' in line]
+    cells = [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
+    assert cells == [
+        # Of 1 and 4 % here and of 2 and 3 % there
+        [
+            'kd, framework',
+            '+2.50 (+1.00 to +4.00)',
+            '+2.50 (+2.00 to +3.00)',
+            '+0.00 (-1.00 to +1.00)',
+        ],
+        ['kd, loss', *['+50.00 (+50.00 to +50.00)'] * 2, '+0.00 (+0.00 to +0.00)'],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -199,26 +216,12 @@ def test_configs_that_distil_nothing_are_refused(benchmark, monkeypatch):
         run(benchmark, monkeypatch, file)
 
 
-@pytest.mark.parametrize('load', [False, True])
-def test_a_batch_of_data_is_made(benchmark, monkeypatch, tmp_path, load):
-    """Each image passes the whole pipeline, and is read from a file where that loads one."""
-    each = case(benchmark, monkeypatch, write(tmp_path, 'x_a_b', KD, load=load))
-    made, read = [], []
-    pack, imread = PackInputs.transform, LoadImageFromFile.transform
-    monkeypatch.setattr(PackInputs, 'transform', lambda *a: made.append(pack(*a)) or made[-1])
-    monkeypatch.setattr(LoadImageFromFile, 'transform', lambda *a: read.append(1) or imread(*a))
-    each.data_seconds()
-    assert len(made) == 1 + each.batch_size and len(read) == load * len(made)
-    assert {tuple(data['inputs'].shape) for data in made} == {(3, 16, 16)}
-
-
 def test_what_is_compared_is_compiled_alike(benchmark, monkeypatch, tmp_path):
-    file = write(tmp_path, 'x_a_b', KD)
-    monkeypatch.setattr(sys, 'argv', ['benchmark', str(file), '--device', 'cpu', '--compile'])
-    each = benchmark.Case(file, benchmark.parse_args())
+    monkeypatch.setattr(torch, 'compile', lambda function, **_: function)
+    each = case(benchmark, monkeypatch, write(tmp_path, 'x_a_b', KD), '--compile')
     models = []
     monkeypatch.setattr(each, '_step', lambda model, data=None: models.append(model))
-    each.ways()
+    each.runs()
     plain, empty, whole, cached = models
     for model in (plain, empty.student, whole.student, cached.student):
         assert model.backbone._compiled_call_impl is not None

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Writes a vector for each class: the mean direction of a network's embeddings of its training images.
+"""Writes an embedding of each class: the mean direction of a network's embeddings of training images.
 
-The file serves `UniCAM(embedding=...)`, by which classes that look alike are nearer to each other.
+Pass the file as `UniCAM(embedding=...)`; classes that look alike are then nearer to each other.
 """
 
 import argparse
@@ -29,19 +29,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of a training; its training images are embedded')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', help='the file to write (.npy), of shape (classes, width)')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='changes of the config as key=value',
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     return parser.parse_args()
 
 
 @torch.no_grad()
 def main() -> None:
-    """Embeds the training images and writes their classes' vectors."""
+    """Embeds the training images and writes the classes' embeddings."""
     args = parse_args()
     if not args.out.endswith('.npy'):
         raise SystemExit(f'{args.out} does not end in .npy')
@@ -52,7 +46,7 @@ def main() -> None:
     model.to(get_device())
     with DefaultScope.overwrite_default_scope('mmkdx'):
         loader = Runner.build_dataloader(push_dataloader(cfg))
-    taps = TapSet({'embedding': 'class_prototypes.py'}, 'model')
+    taps = TapSet({'embedding': 'class_embeddings.py'}, 'model')
     features, labels = [], []
     with evaluating(model):
         for batch in track_iter_progress((loader, len(loader))):

@@ -2,17 +2,21 @@
 
 import re
 import sys
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import import_numba_user, tool
 
-benchmark = tool('analysis_tools/benchmark_unicam')
+
+@pytest.fixture(scope='module')
+def benchmark(path_of_a_script):
+    return tool('benchmarks/unicam')
 
 
 @pytest.mark.parametrize('method', ['closed form', 'naive', 'dcor'])
-def test_all_methods_have_one_result(method):
+def test_all_methods_have_one_result(benchmark, method):
     if method == 'dcor':
         import_numba_user('dcor')
     pairs = [benchmark.features(12, 98, 'cpu') for _ in range(2)]
@@ -23,7 +27,7 @@ def test_all_methods_have_one_result(method):
         assert (pairs[0][0].grad - pairs[1][0].grad).abs().max() < 1e-6
 
 
-def test_the_closed_form_takes_the_gradient_of_averages(monkeypatch):
+def test_the_closed_form_takes_the_gradient_of_averages(benchmark, monkeypatch):
     found = []
 
     def spy(weights, distances, pooled):
@@ -37,7 +41,7 @@ def test_the_closed_form_takes_the_gradient_of_averages(monkeypatch):
     assert (found[0] - x.grad.view(12, 2, 49).mean(2)).abs().max() < 1e-7
 
 
-def test_a_table():
+def test_a_table(benchmark):
     values = dict(seconds=0.5, memory=20.0, score=0.25)
     found = {'mmkdx': values, 'naive': dict(values, seconds=1.0), 'dcor': '> 60 s'}
     lines = benchmark.table(100, 300, found).splitlines()
@@ -54,20 +58,27 @@ def arguments(**given):
     return SimpleNamespace(**dict(dict(device='cpu', memory=1, seconds=1e-3), **given))
 
 
-def test_cases_that_are_left_out():
+def test_cases_that_are_left_out(benchmark):
     assert benchmark.case('naive', 1000, 10000, arguments()) == '160.1 GB'
     assert benchmark.case('dcor', 5, 10, arguments()) == '> 0.001 s'
 
 
-def test_cases_that_fail(capfd):
+def test_cases_that_fail(benchmark, monkeypatch, capsys):
+    def run(command, **kwargs):
+        assert command[-4:] == ['--case', 'naive', '4', '10']
+        with pytest.raises(ValueError) as error:
+            benchmark.measure('naive', 4, 10, 'cpu')
+        return CompletedProcess(command, 1, '', str(error.value))
+
+    monkeypatch.setattr(benchmark.subprocess, 'run', run)
     assert benchmark.case('naive', 4, 10, arguments(seconds=60)) == 'exit 1'
-    assert '4 samples are too few' in capfd.readouterr().err
+    assert '4 samples are too few' in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark(monkeypatch, capfd):
+def test_the_whole_benchmark(benchmark, monkeypatch, capfd):
     options = ('--n', '8', '16', '--d', '490', '--methods', 'mmkdx', 'naive', '--device', 'cpu')
-    monkeypatch.setattr(sys, 'argv', ['benchmark_unicam.py', *options, '--memory', '0.0003'])
+    monkeypatch.setattr(sys, 'argv', ['unicam.py', *options, '--memory', '0.0003'])
     benchmark.main()
     output = capfd.readouterr().out
     assert 'n = 8, d = 490' in output and 'n = 16, d = 490' in output

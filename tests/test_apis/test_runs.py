@@ -1,4 +1,4 @@
-"""The comparison of finished runs: which files it takes, and what it writes."""
+"""Running with several seeds, and what is read of finished runs."""
 
 import json
 import os
@@ -9,13 +9,57 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from tiny import build, classifier, tool
+from tiny import build, classifier
 
+from mmkdx.apis import run_tool, runs
+from mmkdx.distillation import models
+
+ROOT = Path(__file__).parents[2]
 PREPROCESSOR = dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3)
 
 pytestmark = pytest.mark.filterwarnings('ignore:UniCAM. .* images are few')
 
-compare = tool('analysis_tools/what_was_distilled')
+
+def test_a_tool_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, 'shipped_folder', lambda name: tmp_path / name)
+    (tmp_path / 'tools').mkdir()
+    script, log = tmp_path / 'tools/tool.py', tmp_path / 'log.txt'
+    script.write_text('import sys; print(sys.argv[1:])')
+    runs.call_tool('tool.py', 'a.py', '--work-dir', tmp_path, log=log)
+    assert log.read_text() == f"['a.py', '--work-dir', '{tmp_path}']\n"
+    script.write_text('raise SystemExit("no such config")')
+    with pytest.raises(RuntimeError, match=f'tool.py none.py failed; see {log}'):
+        runs.call_tool('tool.py', 'none.py', log=log)
+    assert log.read_text() == 'no such config\n'
+
+
+def test_tools_and_configs_are_the_packages_own(tmp_path, monkeypatch):
+    """Those of a checkout, or of an installed package, which has them in its folder .mim."""
+    monkeypatch.setattr(models, '__file__', str(tmp_path / 'mmkdx/distillation/models.py'))
+    assert models.shipped_folder('tools') == tmp_path / 'tools'
+    folder = tmp_path / 'mmkdx/.mim/configs/cifar'
+    folder.mkdir(parents=True)
+    (folder / 'net.py').write_text("model = dict(type='Net')")
+    assert models.read_config('mmkdx::cifar/net.py', 'teacher').model == dict(type='Net')
+
+
+def test_parts_of_a_resumed_run_are_joined(tmp_path):
+    parts = {'20260101_000000': [1, 9.0], '20260102_000000': [1, 1.0], '20260103_000000': [3, 2.0]}
+    for name, (epoch, value) in parts.items():
+        folder = tmp_path / name / 'vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text(
+            f'{{"loss": 1.0, "epoch": {epoch}, "iter": 1, "step": 1}}\n'
+            f'{{"accuracy/top1": {value}, "step": {epoch}}}\n'
+        )
+    found = runs.training_parts(tmp_path)
+    # The first of the three was replaced
+    assert [folder.name for folder, _ in found] == list(parts)[1:]
+    assert runs.metric_values(found, 'accuracy/top1') == [1.0, 2.0]
+    with pytest.raises(ValueError, match="20260103_000000 has no metric 'accuracy/top9'"):
+        runs.metric_values(found, 'accuracy/top9')
+    with pytest.raises(FileNotFoundError, match='holds no run'):
+        runs.training_parts(tmp_path / 'nowhere')
 
 
 def checkpoint(path: Path, model: torch.nn.Module | None = None, when: int = 0) -> Path:
@@ -32,17 +76,14 @@ def run_of(folder: Path, **settings) -> Path:
     return folder
 
 
-# Which files
-
-
 def test_the_best_checkpoint_comes_before_the_last(tmp_path):
     folder = run_of(tmp_path / 'run')
     checkpoint(folder / 'epoch_1.pth', when=1)
     last = checkpoint(folder / 'epoch_2.pth', when=9)
-    assert compare.find_run(str(folder)) == (str(folder / 'config.py'), str(last.resolve()))
+    assert runs.find_run(str(folder)) == (str(folder / 'config.py'), str(last.resolve()))
     checkpoint(folder / 'best_accuracy_top1_epoch_1.pth', when=2)
     best = checkpoint(folder / 'best_accuracy_top1_epoch_2.pth', when=3)
-    assert compare.find_run(str(folder)) == (str(folder / 'config.py'), str(best))
+    assert runs.find_run(str(folder)) == (str(folder / 'config.py'), str(best))
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -53,20 +94,20 @@ def test_a_folder_that_is_no_run(tmp_path):
             (folder / config).touch()
         if config == 'a.py':
             with pytest.raises(FileNotFoundError, match=f'^{folder} has no checkpoint$'):
-                compare.find_run(str(folder))
+                runs.find_run(str(folder))
             continue
         message = rf'{folder} is no work directory of a run: it has {2 if config else 0} configs'
         with pytest.raises(FileNotFoundError, match=message):
-            compare.find_run(str(folder))
+            runs.find_run(str(folder))
     with pytest.raises(FileNotFoundError, match='nowhere is no work directory .* 0 configs'):
-        compare.find_run(str(tmp_path / 'nowhere'))
+        runs.find_run(str(tmp_path / 'nowhere'))
 
 
-# A comparison
+# What was distilled
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """A student that was trained on several machines and resumed, a base model and a teacher."""
     root = tmp_path_factory.mktemp('runs')
     loader = dict(
@@ -102,37 +143,28 @@ def runs(tmp_path_factory) -> Path:
             torch.save(build(model['teacher']['model']).state_dict(), root / 'own.pth')
             hooks = [dict(type='ExplainHook', num_samples=7), dict(type='EMAHook')]
             more = dict(custom_hooks=hooks, launcher='pytorch', resume=True)
-        folder = run_of(root / name, model=model, **settings, **more)
+        path = run_of(root / name, model=model, **settings, **more)
         torch.manual_seed(seed)
-        checkpoint(folder / 'epoch_1.pth', build(model))
+        checkpoint(path / 'epoch_1.pth', build(model))
     return root
 
 
-def run_main(monkeypatch, runs: Path, *arguments: str) -> None:
+def test_a_base_by_its_work_directory(folder, monkeypatch, tmp_path):
     # As from a terminal: no process of another test has told which rank this is
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK'):
         monkeypatch.delenv(name, raising=False)
-    command = ['what_was_distilled.py', *arguments]
-    monkeypatch.setattr(sys, 'argv', command)
-    monkeypatch.chdir(runs)
-    compare.main()
-
-
-def loaded(out: Path) -> set[str]:
-    """Of which runs, or files beside them, weights were loaded."""
-    (log,) = out.glob('*/*.log')
-    lines = r'(?:from path:|Load checkpoint from) \S+?/(student|base|teacher|own\.pth)\b'
-    paths = re.findall(lines, log.read_text())
-    return set(paths)
-
-
-def test_a_student_a_base_and_a_teacher(runs, monkeypatch, tmp_path):
+    monkeypatch.setenv('LOCAL_RANK', '0')  # which mmpretrain's tool sets
     out = tmp_path / 'out'
-    run_main(
-        monkeypatch, runs, 'student', 'base', 'teacher', '--out', str(out), '--num-samples', '30',
-        '--context-size', '12', '--show-samples', '2', '--seed', '1', '--unicam', 'max_batch=7',
-        '--cfg-options', 'test_dataloader.batch_size=16',
-    )  # fmt: skip
+    student = folder / 'student'
+    words = [f'{student}/config.py', f'{student}/epoch_1.pth', '--report']
+    words += ['--base', str(folder / 'base')]
+    hook = 'custom_hooks.0'
+    options = [f'{hook}.context_size=12', f'{hook}.show_samples=2', f'{hook}.target=label']
+    options += [f'{hook}.num_samples=30', f'{hook}.seed=1', f'{hook}.unicam.max_batch=7']
+    monkeypatch.setattr(
+        sys, 'argv', ['test.py', *words, '--work-dir', str(out), '--cfg-options', *options]
+    )
+    run_tool('test')
     (path,) = out.glob('*/explain/test.json')
     (line,) = [json.loads(text) for text in path.read_text().splitlines()]
     assert line['target'] == 'label' and line['context_size'] == 12
@@ -143,22 +175,8 @@ def test_a_student_a_base_and_a_teacher(runs, monkeypatch, tmp_path):
     assert (line['scores']['rs_stage1']['n'], line['scores']['rs_stage1']['batches']) == (24, 2)
     page = path.with_name('report.html').read_text()
     assert 'What was distilled' in page and '24 in 2' in page and '30 of 48 (seed 1)' in page
-    assert str(runs / 'student' / 'epoch_1.pth') in page
     assert len(list(out.glob('*/vis_data/vis_image/distilled_test_*.png'))) == 2
-    assert loaded(out) == {'student', 'base', 'teacher'}
-
-
-def test_the_teacher_is_the_students_own_if_none_is_given(runs, monkeypatch, tmp_path):
-    run_main(monkeypatch, runs, 'student', 'base', '--num-samples', '0', '--context-size', '20',
-             '--show-samples', '0', '--out', str(tmp_path))  # fmt: skip
-    (path,) = tmp_path.glob('*/explain/test.json')
-    line = json.loads(path.read_text())
-    assert 'teacher/fss_stage1' in line['scores']
-    assert line['scores']['degenerate']['n'] == 48
-    assert loaded(tmp_path) == {'student', 'base', 'own.pth'}
-
-
-def test_runs_that_are_none(runs, monkeypatch):
-    for arguments in (('nowhere', 'base'), ('student', 'nowhere'), ('student', 'base', 'nowhere')):
-        with pytest.raises(FileNotFoundError, match='nowhere is no work directory of a run'):
-            run_main(monkeypatch, runs, *arguments)
+    # Of which runs, or files beside them, weights were loaded
+    (log,) = out.glob('*/*.log')
+    lines = r'(?:from path:|Load checkpoint from) \S+?/(student|base|teacher|own\.pth)\b'
+    assert set(re.findall(lines, log.read_text())) == {'student', 'base', 'own.pth'}

@@ -1,0 +1,4 @@
+teacher = dict(
+    model='mmkdx::cifar/resnet110_cifar100.py',
+    checkpoint='checkpoints/mdistiller/resnet110.pth',
+)

@@ -1,0 +1,260 @@
+#!/usr/bin/env python
+"""Times explainers against their floor and against pytorch-grad-cam, torchcam and captum, in one run.
+
+The floor of a map is a forward without a graph up to the layer and the gradient from the score down to
+the layer. No method of the CAM family can do without it, except for the closed form, which needs no
+gradient. Maps are scaled to [0, 1] and resized to the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from _timing import Run, machine, measure, parser
+from mmengine.registry import DefaultScope
+from mmpretrain import get_model
+from torch import Tensor, nn
+
+from mmkdx import explain
+from mmkdx.functional import ClassMaps, normalize_maps, resize_maps
+from mmkdx.registry import MODELS
+
+GRADIENTS = ('GradCAM', 'GradCAMPlusPlus', 'XGradCAM', 'HiResCAM', 'LayerCAM')
+PROJECTIONS = ('EigenCAM', 'EigenGradCAM')
+
+#: The single-pass methods that are timed.
+METHODS = ('CAM', *GRADIENTS, *PROJECTIONS, 'AblationCAM')
+
+HIDDEN = dict(
+    type='StackedLinearClsHead',
+    num_classes=1000,
+    mid_channels=[512],
+    act_cfg=dict(type='ReLU'),
+)
+
+
+class Logits(nn.Module):
+    """A classifier of mmpretrain's interface as a function of images, as other libraries take it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Yields logits."""
+        return self.model(images, mode='tensor')
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    options = parser(__doc__)
+    options.add_argument(
+        '--model',
+        default='resnet18_8xb32_in1k',
+        help="a ResNet of mmpretrain's zoo, with random weights",
+    )
+    options.add_argument('--batch', type=int, default=32, help='images in a batch')
+    options.add_argument('--size', type=int, default=224, help='height and width of the images')
+    options.add_argument('--rounds', type=int, default=8, help='number of rounds')
+    options.add_argument('--channels', type=int, help='channels of the exact Score-CAM (all)')
+    return options.parse_args()
+
+
+def build(name: str, device: str, head: dict | None = None) -> nn.Module:
+    """A model of the zoo with random weights, and another head if one is given."""
+    torch.manual_seed(0)
+    model = get_model(name)
+    if head is not None:
+        with DefaultScope.overwrite_default_scope('mmkdx'):
+            model.head = MODELS.build(dict(head, in_channels=model.head.in_channels))
+    return model.to(device).eval()
+
+
+def floor(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """The backbone without a graph, the rest with one, the gradient to the layer."""
+    with torch.no_grad():
+        features = model.backbone(images)[-1]
+    features.requires_grad_()
+    score = model.head(model.neck((features,))).gather(1, classes[:, None]).sum()
+    return torch.autograd.grad(score, features)[0]
+
+
+def finish(maps: Tensor, images: Tensor) -> Tensor:
+    """Maps scaled to [0, 1] and resized to the images."""
+    return resize_maps(normalize_maps(maps, relu=True), images.shape[2:])
+
+
+def ours(name: str, model: nn.Module, images: Tensor, classes: Tensor) -> Run:
+    """A method of mmkdx."""
+    explainer = getattr(explain, name)()
+    return lambda: finish(explainer(model, images, classes), images)
+
+
+def peers(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Run]:
+    """The same methods of other libraries that are installed."""
+    wrapped, layer = Logits(model), model.backbone.layer4
+    found: dict[str, Run] = {}
+    if importlib.util.find_spec('captum'):
+        from captum.attr import LayerGradCam
+
+        captum = LayerGradCam(wrapped, layer)
+        found['captum GradCAM'] = lambda: finish(
+            captum.attribute(images, target=classes)[:, 0].detach(), images
+        )
+    if importlib.util.find_spec('torchcam'):
+        from torchcam import methods
+
+        def torchcam(name: str) -> Tensor:
+            with getattr(methods, name)(wrapped, layer) as extractor:
+                maps = extractor(classes.tolist(), wrapped(images.requires_grad_()))[0]
+            images.requires_grad_(False)
+            return resize_maps(maps.detach(), images.shape[2:])
+
+        for name in ('GradCAM', 'XGradCAM', 'LayerCAM'):
+            found[f'torchcam {name}'] = lambda name=name: torchcam(name)
+    if importlib.util.find_spec('pytorch_grad_cam'):
+        import pytorch_grad_cam
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        goals = [ClassifierOutputTarget(index) for index in classes.tolist()]
+
+        def grad_cam(name: str) -> object:
+            with getattr(pytorch_grad_cam, name)(wrapped, [layer]) as cam:
+                return cam(images, goals)
+
+        for name in GRADIENTS + PROJECTIONS:
+            found[f'grad-cam {name}'] = lambda name=name: grad_cam(name)
+    return found
+
+
+def score_cam(model: nn.Module, image: Tensor, channels: int | None, device: str) -> str:
+    """Score-CAM of one image: its compute bound, exact, and the faster options with their fidelity."""
+    count, half = channels or model.head.in_channels, image.shape[-1] // 2
+    variants = {
+        f'exact, {count} channels': dict(channels=channels),
+        'the 64 channels of largest variance': dict(channels=64),
+        'masked at half the size': dict(channels=channels, size=half),
+        'both': dict(channels=64, size=half),
+    }
+    maps: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def forwards() -> None:
+        for part in torch.arange(count).split(32):
+            model(image.expand(len(part), -1, -1, -1), mode='tensor')
+
+    def explain_image(name: str) -> None:
+        maps[name] = explain.ScoreCAM(**variants[name])(model, image, 0)
+
+    runs = {f'{count} forwards': forwards}
+    runs |= {name: lambda name=name: explain_image(name) for name in variants}
+    text = measure(runs, device).table('Score-CAM of one image')
+    exact, *rest = variants
+    for name in rest:
+        pair = torch.stack([maps[exact].flatten(), maps[name].flatten()])
+        text += f'\ncorrelation with the exact map, {name}: {torch.corrcoef(pair)[0, 1]:.4f}'
+    return text
+
+
+def pixels(model: nn.Module, image: Tensor) -> dict[str, Run]:
+    """A gradient by the pixels of one image, then the pixel methods, ours and others'."""
+    wrapped, classes = Logits(model), torch.zeros(1, dtype=torch.long, device=image.device)
+
+    def gradient() -> Tensor:
+        leaf = image.clone().requires_grad_()
+        return torch.autograd.grad(wrapped(leaf)[0, 0], leaf)[0]
+
+    runs: dict[str, Run] = {'gradient': gradient}
+    for name in ('InputGradient', 'FullGrad', 'IntegratedGradients'):
+        runs[f'mmkdx {name}'] = ours(name, model, image, classes)
+    if importlib.util.find_spec('captum'):
+        from captum.attr import IntegratedGradients
+
+        integrated = IntegratedGradients(wrapped)
+        runs['captum IntegratedGradients'] = lambda: integrated.attribute(image, target=0)
+    if importlib.util.find_spec('pytorch_grad_cam'):
+        from pytorch_grad_cam import FullGrad
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+        def full() -> object:
+            with FullGrad(wrapped, []) as cam:
+                return cam(image, [ClassifierOutputTarget(0)])
+
+        runs['grad-cam FullGrad'] = full
+    return runs
+
+
+def training(name: str, batch: int, size: int, device: str) -> dict[str, Run]:
+    """A step of KD, and the same with a loss of explanations that shares its forward or runs its own."""
+    student, teacher = build(name, device).train(), build(name, device)
+    images = torch.randn(batch, 3, size, size, device=device)
+    labels = torch.arange(batch, device=device)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-4)
+    gradcam, separate = explain.GradCAM(), explain.GradCAM(differentiable=True)
+
+    def closed_form(features: Tensor, logits: Tensor, goal: Tensor) -> Tensor:
+        return ClassMaps(features, student.head.fc.weight).classes(goal[:, None])[:, 0]
+
+    kinds = {
+        'KD': None,
+        '+ closed form, shared forward': closed_form,
+        '+ gradient, shared forward': gradcam.from_forward,
+        '+ own forward': lambda features, logits, goal: separate(student, images, goal),
+    }
+
+    def step(kind: str) -> None:
+        with torch.no_grad():
+            deep = teacher.backbone(images)[-1]
+            truth = teacher.head(teacher.neck((deep,)))
+        features = student.backbone(images)[-1]
+        logits = student.head(student.neck((features,)))
+        loss = F.cross_entropy(logits, labels)
+        loss = loss + F.kl_div(logits.log_softmax(1), truth.softmax(1), reduction='batchmean')
+        if kinds[kind] is not None:
+            goal = truth.argmax(1)
+            maps = kinds[kind](features, logits, goal)
+            wanted = ClassMaps(deep, teacher.head.fc.weight).classes(goal[:, None])[:, 0]
+            pair = (each.relu().flatten(1) for each in (maps, wanted))
+            loss = loss + (1 - F.cosine_similarity(*pair)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return {kind: lambda kind=kind: step(kind) for kind in kinds}
+
+
+def main() -> None:
+    """Measures and prints."""
+    args = parse_args()
+    torch.manual_seed(0)
+    device, size = args.device, args.size
+    print(
+        f'{args.model}, {args.batch} images of {size} x {size}, {args.rounds} rounds, '
+        f'{machine(device)}'
+    )
+    images = torch.randn(args.batch, 3, size, size, device=device)
+    classes = torch.arange(args.batch, device=device)
+    model = build(args.model, device)
+    tables = {
+        'Pooling and one linear layer': (model, METHODS),
+        'A hidden layer after pooling': (
+            build(args.model, device, HIDDEN),
+            GRADIENTS + PROJECTIONS,
+        ),
+    }
+    for title, (each, methods) in tables.items():
+        runs: dict[str, Run] = {'floor': lambda each=each: floor(each, images, classes)}
+        runs |= {f'mmkdx {name}': ours(name, each, images, classes) for name in methods}
+        runs |= peers(each, images, classes)
+        print(measure(runs, device, args.rounds).table(title), flush=True)
+    print(score_cam(model, images[:1], args.channels, device), flush=True)
+    print(measure(pixels(model, images[:1]), device, args.rounds).table('One image'), flush=True)
+    runs = training(args.model, max(args.batch // 2, 2), size, device)
+    print(measure(runs, device, args.rounds).table('A training step'))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,448 @@
+#!/usr/bin/env python
+"""Times distillation steps against their floor, and against the loops of other toolkits, in one run.
+
+The floor is the student's own training step and the teacher's forward. What a step takes beyond it has
+two parts. Framework: the same step with all terms replaced by zero, which reads the taps, runs the
+teacher's side and joins the losses. Loss: what the terms then add. Cached: how much longer than the
+student's own step is a step that reads the teacher's outputs from files. Models have random weights, the
+learning rate is 0 and images are in memory, so that steps alone are timed.
+
+Other loops train the same models on the same batches: torchdistill's DistillationBox (where it is
+installed; KD only), a loop as in mdistiller's trainer (its meters wait for the device at each step), and
+the shortest loop one can write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import copy
+import importlib.util
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _timing import Run, machine, measure, parser
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from terminaltables import AsciiTable
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mmkdx.apis.dry_run import build_from_config, synthetic_batch
+from mmkdx.datasets import SeededViews
+from mmkdx.distillation.cached_teacher import write_cache
+from mmkdx.distillation.distiller import Distiller
+from mmkdx.distillation.models import build_part
+from mmkdx.functional.class_maps import first_tensor
+from mmkdx.models.taps import TapSet, forward_tensor
+
+ROOT = Path(__file__).parents[2]
+PAIR = 'resnet32x4_resnet8x4_cifar100'
+
+#: What --quick measures: images in a batch, and seconds for the rounds of a config.
+QUICK_BATCH, QUICK_SECONDS = 8, 13
+
+#: The runs that make up the floor, and those that a step is compared with.
+FLOOR = ('student', 'teacher')
+PEERS = ('minimal loop', 'mdistiller-style loop', 'torchdistill')
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    options = parser(__doc__)
+    options.add_argument(
+        'configs', nargs='*', help=f'distillation configs (all shipped ones of {PAIR})'
+    )
+    options.add_argument(
+        '--quick', action='store_true', help='KD and CAT-KD only, and fewer loops, for 45 seconds'
+    )
+    options.add_argument(
+        '--against', type=Path, help='another checkout; --quick of both is measured in turn'
+    )
+    options.add_argument('--turns', type=int, default=3, help='number of turns of --against')
+    options.add_argument(
+        '--batch-size', type=int, help=f'that of the config; with --quick {QUICK_BATCH}'
+    )
+    options.add_argument('--seconds', type=float, default=40, help='for the rounds of a config')
+    options.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
+    options.add_argument('--channels-last', action='store_true')
+    options.add_argument('--compile', action='store_true')
+    options.add_argument('--json', type=Path, help='writes the numbers into a file')
+    options.add_argument('--plot', type=Path, help='draws the steps into a picture')
+    args = options.parse_args()
+    if args.quick and args.configs:
+        options.error('--quick has configs of its own; leave either out')
+    if args.dtype != 'float32' and not args.device.startswith('cuda'):
+        options.error(f'--dtype {args.dtype} is for a GPU')
+    return args
+
+
+class Case:
+    """A distillation config with random weights, and all ways to make a step of it.
+
+    Args:
+        file (Path): The config.
+        args (argparse.Namespace): The command line.
+    """
+
+    def __init__(self, file: Path, args: argparse.Namespace) -> None:
+        self.config = Config.fromfile(file)
+        self.device, self.dtype = args.device, getattr(torch, args.dtype)
+        self.quick = args.quick
+        self.batch_size = args.batch_size or self.config.train_dataloader.batch_size
+        model = self.config.model
+        if model.get('type') != 'Distiller' or 'model' not in (model.get('teacher') or {}):
+            raise ValueError(f'{file} is not the config of a Distiller with a teacher')
+        model.teacher.update(checkpoint=None, pretrained=False)
+        if args.dtype != 'float32':
+            model.teacher.dtype = args.dtype
+        model.update(channels_last=args.channels_last, compile=args.compile)
+        torch.manual_seed(0)
+        self.distiller: Distiller = build_from_config(self.config).to(self.device).train()
+        self.distiller.teachers[0].loaded = True  # random weights are meant
+        # On the device, as for the other loops
+        data = synthetic_batch(self.config, self.batch_size)
+        self.data = self.distiller.data_preprocessor.cast_data(data)
+        ready = self.distiller.data_preprocessor(copy.deepcopy(self.data), training=True)
+        self.images = ready['inputs']
+        self.labels = torch.cat([sample.gt_label for sample in self.data['data_samples']])
+
+    def runs(self) -> dict[str, Run]:
+        """What is timed: the two parts of the floor, and whole steps."""
+        teacher = self.distiller.teachers[0]
+        images = teacher.convert(self.images)
+
+        @torch.no_grad()
+        def teach() -> None:
+            with self._autocast():
+                forward_tensor(teacher.model, images)
+
+        empty = copy.deepcopy(self.distiller)
+        for term in empty.terms.values():
+            term.forward = nothing
+        plain = copy.deepcopy(self.distiller.student)
+        if self.config.model.compile:  # copies are not compiled
+            empty._taps.compile(empty.student)
+            TapSet({}, 'student').compile(plain)
+        runs = {
+            'student': self._step(plain),
+            'teacher': teach,
+            'framework': self._step(empty),
+            'step': self._step(self.distiller),
+        }
+        terms = list(self.distiller.terms.values())
+        by_hand = ('KLDivLoss',) if self.quick else ('KLDivLoss', 'CATLoss')
+        if len(terms) == 1 and terms[0].loss_name in by_hand:
+            runs |= self._loops(terms[0])
+        if self.quick:  # fewer runs leave time for more rounds
+            runs.pop('minimal loop', None)
+            return runs
+        return runs | self._cached()
+
+    def _cached(self) -> dict[str, Run]:
+        """The step with the teacher's outputs read from files, where the terms allow that."""
+        folder = tempfile.mkdtemp(prefix='benchmark_step_')
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        term = next(iter(self.distiller.terms.values()))
+        model = copy.deepcopy(self.config.model)
+        model.teacher = dict(type='CachedTeacher', teacher=self.distiller.teachers[0], cache=folder)
+        if term.compares == 'class_maps':
+            model.teacher.resolution = getattr(term.loss, 'resolution', None)
+        model.student = copy.deepcopy(self.distiller.student)
+        model.setdefault('data_preprocessor', self.config.get('data_preprocessor'))
+        try:
+            distiller = build_part(model).to(self.device).train()
+        except ValueError:
+            return {}
+        items = [dict(inputs=i, data_samples=s) for i, s in zip(*self.data.values())]
+        loader = DataLoader(SeededViews(items), self.batch_size, collate_fn=pseudo_collate)
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            write_cache(distiller, distiller.teachers[0], loader)
+        distiller.teachers[0].load()
+        (data,) = loader
+        return {'cached': self._step(distiller.train(), data)}
+
+    def _autocast(self) -> Any:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast('cuda', self.dtype)
+
+    def _step(self, model: nn.Module, data: dict | None = None) -> Run:
+        """A step as mmengine's training loop makes it."""
+        data = data or self.data
+        config = copy.deepcopy(self.config.optim_wrapper)
+        config.optimizer.lr = 0.0
+        if self.dtype != torch.float32:
+            config.update(type='AmpOptimWrapper', dtype=str(self.dtype).split('.')[1])
+        with DefaultScope.overwrite_default_scope('mmkdx'):
+            wrapper = build_optim_wrapper(model, config)
+        return lambda: model.train_step(data, wrapper)
+
+    def _loops(self, term: nn.Module) -> dict[str, Run]:
+        """The same step in the loops of others."""
+        kd = term.loss_name == 'KLDivLoss'
+        optimizer = dict(self.config.optim_wrapper.optimizer, lr=0.0)
+        optimizer.pop('_scope_', None)
+        kind = getattr(torch.optim, optimizer.pop('type'))
+        teacher = self.distiller.teachers[0].model
+        labels, images = self.labels, self.images
+        own, weight = self.distiller.student_weight, term.weight
+
+        def losses(student: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+            """The student's logits, its loss and the distillation loss, by hand."""
+            with torch.no_grad():
+                (truth,) = teacher.backbone(images)[-1:]
+                target = F.linear(truth.mean((2, 3)), *head(teacher))
+            (maps,) = student.backbone(images)[-1:]
+            logits = F.linear(maps.mean((2, 3)), *head(student))
+            if kd:
+                tau = term.loss.tau
+                soft = F.log_softmax(logits / tau, 1), F.softmax(target / tau, 1)
+                loss = F.kl_div(*soft, reduction='batchmean') * tau**2
+            else:
+                both = ((maps, head(student)[0]), (truth, head(teacher)[0]))
+                r = term.loss.resolution
+                small = [
+                    F.adaptive_avg_pool2d(F.conv2d(a, w[:, :, None, None]), r) for a, w in both
+                ]
+                loss = F.mse_loss(*small)
+            return logits, own * F.cross_entropy(logits, labels), weight * loss
+
+        def loop(meters: bool) -> Run:
+            student = copy.deepcopy(self.distiller.student)
+            optim = kind(student.parameters(), **optimizer)
+            seen: list = []
+
+            def run() -> None:
+                optim.zero_grad()
+                with self._autocast():
+                    logits, *parts = losses(student)
+                sum(parts).backward()
+                optim.step()
+                if meters:
+                    best = logits.topk(5, 1)[1].eq(labels[:, None])
+                    right = [best[:, :k].float().sum().item() for k in (1, 5)]
+                    seen.append((sum(parts).detach().cpu().numpy().mean(), *right))
+
+            return run
+
+        found = {'minimal loop': loop(False), 'mdistiller-style loop': loop(True)}
+        plain = self.dtype == torch.float32
+        if kd and plain and importlib.util.find_spec('torchdistill'):
+            found['torchdistill'] = self._torchdistill(kind.__name__, optimizer, own, term)
+        return found
+
+    def _torchdistill(self, kind: str, optimizer: dict, own: float, term: nn.Module) -> Run:
+        """A step of torchdistill's box, as in its example for image classification."""
+        from torchdistill.core.distillation import get_distillation_box
+
+        loss = dict(temperature=term.loss.tau, alpha=own, beta=term.weight)
+        for side in ('student', 'teacher'):
+            loss |= {f'{side}_module_path': '.', f'{side}_module_io': 'output'}
+        process = dict(forward_proc='forward_batch_only', wrapper=None)
+        criterion = dict(kd=dict(criterion=dict(key='KDLoss', kwargs=loss), weight=1.0))
+        config = dict(
+            num_epochs=1,
+            teacher=dict(process, requires_grad=False),
+            student=process,
+            optimizer=dict(key=kind, kwargs=optimizer),
+            criterion=dict(key='WeightedSumLoss', kwargs=dict(sub_terms=criterion)),
+        )
+        box = get_distillation_box(
+            # It freezes the teacher and undoes that at the end, so it gets a copy
+            copy.deepcopy(self.distiller.teachers[0].model),
+            copy.deepcopy(self.distiller.student),
+            *(dict(), config, torch.device(self.device), None, False, 1.0),
+        )
+        box.teacher_model.eval()
+        seen: list = []
+
+        def run() -> None:
+            loss = box.forward_process(self.images, self.labels, None)
+            box.post_forward_process(loss=loss)
+            seen.append(loss.item())
+
+        return run
+
+
+def head(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """The weight and the bias of a classifier of mmpretrain."""
+    return model.head.fc.weight, model.head.fc.bias
+
+
+def nothing(student: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """A term that compares nothing, with a gradient for all that its tap holds."""
+    values = student if isinstance(student, list) else [student]
+    return sum(0.0 * first_tensor(value).sum() for value in values)
+
+
+def time_case(case: Case, budget: float) -> dict[str, Any]:
+    """Medians over rounds for ``budget`` seconds; overheads are fractions of the floor."""
+    found = measure(case.runs(), case.device, 5, budget, block=10)
+    framework, framework_error = found.share('framework', FLOOR, FLOOR)
+    loss, loss_error = found.share('step', ['framework'], FLOOR)
+    cached = 'cached' in found.seconds
+    return dict(
+        batch_size=case.batch_size,
+        rounds=found.rounds,
+        seconds={name: found.median(name) for name in found.seconds},
+        floor=found.median(*FLOOR),
+        framework_overhead=framework,
+        framework_error=framework_error,
+        loss_overhead=loss,
+        loss_error=loss_error,
+        step_over={peer: found.ratio('step', peer) for peer in PEERS if peer in found.seconds},
+        cached_overhead=found.ratio('cached', 'student') - 1 if cached else None,
+        memory=found.memory,
+    )
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """All configs, in ms and in % of the floor, and the ratios to other loops."""
+    rows = [['', *FLOOR, 'step', 'framework', 'loss', 'cached', 'peak MB', 'of student']]
+    peers = [['', *PEERS]]
+    for name, each in found.items():
+        cached, ratios = each['cached_overhead'], each['step_over']
+        rows.append(
+            [
+                name,
+                *(f'{1e3 * each["seconds"][key]:.1f}' for key in (*FLOOR, 'step')),
+                *(
+                    f'{100 * each[f"{part}_overhead"]:+.1f} ± {100 * each[f"{part}_error"]:.1f} %'
+                    for part in ('framework', 'loss')
+                ),
+                '' if cached is None else f'{100 * cached:+.1f} %',
+                *(f'{each["memory"][key]:.0f}' for key in ('step', 'student')),
+            ]
+        )
+        if ratios:
+            peers.append([name, *(f'{ratios[p]:.3f}' if p in ratios else '' for p in PEERS)])
+    text = AsciiTable(rows, 'A step in ms, and its overhead over the floor').table
+    if len(peers) > 1:
+        text += '\n' + AsciiTable(peers, "Step over another loop's (below 1: faster)").table
+    return text
+
+
+def draw(found: dict[str, dict[str, Any]], title: str, file: Path) -> None:
+    """A bar for each config: the parts of a step, in % of the floor."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    names = list(found)[::-1]
+    left = [0.0] * len(names)
+    figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.32 * len(names)), layout='constrained')
+    for part, color in zip(
+        (*FLOOR, 'framework', 'loss'), ('#4477aa', '#88aacc', '#222222', '#cc6644')
+    ):
+        shares = []
+        for name in names:
+            each = found[name]
+            floor = sum(each['seconds'][key] for key in FLOOR)
+            share = each['seconds'][part] / floor if part in FLOOR else each[f'{part}_overhead']
+            shares.append(100 * max(share, 0))
+        axes.barh(names, shares, left=left, label=part, color=color)
+        left = [a + b for a, b in zip(left, shares)]
+    axes.axvline(100, color='black', linewidth=0.8, linestyle=':')
+    for i, name in enumerate(names):
+        over = sum(100 * found[name][f'{part}_overhead'] for part in ('framework', 'loss'))
+        axes.text(left[i], i, f' {over:+.1f} %', va='center', size='small')
+    axes.set_xlim(0, 1.1 * max(left))
+    axes.set(xlabel='% of the floor', title=title)
+    axes.title.set_size('small')
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside lower center', ncols=4, frameon=False)
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
+
+
+def quick(checkout: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What --quick of a checkout writes, by its own script and its own mmkdx."""
+    scripts = ('tools/benchmarks/step.py', 'tools/analysis_tools/benchmark_step.py')
+    script = next(each for each in scripts if (checkout / each).is_file())
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'found.json')
+        words = ['--quick', '--seconds', args.seconds, '--device', args.device, '--json', file]
+        subprocess.run(
+            [sys.executable, script, *map(str, words)],
+            cwd=checkout,
+            env=dict(os.environ, PYTHONPATH=str(checkout)),
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        return json.loads(file.read_text())['configs']
+
+
+def compare(args: argparse.Namespace) -> str:
+    """A table of --quick of this checkout and of another one, measured in turn."""
+    found: dict[Path, list[dict]] = {ROOT: [], args.against.resolve(): []}
+    for turn in range(args.turns):
+        for checkout in list(found)[:: -1 if turn % 2 else 1]:
+            found[checkout].append(quick(checkout, args))
+    rows = [['% of the floor', 'this checkout', 'the other', 'difference']]
+    here, there = found.values()
+    for name in here[0]:
+        for part in ('framework', 'loss'):
+            pair = [
+                [100 * each[name][f'{part}_overhead'] for each in runs] for runs in (here, there)
+            ]
+            pair.append([a - b for a, b in zip(*pair)])
+            cells = [
+                f'{statistics.mean(each):+.2f} ({min(each):+.2f} to {max(each):+.2f})'
+                for each in pair
+            ]
+            rows.append([f'{name}, {part}', *cells])
+    return AsciiTable(rows, f'Mean and range over {args.turns} turns').table
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    args = parse_args()
+    if args.against:
+        print(compare(args))
+        return
+    files = [Path(file) for file in args.configs]
+    if args.quick:
+        folders = dict(kd='kd', cat='cat_kd')
+        files = [ROOT / 'configs' / folders[key] / f'{key}_{PAIR}.py' for key in folders]
+        args.batch_size = args.batch_size or QUICK_BATCH
+        args.seconds = min(args.seconds, QUICK_SECONDS)
+    files = files or sorted(ROOT.glob(f'configs/*/*_{PAIR}.py'))
+    one_pair = len({file.stem.partition('_')[2] for file in files}) == 1
+    options = [key for key in ('channels_last', 'compile') if getattr(args, key)]
+    title = ', '.join([machine(args.device), args.dtype, *options])
+    print(title, flush=True)
+    found = {}
+    for file in files:
+        name = file.stem.partition('_')[0] if one_pair else file.stem
+        found[name] = time_case(Case(file, args), args.seconds)
+        print(table({name: found[name]}), flush=True)
+    if len(found) > 1:
+        print(table(found))
+    if args.plot:
+        draw(found, title, args.plot)
+    if args.json:
+        keys = ('framework_overhead', 'loss_overhead')
+        result = {key: {name: each[key] for name, each in found.items()} for key in keys}
+        ratios = [each['step_over'].get('torchdistill') for each in found.values()]
+        # mmkdx's seconds over torchdistill's, so below 1 mmkdx is faster
+        result['vs_torchdistill'] = next((each for each in ratios if each is not None), None)
+        args.json.write_text(json.dumps(dict(machine=title, **result, configs=found), indent=2))
+
+
+if __name__ == '__main__':
+    main()
