@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose, default_collate
+from mmengine.dataset import default_collate
 from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmkdx.datasets.wrappers import compose, file_pipeline, leaf_configs, type_name
 from mmkdx.distillation import Distiller
 from mmkdx.distillation.terms import Value, names_of
 from mmkdx.models.taps import fake_forward, forward_tensor
-from mmkdx.registry import MODELS, TRANSFORMS
+from mmkdx.registry import MODELS
 
 #: Side of the made-up images that enter the training pipeline.
 RAW_SIZE = 256
@@ -41,39 +42,43 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
     """A batch of random images, made by the config's own training pipeline.
 
     Args:
-        cfg (Config): A config with ``train_dataloader``, or with ``test_dataloader`` alone.
+        cfg (Config): A config with a data loader; that of the training is taken before others.
         num_images (int): How many. Defaults to 2.
         seed (int): The seed of the images and labels. Defaults to 0.
 
     Returns:
         dict: What a dataloader yields: ``inputs`` and ``data_samples``.
+
+    Raises:
+        ValueError: If the config has no data loader.
     """
-    loader = cfg.get('train_dataloader') or cfg.test_dataloader
-    # As the sampler would arrange them
-    in_a_row = 2 if (loader.get('sampler') or {}).get('type') == 'PairSampler' else 1
-    dataset = loader.dataset
-    while 'pipeline' not in dataset:  # wrappers such as RepeatDataset
-        dataset = dataset.dataset
-    random = np.random.default_rng(seed)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmkdx')):
-        pipeline = Compose(
-            [
-                TRANSFORMS.build(transform)
-                for transform in dataset.pipeline
-                if not transform['type'].startswith('Load')
-            ]
+    keys = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+    loader = next((cfg[key] for key in keys if cfg.get(key)), None)
+    if loader is None:
+        raise ValueError(
+            f'the config has none of {", ".join(keys)}, whose transforms make the batch'
         )
-        images = [
-            pipeline(
-                dict(
-                    img=random.integers(0, 256, (RAW_SIZE, RAW_SIZE, 3), dtype=np.uint8),
-                    gt_label=i // in_a_row % num_classes(cfg),
-                    gt_bboxes=np.array([[0, 0, RAW_SIZE, RAW_SIZE]]),
-                    sample_idx=i // in_a_row,
-                )
+    # As the sampler would arrange them
+    in_a_row = 2 if type_name(loader.get('sampler') or {}) == 'PairSampler' else 1
+    pipelines = [
+        compose(
+            step for step in file_pipeline(leaf, True) if not type_name(step).startswith('Load')
+        )
+        for leaf in leaf_configs(loader.dataset)
+    ]
+    random = np.random.default_rng(seed)
+    images = [
+        # The parts of a ConcatDataset may have different transforms
+        pipelines[i % len(pipelines)](
+            dict(
+                img=random.integers(0, 256, (RAW_SIZE, RAW_SIZE, 3), dtype=np.uint8),
+                gt_label=i // in_a_row % num_classes(cfg),
+                gt_bboxes=np.array([[0, 0, RAW_SIZE, RAW_SIZE]]),
+                sample_idx=i // in_a_row,
             )
-            for i in range(num_images)
-        ]
+        )
+        for i in range(num_images)
+    ]
     return default_collate(images)
 
 
@@ -82,18 +87,19 @@ def num_classes(cfg: Config) -> int:
     return (cfg.get('data_preprocessor') or {}).get('num_classes') or 2
 
 
-def multiply_adds(model: nn.Module, size: Sequence[int]) -> int:
+def multiply_adds(model: nn.Module, size: Sequence[int], channels: int = 3) -> int:
     """Multiply-adds of one image's forward, which mmpretrain's model zoo lists as FLOPs.
 
     Args:
-        model (nn.Module): A model that takes images of three channels.
-        size (Sequence[int]): Height and width.
+        model (nn.Module): A model.
+        size (Sequence[int]): Height and width of the images.
+        channels (int): Their channels. Defaults to 3.
 
     Returns:
         int: The multiply-adds of convolutions and matrix products.
     """
     with fake_forward(model), FlopCounterMode(display=False) as counter:
-        forward_tensor(model, torch.empty(1, 3, *size))
+        forward_tensor(model, torch.empty(1, channels, *size))
     return counter.get_total_flops() // 2
 
 

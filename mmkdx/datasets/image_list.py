@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,16 @@ class ImageList(BaseDataset):
         ann_file (str): The list, below ``data_root``.
         source (str): Where the images come from, for the error if they are missing.
         data_root (str): The folder. Defaults to ''.
-        pipeline (Sequence): The transforms. Defaults to ().
-        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If the list, the names or images are missing.
         ValueError: If a line is not a path and one of the labels.
     """
 
-    def __init__(
-        self,
-        ann_file: str,
-        source: str,
-        data_root: str = '',
-        pipeline: Sequence = (),
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, ann_file: str, source: str, data_root: str = '', **kwargs: Any) -> None:
         self.source = source
-        super().__init__(ann_file=ann_file, data_root=data_root, pipeline=pipeline, **kwargs)
+        super().__init__(ann_file=ann_file, data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Reads the list."""

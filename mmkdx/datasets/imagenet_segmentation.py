@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
+from mmkdx.arguments import flag
 from mmkdx.datasets.imagenet_wordnet_ids import WORDNET_IDS
 from mmkdx.registry import DATASETS
 
@@ -44,10 +45,9 @@ class ImageNetSegmentation(BaseDataset):
     Args:
         ann_file (str): The file, below ``data_root``. Defaults to 'gtsegs_ijcv.mat'.
         data_root (str): Its folder. Defaults to 'data/imagenet_segmentation'.
-        pipeline (Sequence): The transforms. Defaults to ().
         test_mode (bool): Whether a sample that cannot be read is an error instead of being replaced by
             another one. Defaults to True.
-        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -61,13 +61,11 @@ class ImageNetSegmentation(BaseDataset):
         self,
         ann_file: str = 'gtsegs_ijcv.mat',
         data_root: str = 'data/imagenet_segmentation',
-        pipeline: Sequence = (),
         test_mode: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            ann_file=ann_file, data_root=data_root, pipeline=pipeline, test_mode=test_mode, **kwargs
-        )
+        flag('ImageNetSegmentation.test_mode', test_mode)
+        super().__init__(ann_file=ann_file, data_root=data_root, test_mode=test_mode, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Reads ids and classes; images and masks are read by ``get_data_info``."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import integer, one_of
 from mmkdx.registry import DATASETS
 
 URL = 'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz'
@@ -33,14 +34,15 @@ class STL10(BaseDataset):
         split (str): 'train' or 'test'. Defaults to 'train'.
         fold (int, optional): One of the ten public folds, 0 to 9, of 1,000 training images each; it
             needs 'fold_indices.txt'. Defaults to None (all images).
-        pipeline (Sequence): The transforms. Defaults to ().
-        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If an argument is out of its range, or files are cut off or do not fit together.
     """
 
+    #: Of the channels of ``img``.
+    channel_order = 'rgb'
     METAINFO = {
         'classes': (
             *('airplane', 'bird', 'car', 'cat', 'deer'),
@@ -53,24 +55,13 @@ class STL10(BaseDataset):
         data_root: str = 'data/stl10_binary',
         split: str = 'train',
         fold: int | None = None,
-        pipeline: Sequence = (),
         **kwargs: Any,
     ) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split is {split!r}; STL10 has 'train' and 'test'")
+        self.split = one_of('STL10.split', split, ('train', 'test'))
         if fold is not None and split != 'train':
             raise ValueError(f"fold goes with split 'train'; it is {fold} with {split!r}")
-        if fold not in (None, *range(10)):
-            raise ValueError(f'fold is {fold}; STL10 has the folds 0 to 9')
-        self.split = split
-        self.fold = fold
-        super().__init__(
-            ann_file='',
-            data_root=data_root,
-            pipeline=pipeline,
-            test_mode=split == 'test',
-            **kwargs,
-        )
+        self.fold = None if fold is None else integer('STL10.fold', fold, 0, 9)
+        super().__init__(ann_file='', data_root=data_root, test_mode=split == 'test', **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Reads labels and the fold; images are read by ``get_data_info``."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import one_of
+from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
 URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
@@ -31,8 +32,7 @@ class TinyImageNet(BaseDataset):
     Args:
         data_root (str): The folder. Defaults to 'data/tiny-imagenet-200'.
         split (str): 'train' or 'val'. Defaults to 'train'.
-        pipeline (Sequence): The transforms. Defaults to ().
-        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If the folder or images are missing.
@@ -40,22 +40,11 @@ class TinyImageNet(BaseDataset):
     """
 
     def __init__(
-        self,
-        data_root: str = 'data/tiny-imagenet-200',
-        split: str = 'train',
-        pipeline: Sequence = (),
-        **kwargs: Any,
+        self, data_root: str = 'data/tiny-imagenet-200', split: str = 'train', **kwargs: Any
     ) -> None:
-        if split not in ('train', 'val'):
-            raise ValueError(f"split is {split!r}; TinyImageNet has 'train' and 'val'")
-        self.split = split
+        self.split = one_of('TinyImageNet.split', split, ('train', 'val'))
         super().__init__(
-            ann_file='',
-            data_root=data_root,
-            data_prefix=split,
-            pipeline=pipeline,
-            test_mode=split == 'val',
-            **kwargs,
+            ann_file='', data_root=data_root, data_prefix=split, test_mode=split == 'val', **kwargs
         )
 
     def load_data_list(self) -> list[dict]:
@@ -74,12 +63,8 @@ class TinyImageNet(BaseDataset):
                 line.split('\t') for line in annotations.read_text().split('\n') if line.strip()
             ]
             samples = [(root / 'images' / name, wordnet_id) for name, wordnet_id, *_ in rows]
-            missing = [path.name for path, _ in samples if not path.is_file()]
-            if missing:
-                raise FileNotFoundError(
-                    f'{root.resolve() / "images"} lacks {len(missing):,} of the {len(samples):,} images '
-                    f'in val_annotations.txt, among them {missing[0]}; {again}'
-                )
+            names = [name for name, *_ in rows]
+            check_images(root / 'images', names, annotations.name, again)
         else:
             raise FileNotFoundError(
                 'there are neither folders named by WordNet ids nor val_annotations.txt in '

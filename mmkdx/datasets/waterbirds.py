@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import one_of
+from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
 URL = 'https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz'
@@ -39,8 +40,7 @@ class Waterbirds(BaseDataset):
         data_root (str): The folder with 'metadata.csv'. Defaults to
             'data/waterbird_complete95_forest2water2'.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
-        pipeline (Sequence): The transforms. Defaults to ().
-        **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
+        **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If the table or images are missing.
@@ -53,18 +53,11 @@ class Waterbirds(BaseDataset):
         self,
         data_root: str = 'data/waterbird_complete95_forest2water2',
         split: str = 'train',
-        pipeline: Sequence = (),
         **kwargs: Any,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}; Waterbirds has 'train', 'val' and 'test'")
-        self.split = split
+        self.split = one_of('Waterbirds.split', split, SPLITS)
         super().__init__(
-            ann_file='metadata.csv',
-            data_root=data_root,
-            pipeline=pipeline,
-            test_mode=split != 'train',
-            **kwargs,
+            ann_file='metadata.csv', data_root=data_root, test_mode=split != 'train', **kwargs
         )
 
     def load_data_list(self) -> list[dict]:
@@ -98,10 +91,6 @@ class Waterbirds(BaseDataset):
                     )
         if not samples:
             raise ValueError(f'{table} lists no image of the split {self.split!r}')
-        missing = [s['img_path'] for s in samples if not Path(s['img_path']).is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f'{root.resolve()} lacks {len(missing):,} of the {len(samples):,} images that '
-                f'{table.name} lists, among them {missing[0]}; unpack {URL} again'
-            )
+        names = [Path(s['img_path']).relative_to(root).as_posix() for s in samples]
+        check_images(root, names, table.name, f'unpack {URL} again')
         return samples

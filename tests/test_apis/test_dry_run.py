@@ -105,6 +105,53 @@ def test_a_batch_goes_through_the_training_pipeline_and_the_preprocessor():
     assert one_step(model, synthetic_batch(cfg))[1] == ['extra.weight', 'extra.bias']
 
 
+def grey(*sizes):
+    """A config of grey images, joined of parts of which each has another random transform."""
+    parts = [
+        dict(
+            type='CustomDataset',
+            pipeline=[
+                dict(type='LoadImageFromFile', color_type='grayscale'),
+                dict(type='RandomResizedCrop' if i else 'Resize', scale=size),
+                dict(type='PackInputs'),
+            ],
+        )
+        for i, size in enumerate(sizes)
+    ]
+    joined = dict(type='ConcatDataset', datasets=[parts[0], dict(dataset=parts[1])])
+    model = classifier(4)
+    model['backbone'] = dict(
+        type='ResNet_CIFAR', depth=18, in_channels=1, base_channels=4, stem_channels=4
+    )
+    model['head']['in_channels'] = 32
+    return Config(
+        dict(
+            default_scope='mmkdx',
+            model=model,
+            train_dataloader=dict(dataset=joined),
+        )
+    )
+
+
+def test_a_batch_of_joined_grey_images():
+    cfg = grey((12, 12), 12)
+    batch = synthetic_batch(cfg, num_images=4)
+    assert batch['inputs'].shape == (4, 1, 12, 12)
+    model = build_from_config(cfg)
+    assert one_step(model, batch)[0]['loss'] > 0
+    first = model.backbone.conv1
+    assert multiply_adds(first, (12, 12), 1) == 12 * 12 * 4 * 9
+
+
+def test_configs_without_training_data():
+    cfg = grey((12, 12), 12)
+    cfg.val_dataloader = cfg.pop('train_dataloader')
+    assert synthetic_batch(cfg)['inputs'].shape == (2, 1, 12, 12)
+    cfg.pop('val_dataloader')
+    with pytest.raises(ValueError, match='has none of train_dataloader, val_dataloader, test_data'):
+        synthetic_batch(cfg)
+
+
 def test_tools_of_mmpretrain(monkeypatch, tmp_path):
     tool = mmpretrain_tool('train')
     assert {'parse_args', 'merge_args', 'main'} <= set(vars(tool))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,15 +12,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from tiny import build
 from torch import nn, tensor
 
+from mmkdx.datasets.push_set import check_push_set, listed, push_dataloader
+from mmkdx.datasets.wrappers import images, labels
 from mmkdx.hooks import PrototypePushHook, PrototypeStageHook
-from mmkdx.hooks.prototype_hooks import check_push_set, push
-from mmkdx.models.heads import ProtoPNetHead, PrototypeHead, PrototypeLayer
+from mmkdx.models.heads import PrototypeHead, PrototypeLayer
 from mmkdx.models.heads.nearest_patches import find_nearest_patches
+from mmkdx.models.heads.push import push
+from mmkdx.visualization.prototype_sheets import PrototypeSheets
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,6 +135,75 @@ def test_fewer_images_than_asked_for():
     nearest = find_nearest_patches(Plain(), loader(2), k=5)
     assert nearest.images[0].tolist() == [2, 1, 0, -1, -1]
     assert nearest.distances[0, 3:].isinf().all()
+
+
+def parts_of_birds(**changes):
+    """Two parts of a data set of birds, 14 and 22 images, in the splits of a run."""
+    data = config('', []).train_dataloader.dataset
+    return [
+        {**data, 'split': 'train', 'indices': list(range(14)), **changes},
+        {**data, 'split': 'val', 'indices': list(range(14, 36)), **changes},
+    ]
+
+
+WRAPPED = dict(
+    joined=lambda: dict(type='ConcatDataset', datasets=parts_of_birds()),
+    repeated=lambda: dict(
+        type='RepeatDataset', times=3, dataset=config('', []).train_dataloader.dataset
+    ),
+    # Classes 5 to 8 are rarer, so that their images come twice
+    balanced=lambda: dict(
+        type='ClassBalancedDataset',
+        oversample_thr=0.3,
+        dataset={**config('', []).train_dataloader.dataset, 'indices': list(range(5, 32))},
+    ),
+    folds=lambda: dict(
+        type='KFoldDataset',
+        fold=1,
+        num_splits=4,
+        dataset=config('', []).train_dataloader.dataset,
+    ),
+    repeated_parts=lambda: dict(
+        type='ConcatDataset',
+        datasets=[dict(type='RepeatDataset', times=2, dataset=d) for d in parts_of_birds()],
+    ),
+)
+
+
+@pytest.mark.parametrize('name', WRAPPED)
+def test_sources_through_wrappers(tmp_path, name):
+    """Each prototype is the patch of an image of its class that it names, whatever wraps the images."""
+    cfg = config(tmp_path, [])
+    cfg.train_dataloader.dataset = WRAPPED[name]()
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        data = Runner.build_dataloader(push_dataloader(cfg), seed=0)
+    check_push_set(data, 9)
+    torch.manual_seed(0)
+    model = build(proto_classifier()).eval()
+    nearest = push(model, data)
+    head = model.head
+    assert head.source_label.tolist() == [j // 2 for j in range(18)]
+    shown, label_of = images(data.dataset), labels(data.dataset)
+    sheets = PrototypeSheets(model, data.dataset)
+    for j, image in enumerate(head.source_image.tolist()):
+        assert label_of[shown[image]] == j // 2
+        # The prototype lies at a cell of the very image
+        item = data.dataset[shown[image]]
+        assert item['data_samples'].sample_idx == image
+        inputs = model.data_preprocessor(pseudo_collate([item]), False)['inputs']
+        row, column = head.source_cell[j].tolist()
+        assert sheets.distances(inputs)[0, j, row, column] < 1e-5
+        assert sheets.source(j)[1]['source_image'] == image
+    # An image counts once among the nearest, however often it is shown
+    several = find_nearest_patches(model, data, 5)
+    assert all(len(set(each)) == 5 for each in several.images.tolist())
+    assert several.distances.isfinite().all() and nearest.distances.isfinite().all()
+
+
+def test_copies_are_no_further_images():
+    nearest = find_nearest_patches(Plain(), loader(6, (0, 0, 1, 1, 2, 2)), k=4)
+    assert nearest.images[0].tolist() == [2, 1, 0, -1]
+    assert nearest.labels[0].tolist() == [1, 0, 0, -1]
 
 
 # Stages
@@ -326,6 +401,51 @@ def test_pruning_at_the_last_push(tmp_path):
     alive = runner.model.head.alive
     assert 0 < alive.sum() < len(alive) or not alive.any()
     assert torch.equal(state_of(tmp_path, 2)['head.alive'], alive)
+
+
+def test_classes_that_pruning_empties_are_named(tmp_path):
+    """Of the last class two images are left, so that no three of the nearest can be of it."""
+    hook = dict(PUSH, start=1, tune_epochs=0, prune=dict(k=4, tune_epochs=0))
+    cfg = config(tmp_path, [hook], epochs=1, val_dataloader=None, val_cfg=None, val_evaluator=None)
+    cfg.train_dataloader.dataset.indices = [i for i in range(36) if i not in (8, 17)]
+    cfg.push_dataloader = copy.deepcopy(cfg.train_dataloader)
+    cfg.push_dataloader.dataset.pipeline = [dict(type='PackInputs')]
+    runner = Runner.from_cfg(cfg)
+    warnings, lines = [], []
+    runner.logger.warning, runner.logger.info = warnings.append, lines.append
+    runner.train()
+    name = 'plumed crest, spooned beak (8)'
+    before, after = (w for w in warnings if 'PrototypePushHook' in w)
+    assert before == (
+        f'PrototypePushHook.prune will drop all prototypes of {name}, because there are fewer than '
+        'min_same_class=3 images to project onto; set prune.min_same_class to at most 2, or leave prune '
+        'out'
+    )
+    head = runner.model.head
+    kept = head.alive.view(9, 2).any(1)
+    empty = head.classes_without_prototypes()
+    assert empty == (~kept).nonzero()[:, 0].tolist() and 8 in empty
+    assert after.startswith(f'PrototypePushHook.prune left {len(empty)} of 9 classes without a ')
+    dropped = int((~head.alive).sum())
+    assert any(
+        line.startswith(f'Pruned {dropped} of 18 prototypes, of the classes ') for line in lines
+    )
+    assert listed([1, 8], ['a', 'b', *'cdefgh', 'i']) == 'b (1), i (8)'
+
+
+@pytest.mark.parametrize(
+    'prune, message',
+    [
+        (dict(k=0), 'prune.k is 0; it must be an integer of at least 1'),
+        (dict(k=2, min_same_class=3), 'prune.min_same_class is 3; .* of at most 2'),
+        (dict(tune_epochs=1.5), 'prune.tune_epochs is 1.5'),
+        (dict(threshold=math.nan), 'prune.threshold is nan'),
+        ('yes', "prune is 'yes'; it must be a dict"),
+    ],
+)
+def test_bad_prune(prune, message):
+    with pytest.raises(ValueError, match=f'PrototypePushHook.{message}'):
+        PrototypePushHook(1, prune=prune)
 
 
 def tree():
@@ -528,7 +648,7 @@ def test_bad_stages(stages, sentence):
 @pytest.mark.parametrize('name', ['start', 'interval'])
 def test_bad_push_epochs(name):
     with pytest.raises(
-        ValueError, match=f'PrototypePushHook.{name} is 0; it must be a whole number'
+        ValueError, match=f'PrototypePushHook.{name} is 0; it must be an integer of at least 1'
     ):
         PrototypePushHook(**{'start': 1, name: 0})
 
@@ -614,7 +734,7 @@ def test_a_teacher_knows_its_classes(tmp_path):
 
 
 def test_distributed_training_needs_unused_parameters(tmp_path, monkeypatch):
-    monkeypatch.setattr('mmkdx.hooks.prototype_hooks.is_model_wrapper', lambda model: True)
+    monkeypatch.setattr('mmkdx.hooks.prototype_stage_hook.is_model_wrapper', lambda model: True)
     runner = Runner.from_cfg(config(tmp_path, [dict(type='PrototypeStageHook', stages=STAGES)]))
     runner.model = SimpleNamespace(module=runner.model)
     hook = next(hook for hook in runner.hooks if isinstance(hook, PrototypeStageHook))
@@ -648,22 +768,15 @@ def test_augmented_push_images(tmp_path, pipeline, sentence):
 def test_a_class_without_images(tmp_path):
     data = config(tmp_path, []).val_dataloader
     data.dataset.indices = 4
-    with pytest.raises(ValueError, match=r'has no image of 5 of the 9 classes \(4, 5, 6, 7, 8\)'):
+    with pytest.raises(
+        ValueError, match=r'has no image of 5 of the 9 classes \(bobbled crest, barred wing \(4\), '
+    ):
         begin(tmp_path, dict(PUSH, dataloader=data))
-    head = ProtoPNetHead(20, 4, 1, 2)
-    dataset = type(
-        'Set',
-        (),
-        dict(
-            __len__=lambda s: 1,
-            get_cat_ids=lambda s, i: [3],
-            __getitem__=lambda s, i: dict(inputs=torch.zeros(1)),
-        ),
-    )()
+    dataset = [dict(inputs=torch.zeros(1), data_samples=DataSample().set_gt_label(3))]
     with pytest.raises(
         ValueError, match=r'no image of 19 of the 20 classes \(0, 1, 2, 4, 5, ...\)'
     ):
-        check_push_set(SimpleNamespace(dataset=dataset), head)
+        check_push_set(SimpleNamespace(dataset=dataset), 20)
 
 
 def test_push_data_of_the_config(tmp_path):

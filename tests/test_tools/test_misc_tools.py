@@ -1,4 +1,4 @@
-"""print_config.py and collect_env.py."""
+"""print_config.py, collect_env.py and check_config.py."""
 
 import runpy
 import sys
@@ -14,6 +14,20 @@ import mmkdx
 from mmkdx import plugins
 
 TOOLS = Path(__file__).parents[2] / 'tools/misc'
+
+
+#: Grey images of two joined data sets, none of which is there.
+CHECKED = """
+default_scope = 'mmkdx'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='LeNet5', num_classes=-1),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=120),
+)
+part = dict(type='FashionMNIST', pipeline=[dict(type='Resize', scale=32), dict(type='PackInputs')])
+train_dataloader = dict(dataset=dict(type='ConcatDataset', datasets=[part, part]))
+"""
 
 
 def tool(name):
@@ -50,6 +64,27 @@ def test_tools_run_as_scripts(monkeypatch, capsys):
 
     runpy.run_path(str(TOOLS / 'collect_env.py'), run_name='__main__')
     assert f'\nmmkdx: {mmkdx.__version__}\n' in capsys.readouterr().out
+
+
+def test_check_config(tmp_path, monkeypatch, capsys):
+    path = tmp_path / 'config.py'
+    path.write_text(CHECKED)
+    monkeypatch.setattr(sys, 'argv', ['check_config.py', str(path)])
+    tool('check_config')['main']()
+    printed = capsys.readouterr().out
+    assert f'{path}: images of 32 x 32 pixels and 1 channel\n' in printed
+    # Of 5 x 5 convolutions to 6, 16 and 120 channels, and a linear layer
+    parameters = 6 * 26 + 16 * (6 * 25 + 1) + 120 * (16 * 25 + 1) + 3 * 121
+    assert f'| model | LeNet5       | {parameters:,} ' in printed
+    assert 'One step in ' in printed and 'loss ' in printed
+
+    path.write_text(CHECKED.partition('train_dataloader')[0])
+    with pytest.raises(SystemExit) as error:
+        tool('check_config')['main']()
+    assert str(error.value) == (
+        f'{path}: the config has none of train_dataloader, val_dataloader, test_dataloader, whose '
+        'transforms make the batch'
+    )
 
 
 def test_collect_env(monkeypatch):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Lists the images of PetImages or PlantVillage that can be read, and splits them by lot.
+"""Lists the images of PetImages or PlantVillage that can be read, and splits them at random.
 
   OUT/all.txt                  what can be read: a path below OUT and a label in each line
   OUT/train.txt, OUT/test.txt  the same in two parts, with each class in the same proportion
@@ -183,7 +183,7 @@ def convert(
         src (str): The public folder that holds those of the classes.
         out (str): The folder for the lists.
         test (float): The share of the images to test on, between 0 and 1. Defaults to 0.2.
-        seed (int): By which the lot is drawn. Defaults to 42.
+        seed (int): The random seed of the split. Defaults to 42.
         workers (int): How many threads decode images. Defaults to 1.
         strict (bool): Whether a count that is not as published is an error. Defaults to False.
 

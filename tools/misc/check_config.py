@@ -51,15 +51,32 @@ def settle_weights(teacher: Teacher) -> str:
 
 
 def main() -> None:
-    """Prints the tables and takes the step."""
+    """Reads the config and prints what there is to say of it."""
     args = parse_args()
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    try:
+        check(args.config, cfg)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f'{args.config}: {error}') from error
+
+
+def check(name: str, cfg: Config) -> None:
+    """Prints what a config compares and costs, and what a step on made-up images yields.
+
+    Args:
+        name (str): What the config is called.
+        cfg (Config): The config.
+
+    Raises:
+        ValueError: If the config cannot train.
+    """
     model = build_from_config(cfg)
     batch = synthetic_batch(cfg)
-    size = tuple(batch['inputs'].shape[2:])
-    print(f'{args.config}: images of {size[0]} x {size[1]} pixels')
+    channels, *size = batch['inputs'].shape[1:]
+    of = '' if channels == 3 else f' and {channels} channel{"s" * (channels > 1)}'
+    print(f'{name}: images of {size[0]} x {size[1]} pixels{of}')
 
     distills = isinstance(model, Distiller)
     if distills:
@@ -80,7 +97,7 @@ def main() -> None:
     rows = [['model', 'architecture', 'parameters', 'multiply-adds', 'weights']]
 
     def count(name: str, module, weights: str) -> int:
-        cost = multiply_adds(module, size)
+        cost = multiply_adds(module, size, channels)
         kind = type(getattr(module, 'backbone', module)).__name__
         parameters = sum(p.numel() for p in module.parameters())
         rows.append([name, kind, f'{parameters:,}', f'{cost / 1e9:.3f} G', weights])
