@@ -59,6 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             first.append(item)
             seen.add((name, folder))
     if config.getoption('first_cases'):
+        config.hook.pytest_deselected(items=list(set(items).difference(first)))
         items[:] = first
     elif not config.getoption('no_cov', False):
         for item in set(items).difference(first):

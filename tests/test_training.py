@@ -22,7 +22,7 @@ EPOCHS = 4
 
 
 def run_config(work_dir: Path, **changes) -> Config:
-    """Three epochs of a tiny distillation with every kind of state on 48 digits."""
+    """Four epochs of a tiny distillation with every kind of state on 48 digits."""
     student = dict(
         classifier(4, classes=10),
         data_preprocessor=dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3),
@@ -98,11 +98,24 @@ def run_config(work_dir: Path, **changes) -> Config:
     )
 
 
+def with_a_teacher(folder: Path) -> Path:
+    """The folder, with the teacher's file in it."""
+    torch.manual_seed(0)
+    torch.save(build(classifier(8, classes=10)).state_dict(), folder / 'teacher.pth')
+    return folder
+
+
 @pytest.fixture
 def work_dir(tmp_path):
-    torch.manual_seed(0)
-    torch.save(build(classifier(8, classes=10)).state_dict(), tmp_path / 'teacher.pth')
-    return tmp_path
+    return with_a_teacher(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The folder of a run from its beginning to its end."""
+    folder = with_a_teacher(tmp_path_factory.mktemp('whole'))
+    Runner.from_cfg(run_config(folder)).train()
+    return folder
 
 
 def losses(work_dir: Path) -> dict[int, dict]:
@@ -116,33 +129,28 @@ def losses(work_dir: Path) -> dict[int, dict]:
     return found
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(work_dir):
-    Runner.from_cfg(run_config(work_dir)).train()
-    whole = losses(work_dir)
-    assert len(whole) == 4 * EPOCHS
-    assert {'student.loss', 'loss_kd', 'loss_fit', 'loss_ema'} < set(whole[1])
-    final = torch.load(work_dir / f'epoch_{EPOCHS}.pth', weights_only=False)
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(whole, work_dir):
+    expected = losses(whole)
+    assert len(expected) == 4 * EPOCHS
+    assert {'student.loss', 'loss_kd', 'loss_fit', 'loss_ema'} < set(expected[1])
+    final = torch.load(whole / f'epoch_{EPOCHS}.pth', weights_only=False)
 
-    again = work_dir / 'again'
-    again.mkdir()
-    (again / 'teacher.pth').write_bytes((work_dir / 'teacher.pth').read_bytes())
     runner = Runner.from_cfg(
-        run_config(again, load_from=str(work_dir / 'epoch_2.pth'), resume=True)
+        run_config(work_dir, load_from=str(whole / 'epoch_2.pth'), resume=True)
     )
     runner.train()
-    rest = losses(again)
+    rest = losses(work_dir)
     assert sorted(rest) == list(range(9, 17))
     for step, values in rest.items():
-        assert values == whole[step], step
-    resumed = torch.load(again / f'epoch_{EPOCHS}.pth', weights_only=False)
+        assert values == expected[step], step
+    resumed = torch.load(work_dir / f'epoch_{EPOCHS}.pth', weights_only=False)
     for part in ('state_dict', 'ema_state_dict'):
         for key, value in final[part].items():
             assert torch.equal(value, resumed[part][key]), key
 
 
-def test_the_student_learns_more_from_terms_that_fall(work_dir):
-    Runner.from_cfg(run_config(work_dir)).train()
-    steps = losses(work_dir)
+def test_the_student_learns_more_from_terms_that_fall(whole):
+    steps = losses(whole)
     assert steps[16]['loss_fit'] < 0.7 * steps[1]['loss_fit']
 
 
@@ -191,10 +199,9 @@ def test_killed_in_the_middle_of_an_epoch_and_resumed(work_dir):
         assert rest[step] == expected[step], step
 
 
-def test_a_truncated_checkpoint_is_named(work_dir):
-    Runner.from_cfg(run_config(work_dir, train_cfg=dict(by_epoch=True, max_epochs=1))).train()
+def test_a_truncated_checkpoint_is_named(whole, work_dir):
     broken = work_dir / 'epoch_1.pth'
-    broken.write_bytes(broken.read_bytes()[:-300])
+    broken.write_bytes((whole / 'epoch_1.pth').read_bytes()[:-300])
     runner = Runner.from_cfg(run_config(work_dir, load_from=str(broken), resume=True))
     with pytest.raises(CheckpointError, match=f'Checkpoint {broken} .* truncated'):
         runner.train()

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from mmkdx.arguments import one_of
 from mmkdx.registry import HOOKS
 
 TYPES = dict(
@@ -44,10 +45,7 @@ class GradientCompressionHook(Hook):
     """
 
     def __init__(self, kind: str = 'bf16', **options: Any) -> None:
-        if kind not in TYPES:
-            raise ValueError(
-                f'GradientCompressionHook.kind is {kind!r}; it must be one of {", ".join(TYPES)}'
-            )
+        one_of('GradientCompressionHook.kind', kind, TYPES)
         if options and kind != 'power_sgd':
             raise ValueError(
                 f'GradientCompressionHook: kind={kind!r} takes no options, and there are '
