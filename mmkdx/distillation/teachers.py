@@ -183,8 +183,7 @@ class Teacher(BaseTeacher):
             state = load_file(self.model, self.checkpoint, self.strict)
             self.train()  # some backbones prepare for eval mode by their weights
             self.classes = self._names.given or classes_in(state) or self.classes
-        taps = getattr(self, 'taps', None)
-        self.classes = self._names.settle(self.model, self.classes, taps)
+        self.classes = self._names.settle(self.model, self.classes, getattr(self, 'taps', None))
         self.loaded = True
 
     def match_classes(self, names: Sequence[str] | None) -> None:
