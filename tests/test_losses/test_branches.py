@@ -251,7 +251,7 @@ def changed(width=4, neck='GlobalAveragePooling', **backbone):
         (
             changed(neck='GeneralizedMeanPooling'),
             {},
-            "branch is .backbone.body., which must be the last stage .*; it is followed by neck, head.fc",
+            r'branch is .backbone.body., which must be the last stage .*; it is followed by neck',
         ),
     ],
 )
