@@ -200,7 +200,7 @@ class ExplanationEvaluator:
         self.process(plain, None if isinstance(plain, dict) else [first])
         self._sample, own = whole, []
         if self.pairs is not None:
-            own = self.pairs.try_out(loader, self._model, self.place())
+            own = self.pairs.run(loader, self._model, self.place(), 1, trial=True)
         with _quiet():  # what is said of one image is true of no evaluation
             return self._gather(own, start)
 

@@ -70,17 +70,13 @@ class PairEvaluation:
         """Takes the models: 'student', 'base' and perhaps 'teacher'."""
         self._subjects, self._analysis = subjects, None
 
-    def try_out(
-        self, loader: DataLoader, model: nn.Module, place: Mapping[int, int]
-    ) -> list[PictureSection]:
-        """Takes one small batch through everything, so that mistakes show early; see ``run``."""
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # it is small
-            batches = self._batches(loader.dataset, place, TRIAL_SIZE)[:1]
-            return self._run(loader, model, place, batches, 1)
-
     def run(
-        self, loader: DataLoader, model: nn.Module, place: Mapping[int, int], show: int
+        self,
+        loader: DataLoader,
+        model: nn.Module,
+        place: Mapping[int, int],
+        show: int,
+        trial: bool = False,
     ) -> list[PictureSection]:
         """Measures this rank's batches.
 
@@ -89,6 +85,7 @@ class PairEvaluation:
             model (nn.Module): The model whose preprocessor prepares the images.
             place (Mapping[int, int]): For each image of the sample the index in the data set.
             show (int): For how many images the first rank draws the maps.
+            trial (bool): Whether one small batch is enough. Defaults to False.
 
         Returns:
             list[PictureSection]: The pictures of what was distilled, on the first rank.
@@ -96,8 +93,12 @@ class PairEvaluation:
         Raises:
             ValueError: If images have no labels, or not two classes.
         """
-        batches = self._batches(loader.dataset, place, self.size)
-        return self._run(loader, model, place, batches, show)
+        if not trial:
+            return self._run(loader, model, place, self._batches(loader.dataset, place), show)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # it is small
+            batches = self._batches(loader.dataset, place, TRIAL_SIZE)[:1]
+            return self._run(loader, model, place, batches, show)
 
     def facts(self) -> dict[str, Any]:
         """What was compared and how."""
@@ -107,7 +108,9 @@ class PairEvaluation:
         }
         return dict(unicam=settings_of(self.unicam), layers=layers, context_size=self.size)
 
-    def _batches(self, dataset: Any, place: Mapping[int, int], size: int) -> list[list[int]]:
+    def _batches(
+        self, dataset: Any, place: Mapping[int, int], size: int | None = None
+    ) -> list[list[int]]:
         """The images of each batch."""
         if self._labels[0] is not dataset:
             try:
@@ -118,7 +121,7 @@ class PairEvaluation:
         known = self._labels[1]
         if any(label < 0 for label in known.values()):
             raise ValueError(f'{self.owner}.base is compared by classes, and an image has no label')
-        batches = context_batches(list(known.values()), size, self.seed)
+        batches = context_batches(list(known.values()), size or self.size, self.seed)
         if not batches:
             raise ValueError(
                 f'{self.owner}.base: of the {len(known)} images of the sample no batch can be drawn, '

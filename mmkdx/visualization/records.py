@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +144,11 @@ def append_scores(path: Path, scores: Mapping[str, Score], **facts: Any) -> None
         file.write(json.dumps(line) + '\n')
 
 
-def read_curves(work_dir: str | Path, keys: Iterable[str] | None = None) -> dict[str, list]:
-    """Reads the values of a run's evaluations from its logs.
+def read_curves(work_dir: str | Path) -> dict[str, list]:
+    """Reads the values of a run's evaluations, whose names have a '/', from its logs.
 
     Args:
         work_dir (str | Path): The work directory, with one folder for each start.
-        keys (Iterable[str], optional): Which values. Defaults to None: all whose name has a '/', as
-            those of evaluations do.
 
     Returns:
         dict[str, list]: For each name the pairs (epoch, value), of a resumed run the last of each.
@@ -163,7 +161,7 @@ def read_curves(work_dir: str | Path, keys: Iterable[str] | None = None) -> dict
             if 'step' not in line or 'lr' in line:
                 continue
             for name, value in line.items():
-                if '/' in name and (keys is None or name in keys) and math.isfinite(value):
+                if '/' in name and math.isfinite(value):
                     curves.setdefault(name, {})[line['step']] = value
     return {name: sorted(values.items()) for name, values in curves.items()}
 

@@ -181,7 +181,10 @@ def _gallery(gallery: Sequence[GalleryItem]) -> str:
 
 def _verdicts(item: GalleryItem) -> list[str]:
     """Which keys of ``VERDICTS`` hold of an image."""
-    student, teacher = (item.predictions.get(model) for model in ('student', 'teacher'))
+    teacher = item.predictions.get('teacher')
+    # A plain model has a name of its own
+    alone = next(iter(item.predictions.values())) if len(item.predictions) == 1 else None
+    student = item.predictions.get('student', alone)
     holds = []
     if student is not None and teacher is not None:
         holds.append('agree' if student == teacher else 'differ')

@@ -17,6 +17,7 @@ from mmkdx.evaluation import ExplanationEvaluator
 from mmkdx.evaluation.batches import read_batch
 from mmkdx.metrics import ExplanationMetric
 from mmkdx.registry import DATASETS, METRICS
+from mmkdx.visualization.report import _verdicts
 
 PREPROCESSOR = dict(num_classes=4, mean=[100.0] * 3, std=[50.0] * 3)
 
@@ -127,6 +128,8 @@ def test_a_head_with_more_classes_than_the_data_set_names():
     predicted = {item.predictions['TinyBackbone'] for item in found.gallery}
     assert len(found.gallery) == 24 and any(word.isdigit() for word in predicted)
     assert {item.label for item in found.gallery} == set('abcd')
+    verdicts = [_verdicts(item) for item in found.gallery]
+    assert ['student-wrong'] in verdicts, 'also of a model that has its own name'
 
 
 def test_a_fixed_teacher_is_measured_once_and_again_for_other_data(model):

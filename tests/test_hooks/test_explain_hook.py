@@ -356,7 +356,7 @@ def test_the_evaluators_metrics_are_tried_before_the_first_iteration(tmp_path):
 
 def test_a_teacher_is_found_under_test_time_augmentation(tmp_path):
     settings = config(tmp_path)
-    settings.model = dict(type='ClassificationTTAModel', module=settings.model)
+    settings.model = dict(type='mmpretrain.AverageClsScoreTTA', module=settings.model)
     views = [[dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]]
     pipeline = [dict(type='TestTimeAug', transforms=[*views, [dict(type='PackInputs')]])]
     settings.test_dataloader.dataset.pipeline = pipeline

@@ -38,7 +38,8 @@ def gap_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Seq
 def explained(net: nn.Module, inputs, explainer='GradCAM', closed=True, fixed=False) -> Explained:
     subject = Subject(net, build_explainer(explainer), fixed=fixed)
     logits = subject.predict(inputs)
-    result = subject.explained(inputs, logits, logits.argmax(1))
+    targets = logits.argmax(1)
+    result = subject.explained(subject.explain(inputs, targets), logits, targets, fixed)
     if not closed:
         result.model = None
     return result
