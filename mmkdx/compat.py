@@ -46,6 +46,8 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from mmkdx.sample_numbers import number_concatenated_samples
+
 __all__ = [
     'CheckpointError',
     'RefusedCheckpointError',
@@ -64,6 +66,7 @@ def install() -> None:
     _checkpoint_activations_without_reentry()
     _open_turbojpeg_when_it_is_used()
     _resume_sharded_optimizers()
+    number_concatenated_samples()
     # mmengine looks for the configs of the packages in this table only
     MODULE2PACKAGE.setdefault('mmkdx', 'mmkdx')
     # mmcv says so at every start where its compiled operators are missing; mmkdx needs none of them.

@@ -9,8 +9,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from tiny import build
 
+from mmkdx.datasets.push_set import push_dataloader
 from mmkdx.hooks import PrototypePushHook, PrototypeStageHook
-from mmkdx.hooks.prototype_hooks import push_dataloader
 from mmkdx.registry import HOOKS, PARAM_SCHEDULERS
 
 ROOT = Path(__file__).parents[1]

@@ -30,7 +30,7 @@ def test_own_similarities_teach_more_than_shuffled_ones():
     def trained(seed: int, permute: bool) -> float:
         torch.manual_seed(seed)
         net, loss = network(16), IntrospectiveLoss(permute=permute)
-        train(MapsOf(net), few, lambda maps, i: loss(maps, None, labels[i]), 60)
+        train(MapsOf(net), few, lambda maps, i: loss(maps, labels[i]), 60)
         return accuracy(net.eval(), *test)
 
     values = {permute: [trained(seed, permute) for seed in range(4)] for permute in (False, True)}

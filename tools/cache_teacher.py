@@ -7,17 +7,22 @@ folder that is whole checks its files and writes nothing.
 
 import argparse
 import copy
+import sys
+import time
 
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.dist import init_dist, is_distributed
+from mmengine.dist import init_dist, is_distributed, is_main_process, master_only
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmengine.utils import ProgressBar
 from mmengine.utils.dl_utils import set_multi_processing
+from torch.utils.data import DataLoader
 
 from mmkdx.apis.dry_run import build_from_config
 from mmkdx.compat import prepare_cpu_launch
-from mmkdx.distillation.cached_teacher import CachedTeacher, write_cache
+from mmkdx.distillation.cache import CachedTeacher, CacheWriter
+from mmkdx.distillation.distiller import Distiller
 
 
 def parse_args() -> argparse.Namespace:
@@ -89,7 +94,38 @@ def main() -> None:
         loader = Runner.build_dataloader(settings, seed=0)
     distiller = distiller.to(args.device or get_device())
     for teacher in found:
-        write_cache(distiller, teacher, loader, args.shard_size)
+        write(distiller, teacher, loader, args.shard_size)
+
+
+def write(
+    distiller: Distiller, teacher: CachedTeacher, loader: DataLoader, shard_size: int
+) -> None:
+    """Writes the cache of one teacher, and says how it goes on."""
+    start = time.perf_counter()
+    writer = CacheWriter(distiller, teacher, loader, shard_size)
+    folder, count = writer.folder, len(writer.files)
+    if writer.whole:
+        say(f'{folder} is whole: {count} files with outputs of this teacher')
+        return
+    say(f'{folder}: {len(writer.missing)} of {count} files to write')
+    if is_main_process():
+        bar = ProgressBar(sum(file.stop - file.start for file in writer.own), file=sys.stderr)
+        writer.write(bar.update)
+    else:
+        writer.write()
+    images = sum(file.stop - file.start for file in writer.missing)
+    seconds = time.perf_counter() - start
+    size = sum((folder / file.name).stat().st_size for file in writer.files)
+    say(
+        f'\n{folder}: {size / 2**20:.1f} MiB in {count} files; {images} images in '
+        f'{seconds:.0f} s, {images / seconds:.0f} a second'
+    )
+
+
+@master_only
+def say(text: str) -> None:
+    """Prints a line, in one of several processes."""
+    print(text)
 
 
 if __name__ == '__main__':

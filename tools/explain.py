@@ -10,7 +10,7 @@ from mmengine.config import Config, DictAction
 from terminaltables import AsciiTable
 
 from mmkdx.apis import ExplainInferencer
-from mmkdx.registry import EXPLAINERS
+from mmkdx.explain import explainer_names
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,11 +19,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config of a distillation or of a classifier')
     parser.add_argument('checkpoint', help='checkpoint of the student or classifier')
     parser.add_argument('images', nargs='+', help='images, or folders of images')
-    EXPLAINERS.import_from_location()
     parser.add_argument(
         '--explainer',
         default='GradCAM',
-        help=f'one of {", ".join(sorted(EXPLAINERS.module_dict))} (default: GradCAM)',
+        help=f'one of {", ".join(explainer_names())} (default: GradCAM)',
     )
     parser.add_argument(
         '--explainer-options',

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmkdx.distillation import Distiller
-from mmkdx.distillation.terms import Value, names_of
+from mmkdx.distillation.places import Value, names_of
 from mmkdx.models.taps import fake_forward, forward_tensor
 from mmkdx.registry import MODELS, TRANSFORMS
 

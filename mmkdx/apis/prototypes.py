@@ -10,22 +10,19 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from mmcv.image import imread
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
-from mmpretrain.datasets import remove_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmkdx.datasets.push_set import push_dataloader
+from mmkdx.datasets.wrappers import class_names, compose, file_pipeline
 from mmkdx.distillation.models import build_model, load_weights, read_config
 from mmkdx.distillation.teachers import Teacher, build_teacher
 from mmkdx.functional.prototype_transfer import cell_agreement, match_prototypes
-from mmkdx.hooks.prototype_hooks import push_dataloader
 from mmkdx.models.heads.nearest_patches import find_nearest_patches
 from mmkdx.models.taps import evaluating
-from mmkdx.registry import TRANSFORMS
 from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets, spread
 from mmkdx.visualization.prototypes import transfer_sheet
 from mmkdx.visualization.report import PictureSection, write_report
@@ -72,9 +69,9 @@ class PrototypeAnalysis:
         load_weights(model, state, f'checkpoint {checkpoint}')
         self.model = model.to(device).eval()
         self.push_data, self.test_data = _push_data(config), _loader(config.test_dataloader)
-        self.classes = (state.get('meta', {}).get('dataset_meta') or {}).get('classes') or (
-            getattr(self.test_data.dataset, 'metainfo', None) or {}
-        ).get('classes')
+        self.classes = (state.get('meta', {}).get('dataset_meta') or {}).get(
+            'classes'
+        ) or class_names(self.test_data.dataset)
         self.sheets = PrototypeSheets(
             self.model, self.push_data.dataset, self.classes, cmap, f'checkpoint {checkpoint}'
         )
@@ -264,16 +261,9 @@ class PrototypeAnalysis:
         if not Path(name).is_file():
             raise ValueError(f'images: there is no file {name}')
         try:
-            image = imread(name)
+            return compose(file_pipeline(self.config.test_dataloader.dataset))(dict(img_path=name))
         except Exception as error:  # each backend raises its own
             raise ValueError(f'images: cannot read {name}: {error}') from error
-        if image is None:
-            raise ValueError(f'images: cannot read {name}: it holds no image')
-        steps = remove_transform(self.config.test_dataloader.dataset.pipeline, 'LoadImageFromFile')
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            pipeline = Compose([TRANSFORMS.build(step) for step in steps])
-        size = image.shape[:2]
-        return pipeline(dict(img=image, img_path=name, img_shape=size, ori_shape=size))
 
     @torch.no_grad()
     def _cells(self, teacher: Teacher) -> tuple[Tensor, Tensor]:

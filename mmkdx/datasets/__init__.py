@@ -12,7 +12,7 @@ from mmkdx.datasets.samplers import PairSampler
 from mmkdx.datasets.seeded_views import SeededViews, ViewSampler
 from mmkdx.datasets.stl10 import STL10
 from mmkdx.datasets.tiny_imagenet import TinyImageNet
-from mmkdx.datasets.transforms import CropToBox, DisturbLabel
+from mmkdx.datasets.transforms import ChannelOrder, CropToBox, DisturbLabel
 from mmkdx.datasets.waterbirds import Waterbirds
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     'CIFAR100',
     'CUB',
     'STL10',
+    'ChannelOrder',
     'CropToBox',
     'Digits',
     'DisturbLabel',

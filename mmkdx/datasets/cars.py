@@ -9,6 +9,7 @@ import numpy as np
 from mmpretrain import datasets
 from scipy.io import loadmat
 
+from mmkdx.arguments import one_of
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
@@ -48,9 +49,7 @@ class StanfordCars(datasets.StanfordCars):
     def __init__(
         self, data_root: str = 'data/stanford_cars', split: str = 'train', **kwargs: Any
     ) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split is {split!r}; StanfordCars has 'train' and 'test'")
-        self.split = split
+        self.split = one_of('StanfordCars.split', split, ('train', 'test'))
         kwargs.setdefault('test_mode', split == 'test')
         ann_file, data_prefix = _find(Path(data_root), split)
         # Past mmpretrain's own, which takes any cars_annos.mat for the layout with car_ims

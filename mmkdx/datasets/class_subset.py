@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from mmkdx.arguments import integer, number
+from mmkdx.datasets.wrappers import class_names, labels
 from mmkdx.registry import DATASETS
 
 
@@ -49,22 +51,26 @@ def class_subset(
     """
     if ratio is not None and per_class is not None:
         raise ValueError('ClassSubset takes ratio or per_class, not both')
-    if ratio is not None and not 0 < ratio <= 1:
-        raise ValueError(f'ratio of ClassSubset is {ratio}; it must be above 0 and at most 1')
-    for key, value in (('num_classes', num_classes), ('per_class', per_class)):
-        if value is not None and value < 1:
-            raise ValueError(f'{key} of ClassSubset is {value}; it must be at least 1')
+    if ratio is not None:
+        number('ClassSubset.ratio', ratio, 0, 1, open_low=True)
+    for key, value, least in (
+        ('num_classes', num_classes, 1),
+        ('per_class', per_class, 1),
+        ('seed', seed, 0),
+    ):
+        if value is not None:
+            integer(f'ClassSubset.{key}', value, least)
     if isinstance(dataset, dict):
         dataset = DATASETS.build(dataset)
     name = type(dataset).__name__
     if not isinstance(dataset, BaseDataset):
         raise TypeError(f'ClassSubset cannot cut down a {name}; put the {name} around ClassSubset')
 
-    labels = [dataset.get_data_info(index).get('gt_label') for index in range(len(dataset))]
-    if not all(isinstance(label, int | np.integer) for label in labels):
-        raise ValueError(f'ClassSubset needs one gt_label in each sample of {name}')
-    labels = np.array(labels)
-    existing = len(dataset.metainfo.get('classes') or range(labels.max() + 1))
+    try:
+        label_of = labels(dataset)
+    except ValueError as error:
+        raise ValueError(f'ClassSubset needs labels: {error}') from None
+    existing = len(class_names(dataset) or range(label_of.max() + 1))
     if num_classes is not None and num_classes > existing:
         raise ValueError(
             f'num_classes of ClassSubset is {num_classes}; {name} has {existing} classes'
@@ -73,7 +79,7 @@ def class_subset(
     generator = np.random.default_rng(seed)
     kept: list[int] = []
     for label in range(num_classes or existing):
-        members = np.flatnonzero(labels == label)
+        members = np.flatnonzero(label_of == label)
         count = len(members) if ratio is None else int(len(members) * ratio)
         if per_class is not None:
             count = per_class

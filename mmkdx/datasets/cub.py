@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from mmpretrain import datasets
 
+from mmkdx.arguments import flag, one_of
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
@@ -54,9 +55,8 @@ class CUB(datasets.CUB):
         parts: bool = False,
         **kwargs: Any,
     ) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split is {split!r}; CUB has 'train' and 'test'")
-        self.parts = parts
+        one_of('CUB.split', split, ('train', 'test'))
+        self.parts = flag('CUB.parts', parts)
         kwargs.setdefault('test_mode', split == 'test')
         super().__init__(data_root, split, **kwargs)
 

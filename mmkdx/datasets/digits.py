@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import one_of
 from mmkdx.registry import DATASETS
 
 #: Images of each class in the test split, about a third of the rarest class.
@@ -41,13 +42,11 @@ class Digits(BaseDataset):
     METAINFO = {'classes': [str(digit) for digit in range(10)]}
 
     def __init__(self, split: str = 'train', pipeline: Any = (), **kwargs: Any) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split is {split!r}; Digits has 'train' and 'test'")
-        self.split = split
+        self.split = one_of('Digits.split', split, ('train', 'test'))
         super().__init__(ann_file='', pipeline=pipeline, test_mode=split == 'test', **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Reads the images and deals them out to the split."""
+        """Reads the images of the split."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()

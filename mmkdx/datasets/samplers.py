@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import Any
 
 import numpy as np
 from mmengine.dataset import DefaultSampler
 
+from mmkdx.arguments import flag, one_of
+from mmkdx.datasets.wrappers import labels, positions
 from mmkdx.registry import DATA_SAMPLERS
 
 
@@ -24,8 +25,8 @@ class PairSampler(DefaultSampler):
     ``RepeatDataset`` makes are one image.
 
     Args:
-        dataset (Sized): The data set. For ``same='class'`` it is one of mmengine's or a wrapper of
-            such, with one ``gt_label`` in each sample.
+        dataset (Sized): The data set, or a wrapper of some. With ``same='class'`` each sample must have
+            one class.
         same (str): What the two of a pair have in common. With 'class' the partner is another image of
             the same class, each of them as likely; itself, where it is the only one. With 'image' it is
             the image itself, which the random transforms turn into two views. Defaults to 'class'.
@@ -40,25 +41,28 @@ class PairSampler(DefaultSampler):
     def __init__(
         self, dataset: Sized, same: str = 'class', shuffle: bool = True, seed: int | None = None
     ) -> None:
-        super().__init__(dataset, shuffle=shuffle, seed=seed)
-        if same not in ('class', 'image'):
-            raise ValueError(f'same is {same!r}; it must be one of class, image')
-        self.same = same
+        super().__init__(dataset, shuffle=flag('PairSampler.shuffle', shuffle), seed=seed)
+        self.same = one_of('PairSampler.same', same, ('class', 'image'))
         if same == 'image':
             return
-        samples = _samples(dataset)
-        images = {image: i for i, image in enumerate(dict.fromkeys(image for image, _ in samples))}
-        #: For each index the number of its image.
-        self._image = np.array([images[image] for image, _ in samples])
-        # For each image its first index and its class
-        first = np.unique(self._image, return_index=True)[1]
-        labels = np.array([samples[index][1] for index in first])
-        order = labels.argsort(kind='stable')
+        try:
+            label_of = labels(dataset)
+        except ValueError as error:
+            raise ValueError(
+                f"PairSampler with same='class' needs labels, and {error}; use same='image' or another "
+                'data set'
+            ) from None
+        #: For each index the number of its image, and for each image its first index.
+        _, first, self._image = np.unique(
+            positions(dataset), return_index=True, return_inverse=True
+        )
+        classes = label_of[first]
+        order = classes.argsort(kind='stable')
         #: The first indices of the images, class by class.
         self._members = first[order]
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        _, label, count = np.unique(labels, return_inverse=True, return_counts=True)
+        _, label, count = np.unique(classes, return_inverse=True, return_counts=True)
         start = count.cumsum() - count
         #: For each image, where its class starts among these, how many it has, and its own place.
         self._start, self._count = start[label], count[label]
@@ -84,25 +88,3 @@ class PairSampler(DefaultSampler):
         # The own place is passed over
         drawn = drawn + ((drawn >= self._place[image]) & (count > 1))
         return self._members[self._start[image] + drawn]
-
-
-def _samples(dataset: Any) -> list[tuple[tuple[int, ...], int]]:
-    """For each index what tells images apart, and the label."""
-    if hasattr(dataset, 'datasets'):  # a ConcatDataset, whose parts count positions of their own
-        return [
-            ((part, *image), label)
-            for part, each in enumerate(dataset.datasets)
-            for image, label in _samples(each)
-        ]
-    samples = []
-    for index in range(len(dataset)):
-        info = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
-        label = info.get('gt_label')
-        if not isinstance(label, int | np.integer):
-            raise ValueError(
-                "PairSampler with same='class' needs one gt_label in each sample of the data set, and "
-                f"sample {index} of {type(dataset).__name__} has {label!r}; use same='image' or "
-                'another data set'
-            )
-        samples.append(((info.get('sample_idx', index),), int(label)))
-    return samples

@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from mmengine.dataset import BaseDataset, DefaultSampler
 
+from mmkdx.arguments import integer
+from mmkdx.datasets.wrappers import locate
 from mmkdx.registry import DATA_SAMPLERS, DATASETS
+from mmkdx.sample_numbers import parts
 
 #: How many samples stand for all when data are told apart.
 LOOKED_AT = 64
@@ -48,12 +51,9 @@ class SeededViews:
     """
 
     def __init__(self, dataset: dict | BaseDataset, views: int = 1, seed: int = 0) -> None:
-        for key, value, least in (('views', views, 1), ('seed', seed, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f'{key} of SeededViews is {value!r}; it must be at least {least}')
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
-        self.views = views
-        self.seed = seed
+        self.views = integer('SeededViews.views', views, 1)
+        self.seed = integer('SeededViews.seed', seed, 0)
         self._source: str | None = None
 
     @property
@@ -103,13 +103,14 @@ class SeededViews:
         second is of the transforms, as they print themselves, and the seed.
         """
         if self._source is None:
-            parts = list(_parts(self.dataset))
+            all_parts = list(_all_parts(self.dataset))
             count = len(self)
             looked_at = np.unique(np.linspace(0, count - 1, LOOKED_AT).astype(int)) if count else ()
-            data = [[type(part).__name__ for part in parts], count]
-            if hasattr(self.dataset, 'get_data_info'):
-                data += [_say(self.dataset.get_data_info(int(index))) for index in looked_at]
-            pipelines = [repr(part.pipeline) for part in parts if hasattr(part, 'pipeline')]
+            data = [[type(part).__name__ for part in all_parts], count]
+            for leaf, index in (locate(self.dataset, int(index)) for index in looked_at):
+                if hasattr(leaf, 'get_data_info'):
+                    data.append(_say(leaf.get_data_info(index)))
+            pipelines = [repr(part.pipeline) for part in all_parts if hasattr(part, 'pipeline')]
             pipelines = [re.sub(r' at 0x[0-9a-fA-F]+', '', text) for text in pipelines]
             hashes = [
                 hashlib.sha256(repr(each).encode()) for each in (data, [*pipelines, self.seed])
@@ -165,13 +166,11 @@ def _seeded(*seed: int) -> Iterator[None]:
         torch.default_generator.set_state(torch_state)
 
 
-def _parts(dataset: Any) -> Iterator[Any]:
+def _all_parts(dataset: Any) -> Iterator[Any]:
     """A data set and all that it wraps."""
     yield dataset
-    wrapped = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    for part in wrapped:
-        if part is not None:
-            yield from _parts(part)
+    for part in parts(dataset):
+        yield from _all_parts(part)
 
 
 def _say(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import integer, one_of
 from mmkdx.registry import DATASETS
 
 URL = 'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz'
@@ -41,6 +42,8 @@ class STL10(BaseDataset):
         ValueError: If an argument is out of its range, or files are cut off or do not fit together.
     """
 
+    #: Of the channels of ``img``.
+    channel_order = 'rgb'
     METAINFO = {
         'classes': (
             *('airplane', 'bird', 'car', 'cat', 'deer'),
@@ -56,14 +59,10 @@ class STL10(BaseDataset):
         pipeline: Sequence = (),
         **kwargs: Any,
     ) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split is {split!r}; STL10 has 'train' and 'test'")
+        self.split = one_of('STL10.split', split, ('train', 'test'))
         if fold is not None and split != 'train':
             raise ValueError(f"fold goes with split 'train'; it is {fold} with {split!r}")
-        if fold not in (None, *range(10)):
-            raise ValueError(f'fold is {fold}; STL10 has the folds 0 to 9')
-        self.split = split
-        self.fold = fold
+        self.fold = None if fold is None else integer('STL10.fold', fold, 0, 9)
         super().__init__(
             ann_file='',
             data_root=data_root,

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import one_of
 from mmkdx.registry import DATASETS
 
 URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
@@ -46,9 +47,7 @@ class TinyImageNet(BaseDataset):
         pipeline: Sequence = (),
         **kwargs: Any,
     ) -> None:
-        if split not in ('train', 'val'):
-            raise ValueError(f"split is {split!r}; TinyImageNet has 'train' and 'val'")
-        self.split = split
+        self.split = one_of('TinyImageNet.split', split, ('train', 'val'))
         super().__init__(
             ann_file='',
             data_root=data_root,

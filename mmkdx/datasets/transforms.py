@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from mmkdx.arguments import integer, number, one_of
 from mmkdx.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class ChannelOrder(BaseTransform):
+    """Puts the channels of a loaded image into another order than OpenCV's.
+
+    Args:
+        order (str): 'rgb', or 'gray', one channel of shape (H, W).
+
+    Raises:
+        ValueError: If the order is neither.
+    """
+
+    def __init__(self, order: str) -> None:
+        self.order = one_of('ChannelOrder.order', order, ('rgb', 'gray'))
+
+    def transform(self, results: dict) -> dict:
+        """Changes ``img``.
+
+        Args:
+            results (dict): With ``img``, BGR of shape (H, W, 3).
+
+        Returns:
+            dict: The same dict.
+        """
+        code = cv2.COLOR_BGR2RGB if self.order == 'rgb' else cv2.COLOR_BGR2GRAY
+        results['img'] = cv2.cvtColor(results['img'], code)
+        return results
 
 
 @TRANSFORMS.register_module()
@@ -80,12 +110,8 @@ class DisturbLabel(BaseTransform):
     """
 
     def __init__(self, num_classes: int, prob: float = 0.1) -> None:
-        if num_classes < 2:
-            raise ValueError(f'num_classes of DisturbLabel is {num_classes}; it must be at least 2')
-        if not 0 <= prob <= 1:
-            raise ValueError(f'prob of DisturbLabel is {prob}; it must be between 0 and 1')
-        self.num_classes = num_classes
-        self.prob = prob
+        self.num_classes = integer('DisturbLabel.num_classes', num_classes, 2)
+        self.prob = number('DisturbLabel.prob', prob, 0, 1)
 
     def transform(self, results: dict) -> dict:
         """Replaces ``gt_label``.

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import one_of
 from mmkdx.registry import DATASETS
 
 URL = 'https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz'
@@ -56,9 +57,7 @@ class Waterbirds(BaseDataset):
         pipeline: Sequence = (),
         **kwargs: Any,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}; Waterbirds has 'train', 'val' and 'test'")
-        self.split = split
+        self.split = one_of('Waterbirds.split', split, SPLITS)
         super().__init__(
             ann_file='metadata.csv',
             data_root=data_root,

@@ -1,50 +1,328 @@
-"""What a data set is, through any nesting of wrappers: positions, pipeline, labels, class names."""
+"""What a data set is, through any nesting of wrappers, built or in a config.
+
+Of a built data set:
+
+- ``positions``: which image each index shows (its ``sample_idx``); ``images``: an index of each image;
+- ``leaves``: the data sets without wrappers; ``locate``: the one that holds a sample;
+- ``item``: a sample, through any transforms;
+- ``labels``, ``class_names``, ``pipeline``.
+
+Of the config of one:
+
+- ``leaf_configs``: the configs of the data sets without wrappers;
+- ``config_pipeline``, ``with_pipeline``: its transforms, and the same data through others;
+- ``config_class_names``: the names of its classes, without building it;
+- ``file_pipeline``: how an image file comes to the network as this data set's images do;
+- ``compose``: transforms of mmkdx and mmpretrain, built.
+
+Wrappers are known by what they hold: ``datasets``, or ``dataset`` and, where only some of its images are
+shown or in another order, ``indices``.
+"""
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from mmengine import list_from_file
+from mmengine.dataset import BaseDataset, Compose
+from mmengine.registry import DefaultScope
+from mmpretrain.datasets import CIFAR10, MNIST, KFoldDataset
 
+from mmkdx.registry import DATASETS, TRANSFORMS
+from mmkdx.sample_numbers import extent, parts
 
-def locate(dataset: Any, index: int) -> tuple[Any, int]:
-    """The data set without wrappers that holds a sample, and the sample's index in it."""
-    raise NotImplementedError
+#: The channels of arrays that mmpretrain's data sets hold. A class of mmkdx says so by ``channel_order``,
+#: and all others have OpenCV's order, 'bgr'.
+_ORDERS = {CIFAR10: 'rgb', MNIST: 'gray'}
 
 
 def positions(dataset: Any) -> np.ndarray:
     """For each index of a data set the ``sample_idx`` that its data sample has, of shape (len, ).
 
-    ``sample_idx`` says which image it is, the same for all copies that a wrapper makes, and different
-    for different images.
+    ``sample_idx`` says which image it is: the same for all copies that a wrapper makes, and different
+    for different images. The images of several parts are counted one part after the other.
+
+    Raises:
+        ValueError: If a wrapper does not say which images it shows.
     """
-    raise NotImplementedError
+    return _positions(dataset, np.arange(len(dataset)))
+
+
+def images(dataset: Any) -> dict[int, int]:
+    """For each image, by its ``sample_idx`` and in this order, the first index that shows it."""
+    numbers, first = np.unique(positions(dataset), return_index=True)
+    return dict(zip(numbers.tolist(), first.tolist()))
+
+
+def leaves(dataset: Any) -> list[Any]:
+    """The data sets without wrappers, in order; the data set itself if it is none."""
+    inner = parts(dataset)
+    return [leaf for part in inner for leaf in leaves(part)] if inner else [dataset]
+
+
+def locate(dataset: Any, index: int) -> tuple[Any, int]:
+    """The data set without wrappers that holds a sample, and the sample's index in it."""
+    position = int(_positions(dataset, np.array([index]))[0])
+    for leaf in leaves(dataset):
+        if position < len(leaf):
+            break
+        position -= len(leaf)
+    return leaf, position
 
 
 def labels(dataset: Any) -> np.ndarray:
     """The class of each index, of shape (len, ).
 
+    It is read from annotations where there are some, else from the items.
+
     Raises:
         ValueError: If a sample has no label, or several.
     """
-    raise NotImplementedError
+    known = [_annotated_labels(leaf) for leaf in leaves(dataset)]
+    if all(each is not None for each in known):
+        flat = [label for each in known for label in each]
+        found = (flat[position] for position in positions(dataset))
+    else:
+        found = (_label_of(dataset[index]) for index in range(len(dataset)))
+    result = []
+    for index, label in enumerate(found):
+        if np.ndim(label) or not np.issubdtype(np.asarray(label).dtype, np.integer):
+            raise ValueError(
+                f'sample {index} of {type(dataset).__name__} has the label {label!r}; each sample must '
+                'have one class'
+            )
+        result.append(int(label))
+    return np.array(result, int)
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:
-    """The names of the classes; None where the data set has none."""
-    raise NotImplementedError
+    """The names of the classes; None where the data set has none.
+
+    Raises:
+        ValueError: If its parts have different names.
+    """
+    return _one_of_all(
+        [
+            (getattr(leaf, 'metainfo', None) or {}).get('classes', getattr(leaf, 'classes', None))
+            for leaf in leaves(dataset)
+        ],
+        type(dataset).__name__,
+    )
 
 
-def pipeline(dataset: Any) -> Any:
-    """The transforms (a ``Compose``) of a data set.
+def pipeline(dataset: Any) -> Compose:
+    """The transforms of a data set.
 
     Raises:
         ValueError: If it has none, or its parts have different ones.
     """
-    raise NotImplementedError
+    name = type(dataset).__name__
+    found = [getattr(leaf, 'pipeline', None) for leaf in leaves(dataset)]
+    if None in found:
+        raise ValueError(f'{name} holds a data set without a pipeline of transforms')
+    # Transforms print what they do; some print where they are in memory
+    if len({re.sub(r' at 0x[0-9a-fA-F]+', '', repr(each)) for each in found}) > 1:
+        raise ValueError(f'the parts of {name} have different pipelines')
+    return found[0]
 
 
 def item(dataset: Any, index: int, transforms: Sequence | None = None) -> Any:
     """A sample, through other transforms than the data set's own where they are given."""
-    raise NotImplementedError
+    if transforms is None:
+        return dataset[index]
+    leaf, inner = locate(dataset, index)
+    info = leaf.get_data_info(inner)
+    info['sample_idx'] = int(_positions(dataset, np.array([index]))[0])
+    return compose(transforms)(info)
+
+
+def leaf_configs(dataset: dict) -> list[dict]:
+    """The configs of the data sets without wrappers that a config names, in order."""
+    inner = dataset.get('datasets') or dataset.get('dataset')
+    if inner is None:
+        return [dataset]
+    return [leaf for part in _as_list(inner) for leaf in leaf_configs(part)]
+
+
+def config_pipeline(dataset: dict) -> list[dict]:
+    """The transforms in the config of a data set, through wrappers.
+
+    Raises:
+        ValueError: If its parts have different ones.
+    """
+    found = [list(leaf.get('pipeline') or ()) for leaf in leaf_configs(dataset)]
+    if any(each != found[0] for each in found):
+        raise ValueError(
+            f'the parts of {_name(dataset)} have different pipelines; use a data set of one pipeline'
+        )
+    return found[0]
+
+
+def with_pipeline(dataset: dict, transforms: Sequence[dict]) -> dict:
+    """A copy of the config of a data set, whose images go through other transforms."""
+    dataset = copy.deepcopy(dataset)
+    for leaf in leaf_configs(dataset):
+        leaf['pipeline'] = copy.deepcopy(list(transforms))
+    return dataset
+
+
+def config_class_names(dataset: dict) -> tuple[str, ...] | None:
+    """The names of the classes that a data set of this config has, as far as the config says it.
+
+    Raises:
+        ValueError: If its parts have different names.
+    """
+    return _one_of_all(
+        [
+            (leaf.get('metainfo') or {}).get('classes')
+            or _listed(leaf.get('classes'))
+            or getattr(_class(leaf), 'METAINFO', {}).get('classes')
+            for leaf in leaf_configs(dataset)
+        ],
+        _name(dataset),
+    )
+
+
+def file_pipeline(dataset: dict, loaded: bool = False) -> list[dict]:
+    """The transforms by which an image file becomes what a network sees of this data set's images.
+
+    The file is read by the pipeline's own ``LoadImageFromFile``, with its options. A data set without
+    one holds arrays; then the file's channels are put into the order of these.
+
+    Args:
+        dataset (dict): The config of the data set.
+        loaded (bool): Whether the image is already an array ``img`` of shape (H, W, 3) in BGR, so that
+            no file is read. Defaults to False.
+
+    Returns:
+        list[dict]: The configs of the transforms; the first takes ``img_path``, or ``img``.
+
+    Raises:
+        ValueError: If its parts have different pipelines or orders of channels.
+    """
+    steps = config_pipeline(dataset)
+    loader = next((step for step in steps if _name(step).startswith('LoadImage')), None)
+    if loader is None:
+        orders = {_order(_class(leaf)) for leaf in leaf_configs(dataset)}
+        if len(orders) > 1:
+            raise ValueError(f'the parts of {_name(dataset)} have different orders of channels')
+        order = orders.pop()
+        loader = dict(type='LoadImageFromFile')
+    else:
+        steps = [step for step in steps if step is not loader]
+        gray = loaded and str(loader.get('color_type')).startswith('gray')
+        order = 'gray' if gray else 'bgr'
+    change = [] if order == 'bgr' else [dict(type='ChannelOrder', order=order)]
+    return [*([] if loaded else [loader]), *change, *steps]
+
+
+def compose(transforms: Sequence) -> Compose:
+    """Builds transforms by the names that mmkdx and mmpretrain know."""
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        return Compose(
+            [TRANSFORMS.build(each) if isinstance(each, dict) else each for each in transforms]
+        )
+
+
+def _positions(dataset: Any, index: np.ndarray) -> np.ndarray:
+    """The numbers of the images that some indices show."""
+    inner, count = parts(dataset), len(dataset)
+    index = index % max(count, 1)
+    if not inner:
+        return index
+    if not hasattr(dataset, 'datasets'):
+        return _positions(inner[0], _inner_indices(dataset, inner[0], index))
+    lengths = np.cumsum([len(part) for part in inner])
+    if lengths[-1] != count:
+        raise ValueError(f'{type(dataset).__name__} does not show its parts one after the other')
+    part_of = np.searchsorted(lengths, index, 'right')
+    result, before = np.empty_like(index), 0
+    for number, part in enumerate(inner):
+        here = part_of == number
+        start = lengths[number] - len(part)
+        result[here] = before + _positions(part, index[here] - start)
+        before += extent(part)
+    return result
+
+
+def _inner_indices(dataset: Any, inner: Any, index: np.ndarray) -> np.ndarray:
+    """The indices of a wrapped data set that those of its wrapper show."""
+    if (chosen := getattr(dataset, 'indices', None)) is not None:
+        return np.array([chosen[i] for i in index.tolist()], int)
+    find = getattr(dataset, '_get_ori_dataset_idx', None)
+    # A KFoldDataset finds the indices in the data set that it was made of, and holds a part of it
+    if find is not None and not isinstance(dataset, KFoldDataset):
+        return np.array([find(i) for i in index.tolist()], int)
+    if len(inner) != len(dataset):
+        raise ValueError(
+            f'{type(dataset).__name__} shows {len(dataset)} of the {len(inner)} images of '
+            f'{type(inner).__name__} and does not say which; give it an attribute indices'
+        )
+    return index
+
+
+def _annotated_labels(leaf: Any) -> list | None:
+    """The labels of a data set without wrappers; None if it takes reading images to know them."""
+    if isinstance(leaf, BaseDataset):
+        # Not the data set's own method, which may read an image
+        read = BaseDataset.get_data_info
+        if len(leaf) and 'gt_label' not in read(leaf, 0):
+            read = type(leaf).get_data_info
+        return [read(leaf, index).get('gt_label') for index in range(len(leaf))]
+    targets = getattr(leaf, 'targets', None)
+    if targets is None or getattr(leaf, 'target_transform', None) is not None:
+        return None
+    return np.asarray(targets).tolist()
+
+
+def _label_of(sample: Any) -> Any:
+    """The label in an item: a data sample's, or the second of (image, label)."""
+    if isinstance(sample, dict):
+        sample = sample.get('data_samples', sample)
+        label = sample.get('gt_label', sample.get('label'))
+    else:
+        label = sample[1] if isinstance(sample, tuple | list) and len(sample) > 1 else None
+    # A data sample holds even one label as a tensor of shape (1, )
+    return label[0] if getattr(label, 'shape', None) == (1,) else label
+
+
+def _one_of_all(found: list, name: str) -> tuple[str, ...] | None:
+    """The class names that all parts have that have some."""
+    found = [tuple(map(str, each)) for each in found if each is not None]
+    if any(each != found[0] for each in found):
+        raise ValueError(f'the parts of {name} have different names of classes')
+    return found[0] if found else None
+
+
+def _listed(classes: Any) -> Any:
+    """The names of classes that mmpretrain takes as a list or as a file with one in each line."""
+    return list_from_file(classes) if isinstance(classes, str) else classes
+
+
+def _class(config: dict) -> Any:
+    """The class that a config names."""
+    kind = config['type']
+    if isinstance(kind, str):
+        with DefaultScope.overwrite_default_scope('mmkdx'):
+            kind = DATASETS.get(kind)
+    return kind
+
+
+def _order(kind: type) -> str:
+    """The order of the channels of a data set's arrays: 'rgb', 'bgr' or 'gray'."""
+    known = (order for base, order in _ORDERS.items() if issubclass(kind, base))
+    return getattr(kind, 'channel_order', None) or next(known, 'bgr')
+
+
+def _name(config: dict) -> str:
+    """The name of the type in a config."""
+    kind = config.get('type')
+    return getattr(kind, '__name__', None) or str(kind).rpartition('.')[2]
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]

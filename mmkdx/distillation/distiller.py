@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmkdx.arguments import flag, number, size
+from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
+from mmkdx.distillation.declared import check_head, check_maps
+from mmkdx.distillation.finite_watch import FiniteWatch
+from mmkdx.distillation.labels import check_labels, index_of, labels_of
 from mmkdx.distillation.models import ModelSpec, build_model
+from mmkdx.distillation.places import Place, Value, names_of, value_at
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
-from mmkdx.distillation.terms import FiniteWatch, Place, Term, build_term, names_of, value_at
+from mmkdx.distillation.terms import Term, build_terms
 from mmkdx.functional import full_precision, no_autocast
-from mmkdx.models.taps import TapSet, fake_forward
+from mmkdx.models.families import describe
+from mmkdx.models.flow import Flow, fake_images
+from mmkdx.models.taps import TapSet, fake_forward, find_tap
 from mmkdx.registry import MODELS
 
 
@@ -77,37 +85,35 @@ class Distiller(BaseModel):
         self.student = built
         # A student that comes as a module keeps its weights.
         self.student.is_init = isinstance(student, nn.Module)
-        teachers = (
-            []
-            if teacher is None
-            else (teacher if isinstance(teacher, (list, tuple)) else [teacher])
-        )
+        teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
         # A tuple is not a sub-module: teachers stay out of state dict, optimizer, DDP and train().
-        self.teachers: tuple[BaseTeacher, ...] = tuple(build_teacher(t) for t in teachers)
-        self.terms = nn.ModuleDict(
-            {name: build_term(name, term) for name, term in (terms or {}).items()}
+        self.teachers: tuple[BaseTeacher, ...] = tuple(
+            build_teacher(each) for each in teachers if each is not None
         )
-        self.student_weight = student_weight
+        self.terms = build_terms(terms, bool(self.teachers))
+        self.student_weight = number('student_weight', student_weight, 0)
         if not self.terms and not student_weight:
             raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
         self._watch = FiniteWatch()
         #: The image sizes for which the terms are checked.
         self._probed: set[tuple[int, ...]] = set()
-        size = input_size or getattr(getattr(built, 'backbone', None), 'img_size', None) or 224
-        size = (size, size) if isinstance(size, int) else size
+        backbone = getattr(built, 'backbone', None)
+        sides = getattr(backbone, 'img_size', None) or 224 if input_size is None else input_size
+        sides = size('input_size', sides)
+        flag('channels_last', channels_last)
         self._format = torch.channels_last if channels_last else torch.preserve_format
-        self._bind(size)
-        self.probe(size)
+        self._bind(sides)
+        self.probe(sides)
         if channels_last:
             nn.Module.to(self, memory_format=self._format)  # BaseModel's `to` looks for a device
-        if compile:
+        if isinstance(compile, dict) or flag('compile', compile):
             arguments = compile if isinstance(compile, dict) else {}
             self._taps.compile(self.student, **arguments)
             for teacher in self._compared.values():
                 teacher.compile_model(**arguments)
         #: Also for a wrapper that has to name tensors after it has collected them.
         self.checkpoint_names = self.register_state_dict_post_hook(to_checkpoint)
-        self.register_load_state_dict_pre_hook(_from_checkpoint)
+        self.register_load_state_dict_pre_hook(from_checkpoint)
 
     def init_weights(self) -> None:
         """Initialises the student, as its config says, and loads the teachers' weights."""
@@ -138,6 +144,9 @@ class Distiller(BaseModel):
         """The student's own losses and the terms; see ``forward``."""
         if tuple(inputs.shape[2:]) not in self._probed:
             self.probe(inputs.shape[2:])
+        labels, index = labels_of(data_samples), index_of(data_samples)
+        losses = {term.key: term.loss for term in self.terms.values()}
+        check_labels(labels, losses, self._activation if self.student_weight else 'sigmoid')
         truth = {}
         for i, teacher in self._compared.items():
             if self.training:
@@ -155,21 +164,17 @@ class Distiller(BaseModel):
                 f'student.{key}': value * self.student_weight if 'loss' in key else value
                 for key, value in output.items()
             }
-        target, index = _target(data_samples), _index(data_samples)
         terms = {
             f'loss_{name}': term(
-                value_at(student, term.student_tap),
-                value_at(truth.get(term.teacher), term.teacher_tap),
-                target,
-                index,
-                inputs=inputs,
-                model=self.student,
+                *self._values(term, student, truth), labels, index, inputs, self.student
             )
             for name, term in self.terms.items()
         }
         if self.training and torch.is_grad_enabled():
             self._check_gradients(student, terms)
-        self._watch({f'terms.{name}': terms[f'loss_{name}'] for name in self.terms})
+        own = {key: value for key, value in losses.items() if isinstance(value, Tensor)}
+        named = {f'terms.{name}': terms[f'loss_{name}'] for name in self.terms}
+        self._watch({'images': inputs, **own, **named})
         if not self.student_weight:
             # Every parameter gets a gradient, so that DDP need not look for unused ones.
             first = next(iter(terms))
@@ -177,7 +182,7 @@ class Distiller(BaseModel):
         logs = {
             f'{name}.{key}': value
             for name, term in self.terms.items()
-            for key, value in getattr(term.loss, 'logs', {}).items()
+            for key, value in term.loss.logs.items()
         }
         return {**losses, **terms, **logs}
 
@@ -195,29 +200,27 @@ class Distiller(BaseModel):
             ValueError: If a tap is not there, or a term cannot compare what is; the message names the
                 config key.
         """
-        convolutions = (m for m in self.student.modules() if isinstance(m, nn.Conv2d))
-        channels = next((m.in_channels for m in convolutions), 3)
-        anchor = next(self.student.parameters())
         # Autocast would keep fake copies of the weights for the next real forward.
-        with no_autocast(anchor), fake_forward(self.student):
-            images = torch.empty(2, channels, *size, device=anchor.device)
+        with no_autocast(next(self.student.parameters())), fake_forward(self.student):
+            images = fake_images(self.student, size)
             student = self._taps.resolve(self.student, images)
             truth = {i: teacher.resolve(images) for i, teacher in self._compared.items()}
-            places = {
-                name: (
-                    value_at(student, term.student_tap),
-                    value_at(truth.get(term.teacher), term.teacher_tap),
-                )
-                for name, term in self.terms.items()
-            }
+            places = {name: self._values(term, student, truth) for name, term in self.terms.items()}
             for name, term in self.terms.items():
                 if term.compares == 'class_maps' and isinstance(places[name][0], Tensor):
-                    self._check_channels(term, places[name][0], images)
+                    classes = Flow(describe(self.student), images).logits.shape[1]
+                    check_maps(term.key, term.loss, term.student_tap, places[name][0], classes)
         for name, term in self.terms.items():
             term.connect(*places[name], self.student)
             term.check(*places[name])
         self._probed.add(tuple(size))
         return places
+
+    @staticmethod
+    def _values(term: Term, student: dict, truth: dict[int, dict]) -> tuple[Value, Value]:
+        """What a term compares: what is at its place in the student, and in its teacher."""
+        theirs = value_at(truth.get(term.teacher), term.teacher_tap)
+        return value_at(student, term.student_tap), theirs
 
     def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
         # Teachers follow the student to another device.
@@ -227,15 +230,18 @@ class Distiller(BaseModel):
         return self
 
     def _bind(self, size: Sequence[int]) -> None:
+        #: What turns the student's logits into probabilities.
+        self._activation = describe(self.student).activation
         for name, term in self.terms.items():
             term.locate(self.student, size)
+            check_head(term.key, term.loss, 'student', self._activation)
             if not term.taught:
                 continue
             if not self.teachers:
                 raise ValueError(
                     f'terms.{name} compares with a teacher and there is none: set teacher'
                 )
-            if term.teacher not in range(len(self.teachers)):
+            if term.teacher >= len(self.teachers):
                 raise ValueError(
                     f'terms.{name}.teacher is {term.teacher} and the last of the '
                     f'{len(self.teachers)} teachers is {len(self.teachers) - 1}'
@@ -244,11 +250,13 @@ class Distiller(BaseModel):
         taps, explained = _taps([(term, term.student_tap) for term in terms])
         self._taps = TapSet(taps, 'student', explained)
         for i, teacher in enumerate(self.teachers):
-            taps, explained = _taps(
-                [(term, term.teacher_tap) for term in terms if term.taught and term.teacher == i]
-            )
+            taught = [term for term in terms if term.taught and term.teacher == i]
+            taps, explained = _taps([(term, term.teacher_tap) for term in taught])
             owner = f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
             teacher.bind(self.student, taps, owner, explained)
+            heads = {describe(model).activation for model in _models(teacher)}
+            for term, head in itertools.product(taught, heads):
+                check_head(term.key, term.loss, owner, head)
 
     def _check_gradients(self, student: dict[str, Any], losses: dict[str, Tensor]) -> None:
         """Refuses a term that would train nothing, as with frozen layers or a detached explanation."""
@@ -263,22 +271,10 @@ class Distiller(BaseModel):
                     f'nothing; {what} is detached or made of frozen parameters'
                 )
 
-    def _check_channels(self, term: Term, maps: Tensor, images: Tensor) -> None:
-        """Refuses features where class maps are to be: they have another number of channels."""
-        taps = TapSet({'logits': f'{term.key}.at'}, 'student')
-        classes = taps.resolve(self.student, images)['logits'].shape[1]
-        if maps.dim() == 4 and maps.shape[1] != classes:
-            raise ValueError(
-                f'{term.key}.at: {term.loss_name} compares class maps, and tap {term.student_tap!r} '
-                f"holds {maps.shape[1]} channels for the student's {classes} classes; use the tap 'cam'"
-            )
-
     @property
     def weights_read(self) -> list[str]:
         """The paths of the student's modules whose weights terms read after the forward."""
-        prototypes = self._taps.taps.get('prototypes')
-        paths = [self._taps.classifier, prototypes.path if prototypes else '']
-        return [path for path in paths if path]
+        return list(self._taps.weights.values())
 
     @property
     def _compared(self) -> dict[int, BaseTeacher]:
@@ -287,22 +283,11 @@ class Distiller(BaseModel):
         return {term.teacher: self.teachers[term.teacher] for term in terms}
 
 
-def _target(data_samples: list | None) -> Tensor | None:
-    """The labels of a batch as mmpretrain's heads read them: mixed ones first."""
-    if not data_samples:
-        return None
-    if 'gt_score' in data_samples[0]:
-        return torch.stack([sample.gt_score for sample in data_samples])
-    if 'gt_label' in data_samples[0]:
-        return torch.cat([sample.gt_label for sample in data_samples])
-    return None
-
-
-def _index(data_samples: list | None) -> Tensor | None:
-    """The positions of a batch's samples in the data set, on the CPU, where the samples know them."""
-    if not data_samples or any('sample_idx' not in sample for sample in data_samples):
-        return None
-    return torch.tensor([int(sample.sample_idx) for sample in data_samples])
+def _models(teacher: BaseTeacher) -> Iterator[nn.Module]:
+    """The networks that a teacher is made of."""
+    for part in teacher.modules():
+        if isinstance(part, BaseTeacher) and hasattr(part, 'model'):
+            yield part.model
 
 
 def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:
@@ -312,68 +297,6 @@ def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:
         tap
         for term, place in places
         for tap in names_of(place)
-        if term.explains and tap not in ('logits', 'cam')
+        if term.explains and find_tap(tap).starts_graph
     }
     return taps, explained
-
-
-def to_checkpoint(
-    distiller: Distiller, state: dict[str, Tensor], prefix: str, metadata: dict
-) -> None:
-    """Names the student's tensors as plain mmpretrain does and puts all others under `distill.`."""
-    if prefix.endswith('_fsdp_wrapped_module.'):
-        raise ValueError(
-            'strategy.model_wrapper: FSDP cannot name the tensors of a Distiller; set '
-            "model_wrapper=dict(type='FullyShardedDistiller')"
-        )
-    for key in [key for key in state if key.startswith(prefix)]:
-        rest = key.removeprefix(prefix)
-        student = rest.startswith('student.')
-        state[prefix + (rest.removeprefix('student.') if student else f'distill.{rest}')] = (
-            state.pop(key)
-        )
-    for i, teacher in enumerate(distiller.teachers):
-        if teacher.trained_along:
-            for key, value in teacher.state_dict().items():
-                state[f'{prefix}distill.teachers.{i}.{key}'] = value
-    # The version numbers of the modules, which guide the conversion of old files.
-    versions = getattr(state, '_metadata', {})
-    for key in [key for key in versions if key.startswith(f'{prefix}student.')]:
-        versions[prefix + key.removeprefix(f'{prefix}student.')] = versions.pop(key)
-
-
-def _from_checkpoint(
-    distiller: Distiller, state: dict[str, Tensor], prefix: str, *args: Any
-) -> None:
-    """Takes a checkpoint of a distillation or a plain student's, and says how much of it fits."""
-    for key in [key for key in state if key.startswith(prefix)]:
-        rest = key.removeprefix(prefix)
-        own = rest.startswith('distill.')
-        state[prefix + (rest.removeprefix('distill.') if own else f'student.{rest}')] = state.pop(
-            key
-        )
-    versions = getattr(state, '_metadata', None) or {}
-    for key in list(versions):
-        versions.setdefault(f'{prefix}student.{key.removeprefix(prefix)}', versions[key])
-    for i, teacher in enumerate(distiller.teachers):
-        start = f'{prefix}teachers.{i}.'
-        along = {
-            key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)
-        }
-        if along:
-            teacher.load_state_dict(along)
-    student = distiller.student.state_dict()
-    matched = sum(
-        f'{prefix}student.{key}' in state and state[f'{prefix}student.{key}'].shape == value.shape
-        for key, value in student.items()
-    )
-    if not matched:
-        first = next((key for key in state if key.startswith(f'{prefix}student.')), None)
-        raise ValueError(
-            f'load_from: the checkpoint holds none of the {len(student)} tensors of the student (its '
-            f'first is {first and first.removeprefix(prefix + "student.")!r}); choose a checkpoint of '
-            'this student'
-        )
-    print_log(
-        f'student: {matched} of {len(student)} tensors match the checkpoint', logger='current'
-    )

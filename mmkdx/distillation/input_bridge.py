@@ -1,33 +1,172 @@
-"""Turning images in a student's normalisation into a teacher's."""
+"""Turning images in a student's form into a teacher's: normalisation, channel order, size."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from mmkdx.arguments import flag, one_of
+from mmkdx.models.families import ImageFormat, describe, preprocessed
+
+_ADVICE = "set teacher=dict(normalize=dict(mean=..., std=..., to_rgb=...)), or normalize='same'"
 
 
 class InputBridge(nn.Module):
-    """Converts normalised images to another normalisation: ``x · scale + shift``, channels flipped."""
+    """Converts images to another form: channels flipped, then ``x · scale + shift``, then resized.
 
-    def __init__(self, scale: Tensor, shift: Tensor, flip: bool) -> None:
+    Args:
+        scale (Sequence[float]): The factor of each channel. Defaults to (1,).
+        shift (Sequence[float]): What is added to each channel. Defaults to (0,).
+        flip (bool): Whether RGB becomes BGR, or BGR becomes RGB. Defaults to False.
+        size (tuple[int, int], optional): Height and width of the result. Defaults to None (as it is).
+        raw (str): Who needs the images to hold values of 0..255, which is checked until a batch shows
+            it. Defaults to '' (no check).
+    """
+
+    def __init__(
+        self,
+        scale: Sequence[float] = (1.0,),
+        shift: Sequence[float] = (0.0,),
+        flip: bool = False,
+        size: tuple[int, int] | None = None,
+        raw: str = '',
+    ) -> None:
         super().__init__()
-        self.register_buffer('scale', scale)
-        self.register_buffer('shift', shift)
-        self.flip = flip
+        self.register_buffer('scale', torch.tensor(scale)[:, None, None])
+        self.register_buffer('shift', torch.tensor(shift)[:, None, None])
+        self.flip, self.size, self.raw = flip, size, raw
 
     def forward(self, images: Tensor) -> Tensor:
-        """Converts images of shape (N, 3, H, W)."""
+        """Converts images of shape (N, C, H, W).
+
+        Raises:
+            ValueError: If the images are to hold values of 0..255 and the batch has others.
+        """
+        if self.raw and not isinstance(images, FakeTensor):
+            self._check(images)
         images = images.flip(1) if self.flip else images
-        return images * self.scale + self.shift
+        images = images * self.scale + self.shift
+        if self.size is None or self.size == tuple(images.shape[2:]):
+            return images
+        return F.interpolate(images, self.size, mode='bilinear', antialias=True)
+
+    def _check(self, images: Tensor) -> None:
+        low, high = (float(each) for each in images.aminmax())
+        if low < 0 or high > 256 or 0 < high <= 10:
+            raise ValueError(
+                f'{self.raw} needs images with values of 0..255, since the student has no '
+                f'data_preprocessor.mean, and a batch has values from {low:.3g} to {high:.3g}: set mean '
+                'and std in data_preprocessor and not in the pipeline, or, for a teacher that takes the '
+                "same images, teacher=dict(normalize='same')"
+            )
+        self.raw = self.raw if high == 0 else ''  # a black batch shows nothing
+
+    def extra_repr(self) -> str:
+        """What it does, by which caches of a teacher's outputs tell that it is another."""
+        scale, shift = (each.flatten().tolist() for each in (self.scale, self.shift))
+        return f'scale={scale}, shift={shift}, flip={self.flip}, size={self.size}'
 
 
-def input_bridge(student: nn.Module, teacher: nn.Module) -> nn.Module:
-    """What turns the student's preprocessed images into the teacher's (the identity if they agree)."""
-    source, goal = (getattr(model, 'data_preprocessor', None) for model in (student, teacher))
-    if not hasattr(source, 'mean') or not hasattr(goal, 'mean'):
+def input_bridge(
+    student: nn.Module,
+    teacher: nn.Module,
+    normalize: dict | str | None = None,
+    size: tuple[int, int] | None = None,
+    owner: str = 'teacher',
+) -> nn.Module:
+    """What turns the student's preprocessed images into the teacher's (the identity if they agree).
+
+    A student whose preprocessor has no mean gets what the pipeline makes. For a teacher with a known
+    normalisation these images count as values of 0..255, and the first batch is checked for it.
+
+    Args:
+        student (nn.Module): The student.
+        teacher (nn.Module): The teacher's model.
+        normalize (dict | str, optional): The teacher's normalisation as in a data preprocessor (mean,
+            std, to_rgb), or 'same' for the student's. Defaults to None (what ``describe`` knows).
+        size (tuple[int, int], optional): Height and width that the teacher takes. Defaults to None
+            (those of the student's images).
+        owner (str): How messages call the teacher. Defaults to 'teacher'.
+
+    Raises:
+        ValueError: If a normalisation is asked for, and the student's is not known.
+    """
+    source, goal = describe(student), describe(teacher)
+    ours = isinstance(source.model, BaseModel), isinstance(goal.model, BaseModel)
+    given = _loaded(preprocessed(source.model)) if ours[0] else source.images
+    wanted = _loaded(goal.images) if ours[1] else goal.images
+    raw = ours[0] and given.mean is None
+    if raw:
+        given = replace(given, mean=(0.0,), std=(1.0,))
+        if ours[1] and wanted.mean is None:  # both take what the pipeline makes
+            wanted, raw = replace(wanted, mean=(0.0,), std=(1.0,)), False
+    if isinstance(normalize, dict):
+        rgb = normalize.get('to_rgb', given.order == 'rgb')
+        wanted = ImageFormat(tuple(normalize['mean']), tuple(normalize['std']), ('bgr', 'rgb')[rgb])
+    if normalize == 'same' or given.mean is None or wanted.mean is None:
+        if normalize is None and (given.mean or wanted.mean):
+            unknown = (source if given.mean is None else goal).model
+            _warn(
+                f'{owner}: the normalisation of {type(unknown).__name__} is unknown, so the teacher '
+                f"takes the student's images as they are; if it needs others, {_ADVICE}"
+            )
+        if isinstance(normalize, dict):
+            raise ValueError(
+                f"{owner}: normalize needs the normalisation of the student's images, and that of "
+                f'{type(source.model).__name__} is unknown'
+            )
+        return nn.Identity() if size is None else InputBridge(size=size)
+    flip = None not in (given.order, wanted.order) and given.order != wanted.order
+    if flip and ours[0] != ours[1] and normalize is None:
+        _warn(
+            f'{owner}: images of a data_preprocessor without to_rgb count as BGR, as mmpretrain loads '
+            f'them, and become RGB or the reverse for the teacher; if they are RGB, {_ADVICE}'
+        )
+    if not flip and size is None and (given.mean, given.std) == (wanted.mean, wanted.std):
         return nn.Identity()
-    flip = getattr(source, 'to_rgb', False) != getattr(goal, 'to_rgb', False)
-    mean, std = (value.flip(0) if flip else value for value in (source.mean, source.std))
-    if not flip and torch.equal(mean, goal.mean) and torch.equal(std, goal.std):
-        return nn.Identity()
-    return InputBridge(std / goal.std, (mean - goal.mean) / goal.std, flip)
+    width = max(len(given.mean), len(wanted.mean))
+    mean, std, goal_mean, goal_std = (
+        list(each) * (width if len(each) == 1 else 1)
+        for each in (given.mean, given.std, wanted.mean, wanted.std)
+    )
+    mean, std = (each[::-1] if flip else each for each in (mean, std))
+    scale = [a / b for a, b in zip(std, goal_std)]
+    shift = [(a - b) / c for a, b, c in zip(mean, goal_mean, goal_std)]
+    return InputBridge(scale, shift, flip, size, owner if raw else '')
+
+
+def checked_normalization(key: str, value: dict | str | None) -> dict | str | None:
+    """Checks the argument ``normalize`` of a teacher.
+
+    Raises:
+        ValueError: If it is no 'same', and no dict with mean, std and perhaps to_rgb.
+    """
+    if not isinstance(value, dict):
+        return one_of(key, value, (None, 'same'))
+    if not {'mean', 'std'} <= set(value) <= {'mean', 'std', 'to_rgb'}:
+        raise ValueError(f'{key} has {", ".join(value)}; it takes mean, std and to_rgb')
+    flag(f'{key}.to_rgb', value.get('to_rgb', False))
+    if not len(value['mean']) == len(value['std']) > 0:
+        raise ValueError(f'{key}: mean and std must have one number for each channel')
+    try:
+        ImageFormat(tuple(value['mean']), tuple(value['std']))
+    except ValueError as error:
+        raise ValueError(f'{key}.{error}') from None
+    return value
+
+
+def _loaded(images: ImageFormat) -> ImageFormat:
+    """mmpretrain loads images as BGR, which a preprocessor without ``to_rgb`` passes on."""
+    return replace(images, order=images.order or 'bgr')
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)

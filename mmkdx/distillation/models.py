@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmkdx.registry import MODELS
@@ -128,6 +130,61 @@ def zoo_entry(name: str, key: str) -> Any:
         ) from None
 
 
+def zoo_weights(model: ModelSpec, checkpoint: str | None) -> str:
+    """Where mmpretrain's zoo has the weights of a model.
+
+    Raises:
+        ValueError: If it has none, or a checkpoint is given as well.
+    """
+    if checkpoint:
+        raise ValueError(
+            'teacher.pretrained and teacher.checkpoint are two sources of weights; remove one'
+        )
+    if not isinstance(model, str):
+        raise ValueError(
+            "teacher.pretrained=True needs a model name of mmpretrain's zoo as teacher.model; else "
+            'set teacher.checkpoint'
+        )
+    weights = zoo_entry(model, 'teacher.model').weights
+    if not weights:
+        raise ValueError(
+            f"teacher.pretrained: mmpretrain's zoo has no weights for {model!r}; set "
+            'teacher.checkpoint'
+        )
+    return weights
+
+
+def load_file(model: nn.Module, name: str | None, strict: bool = True) -> dict:
+    """Loads a teacher's checkpoint into its model.
+
+    Args:
+        model (nn.Module): The model.
+        name (str, optional): A file or URL.
+        strict (bool): See ``load_weights``. Defaults to True.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        ValueError: If there is no name, or the weights do not fit.
+        FileNotFoundError: If the file does not exist.
+    """
+    if name is None:
+        raise ValueError(
+            'the teacher has no weights: set teacher.checkpoint to a file or URL, or '
+            "teacher.pretrained=True for a model of mmpretrain's zoo"
+        )
+    try:
+        state = CheckpointLoader.load_checkpoint(name, map_location='cpu')
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f'teacher.checkpoint: there is no file {name!r}; train the teacher first, or name its '
+            'checkpoint'
+        ) from None
+    load_weights(model, state, f'teacher.checkpoint {name}', 'teacher.strict', strict)
+    return state
+
+
 def load_weights(
     model: nn.Module,
     checkpoint: dict,
@@ -151,8 +208,9 @@ def load_weights(
             or unknown.
     """
     state = checkpoint.get('state_dict', checkpoint)
+    own = {_bare(key): key for key in model.state_dict()}
     state = {
-        key.removeprefix('module.'): value
+        own.get(_bare(key), _bare(key)): value
         for key, value in state.items()
         if not key.startswith('distill.')
     }
@@ -176,3 +234,8 @@ def load_weights(
             + (f'; set {strict_key}=False to load what fits' if strict_key else '')
         )
     print_log(f'{source}: {matched} of {total} tensors loaded', logger='current')
+
+
+def _bare(key: str) -> str:
+    """The name of a tensor without what DDP, FSDP and ``torch.compile`` put in front."""
+    return re.sub(r'^(module\.)+', '', re.sub(r'(_orig_mod|_fsdp_wrapped_module)\.', '', key))

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mmkdx.distillation.distiller import Distiller
-from mmkdx.distillation.teachers import BaseTeacher, TeacherEnsemble, build_teacher
+from mmkdx.distillation.teacher_ensemble import TeacherEnsemble
+from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.explain import Explainer, build_explainer
 from mmkdx.explain.base import undisturbed
-from mmkdx.explain.layers import logits_of
 from mmkdx.functional import full_precision
 from mmkdx.metrics.base import Explained
+from mmkdx.models.families import describe
 
 #: Which class all models are explained for: that which the teacher or the student predicts, the
 #: label, or for each model that which it predicts itself.
@@ -43,7 +44,7 @@ class Subject:
         """The logits (N, K) of images (N, 3, H, W), in eval mode, in fp32, without a graph."""
         with undisturbed(self.model, inputs), torch.no_grad():
             inputs = self.converted(inputs).to(next(self.model.parameters(), inputs))
-            return full_precision(logits_of(self.model, inputs))
+            return full_precision(describe(self.model).logits(inputs))
 
     def explain(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The raw maps (N, h, w) of images (N, 3, H, W) for classes (N, )."""

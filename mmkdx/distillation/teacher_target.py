@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mmkdx.arguments import one_of, positive
 from mmkdx.compat import load_checkpoint_file
 from mmkdx.functional import full_precision
 from mmkdx.functional.teacher_target import ANCHORS, KINDS, NEEDS, component_target
@@ -55,18 +56,10 @@ class TeacherTarget(nn.Module):
         similarity_tau: float = 0.25,
     ) -> None:
         super().__init__()
-        for name, value, choices in (('kind', kind, KINDS), ('anchor', anchor, ANCHORS)):
-            if value not in choices:
-                raise ValueError(
-                    f'teacher_target.{name} is {value!r}; it must be one of {", ".join(choices)}'
-                )
-        for name, value in (('tau', tau), ('similarity_tau', similarity_tau)):
-            if value is not None and value <= 0:
-                raise ValueError(f'teacher_target.{name} is {value}; a temperature is above 0')
-        self.kind = kind
-        self.tau = tau
-        self.anchor = anchor
-        self.similarity_tau = similarity_tau
+        self.kind = one_of('teacher_target.kind', kind, KINDS)
+        self.tau = None if tau is None else positive('teacher_target.tau', tau)
+        self.anchor = one_of('teacher_target.anchor', anchor, ANCHORS)
+        self.similarity_tau = positive('teacher_target.similarity_tau', similarity_tau)
         self.file = statistics
         if kind in NEEDS:
             self._load()
@@ -137,7 +130,7 @@ class TeacherTarget(nn.Module):
         need = f'teacher_target.kind {self.kind!r} needs the class of each image'
         if target is None:
             raise ValueError(f"{need}, and there are no labels; use anchor='argmax'")
-        if target.dim() > 1:
+        if isinstance(target, list) or target.dim() > 1:
             raise ValueError(
                 f'{need}, and the batches have mixed or soft labels; remove batch_augments '
                 "(train_cfg.augments of the student, or data_preprocessor), or use anchor='argmax'"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from mmengine.model import ExponentialMovingAverage
-from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from mmkdx.distillation.input_bridge import input_bridge
-from mmkdx.distillation.models import ModelSpec, build_model, build_part, load_weights, zoo_entry
-from mmkdx.functional import ClassMaps, no_autocast
+from mmkdx import arguments
+from mmkdx.distillation.class_order import ClassNames, classes_in
+from mmkdx.distillation.input_bridge import checked_normalization, input_bridge
+from mmkdx.distillation.models import ModelSpec, build_model, build_part, load_file, zoo_weights
+from mmkdx.functional import map_tensors, no_autocast
+from mmkdx.models.families import describe, unwrap
 from mmkdx.models.taps import TapSet, forward_tensor
 from mmkdx.registry import MODELS
 
@@ -43,11 +46,15 @@ class BaseTeacher(nn.Module):
             owner (str): How error messages call the teacher. Defaults to 'teacher'.
             explained (Collection[str]): The taps by which gradients will be taken.
         """
-        self.taps = TapSet(taps, owner, explained)
+        self.taps = TapSet(taps, owner, explained, f'resize of the {owner}, or model.input_size,')
+        self.prepare(student)
+
+    def prepare(self, student: nn.Module) -> None:
+        """Does what depends on whose teacher it is; at the end of ``bind``."""
 
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
         """Finds the taps in the teacher; see ``TapSet.resolve``."""
-        return self.taps.resolve(self.model, inputs)
+        return self.taps.resolve(self.model, self.convert(inputs))
 
     def compile_model(self, **kwargs: Any) -> None:
         """Compiles what no tap stands in; see ``TapSet.compile``. After ``resolve``."""
@@ -55,6 +62,9 @@ class BaseTeacher(nn.Module):
 
     def load(self) -> None:
         """Loads the weights, once, before training."""
+
+    def match_classes(self, names: Sequence[str] | None) -> None:
+        """Compares the names of the teacher's classes with the data set's, where it has some."""
 
     def update(self, student: nn.Module) -> None:
         """Takes part in a training step, before it."""
@@ -76,11 +86,12 @@ class BaseTeacher(nn.Module):
             dict[str, Any]: A tensor or class maps for each tap, without gradients but those by the
             explained taps.
         """
+        inputs = self.convert(inputs)
         # Inference mode saves what autograd notes of each tensor. Its tensors cannot be saved for a
         # backward pass, so those that are read are copied.
         with torch.inference_mode(not self.taps.explained), self.taps.record(self.model) as values:
             forward_tensor(self.model, inputs)
-        return {name: _plain(value) for name, value in values.items()}
+        return {name: map_tensors(_plain, value) for name, value in values.items()}
 
     def train(self, mode: bool = True) -> BaseTeacher:
         """Stays in eval mode, dropout and stochastic depth included."""
@@ -94,8 +105,8 @@ class BaseTeacher(nn.Module):
 class Teacher(BaseTeacher):
     """A trained, frozen model.
 
-    Where its data preprocessor normalises images in another way than the student's, the student's
-    images are converted. A model without a normalisation of its own takes the student's images.
+    The student's images are converted to the teacher's normalisation, as far as ``describe`` knows it.
+    The classes of the teacher and of the data set are compared by name before training.
 
     Args:
         model (dict | str | nn.Module): The model, in any form of ``build_model``. A module is taken
@@ -108,6 +119,14 @@ class Teacher(BaseTeacher):
         dtype (str, optional): 'float16' or 'bfloat16' holds and runs the teacher in half precision,
             'float32' runs it in full precision also under autocast. Defaults to None: fp32 weights,
             and autocast as for the student.
+        normalize (dict | str, optional): The teacher's normalisation, ``dict(mean=..., std=...,
+            to_rgb=...)`` as in a data preprocessor, or 'same' for the student's. Defaults to None: what
+            the model knows; a warning names this key where it is unknown.
+        resize (int | Sequence[int], optional): Height and width to which the student's images are
+            resized for the teacher. Defaults to None (they are not).
+        classes (str | Sequence[str], optional): 'match' puts the teacher's classes in the order of the
+            data set's by their names in the checkpoint; a list gives the names. Defaults to None:
+            another order is an error.
 
     Raises:
         ValueError: If an argument fits no other, names nothing, or the weights do not fit.
@@ -121,216 +140,77 @@ class Teacher(BaseTeacher):
         pretrained: bool = False,
         strict: bool = True,
         dtype: str | None = None,
+        normalize: dict | str | None = None,
+        resize: int | Sequence[int] | None = None,
+        classes: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        if dtype not in (None, 'float16', 'bfloat16', 'float32'):
-            raise ValueError(
-                f"teacher.dtype is {dtype!r}; it must be 'float16', 'bfloat16', 'float32' or None"
-            )
-        if pretrained and checkpoint:
-            raise ValueError(
-                'teacher.pretrained and teacher.checkpoint are two sources of weights; remove one'
-            )
-        if pretrained:
-            if not isinstance(model, str):
-                raise ValueError(
-                    "teacher.pretrained=True needs a model name of mmpretrain's zoo as "
-                    'teacher.model; else set teacher.checkpoint'
-                )
-            checkpoint = zoo_entry(model, 'teacher.model').weights
-            if not checkpoint:
-                raise ValueError(
-                    f"teacher.pretrained: mmpretrain's zoo has no weights for {model!r}; "
-                    'set teacher.checkpoint'
-                )
-        #: Whether the weights are those that the config names; a module comes with its own.
-        self.loaded = isinstance(model, nn.Module) and checkpoint is None
+        arguments.one_of('teacher.dtype', dtype, (None, 'float16', 'bfloat16', 'float32'))
+        self.strict = arguments.flag('teacher.strict', strict)
+        self.normalize = checked_normalization('teacher.normalize', normalize)
+        self.size = None if resize is None else arguments.size('teacher.resize', resize)
+        if arguments.flag('teacher.pretrained', pretrained):
+            checkpoint = zoo_weights(model, checkpoint)
         self.checkpoint = checkpoint
-        #: After ``load``: the names of the classes it was trained on, where the checkpoint has them.
-        self.classes: list[str] | None = None
-        self.strict = strict
+        self._own_weights = isinstance(model, nn.Module) and checkpoint is None
+        #: Whether the weights are those that the config names, in the order of classes that it names.
+        self.loaded = self._own_weights and classes is None
         self.dtype = dtype and getattr(torch, dtype)
-        self.model = build_model(model, 'teacher.model')
+        self.model = unwrap(build_model(model, 'teacher.model'))
         self.bridge: nn.Module = nn.Identity()
+        self._names = ClassNames(classes)
+        #: The names of its classes; those of the checkpoint are known after ``load``.
+        self.classes = self._names.given or describe(self.model).classes
         self.requires_grad_(False).train()
 
-    def bind(
-        self,
-        student: nn.Module,
-        taps: Mapping[str, str],
-        owner: str = 'teacher',
-        explained: Collection[str] = (),
-    ) -> None:
-        """Prepares also for images in the student's normalisation; see ``BaseTeacher``."""
-        super().bind(student, taps, owner, explained)
-        self.bridge = input_bridge(student, self.model).eval()
+    def prepare(self, student: nn.Module) -> None:
+        """Learns the form of the student's images and the names of its classes; see ``BaseTeacher``."""
+        owner = self.taps.owner
+        self.bridge = input_bridge(student, self.model, self.normalize, self.size, owner).eval()
+        self._names.student = describe(student).classes
         if self.dtype:
             self.model.to(self.dtype)
 
-    def resolve(self, inputs: Tensor) -> dict[str, Any]:
-        """Finds the taps in the teacher; see ``TapSet.resolve``."""
-        return super().resolve(self.convert(inputs))
-
     def load(self) -> None:
-        """Loads the weights from ``checkpoint``, unless that is done.
+        """Loads the weights from ``checkpoint``, unless that is done, and compares names of classes.
 
         Raises:
-            ValueError: If no source of weights is known, or they do not fit.
+            ValueError: If no source of weights is known, they do not fit, or the classes have another
+                order than those of the run's data set.
             FileNotFoundError: If the file does not exist.
         """
-        if self.loaded:
-            return
-        if self.checkpoint is None:
-            raise ValueError(
-                'the teacher has no weights: set teacher.checkpoint to a file or URL, or '
-                "teacher.pretrained=True for a model of mmpretrain's zoo"
-            )
-        try:
-            state = CheckpointLoader.load_checkpoint(self.checkpoint, map_location='cpu')
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f'teacher.checkpoint: there is no file {self.checkpoint!r}; train the teacher first, '
-                'or name its checkpoint'
-            ) from None
-        source = f'teacher.checkpoint {self.checkpoint}'
-        load_weights(self.model, state, source, 'teacher.strict', self.strict)
-        self.train()  # some backbones prepare for eval mode by their weights
-        self.classes = (state.get('meta', {}).get('dataset_meta') or {}).get('classes')
+        if not self.loaded and not self._own_weights:
+            state = load_file(self.model, self.checkpoint, self.strict)
+            self.train()  # some backbones prepare for eval mode by their weights
+            self.classes = self._names.given or classes_in(state) or self.classes
+        taps = getattr(self, 'taps', None)
+        self.classes = self._names.settle(self.model, self.classes, taps)
         self.loaded = True
 
-    @torch.no_grad()
+    def match_classes(self, names: Sequence[str] | None) -> None:
+        """Compares the names of the teacher's classes with the data set's, and matches them if asked.
+
+        Args:
+            names (Sequence[str], optional): The names of the data set's classes; None does nothing.
+
+        Raises:
+            ValueError: If the order is another and ``classes`` does not ask for a match, or names do
+                not correspond.
+        """
+        self._names.wanted = names
+        self.load()
+
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
         """Runs the teacher in its own normalisation and precision; see ``BaseTeacher``."""
-        if not self.loaded and self.checkpoint is not None:
+        if not self.loaded and (self._own_weights or self.checkpoint is not None):
             self.load()  # a distiller that is used without a Runner
-        inputs = self.convert(inputs)
-        if self.dtype is None:
-            return super().forward(inputs)
-        with no_autocast(inputs):
+        with no_autocast(inputs) if self.dtype else nullcontext():
             return super().forward(inputs)
 
     def convert(self, inputs: Tensor) -> Tensor:
         """Brings images to the teacher's normalisation and precision; see ``BaseTeacher``."""
         inputs = self.bridge(inputs)
         return inputs.to(self.dtype) if self.dtype else inputs
-
-
-@MODELS.register_module()
-class EMATeacher(BaseTeacher):
-    """The exponential moving average of the student itself, for self-distillation.
-
-    Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, Sec. 2.
-
-    It is updated before each training step from the student as the step before left it (also between
-    the steps of a gradient accumulation, as mmengine's ``EMAHook`` does), and checkpoints hold it
-    under ``distill.``. Its buffers are the student's.
-
-    Args:
-        momentum (float): The share of the student in each update, as in mmengine's
-            ``ExponentialMovingAverage``: 0.001 stands for a decay of 0.999. Defaults to 0.001.
-    """
-
-    trained_along = True
-
-    def __init__(self, momentum: float = 0.001) -> None:
-        super().__init__()
-        self.momentum = momentum
-
-    @property
-    def model(self) -> nn.Module:
-        """The averaged student."""
-        return self.average.module
-
-    def bind(
-        self,
-        student: nn.Module,
-        taps: Mapping[str, str],
-        owner: str = 'teacher',
-        explained: Collection[str] = (),
-    ) -> None:
-        """Begins as a copy of the student; see ``BaseTeacher``."""
-        super().bind(student, taps, owner, explained)
-        self.average = ExponentialMovingAverage(student, momentum=self.momentum)
-        self.train()
-
-    def _apply(self, fn: Any, recurse: bool = True) -> EMATeacher:
-        # mmengine's average looks at its number of updates each time, which would wait for a GPU
-        steps = self.average.steps
-        super()._apply(fn, recurse)
-        self.average.steps = steps
-        return self
-
-    def update(self, student: nn.Module) -> None:
-        """Moves the average towards the student."""
-        self.average.update_parameters(student)
-        self.train()  # some backbones prepare for eval mode by their weights
-
-
-@MODELS.register_module()
-class TeacherEnsemble(BaseTeacher):
-    """Several frozen teachers as one: each tap is the mean over the members.
-
-    For ``logits`` that is the mean of the logits. Members may differ in architecture as long as every
-    tap exists in each and has one shape.
-
-    Args:
-        teachers (list): The members, each in any form that ``Distiller`` takes for a teacher.
-
-    Raises:
-        ValueError: If a member is trained along with the student, or (from ``resolve``) the members'
-            shapes differ at a tap.
-    """
-
-    def __init__(self, teachers: list) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(build_teacher(member) for member in teachers)
-        if any(member.trained_along for member in self.members):
-            raise ValueError('teacher.teachers: an EMATeacher cannot be a member of an ensemble')
-
-    def bind(
-        self,
-        student: nn.Module,
-        taps: Mapping[str, str],
-        owner: str = 'teacher',
-        explained: Collection[str] = (),
-    ) -> None:
-        """Binds each member; see ``BaseTeacher``.
-
-        Raises:
-            ValueError: If gradients are to be taken, which the mean of several models does not have.
-        """
-        if explained:
-            raise ValueError(
-                f'{owner} is an ensemble, whose mean logits have no gradient by the mean of '
-                f"{', '.join(sorted(explained))}; use the tap 'cam', or one teacher"
-            )
-        for i, member in enumerate(self.members):
-            member.bind(student, taps, f'{owner}, member {i},', explained)
-
-    def resolve(self, inputs: Tensor) -> dict[str, Any]:
-        """Finds the taps in each member; see ``TapSet.resolve``."""
-        values = [member.resolve(inputs) for member in self.members]
-        for tap in values[0]:
-            shapes = [tuple(value[tap].shape) for value in values]
-            if len(set(shapes)) > 1:
-                raise ValueError(
-                    f'teacher.teachers: the members of the ensemble differ at tap {tap!r}: {shapes}'
-                )
-        return _mean(values)
-
-    def compile_model(self, **kwargs: Any) -> None:
-        """Compiles each member; see ``BaseTeacher``."""
-        for member in self.members:
-            member.compile_model(**kwargs)
-
-    def load(self) -> None:
-        """Loads the weights of each member."""
-        for member in self.members:
-            member.load()
-
-    def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
-        """Runs the members; see ``BaseTeacher``."""
-        return _mean([member(inputs, data_samples) for member in self.members])
 
 
 def build_teacher(spec: Any) -> BaseTeacher:
@@ -348,35 +228,19 @@ def build_teacher(spec: Any) -> BaseTeacher:
     """
     if isinstance(spec, BaseTeacher):
         return spec
-    if isinstance(spec, dict) and 'type' in spec:
-        kind = spec['type']
-        kind = MODELS.get(kind) if isinstance(kind, str) else kind
-        if isinstance(kind, type) and issubclass(kind, BaseTeacher):
-            return build_part(spec)
-    if not isinstance(spec, dict) or 'type' in spec:
+    kind = spec.get('type') if isinstance(spec, dict) else None
+    found = MODELS.get(kind) if isinstance(kind, str) else kind
+    if isinstance(found, type) and issubclass(found, BaseTeacher):
+        return build_part(spec)
+    if kind or not isinstance(spec, dict):
         spec = dict(model=spec)
-    unknown = set(spec) - {'model', 'checkpoint', 'pretrained', 'strict', 'dtype'}
-    if unknown or 'model' not in spec:
+    known = list(inspect.signature(Teacher).parameters)
+    if set(spec) - set(known) or 'model' not in spec:
         raise ValueError(
-            f'teacher takes model, checkpoint, pretrained, strict and dtype, or a type; it has '
-            f'{", ".join(spec)}'
+            f'teacher takes {", ".join(known)}, or a type; it has {", ".join(map(str, spec))}'
         )
     return Teacher(**spec)
 
 
-def _plain(value: Tensor | ClassMaps) -> Tensor | ClassMaps:
-    """The value without a tensor of inference mode."""
-    if isinstance(value, ClassMaps):
-        return ClassMaps(_plain(value.features), value.weight, value.bias, keep=True)
+def _plain(value: Tensor) -> Tensor:
     return value.clone() if value.is_inference() else value
-
-
-def _mean(values: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of tensors or class maps over the members of an ensemble."""
-    mean = {}
-    for tap, first in values[0].items():
-        maps = isinstance(first, ClassMaps)
-        tensors = [value[tap].full() if maps else value[tap] for value in values]
-        average = torch.stack(tensors).mean(0)
-        mean[tap] = ClassMaps(average) if maps else average
-    return mean

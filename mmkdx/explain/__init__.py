@@ -1,7 +1,7 @@
 """Explanations of classifiers: maps that show where a decision comes from."""
 
 from mmkdx.explain.attention import AttentionRollout
-from mmkdx.explain.base import Explainer, LayerExplainer, build_explainer
+from mmkdx.explain.base import Explainer, LayerExplainer, build_explainer, explainer_names
 from mmkdx.explain.class_maps import CAM
 from mmkdx.explain.gradient import (
     BaseCAM,
@@ -41,4 +41,5 @@ __all__ = [
     'UniCAM',
     'XGradCAM',
     'build_explainer',
+    'explainer_names',
 ]

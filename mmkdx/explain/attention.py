@@ -7,11 +7,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import set_stance
 from torch.overrides import TorchFunctionMode
 
 from mmkdx.explain.base import Explainer, Targets, class_weights
-from mmkdx.explain.layers import Layout, logits_of
+from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
 from mmkdx.functional import full_precision
+from mmkdx.models.families import describe
 from mmkdx.registry import EXPLAINERS
 
 
@@ -35,23 +37,27 @@ class AttentionRollout(Explainer):
 
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
         """See ``Explainer``."""
-        with _AttentionRecorder(len(inputs)) as recorder:
+        # Compiled code would not show its attention
+        with set_stance('force_eager'), _AttentionRecorder(len(inputs)) as recorder:
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-                logits = logits_of(model, inputs)
+                logits = describe(model).logits(inputs)
         attentions = recorder.attentions
         lengths = {attention.shape[-1] for attention in attentions}
-        extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', None)
-        size = inputs.shape[2:]
-        layout = None
         whole = all(each.shape[:2] == (len(inputs), *lengths) for each in attentions)
-        if attentions and whole:
-            shape = (1, *lengths, 2)
-            layout = Layout.of(shape, size, extra) or Layout.of(shape, size)
-        if layout is None:
+        if not attentions or not whole:
             raise ValueError(
                 'AttentionRollout needs a transformer whose layers all attend from every token to '
                 f'every token of the image, and {type(model).__name__} '
                 f'{"has" if attentions else "calls"} no such attention; use GradCAM'
+            )
+        (length,), size = lengths, tuple(inputs.shape[2:])
+        extra = extra_tokens(model)
+        layout = Layout.of_tokens(length, size, extra, patch_grids(model, inputs))
+        if layout is None:
+            raise ValueError(
+                f'AttentionRollout: the {length} tokens of {type(model).__name__} are no grid of an '
+                f'image of {size} pixels after {"up to 8" if extra is None else extra} other tokens; '
+                'use GradCAM'
             )
         rollout = None
         for attention in attentions:

@@ -12,13 +12,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import is_model_wrapper
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from mmkdx.explain.layers import Layer, find_layers, logits_of
+from mmkdx.arguments import flag
+from mmkdx.explain.layers import Layer, find_layers
 from mmkdx.functional import full_precision, no_autocast
+from mmkdx.models.families import describe, unwrap
 from mmkdx.models.taps import evaluating, intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -48,7 +49,7 @@ class Explainer(metaclass=ABCMeta):
     class_specific = True
 
     def __init__(self, differentiable: bool = False) -> None:
-        self.differentiable = differentiable
+        self.differentiable = flag('differentiable', differentiable)
 
     def __call__(
         self, model: nn.Module, inputs: Tensor, targets: Targets = None
@@ -72,8 +73,7 @@ class Explainer(metaclass=ABCMeta):
                 differ in number, a layer cannot be explained, or a differentiable map would carry no
                 gradient.
         """
-        if is_model_wrapper(model):
-            model = model.module
+        model = unwrap(model)
         if inputs.dim() != 4 or not len(inputs):
             raise ValueError(
                 f'an explainer takes images of shape (N, 3, H, W), and got {tuple(inputs.shape)}'
@@ -220,6 +220,13 @@ class LayerExplainer(Explainer):
 
     def __init__(self, layer: str | Sequence[str] = 'auto', differentiable: bool = False) -> None:
         super().__init__(differentiable)
+        names = [layer] if isinstance(layer, str) else layer
+        if (
+            not isinstance(names, Sequence)
+            or not names
+            or not all(isinstance(n, str) for n in names)
+        ):
+            raise ValueError(f'layer is {layer!r}; it must be a path, or a list of paths')
         self.layer = layer if isinstance(layer, str) else list(layer)
         self._layers: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
@@ -295,7 +302,7 @@ class LayerExplainer(Explainer):
 
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             with intercept(model, {layer.tap: keeper(layer) for layer in layers}):
-                logits = full_precision(logits_of(model, inputs))
+                logits = full_precision(describe(model).logits(inputs))
         heads = [model.get_submodule(layer.classifier) for layer in layers] if closed else None
         values = {layer: values[layer] for layer in layers}
         return Evidence(model, inputs, values, logits, heads, self.differentiable)
@@ -352,6 +359,13 @@ class Evidence:
         ]
 
 
+def explainer_names() -> list[str]:
+    """The names of all explainers of single models, with those of plugins, in alphabetical order."""
+    EXPLAINERS.import_from_location()
+    kinds = EXPLAINERS.module_dict.items()
+    return sorted(name for name, kind in kinds if issubclass(kind, Explainer))
+
+
 def build_explainer(spec: dict | str | Explainer, key: str = 'explainer') -> Explainer:
     """Builds an explainer.
 
@@ -374,7 +388,7 @@ def build_explainer(spec: dict | str | Explainer, key: str = 'explainer') -> Exp
     with DefaultScope.overwrite_default_scope('mmkdx'):
         kind = config.get('type')
         if isinstance(kind, str) and EXPLAINERS.get(kind) is None:
-            known = ', '.join(sorted(EXPLAINERS.module_dict))
+            known = ', '.join(explainer_names())
             raise ValueError(f'{key}: there is no explainer {kind!r}; there are {known}')
         try:
             explainer = EXPLAINERS.build(config)

@@ -1,4 +1,4 @@
-"""Which layer of a model a map is made of, and how its activations lie in space."""
+"""Which layer of a model a map is made of."""
 
 from __future__ import annotations
 
@@ -11,85 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
 from mmkdx.functional import no_autocast
-from mmkdx.models.taps import Tap, TapSet, evaluating, forward_tensor, intercept
-
-#: How many class, distillation and register tokens may stand before the image's.
-_MAX_EXTRA_TOKENS = 8
+from mmkdx.models.families import describe
+from mmkdx.models.taps import Tap, TapSet, evaluating, intercept
 
 #: Whose results 'auto' does not take: parts of an attention, and projections within a block.
 _NOT_CHOSEN = (nn.Linear, nn.Softmax, _DropoutNd)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How activations of one image lie in space.
-
-    Args:
-        size (tuple[int, int]): Height and width of the map.
-        kind (str): 'nchw', 'nhwc', 'tokens' (of shape (N, extra + height · width, C)) or 'ncl' (of
-            shape (N, C, height · width)).
-        extra (int): Tokens in front that are no part of the image. Defaults to 0.
-    """
-
-    size: tuple[int, int]
-    kind: str
-    extra: int = 0
-
-    def to_map(self, value: Tensor) -> Tensor:
-        """Brings activations or their gradient to the shape (N, C, height, width)."""
-        if self.kind == 'nchw':
-            return value
-        if self.kind == 'nhwc':
-            return value.permute(0, 3, 1, 2)
-        if self.kind == 'ncl':
-            return value.unflatten(2, self.size)
-        return value[:, self.extra :].transpose(1, 2).unflatten(2, self.size)
-
-    @classmethod
-    def of(
-        cls,
-        shape: Sequence[int],
-        image: Sequence[int],
-        extra: int | None = None,
-        channels_last: bool | None = None,
-    ) -> Layout | None:
-        """Finds the layout of activations.
-
-        Args:
-            shape (Sequence[int]): Their shape, with the batch.
-            image (Sequence[int]): Height and width of the image.
-            extra (int, optional): The number of extra tokens, where the model says it. Defaults to
-                None: the first that leaves a grid of whole patches, or else of the image's
-                proportions, 0 to 2 before more.
-            channels_last (bool, optional): Whether it is rather tokens or (N, C, height · width), where
-                both could be, as with 1024 channels. Defaults to None (tokens of 0 to 2 extra ones).
-
-        Returns:
-            Layout, optional: The layout, or None if the activations have no extent in space.
-        """
-        if len(shape) == 4:
-            _, a, b, c = shape
-            if _is_grid(b, c, image):
-                return cls((b, c), 'nchw')
-            if _is_grid(a, b, image):
-                return cls((a, b), 'nhwc')
-        if len(shape) == 3:
-            _, a, b = shape
-            candidates = [
-                *(('tokens', a, n) for n in (range(3) if extra is None else [extra])),
-                ('ncl', b, 0),
-                *(('tokens', a, n) for n in range(3, _MAX_EXTRA_TOKENS + 1)),
-            ]
-            if channels_last is not None:
-                candidates.sort(key=lambda candidate: (candidate[0] == 'ncl') == channels_last)
-            for fits in [_is_grid] if extra is not None else [_is_patched, _is_grid]:
-                for kind, count, skipped in candidates:
-                    for height in range(1, count - skipped + 1):
-                        width, rest = divmod(count - skipped, height)
-                        if min(a, b) > 1 and not rest and fits(height, width, image):
-                            return cls((height, width), kind, skipped)
-        return None
 
 
 @dataclass(frozen=True)
@@ -108,33 +36,6 @@ class Layer:
     tap: Tap
     layout: Layout
     classifier: str | None = None
-
-
-def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The logits of a classifier for preprocessed images.
-
-    Args:
-        model (nn.Module): A classifier of mmpretrain's interface, or a module that returns logits.
-        inputs (Tensor): Images of shape (N, 3, H, W).
-
-    Returns:
-        Tensor: Logits of shape (N, K). Where a head yields one for each of several branches, as
-        Conformer's does, their sum, as such heads predict by.
-
-    Raises:
-        ValueError: If the model returns something else.
-    """
-    # The clone, because a model may overwrite what it gets, and must not where it is a leaf
-    logits = forward_tensor(model, inputs.clone())
-    if isinstance(logits, (tuple, list)) and all(isinstance(each, Tensor) for each in logits):
-        logits = sum(logits)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = f' of shape {tuple(logits.shape)}' if isinstance(logits, Tensor) else ''
-        raise ValueError(
-            f'an explainer needs a classifier with logits of shape (N, K); {type(model).__name__} '
-            f'returns a {type(logits).__name__}{shape}'
-        )
-    return logits
 
 
 def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[Layer]:
@@ -186,7 +87,7 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
                 'positions, as after the last attention of a transformer that classifies by its class '
                 f'token; possible layers are {_names(passings)}'
             )
-        classifier = gap_linear.classifier if chosen.state == pooled else None
+        classifier = gap_linear.weights['cam'] if chosen.state == pooled else None
         layers.append(Layer(str(chosen.tap), chosen.tap, chosen.layout, classifier))
     return layers
 
@@ -253,7 +154,7 @@ class _Passing:
 
 def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
     """What passes all modules, and some taps, for one image, in the order of their calls."""
-    extra = getattr(getattr(model, 'backbone', None), 'num_extra_tokens', None)
+    extra, grids = extra_tokens(model), patch_grids(model, image)
     norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
     widths = {norm.normalized_shape[-1] for norm in norms}
     passings: list[_Passing] = []
@@ -263,8 +164,8 @@ def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
             if isinstance(value, Tensor) and value.requires_grad:
                 size = image.shape[2:]
                 last = _channels_last(value, widths)
-                layout = Layout.of(value.shape, size, extra, last) or Layout.of(
-                    value.shape, size, None, last
+                layout = Layout.of(value.shape, size, extra, last, grids) or Layout.of(
+                    value.shape, size, None, last, grids
                 )
                 state = (value.untyped_storage()._cdata, value._version, value.shape)
                 passings.append(
@@ -280,7 +181,7 @@ def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
     with evaluating(model), no_autocast(image), torch.enable_grad():
         image = image.detach().clone().requires_grad_()
         with intercept(model, recorders):
-            logits = logits_of(model, image)
+            logits = describe(model).logits(image)
         gradients = torch.autograd.grad(
             logits.amax(), [each.value for each in passings], allow_unused=True
         )
@@ -352,19 +253,3 @@ def _last_moving(passings: list[_Passing]) -> _Passing:
 
 def _names(passings: list[_Passing]) -> str:
     return ', '.join(str(each.tap) for each in _possible(passings)[-6:]) or 'none'
-
-
-def _is_grid(height: int, width: int, image: Sequence[int]) -> bool:
-    """Whether a size is the image's, reduced in proportion and rounded."""
-    return (
-        1 < height * width
-        and height <= image[0]
-        and width <= image[1]
-        and abs(width - height * image[1] / image[0]) < max(1, image[1] / image[0])
-    )
-
-
-def _is_patched(height: int, width: int, image: Sequence[int]) -> bool:
-    """Whether a size is that of square patches that leave no rest of the image."""
-    patch = image[0] // height
-    return height * width > 1 and (height * patch, width * patch) == tuple(image)

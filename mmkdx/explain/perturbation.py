@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmkdx.arguments import integer
 from mmkdx.explain.base import Evidence, LayerExplainer
 from mmkdx.explain.gradient import weighted_sum
-from mmkdx.explain.layers import Layer, logits_of
+from mmkdx.explain.layers import Layer
 from mmkdx.functional import full_precision, normalize_maps
+from mmkdx.models.families import describe
 from mmkdx.models.taps import intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -27,9 +29,7 @@ class PerturbationCAM(LayerExplainer):
 
     def __init__(self, layer: str | Sequence[str] = 'auto', max_batch: int = 32) -> None:
         super().__init__(layer)
-        if max_batch < 1:
-            raise ValueError(f'max_batch is {max_batch}; it must be at least 1')
-        self.max_batch = max_batch
+        self.max_batch = integer('max_batch', max_batch, 1)
 
     @abstractmethod
     def forward_channels(
@@ -92,8 +92,8 @@ class ScoreCAM(PerturbationCAM):
     ) -> None:
         super().__init__(layer, max_batch)
         for key, value in dict(channels=channels, size=size).items():
-            if value is not None and value < 1:
-                raise ValueError(f'{key} is {value}; it must be at least 1')
+            if value is not None:
+                integer(key, value, 1)
         self.channels = channels
         self.size = size
 
@@ -122,18 +122,22 @@ class ScoreCAM(PerturbationCAM):
             activations[samples, channels][:, None], images.shape[2:], mode='bilinear'
         )
         masks = normalize_maps(masks[:, 0])[:, None]
-        return logits_of(evidence.model, images[samples] * masks.to(images))
+        return describe(evidence.model).logits(images[samples] * masks.to(images))
 
 
 @EXPLAINERS.register_module()
 class AblationCAM(PerturbationCAM):
-    """``sum_c w_c A_c`` with ``w_c = (s - s without A_c) / s``.
+    """``sum_c w_c A_c`` with ``w_c = (s - s without A_c) / |s|``.
 
-    Of a classifier of global average pooling and one linear layer the loss of score is known
+    The paper divides by the score s itself. A logit may be negative, and the map of the paper's formula
+    then shows the evidence *against* the class as positive. The magnitude keeps the paper's map where s
+    is positive, and the sign of the evidence elsewhere.
+
+    For a classifier of global average pooling and one linear layer the drop of the score is known
     (``W_c mean(A_c)``), and no further forward runs.
 
     Source: Desai and Ramaswamy, "Ablation-CAM: Visual explanations for deep convolutional network via
-    gradient-free localization", WACV 2020, Eq. 3 and 4.
+    gradient-free localization", WACV 2020, Eq. 3 (``w_c = (s - s without A_c) / s``) and 4.
 
     Args:
         layer (str | Sequence[str]): See ``LayerExplainer``.
@@ -143,6 +147,7 @@ class AblationCAM(PerturbationCAM):
     def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
         """See ``LayerExplainer``."""
         score = (evidence.logits * weights).sum(1, keepdim=True)
+        scale = torch.where(score == 0, 1, score.abs())
         maps = []
         for i, (layer, activations) in enumerate(zip(evidence.values, evidence.activations)):
             if evidence.heads is not None:
@@ -156,7 +161,7 @@ class AblationCAM(PerturbationCAM):
                     evidence, layer, channels.expand(len(activations), count)
                 )
                 drop = score - torch.einsum('nck,nk->nc', logits, weights)
-            maps.append(weighted_sum(drop / score, activations))
+            maps.append(weighted_sum(drop / scale, activations))
         return maps
 
     def forward_channels(
@@ -171,4 +176,4 @@ class AblationCAM(PerturbationCAM):
             return value
 
         with intercept(evidence.model, {layer.tap: ablate}):
-            return logits_of(evidence.model, evidence.inputs[samples])
+            return describe(evidence.model).logits(evidence.inputs[samples])

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmkdx.arguments import flag, integer, number
 from mmkdx.explain.base import Explainer, Targets, class_weights, every_class
-from mmkdx.explain.layers import logits_of
 from mmkdx.functional import full_precision
+from mmkdx.models.families import describe
 from mmkdx.models.taps import Tap, intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -36,7 +37,7 @@ class PixelExplainer(Explainer):
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
         """See ``Explainer``."""
         with torch.no_grad():
-            logits = logits_of(model, inputs)
+            logits = describe(model).logits(inputs)
         if not (isinstance(targets, str) and targets == 'all'):
             return full_precision(self.attribute(model, inputs, class_weights(targets, logits)))
         maps = [
@@ -48,7 +49,7 @@ class PixelExplainer(Explainer):
     def gradient(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
         """The gradient of the weighted logits by the pixels, of shape (N, 3, H, W)."""
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        score = (logits_of(model, inputs) * weights).sum()
+        score = (describe(model).logits(inputs) * weights).sum()
         return torch.autograd.grad(score, inputs, create_graph=self.differentiable)[0]
 
 
@@ -67,7 +68,7 @@ class InputGradient(PixelExplainer):
 
     def __init__(self, multiply: bool = False, differentiable: bool = False) -> None:
         super().__init__(differentiable)
-        self.multiply = multiply
+        self.multiply = flag('multiply', multiply)
 
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
         """See ``PixelExplainer``."""
@@ -94,10 +95,8 @@ class IntegratedGradients(PixelExplainer):
         self, steps: int = 50, baseline: float = 0.0, differentiable: bool = False
     ) -> None:
         super().__init__(differentiable)
-        if steps < 1:
-            raise ValueError(f'steps is {steps}; it must be at least 1')
-        self.baseline = baseline
-        points, shares = np.polynomial.legendre.leggauss(steps)
+        self.baseline = number('baseline', baseline)
+        points, shares = np.polynomial.legendre.leggauss(integer('steps', steps, 1))
         self.points, self.shares = ((points + 1) / 2).tolist(), (shares / 2).tolist()
 
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
@@ -132,11 +131,9 @@ class SmoothGrad(PixelExplainer):
         differentiable: bool = False,
     ) -> None:
         super().__init__(differentiable)
-        if samples < 1:
-            raise ValueError(f'samples is {samples}; it must be at least 1')
-        self.samples = samples
-        self.noise = noise
-        self.seed = seed
+        self.samples = integer('samples', samples, 1)
+        self.noise = number('noise', noise, 0)
+        self.seed = integer('seed', seed, 0)
 
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
         """See ``PixelExplainer``."""
@@ -209,7 +206,7 @@ class FullGrad(PixelExplainer):
         }
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
         with intercept(model, {tap: keeper(bias) for tap, bias in biases.items()}):
-            score = (logits_of(model, inputs) * weights).sum()
+            score = (describe(model).logits(inputs) * weights).sum()
         gradients = torch.autograd.grad(
             score,
             [inputs, *(value for value, _ in outputs)],

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmkdx.arguments import integer
 from mmkdx.explain.base import Explainer, Targets, class_weights
-from mmkdx.explain.layers import logits_of
 from mmkdx.functional import full_precision
 from mmkdx.models.classifier import find_prototypes
+from mmkdx.models.families import describe
 from mmkdx.models.taps import Tap, intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -34,6 +35,8 @@ class PrototypeMap(Explainer):
 
     def __init__(self, prototype: int | None = None, differentiable: bool = False) -> None:
         super().__init__(differentiable)
+        if prototype is not None:
+            integer('PrototypeMap.prototype', prototype, 0)
         self.prototype = prototype
         self.class_specific = prototype is None
 
@@ -46,14 +49,14 @@ class PrototypeMap(Explainer):
         distances: list[Tensor] = []
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             with intercept(model, {Tap(path): distances.append}):
-                logits = logits_of(model, inputs)
+                logits = describe(model).logits(inputs)
             similarity = model.head.similarity(distances[-1])
             every = isinstance(targets, str) and targets == 'all'
             # also refuses targets that are none
             chosen = logits.new_ones(0) if every else class_weights(targets, logits)
             if self.prototype is not None:
                 count = similarity.shape[1]
-                if not 0 <= self.prototype < count:
+                if self.prototype >= count:
                     raise ValueError(
                         f'PrototypeMap.prototype is {self.prototype} and the model has {count} '
                         'prototypes, counted from 0'

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from mmkdx.explain.base import undisturbed, without_checkpointing
+from mmkdx.arguments import integer, one_of
+from mmkdx.explain.activations import activations, pushed_gradient
+from mmkdx.explain.base import undisturbed
 from mmkdx.explain.gradient import weighted_sum
-from mmkdx.explain.layers import Layer, find_layers, find_stages, logits_of
-from mmkdx.functional import full_precision, no_autocast
+from mmkdx.explain.layers import Layer, find_layers, find_stages
+from mmkdx.functional import no_autocast
 from mmkdx.functional.distance_correlation import (
     distance_gradient,
     pair_correlations,
@@ -25,7 +26,8 @@ from mmkdx.functional.distance_correlation import (
     u_center,
     u_correlation,
 )
-from mmkdx.models.taps import Tap, TapSet, intercept
+from mmkdx.models.families import unwrap
+from mmkdx.models.taps import Tap, TapSet
 from mmkdx.registry import EXPLAINERS
 
 #: What is differentiated: how what only one model has learned correlates with the labels, or the sum
@@ -105,25 +107,21 @@ class UniCAM:
         embedding: str | None = None,
         max_batch: int = 64,
     ) -> None:
-        if target not in TARGETS:
-            raise ValueError(f'UniCAM.target is {target!r}; it must be one of {", ".join(TARGETS)}')
-        if pool not in (None, 'gap'):
-            raise ValueError(f"UniCAM.pool is {pool!r}; it must be 'gap' or None")
-        if max_batch < 1:
-            raise ValueError(f'UniCAM.max_batch is {max_batch}; it must be at least 1')
         self.layers = None if layers is None else _named(layers)
         if isinstance(features, str):
             features = (features, features)
-        if features is not None and len(features) != 2:
+        if features is not None and (
+            not isinstance(features, Sequence) or [type(each) for each in features] != [str, str]
+        ):
             raise ValueError(
                 f'UniCAM.features is {features!r}; it must be a tap, or a pair (student, base)'
             )
-        self.target = target
+        self.target = one_of('UniCAM.target', target, TARGETS)
         self.features = features
-        self.pool = pool
+        self.pool = one_of('UniCAM.pool', pool, (None, 'gap'))
         self.embedding = embedding
         self._classes = None if embedding is None else _read_embedding(embedding)
-        self.max_batch = max_batch
+        self.max_batch = integer('UniCAM.max_batch', max_batch, 1)
 
     def __call__(
         self,
@@ -153,7 +151,7 @@ class UniCAM:
             ValueError: If both are the same module, there are fewer than 5 images, labels are missing
                 or not one an image, or a layer cannot be explained.
         """
-        student, base = (m.module if is_model_wrapper(m) else m for m in (student, base))
+        student, base = unwrap(student), unwrap(base)
         if student is base:
             raise ValueError('UniCAM compares two models, and student and base are the same module')
         if len(inputs) < 5:
@@ -360,81 +358,12 @@ class _Observed:
         )
 
 
-def activations(model: nn.Module, inputs: Tensor, points: Sequence[Layer | Tap]) -> list[Tensor]:
-    """What passes layers and taps of a model, in eval mode, in fp32, without a graph.
-
-    Args:
-        model (nn.Module): The model.
-        inputs (Tensor): Images of shape (N, 3, H, W).
-        points (Sequence[Layer | Tap]): The layers, of which maps (N, C, h, w) are returned, and taps.
-
-    Returns:
-        list[Tensor]: One for each point.
-    """
-    kept: dict[Tap, Tensor] = {}
-
-    def keeper(tap: Tap):
-        def keep(value: Tensor) -> None:
-            kept[tap] = value.clone()  # what comes later may write in place
-
-        return keep
-
-    taps = [point.tap if isinstance(point, Layer) else point for point in points]
-    with undisturbed(model, inputs), torch.no_grad():
-        inputs = inputs.to(next(model.parameters(), inputs))
-        with intercept(model, {tap: keeper(tap) for tap in taps}):
-            logits_of(model, inputs)
-    return [
-        full_precision(point.layout.to_map(kept[tap]) if isinstance(point, Layer) else kept[tap])
-        for point, tap in zip(points, taps)
-    ]
-
-
-def pushed_gradient(
-    model: nn.Module, inputs: Tensor, layer: Layer, tap: Tap, gradient: Tensor
-) -> Tensor:
-    """Brings a gradient by what passes a tap to what passes an earlier layer.
-
-    Args:
-        model (nn.Module): The model.
-        inputs (Tensor): Images of shape (N, 3, H, W).
-        layer (Layer): The earlier layer.
-        tap (Tap): The later tap.
-        gradient (Tensor): The gradient by the tensor there, averaged over space where it was.
-
-    Returns:
-        Tensor: The gradient by the layer's activations, of shape (N, C, h, w).
-
-    Raises:
-        ValueError: If the tap does not come after the layer.
-    """
-    kept: dict[str, Tensor] = {}
-
-    def begin(value: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)
-        kept['layer'] = value.detach().requires_grad_()
-        passed = kept['layer'].clone()
-        return end(passed) if tap == layer.tap else passed
-
-    def end(value: Tensor) -> Tensor:
-        kept['features'] = value.clone()
-        return value
-
-    with undisturbed(model, inputs), without_checkpointing(model), torch.no_grad():
-        inputs = inputs.to(next(model.parameters(), inputs))
-        with intercept(model, {tap: end, layer.tap: begin}):
-            logits_of(model, inputs)
-        features = kept['features']
-        if not features.requires_grad:
-            raise ValueError(f'UniCAM.features: {tap} does not come after layer {layer.name}')
-        if gradient.dim() == 2 and features.dim() == 4:
-            gradient = gradient[..., None, None].expand_as(features) / features[0, 0].numel()
-        (result,) = torch.autograd.grad(features, kept['layer'], gradient.to(features))
-    return full_precision(layer.layout.to_map(result))
-
-
 def _named(layers: Sequence | Mapping) -> dict[str, tuple[str, ...]]:
     """The paths of each layer in student, base and, if given, teacher."""
+    if isinstance(layers, str) or not isinstance(layers, (Sequence, Mapping)) or not layers:
+        raise ValueError(
+            f'UniCAM.layers is {layers!r}; it must be a list of paths, or a dict of names and paths'
+        )
     if not isinstance(layers, Mapping):
         layers = {f'stage{i}': layer for i, layer in enumerate(layers, 1)}
     named = {
@@ -447,12 +376,12 @@ def _named(layers: Sequence | Mapping) -> dict[str, tuple[str, ...]]:
                 f'UniCAM.layers: {name} is {layers[name]!r}; it must be a path, or the paths of '
                 'student, base and, if there is one, teacher'
             )
-    if not named:
-        raise ValueError('UniCAM.layers is empty')
     return named
 
 
 def _read_embedding(path: str) -> Tensor:
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f'UniCAM.embedding is {path!r}; it must be the path of a file (.npy)')
     if not Path(path).is_file():
         raise FileNotFoundError(f'UniCAM.embedding: there is no file {path}')
     try:

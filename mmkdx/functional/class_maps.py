@@ -39,11 +39,10 @@ class ClassMaps:
         bias: Tensor | None = None,
         keep: bool = False,
     ) -> None:
-        self.features = features
-        self.weight = weight
-        self.bias = bias
+        self.features, self.weight, self.bias = features, weight, bias
+        self.keep = keep
         # By resolution, and by whether they have a graph
-        self._made: dict[tuple[int | None, bool], Tensor] | None = {} if keep else None
+        self._kept: dict[tuple[int | None, bool], Tensor] = {}
 
     @classmethod
     def of(cls, maps: ClassMaps | Tensor) -> ClassMaps:
@@ -53,8 +52,7 @@ class ClassMaps:
     def map(self, function: Callable[[Tensor], Tensor]) -> ClassMaps:
         """The class maps with a function applied to each of their tensors."""
         tensors = (self.features, self.weight, self.bias)
-        tensors = (None if each is None else function(each) for each in tensors)
-        return ClassMaps(*tensors, keep=self._made is not None)
+        return ClassMaps(*(map_tensors(function, each) for each in tensors), keep=self.keep)
 
     @property
     def num_classes(self) -> int:
@@ -64,19 +62,28 @@ class ClassMaps:
     @property
     def shape(self) -> torch.Size:
         """The shape of ``full()``: (N, K, H, W)."""
-        n, _, h, w = self.features.shape
-        return torch.Size((n, self.num_classes, h, w))
+        return torch.Size((self.features.shape[0], self.num_classes, *self.features.shape[2:]))
 
     def full(self) -> Tensor:
         """The maps of all classes at full resolution, of shape (N, K, H, W), without the bias."""
-        return self._maps(None)
+        return self.pooled(None)
 
-    def pooled(self, resolution: int) -> Tensor:
+    def pooled(self, resolution: int | None) -> Tensor:
         """The maps of all classes, average-pooled to (N, K, resolution, resolution), without the bias.
 
-        Costs resolution² positions a class in place of H · W.
+        This costs resolution² positions a class in place of H · W. None leaves the maps as they are.
         """
-        return self._maps(resolution)
+        maps = self._kept.get((resolution, torch.is_grad_enabled()))
+        if maps is None:
+            maps = full_precision(self.features)
+            if resolution is not None:
+                maps = F.adaptive_avg_pool2d(maps, resolution)
+            if self.weight is not None:
+                with no_autocast(maps):
+                    maps = torch.einsum('nchw,kc->nkhw', maps, full_precision(self.weight))
+            if self.keep:
+                self._kept[resolution, torch.is_grad_enabled()] = maps
+        return maps
 
     def classes(self, index: Tensor) -> Tensor:
         """The maps of chosen classes at full resolution.
@@ -98,20 +105,6 @@ class ClassMaps:
         logits = self.pooled(1).flatten(1)
         return logits if self.bias is None or not bias else logits + full_precision(self.bias)
 
-    def _maps(self, resolution: int | None) -> Tensor:
-        key = resolution, torch.is_grad_enabled()
-        if self._made is not None and key in self._made:
-            return self._made[key]
-        maps = full_precision(self.features)
-        if resolution is not None:
-            maps = F.adaptive_avg_pool2d(maps, resolution)
-        if self.weight is not None:
-            with no_autocast(maps):
-                maps = torch.einsum('nchw,kc->nkhw', maps, full_precision(self.weight))
-        if self._made is not None:
-            self._made[key] = maps
-        return maps
-
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Applies a function to each tensor of a tap's value: a tensor, ``ClassMaps``, a list, or None."""
@@ -124,6 +117,5 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 def first_tensor(value: Any) -> Tensor:
     """The first tensor of a tap's value, which tells its device, precision and batch size."""
-    found: list[Tensor] = []
-    map_tensors(lambda tensor: found.append(tensor) or tensor, value)
-    return found[0]
+    value = value[0] if isinstance(value, list) else value
+    return getattr(value, 'features', value)

@@ -7,6 +7,8 @@ import math
 
 from mmengine.logging import MessageHub, print_log
 
+from mmkdx.arguments import flag, integer, number, one_of
+
 CURVES = ('linear', 'cosine', 'sigmoid')
 
 
@@ -30,7 +32,7 @@ class WeightSchedule:
             True.
 
     Raises:
-        ValueError: If the curve is unknown or no step lies between ``begin`` and ``end``.
+        ValueError: If an argument is out of its range or no step lies between ``begin`` and ``end``.
     """
 
     def __init__(
@@ -43,18 +45,16 @@ class WeightSchedule:
         end_factor: float = 1.0,
         by_epoch: bool = True,
     ) -> None:
-        if type not in CURVES:
-            raise ValueError(f'schedule.type is {type!r}; it must be one of {", ".join(CURVES)}')
+        self.type = one_of('schedule.type', type, CURVES)
+        self.begin = integer('schedule.begin', begin, 0)
+        self.end = integer('schedule.end', end)
         if end <= begin + 1:
             raise ValueError(
                 f'schedule.end ({end}) must be at least schedule.begin + 2 ({begin + 2})'
             )
-        self.type = type
-        self.begin = begin
-        self.end = end
-        self.start_factor = start_factor
-        self.end_factor = end_factor
-        self.by_epoch = by_epoch
+        self.start_factor = number('schedule.start_factor', start_factor)
+        self.end_factor = number('schedule.end_factor', end_factor)
+        self.by_epoch = flag('schedule.by_epoch', by_epoch)
         self._warned = False
 
     def at(self, step: int) -> float:

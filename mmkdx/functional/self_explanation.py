@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmkdx.arguments import number, one_of, positive
 from mmkdx.functional.precision import full_precision, no_autocast
 from mmkdx.functional.teacher_target import shuffle_others
 
@@ -56,8 +57,7 @@ def class_similarity(
     Raises:
         ValueError: If there is no such explainer, or ``relu`` is set for another than 'cam'.
     """
-    if explainer not in EXPLAINERS:
-        raise ValueError(f'explainer is {explainer!r}; it must be one of {", ".join(EXPLAINERS)}')
+    one_of('explainer', explainer, EXPLAINERS)
     if relu and explainer != 'cam':
         raise ValueError(f"relu is for the explainer 'cam', and it is {explainer!r}")
     with no_autocast(features):
@@ -125,12 +125,9 @@ def soft_targets(
     Raises:
         ValueError: If there is no such mode, or eps or tau is out of range.
     """
-    if mode not in MODES:
-        raise ValueError(f'mode is {mode!r}; it must be one of {", ".join(MODES)}')
-    if not 0 <= eps <= 1:
-        raise ValueError(f'eps is {eps}; it must be between 0 and 1')
-    if tau <= 0:
-        raise ValueError(f'tau is {tau}; a temperature is above 0')
+    one_of('mode', mode, MODES)
+    number('eps', eps, 0, 1)
+    positive('tau', tau)
     own = F.one_hot(labels, similarity.shape[1]).bool()
     if permute:
         similarity = shuffle_others(similarity, labels)

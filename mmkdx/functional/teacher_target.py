@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmkdx.arguments import one_of
+
 #: What can be left of a teacher's probabilities; see ``component_target``.
 KINDS = (
     'onehot',
@@ -82,10 +84,8 @@ def component_target(
     Raises:
         ValueError: If there is no such kind or anchor.
     """
-    if kind not in KINDS:
-        raise ValueError(f'kind is {kind!r}; it must be one of {", ".join(KINDS)}')
-    if anchor not in ANCHORS:
-        raise ValueError(f'anchor is {anchor!r}; it must be one of {", ".join(ANCHORS)}')
+    one_of('kind', kind, KINDS)
+    one_of('anchor', anchor, ANCHORS)
     if kind == 'full':
         return target_probabilities
     classes = target_probabilities.shape[1]

@@ -3,7 +3,8 @@
 from mmkdx.hooks.epoch_seed_hook import EpochSeedHook
 from mmkdx.hooks.explain_hook import ExplainHook
 from mmkdx.hooks.gradient_compression_hook import GradientCompressionHook
-from mmkdx.hooks.prototype_hooks import PrototypePushHook, PrototypeStageHook
+from mmkdx.hooks.prototype_push_hook import PrototypePushHook
+from mmkdx.hooks.prototype_stage_hook import PrototypeStageHook
 
 __all__ = [
     'EpochSeedHook',

@@ -19,6 +19,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mmkdx.datasets.push_set import push_dataloader
 from mmkdx.distillation.subjects import (
     TARGETS,
     Subject,
@@ -28,7 +29,7 @@ from mmkdx.distillation.subjects import (
 )
 from mmkdx.functional import degenerate_maps
 from mmkdx.hooks.pair_evaluation import PairEvaluation, prepared, settings_of
-from mmkdx.hooks.prototype_hooks import PrototypePushHook, push_dataloader
+from mmkdx.hooks.prototype_push_hook import PrototypePushHook
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, Score
 from mmkdx.metrics.class_similarity import ClassSimilarity
 from mmkdx.metrics.relevance import PairMetric

@@ -1,10 +1,13 @@
-"""Distillation losses: ``loss(student, teacher, target=None)`` gives the unweighted scalar."""
+"""Distillation losses; each gives the unweighted scalar for what it needs."""
 
+from mmkdx.losses.base import DistillLoss
 from mmkdx.losses.branches import BYOTLoss, ONELoss
-from mmkdx.losses.class_map import CATLoss, ExpKDLoss
+from mmkdx.losses.class_map import CATLoss
 from mmkdx.losses.contrastive import CRDLoss
+from mmkdx.losses.exp_kd import ExpKDLoss
 from mmkdx.losses.explanation import E2KDLoss
 from mmkdx.losses.feature import ATLoss, MSELoss
+from mmkdx.losses.image_pairs import CSKDLoss, DDGSDLoss
 from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
 from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
@@ -13,8 +16,6 @@ from mmkdx.losses.relation import NSTLoss, PKTLoss, RKDLoss, SPLoss
 from mmkdx.losses.review import ReviewKDLoss
 from mmkdx.losses.self_distillation import (
     ConfidencePenaltyLoss,
-    CSKDLoss,
-    DDGSDLoss,
     OnlineLabelSmoothingLoss,
     PSKDLoss,
     TfKDRegLoss,
@@ -33,6 +34,7 @@ __all__ = [
     'DISTLoss',
     'DKDLoss',
     'DMLLoss',
+    'DistillLoss',
     'E2KDLoss',
     'ExpKDLoss',
     'FitNetLoss',

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from mmkdx.functional import full_precision
 from mmkdx.functional.schedules import WeightSchedule
+from mmkdx.losses.base import DistillLoss, integer, number
 from mmkdx.losses.logit import KLDivLoss
-from mmkdx.models.classifier import find_classifier, find_global_pooling
+from mmkdx.models.flow import find_flow
 from mmkdx.models.taps import fake_forward
 from mmkdx.registry import MODELS
 
 
 @MODELS.register_module()
-class ONELoss(nn.Module):
+class ONELoss(DistillLoss):
     r"""On-the-fly native ensemble: copies of the last stage learn along, and all learn from all.
 
     Source: Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, with
@@ -53,26 +54,22 @@ class ONELoss(nn.Module):
     """
 
     compares = 'anything'
-    needs_teacher = False
-    sees_model = True
-    hard_labels = True
+    needs = ('class', 'model')
+    activation = 'softmax'
 
     def __init__(
         self, branch: str, branches: int = 2, tau: float = 3.0, ramp: dict | None = None
     ) -> None:
         super().__init__()
-        if branches < 1:
-            raise ValueError(f'branches is {branches}; it must be at least 1')
         self.branch = branch
-        self.num_branches = branches
+        self.num_branches = integer('branches', branches, 1)
         self.divergence = KLDivLoss(tau)
         try:
             self.ramp = None if ramp is None else WeightSchedule(**ramp)
         except (TypeError, ValueError) as error:
             raise ValueError(f'ramp: {error}'.replace('schedule.', '')) from error
-        self.logs: dict[str, Tensor] = {}
 
-    def connect(self, student: list[Tensor], teacher: Tensor | None, model: nn.Module) -> None:
+    def connect(self, student: list[Tensor], model: nn.Module) -> None:
         """Builds branches and gate for what stands at the taps, which may be fake.
 
         Raises:
@@ -109,31 +106,22 @@ class ONELoss(nn.Module):
         ).to(student[0].device)
 
     def forward(
-        self,
-        student: list[Tensor],
-        teacher: Tensor | None = None,
-        target: Tensor | None = None,
-        inputs: Tensor | None = None,
-        model: nn.Module | None = None,
+        self, student: list[Tensor], target: Tensor, model: nn.Module | None = None
     ) -> Tensor:
         """Trains branches and gate, and the student towards the ensemble.
 
         Args:
             student (list[Tensor]): What enters the branches, of shape (N, C, H, W), and the
                 student's logits, of shape (N, K).
-            teacher (Tensor, optional): Not used.
             target (Tensor): The classes, of shape (N, ).
-            inputs (Tensor, optional): Not used.
-            model (nn.Module, optional): Not used.
+            model (nn.Module, optional): The student. Not used. Defaults to None.
 
         Returns:
             Tensor: A scalar.
 
         Raises:
-            ValueError: If there are no labels, or one image alone, which the gate's batch norm
-                cannot take.
+            ValueError: If there is one image alone, which the gate's batch norm cannot take.
         """
-        _check_target(target, self)
         shared, own = map(full_precision, student)
         if self.training and len(shared) == 1:
             raise ValueError(
@@ -161,8 +149,8 @@ class ONELoss(nn.Module):
                 f'branch is {self.branch!r}, and the student has no such module'
             ) from None
         try:
-            find_global_pooling(model)
-            path = find_classifier(model)
+            flow = find_flow(model)
+            path = flow.pooling and flow.classifier
         except ValueError as error:
             raise ValueError(f'the student {error}') from None
         layers = [name.rpartition('.')[0] for name, _ in model.named_parameters()]
@@ -192,7 +180,7 @@ class ONELoss(nn.Module):
 
 
 @MODELS.register_module()
-class BYOTLoss(nn.Module):
+class BYOTLoss(DistillLoss):
     r"""Be your own teacher: exits after early stages learn from the student's end.
 
     Source: Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural
@@ -232,21 +220,16 @@ class BYOTLoss(nn.Module):
     """
 
     compares = 'anything'
-    needs_teacher = False
-    hard_labels = True
+    needs = ('class',)
+    activation = 'softmax'
 
     def __init__(self, alpha: float = 0.1, beta: float = 0.065536, tau: float = 3.0) -> None:
         super().__init__()
-        if not 0 <= alpha <= 1:
-            raise ValueError(f'alpha is {alpha}; it must be between 0 and 1')
-        if beta < 0:
-            raise ValueError(f'beta is {beta}; it must be at least 0')
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha = number('alpha', alpha, 0, 1)
+        self.beta = number('beta', beta, 0)
         self.divergence = KLDivLoss(tau)
-        self.logs: dict[str, Tensor] = {}
 
-    def connect(self, student: list[Tensor], teacher: Tensor | None = None) -> None:
+    def connect(self, student: list[Tensor]) -> None:
         """Builds the exits for what stands at the taps, which may be fake.
 
         Raises:
@@ -262,24 +245,17 @@ class BYOTLoss(nn.Module):
         self.exits = nn.ModuleList(_Exit(each, last, logits.shape[1]) for each in early)
         self.exits.to(last.device)
 
-    def forward(
-        self, student: list[Tensor], teacher: Tensor | None = None, target: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, student: list[Tensor], target: Tensor) -> Tensor:
         """Trains the exits, and the student by what they send back.
 
         Args:
             student (list[Tensor]): The maps of early stages and of the last, each of shape
                 (N, C, H, W), and the logits, of shape (N, K).
-            teacher (Tensor, optional): Not used.
             target (Tensor): The classes, of shape (N, ).
 
         Returns:
             Tensor: A scalar.
-
-        Raises:
-            ValueError: If there are no labels.
         """
-        _check_target(target, self)
         *early, last, logits = map(full_precision, student)
         features, predictions = zip(*(leave(each) for leave, each in zip(self.exits, early)))
         labels = [F.cross_entropy(each, target) for each in predictions]
@@ -326,11 +302,3 @@ def _layer(inputs: int, outputs: int, step: int | tuple[int, int]) -> list[nn.Mo
 def _init_convolutions(module: nn.Module) -> None:
     """As in both authors' codes, and in most of mmpretrain's networks."""
     initialize(module, dict(type='Kaiming', layer='Conv2d'))
-
-
-def _check_target(target: Tensor | None, loss: nn.Module) -> None:
-    if target is None:
-        raise ValueError(
-            f'{type(loss).__name__} trains classifiers of its own by the class of each sample '
-            '(target), and there is none'
-        )

@@ -10,11 +10,12 @@ from mmengine.dist import all_gather
 from torch import Tensor, nn
 
 from mmkdx.functional import full_precision
+from mmkdx.losses.base import DistillLoss, integer, number, positive
 from mmkdx.registry import MODELS
 
 
 @MODELS.register_module()
-class CRDLoss(nn.Module):
+class CRDLoss(DistillLoss):
     r"""Contrastive representation distillation: a sample's two embeddings are to find each other.
 
     Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020, Sec. 3, with the noise
@@ -37,9 +38,6 @@ class CRDLoss(nn.Module):
     former bank of each network: 38 MB for one network with 64 of CIFAR's 50,000 samples, while
     gathering the embeddings of the negatives, N · (K + 1) · ``feat_dim`` numbers, would need 537 MB.
 
-    Positions are those in one data set: where data sets are joined (``ConcatDataset``), samples of two
-    of them have the same.
-
     Args:
         num_samples (int): M, the number of samples in the training data set.
         feat_dim (int): Dimensions of the projected embeddings. Defaults to 128.
@@ -52,8 +50,7 @@ class CRDLoss(nn.Module):
     """
 
     compares = 'anything'
-    hard_labels = True
-    sample_index = True
+    needs = ('teacher', 'class', 'index')
 
     def __init__(
         self,
@@ -64,20 +61,11 @@ class CRDLoss(nn.Module):
         momentum: float = 0.5,
     ) -> None:
         super().__init__()
-        for key, value in dict(
-            num_samples=num_samples, feat_dim=feat_dim, negatives=negatives
-        ).items():
-            if value < 1:
-                raise ValueError(f'{key} is {value}; it must be at least 1')
-        if tau <= 0:
-            raise ValueError(f'tau is {tau}; a temperature is above 0')
-        if not 0 <= momentum < 1:
-            raise ValueError(f'momentum is {momentum}; it must be in [0, 1)')
-        self.num_samples = num_samples
-        self.feat_dim = feat_dim
-        self.negatives = negatives
-        self.tau = tau
-        self.momentum = momentum
+        self.num_samples = integer('num_samples', num_samples, 1)
+        self.feat_dim = integer('feat_dim', feat_dim, 1)
+        self.negatives = integer('negatives', negatives, 1)
+        self.tau = positive('tau', tau)
+        self.momentum = number('momentum', momentum, 0, 1, open_high=True)
 
     def connect(self, student: Tensor, teacher: Tensor) -> None:
         """Builds the projections and the banks for embeddings (N, D), which may be fake.
@@ -107,13 +95,7 @@ class CRDLoss(nn.Module):
         self.register_buffer('log_z', torch.full((2,), -torch.inf))
         self.to(student.device)
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        target: Tensor | None = None,
-        index: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor, index: Tensor) -> Tensor:
         """Contrasts embeddings, and puts them into the banks when training.
 
         Args:
@@ -127,14 +109,8 @@ class CRDLoss(nn.Module):
             Tensor: A scalar.
 
         Raises:
-            ValueError: If there are no classes or positions, or a position is not below
-                ``num_samples``.
+            ValueError: If a position is not below ``num_samples``.
         """
-        if target is None or index is None:
-            raise ValueError(
-                'CRDLoss needs the class of each sample (target) and its position in the data set '
-                f'(index), and {"target" if target is None else "index"} is None'
-            )
         last = int(index.max())
         if last >= self.num_samples:
             raise ValueError(

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from mmkdx import arguments
 from mmkdx.explain.base import build_explainer
 from mmkdx.explain.gradient import BaseCAM, GradCAM
 from mmkdx.functional import ClassMaps, degenerate_maps, full_precision
+from mmkdx.losses.base import DistillLoss
 from mmkdx.registry import MODELS
 
 
 @MODELS.register_module()
-class E2KDLoss(nn.Module):
+class E2KDLoss(DistillLoss):
     r"""e²KD: the student's explanation of the teacher's prediction is to be the teacher's.
 
     Source: Parchami-Araghi et al., "Good Teachers Explain: Explanation-Enhanced Knowledge
@@ -43,18 +45,17 @@ class E2KDLoss(nn.Module):
     """
 
     compares = 'anything'
-    explains = True
+    needs = ('teacher', 'gradients')
 
     def __init__(self, size: int | Sequence[int], explainer: dict | str = 'GradCAM') -> None:
         super().__init__()
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.size = arguments.size('size', size)
         self.explainer = build_explainer(explainer, 'explainer')
         if not isinstance(self.explainer, BaseCAM):
             raise ValueError(
                 f'explainer is {type(self.explainer).__name__}; it must be of the CAM family, whose '
                 'maps are made of one layer'
             )
-        self.logs: dict[str, Tensor] = {}
 
     def check(self, student: Any, teacher: Any) -> None:
         """Refuses what cannot be explained.
@@ -90,14 +91,13 @@ class E2KDLoss(nn.Module):
                 'explained, so set student.head.num_classes or choose another teacher'
             )
 
-    def forward(self, student: Any, teacher: Any, target: Tensor | None = None) -> Tensor:
-        """Compares the explanations of the class that the teacher predicts; labels are not used.
+    def forward(self, student: Any, teacher: Any) -> Tensor:
+        """Compares the explanations of the class that the teacher predicts.
 
         Args:
             student (ClassMaps | list[Tensor]): The student's class maps; or its activations, of shape
                 (N, C, H, W) or tokens (N, L, C), and its logits (N, K).
             teacher (ClassMaps | list[Tensor]): The teacher's.
-            target (Tensor, optional): Not used.
 
         Returns:
             Tensor: A scalar in [0, 1].

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmkdx.functional import full_precision, resize_map
+from mmkdx.losses.base import DistillLoss, positive
 from mmkdx.registry import MODELS
 
 
 @MODELS.register_module()
-class MSELoss(nn.Module):
+class MSELoss(DistillLoss):
     """Mean squared error between tensors of one shape, the mean over all elements."""
 
     compares = 'shape'
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Compares tensors of one shape; labels are not used.
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares tensors of one shape.
 
         Raises:
             ValueError: If the shapes differ.
@@ -29,7 +30,7 @@ class MSELoss(nn.Module):
 
 
 @MODELS.register_module()
-class ATLoss(nn.Module):
+class ATLoss(DistillLoss):
     r"""Activation-based attention transfer.
 
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, Sec. 3.1. The
@@ -38,16 +39,19 @@ class ATLoss(nn.Module):
     The paper's Eq. 2 has half the norm of the difference in place of its square.
 
     Args:
-        p (float): The exponent. Defaults to 2.
+        p (float): The exponent, above 0. Defaults to 2.
+
+    Raises:
+        ValueError: If ``p`` is out of its range.
     """
 
     compares = 'map_size'
 
     def __init__(self, p: float = 2.0) -> None:
         super().__init__()
-        self.p = p
+        self.p = positive('p', p)
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compares maps (N, C, H, W) with any channels; a student of another size is resized."""
         student = resize_map(full_precision(student), teacher.shape[-2:])
         return F.mse_loss(self.attention(student), self.attention(full_precision(teacher)))

@@ -4,45 +4,56 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmkdx.functional import full_precision
 from mmkdx.functional.teacher_target import cwtm_weights
+from mmkdx.losses.base import DistillLoss, number, one_of, positive
 from mmkdx.registry import MODELS
 
 
 @MODELS.register_module()
-class KLDivLoss(nn.Module):
+class KLDivLoss(DistillLoss):
     r"""Knowledge distillation: :math:`\tau^2\,KL(softmax(t/\tau)\,\|\,softmax(s/\tau))`.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, Sec. 2. Summed over
     classes, mean over samples. Both sides are log-probabilities, so saturated logits stay finite.
 
+    With ``activation='sigmoid'`` each class has a probability of its own, as with several labels an
+    image or a single logit, and the divergence is
+
+    .. math:: \tau^2 \sum_k KL(Bernoulli(\sigma(t_k/\tau))\,\|\,Bernoulli(\sigma(s_k/\tau))).
+
     Args:
         tau (float): The temperature, above 0. Defaults to 1.
+        activation (str): What turns the logits into probabilities, 'softmax' or 'sigmoid'. Defaults to
+            'softmax'.
 
     Raises:
-        ValueError: If ``tau`` is not above 0.
+        ValueError: If an argument is out of its range.
     """
 
     compares = 'logits'
 
-    def __init__(self, tau: float = 1.0) -> None:
+    def __init__(self, tau: float = 1.0, activation: str = 'softmax') -> None:
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau is {tau}; a temperature is above 0')
-        self.tau = tau
+        self.tau = positive('tau', tau)
+        self.activation = one_of('activation', activation, ('softmax', 'sigmoid'))
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Compares logits of shape (N, K); labels are not used."""
-        student, teacher = (
-            F.log_softmax(full_precision(logits) / self.tau, dim=1) for logits in (student, teacher)
-        )
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares logits of shape (N, K)."""
+        student, teacher = map(self._log_probabilities, (student, teacher))
         return self.tau**2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+
+    def _log_probabilities(self, logits: Tensor) -> Tensor:
+        logits = full_precision(logits) / self.tau
+        if self.activation == 'sigmoid':
+            return F.logsigmoid(torch.cat([logits, -logits], 1))
+        return F.log_softmax(logits, dim=1)
 
 
 @MODELS.register_module()
-class DKDLoss(nn.Module):
+class DKDLoss(DistillLoss):
     r"""Decoupled knowledge distillation: the label's class and the other classes, weighed apart.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, Sec. 3. With :math:`p_t` the
@@ -68,18 +79,16 @@ class DKDLoss(nn.Module):
     """
 
     compares = 'logits'
-    hard_labels = True
+    needs = ('teacher', 'class')
 
     def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0) -> None:
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau is {tau}; a temperature is above 0')
-        self.tau = tau
-        self.alpha = alpha
-        self.beta = beta
-        self.logs: dict[str, Tensor] = {}
+        self.tau = positive('tau', tau)
+        self.alpha = number('alpha', alpha)
+        self.beta = number('beta', beta)
+        _check_weights(alpha=alpha, beta=beta)
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Compares logits.
 
         Args:
@@ -91,10 +100,8 @@ class DKDLoss(nn.Module):
             Tensor: A scalar.
 
         Raises:
-            ValueError: If there are no labels, or fewer than three classes.
+            ValueError: If there are fewer than three classes.
         """
-        if target is None:
-            raise ValueError('DKDLoss needs the class of each sample as target, and there is none')
         classes = student.shape[1]
         if classes < 3:
             raise ValueError(
@@ -121,7 +128,7 @@ class DKDLoss(nn.Module):
 
 
 @MODELS.register_module()
-class DISTLoss(nn.Module):
+class DISTLoss(DistillLoss):
     r"""DIST: the student's probabilities are to correlate with the teacher's.
 
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. With
@@ -150,15 +157,13 @@ class DISTLoss(nn.Module):
 
     def __init__(self, tau: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> None:
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau is {tau}; a temperature is above 0')
-        self.tau = tau
-        self.beta = beta
-        self.gamma = gamma
-        self.logs: dict[str, Tensor] = {}
+        self.tau = positive('tau', tau)
+        self.beta = number('beta', beta)
+        self.gamma = number('gamma', gamma)
+        _check_weights(beta=beta, gamma=gamma)
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Compares logits of shape (N, K); labels are not used."""
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares logits of shape (N, K)."""
         student, teacher = (
             F.softmax(full_precision(logits) / self.tau, dim=1) for logits in (student, teacher)
         )
@@ -188,8 +193,8 @@ class LogitStdLoss(KLDivLoss):
     def __init__(self, tau: float = 2.0) -> None:
         super().__init__(tau)
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Compares logits of shape (N, K); labels are not used.
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares logits of shape (N, K).
 
         Raises:
             ValueError: If there are fewer than three classes.
@@ -201,6 +206,12 @@ class LogitStdLoss(KLDivLoss):
                 'leaves no more than their order; use KLDivLoss'
             )
         return super().forward(*map(standardize, (student, teacher)))
+
+
+def _check_weights(**weights: float) -> None:
+    """Refuses a loss whose parts all have the weight 0."""
+    if not any(weights.values()):
+        raise ValueError(f'{" and ".join(weights)} are 0, so nothing is compared')
 
 
 def standardize(logits: Tensor) -> Tensor:
@@ -228,8 +239,8 @@ def _deviations(values: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class CWTMLoss(nn.Module):
-    r"""The labels' cross entropy, of which a sample counts by how sure the teacher is of it.
+class CWTMLoss(DistillLoss):
+    r"""Cross entropy with the labels, weighted per sample by the teacher's confidence.
 
     Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018, "confidence weighted by teacher
     max": nothing of what the teacher says of classes, only its largest probability
@@ -246,15 +257,13 @@ class CWTMLoss(nn.Module):
     """
 
     compares = 'logits'
-    hard_labels = True
+    needs = ('teacher', 'class')
 
     def __init__(self, tau: float = 1.0) -> None:
         super().__init__()
-        if tau <= 0:
-            raise ValueError(f'tau is {tau}; a temperature is above 0')
-        self.tau = tau
+        self.tau = positive('tau', tau)
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Compares the student's logits with the labels.
 
         Args:
@@ -264,12 +273,7 @@ class CWTMLoss(nn.Module):
 
         Returns:
             Tensor: A scalar.
-
-        Raises:
-            ValueError: If there are no labels.
         """
-        if target is None:
-            raise ValueError('CWTMLoss needs the class of each sample as target, and there is none')
         student, teacher = map(full_precision, (student, teacher))
         weights = cwtm_weights((teacher / self.tau).softmax(1).amax(1))
         return (weights * F.cross_entropy(student, target, reduction='none')).mean()

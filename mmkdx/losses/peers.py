@@ -12,13 +12,14 @@ from mmpretrain.models.classifiers import BaseClassifier
 from torch import Tensor, nn
 
 from mmkdx.functional import full_precision
+from mmkdx.losses.base import DistillLoss
 from mmkdx.losses.logit import KLDivLoss
-from mmkdx.models.classifier import find_classifier
+from mmkdx.models.flow import find_flow
 from mmkdx.registry import MODELS
 
 
 @MODELS.register_module()
-class DMLLoss(nn.Module):
+class DMLLoss(DistillLoss):
     r"""Deep mutual learning: the student and its peers learn from each other's predictions.
 
     Source: Zhang et al., "Deep Mutual Learning", CVPR 2018, Sec. 3. Network i of K, of which the
@@ -50,8 +51,7 @@ class DMLLoss(nn.Module):
     """
 
     compares = 'logits'
-    needs_teacher = False
-    sees_model = True
+    needs = ('target', 'inputs')
 
     def __init__(self, peers: Sequence[dict]) -> None:
         super().__init__()
@@ -59,9 +59,8 @@ class DMLLoss(nn.Module):
             raise ValueError(f'peers is {peers!r}; it must be a list of one model dict or more')
         self.peers = nn.ModuleList(_build(peer, f'peers[{i}]') for i, peer in enumerate(peers))
         self.divergence = KLDivLoss()
-        self.logs: dict[str, Tensor] = {}
 
-    def check(self, student: Tensor, teacher: Tensor | None = None) -> None:
+    def check(self, student: Tensor) -> None:
         """Refuses, before training, peers of other classes than the student's.
 
         Raises:
@@ -69,7 +68,7 @@ class DMLLoss(nn.Module):
         """
         for i, peer in enumerate(self.peers):
             try:
-                classes = peer.get_submodule(find_classifier(peer)).out_features
+                classes = peer.get_submodule(find_flow(peer).classifier).out_features
             except ValueError as error:
                 raise ValueError(f'peers[{i}] {error}') from None
             if classes != student.shape[1]:
@@ -78,31 +77,17 @@ class DMLLoss(nn.Module):
                     f'peers[{i}].head.num_classes={student.shape[1]}'
                 )
 
-    def forward(
-        self,
-        student: Tensor,
-        teacher: Tensor | None = None,
-        target: Tensor | None = None,
-        inputs: Tensor | None = None,
-        model: nn.Module | None = None,
-    ) -> Tensor:
+    def forward(self, student: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
         """Trains the peers, and the student towards them.
 
         Args:
             student (Tensor): The student's logits, of shape (N, K).
-            teacher (Tensor, optional): Not used.
             target (Tensor): Classes of shape (N, ), or class probabilities of shape (N, K).
             inputs (Tensor): The preprocessed images, of shape (N, 3, H, W).
-            model (nn.Module, optional): Not used.
 
         Returns:
             Tensor: A scalar.
-
-        Raises:
-            ValueError: If there are no labels.
         """
-        if target is None:
-            raise ValueError('DMLLoss trains its peers by the labels (target), and there are none')
         logits = [
             full_precision(each) for each in (student, *(peer(inputs) for peer in self.peers))
         ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mmkdx.losses.base import DistillLoss, number, one_of, positive
 from mmkdx.registry import MODELS
 
 MASK_SOURCES = ('teacher', 'student')
@@ -14,7 +15,7 @@ REDUCTIONS = ('repo', 'per_image', 'mean_active')
 
 
 @MODELS.register_module()
-class GlobalExplanationLoss(nn.Module):
+class GlobalExplanationLoss(DistillLoss):
     """The mean L2 distance between prototypes of the same index.
 
     ``mean_j ||p_j^S - p_j^T + eps||``, not squared. It also puts the student's prototypes in the order
@@ -32,7 +33,7 @@ class GlobalExplanationLoss(nn.Module):
 
     def __init__(self, eps: float = 1e-6) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps = number('eps', eps, 0)
 
     def connect(self, student: Tensor, teacher: Tensor) -> None:
         """Refuses prototypes that have no counterpart.
@@ -42,13 +43,12 @@ class GlobalExplanationLoss(nn.Module):
         """
         check_counterparts(student.shape, teacher.shape)
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss.
 
         Args:
             student (Tensor): The student's prototypes, (P, C) or (P, C, 1, 1).
             teacher (Tensor): The teacher's prototypes, of the same shape.
-            target (Tensor, optional): Not used.
 
         Returns:
             Tensor: A scalar.
@@ -58,7 +58,7 @@ class GlobalExplanationLoss(nn.Module):
 
 
 @MODELS.register_module()
-class PatchPrototypeLoss(nn.Module):
+class PatchPrototypeLoss(DistillLoss):
     """The squared distance between student's and teacher's embeddings of active patches.
 
     A position is active where it is the nearest of the image to any prototype, and nearer than ``tau``
@@ -91,19 +91,9 @@ class PatchPrototypeLoss(nn.Module):
         self, tau: float = 100.0, mask_source: str = 'teacher', reduction: str = 'repo'
     ) -> None:
         super().__init__()
-        if not tau > 0:
-            raise ValueError(f'tau is {tau!r}; it must be above 0')
-        if mask_source not in MASK_SOURCES:
-            raise ValueError(
-                f'mask_source is {mask_source!r}; it must be one of {", ".join(MASK_SOURCES)}'
-            )
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f'reduction is {reduction!r}; it must be one of {", ".join(REDUCTIONS)}'
-            )
-        self.tau = tau
-        self.mask_source = mask_source
-        self.reduction = reduction
+        self.tau = positive('tau', tau)
+        self.mask_source = one_of('mask_source', mask_source, MASK_SOURCES)
+        self.reduction = one_of('reduction', reduction, REDUCTIONS)
 
     def connect(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         """Refuses what has no counterpart.
@@ -132,16 +122,13 @@ class PatchPrototypeLoss(nn.Module):
             )
         )
 
-    def forward(
-        self, student: Sequence[Tensor], teacher: Sequence[Tensor], target: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The loss.
 
         Args:
             student (Sequence[Tensor]): The student's embedding (N, C, H, W) and squared distances
                 (N, P, H, W).
             teacher (Sequence[Tensor]): The same of the teacher.
-            target (Tensor, optional): Not used.
 
         Returns:
             Tensor: A scalar; 0 where no position is active.

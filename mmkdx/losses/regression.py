@@ -11,10 +11,11 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from mmkdx.functional import full_precision, resize_map
+from mmkdx.losses.base import DistillLoss, flag, number, positive
 from mmkdx.registry import MODELS
 
 
-class ConnectedLoss(nn.Module, metaclass=ABCMeta):
+class ConnectedLoss(DistillLoss, metaclass=ABCMeta):
     """Base of the losses that bring the student's maps to the teacher's by layers of their own."""
 
     compares = 'anything'
@@ -64,7 +65,7 @@ class FitNetLoss(ConnectedLoss):
 
     def __init__(self, relu: bool = True) -> None:
         super().__init__()
-        self.relu = relu
+        self.relu = flag('relu', relu)
 
     def build(self, student: torch.Size, teacher: torch.Size) -> None:
         """See ``ConnectedLoss``."""
@@ -84,8 +85,8 @@ class FitNetLoss(ConnectedLoss):
         last = [nn.ReLU(inplace=True)] if self.relu else []
         self.regressor = nn.Sequential(layer, nn.BatchNorm2d(channels[1]), *last)
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Compares maps (N, C, H, W) with maps (N, D, H', W'); labels are not used.
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares maps (N, C, H, W) with maps (N, D, H', W').
 
         Raises:
             ValueError: If the maps have other sizes than those that the regressor leads between.
@@ -125,12 +126,8 @@ class VIDLoss(ConnectedLoss):
 
     def __init__(self, init_variance: float = 5.0, eps: float = 1e-5) -> None:
         super().__init__()
-        if not init_variance > eps > 0:
-            raise ValueError(
-                f'init_variance is {init_variance}; it must be above eps ({eps}), which is above 0'
-            )
-        self.init_variance = init_variance
-        self.eps = eps
+        self.eps = positive('eps', eps)
+        self.init_variance = number('init_variance', init_variance, eps, open_low=True)
 
     def build(self, student: torch.Size, teacher: torch.Size) -> None:
         """See ``ConnectedLoss``."""
@@ -145,8 +142,8 @@ class VIDLoss(ConnectedLoss):
         start = math.log(math.expm1(self.init_variance - self.eps))
         self.log_scale = nn.Parameter(torch.full((channels,), start))
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Compares maps (N, C, H, W) with maps (N, D, H', W'); labels are not used."""
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares maps (N, C, H, W) with maps (N, D, H', W')."""
         size = [min(sides) for sides in zip(student.shape[2:], teacher.shape[2:])]
         maps = (student, teacher.detach())
         student, teacher = (resize_map(full_precision(each), size) for each in maps)
@@ -182,7 +179,7 @@ class OFDLoss(ConnectedLoss):
         self.register_buffer('negative_sum', torch.zeros(teacher[0], dtype=torch.float64))
         self.register_buffer('negative_count', torch.zeros(teacher[0], dtype=torch.float64))
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compares maps (N, C, H, W) with maps (N, D, H', W'), both before a ReLU."""
         student, teacher = full_precision(student), full_precision(teacher.detach())
         student = resize_map(self.connector(student), teacher.shape[-2:])

@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from mmkdx.functional import full_precision, no_autocast, resize_map
+from mmkdx.losses.base import DistillLoss, number
 from mmkdx.registry import MODELS
 
 #: How many angles `RKDLoss` has in memory at once, 16 MiB in fp32.
 ANGLES_AT_ONCE = 2**22
 
 
-class SampleRelationLoss(nn.Module, metaclass=ABCMeta):
+class SampleRelationLoss(DistillLoss, metaclass=ABCMeta):
     """Base of the losses between the relations of samples.
 
     Student and teacher may have any shapes (N, ...), which are flattened to (N, D): only N must be the
@@ -28,13 +29,12 @@ class SampleRelationLoss(nn.Module, metaclass=ABCMeta):
 
     compares = 'anything'
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Compares features; labels are not used.
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares features.
 
         Args:
             student (Tensor): The student's features, of shape (N, ...).
             teacher (Tensor): The teacher's, of shape (N, ...).
-            target (Tensor, optional): Not used.
 
         Returns:
             Tensor: A scalar.
@@ -58,10 +58,10 @@ class SampleRelationLoss(nn.Module, metaclass=ABCMeta):
         if len(student) == 1:
             return student.sum() * 0
         with no_autocast(student):
-            return self.compare(student, teacher)
+            return self.relate(student, teacher)
 
     @abstractmethod
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of two or more samples.
 
         Args:
@@ -85,7 +85,7 @@ class SPLoss(SampleRelationLoss):
     features are 0 has similarities 0, without a gradient. Memory beyond the features: N × N.
     """
 
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The mean squared difference of the similarities."""
         return F.mse_loss(*(unit_vectors(each @ each.T) for each in (student, teacher)))
 
@@ -104,7 +104,7 @@ class PKTLoss(SampleRelationLoss):
     features are 0 has cosines 0, without a gradient. Memory beyond the features: N × N.
     """
 
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The divergence of the distributions."""
         student, teacher = map(self._log_probabilities, (student, teacher))
         return F.kl_div(student, teacher, reduction='batchmean', log_target=True)
@@ -145,11 +145,12 @@ class RKDLoss(SampleRelationLoss):
 
     def __init__(self, distance: float = 1.0, angle: float = 2.0) -> None:
         super().__init__()
-        self.distance = distance
-        self.angle = angle
-        self.logs: dict[str, Tensor] = {}
+        self.distance = number('distance', distance)
+        self.angle = number('angle', angle)
+        if not (distance or angle):
+            raise ValueError('distance and angle are 0, so nothing is compared')
 
-    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The weighted sum of both parts."""
         student, teacher = map(self._distances, (student, teacher))
         distance = F.smooth_l1_loss(student, teacher)
@@ -188,7 +189,7 @@ class RKDLoss(SampleRelationLoss):
 
 
 @MODELS.register_module()
-class NSTLoss(nn.Module):
+class NSTLoss(DistillLoss):
     r"""Neuron selectivity transfer: channels are to be active at the same places, in distribution.
 
     Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
@@ -204,13 +205,12 @@ class NSTLoss(nn.Module):
 
     compares = 'map_size'
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compares maps (N, C, H, W) with any channels; a student of another size is resized.
 
         Args:
             student (Tensor): The student's maps, of shape (N, C, H, W).
             teacher (Tensor): The teacher's, of shape (N, C', H', W').
-            target (Tensor, optional): Not used.
 
         Returns:
             Tensor: A scalar.

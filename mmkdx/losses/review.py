@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkdx.functional import full_precision
+from mmkdx.losses.base import DistillLoss, integer
 from mmkdx.registry import MODELS
 
 
@@ -47,7 +48,7 @@ class AttentionFusion(nn.Module):
 
 
 @MODELS.register_module()
-class ReviewKDLoss(nn.Module):
+class ReviewKDLoss(DistillLoss):
     """ReviewKD, over the stages of both networks.
 
     Source: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, Sec. 3. From the last
@@ -71,9 +72,7 @@ class ReviewKDLoss(nn.Module):
 
     def __init__(self, max_mid_channels: int = 512) -> None:
         super().__init__()
-        if max_mid_channels < 1:
-            raise ValueError(f'max_mid_channels is {max_mid_channels}; it must be at least 1')
-        self.max_mid_channels = max_mid_channels
+        self.max_mid_channels = integer('max_mid_channels', max_mid_channels, 1)
 
     def connect(self, student: list[Tensor], teacher: list[Tensor]) -> None:
         """Builds the fusions for these stages, whose tensors may be fake.
@@ -100,15 +99,12 @@ class ReviewKDLoss(nn.Module):
             for i, (s, t) in enumerate(zip(student, teacher))
         ).to(student[0].device)
 
-    def forward(
-        self, student: list[Tensor], teacher: list[Tensor], target: Tensor | None = None
-    ) -> Tensor:
-        """Compares the stages of both; labels are not used.
+    def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        """Compares the stages of both.
 
         Args:
             student (list[Tensor]): Maps (N, C, H, W) or embeddings (N, C), from the first stage on.
             teacher (list[Tensor]): The teacher's.
-            target (Tensor, optional): Not used.
 
         Returns:
             Tensor: A scalar.

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub, print_log
-from mmengine.model import BaseModel
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 
-from mmkdx.explain.layers import Layout, find_layers, logits_of
+from mmkdx.explain.layers import find_layers
+from mmkdx.explain.layouts import Layout
 from mmkdx.functional import ClassMaps, full_precision, no_autocast, tokens_to_map
+from mmkdx.functional.class_maps import first_tensor
 from mmkdx.functional.schedules import WeightSchedule
 from mmkdx.functional.self_explanation import (
     EXPLAINERS,
@@ -29,6 +28,8 @@ from mmkdx.functional.self_explanation import (
     gradient_similarity,
     soft_targets,
 )
+from mmkdx.losses.base import DistillLoss, flag, integer, number, one_of, positive
+from mmkdx.models.families import describe
 from mmkdx.models.taps import TapSet, evaluating, fake_forward
 from mmkdx.registry import MODELS
 
@@ -40,7 +41,7 @@ WARMUP = 0.05
 
 
 @MODELS.register_module()
-class IntrospectiveLoss(nn.Module):
+class IntrospectiveLoss(DistillLoss):
     r"""Soft targets that a model makes of its own explanations: classes of like explanations share them.
 
     A reading of Gu, Wu and Tresp, "Introspective Learning by Distilling Knowledge from Online
@@ -53,11 +54,10 @@ class IntrospectiveLoss(nn.Module):
 
     .. math:: L = (1 - \lambda)\,CE(z, y) + \lambda T^2\,KL(q\,\|\,softmax(z / T)).
 
-    The loss holds the labels' part, so a ``Distiller`` trains with it alone (``student_weight=0``).
-    There it is a term without a teacher, ``at='cam'`` for the closed forms, ``[layer, 'logits']`` for
-    any other head or layer, ``'logits'`` for the pixels, or 'auto', which finds out. It is also a
-    ``loss`` of a plain head of mmpretrain, where it finds out by itself. At 'cam' the logits are those
-    without the head's dropout.
+    The loss holds the labels' part, so a ``Distiller`` trains with it alone (``student_weight=0``). The
+    tap is ``at='cam'`` for the closed forms, ``[layer, 'logits']`` for any other head or layer,
+    ``'logits'`` for the pixels, or 'auto', which finds out. At 'cam' the logits are those without the
+    head's dropout.
 
     The mean and the spread of s over the other classes, the entropy of the target's part that is theirs,
     the share of targets with another maximum than the label and the current λ are logged as
@@ -100,11 +100,9 @@ class IntrospectiveLoss(nn.Module):
         ValueError: If an argument is out of its range or does not go with another.
     """
 
-    needs_teacher = False
     compares = 'anything'
-    explains = True
-    hard_labels = True
-    sees_model = True
+    needs = ('class', 'inputs', 'model', 'gradients')
+    activation = 'softmax'
 
     def __init__(
         self,
@@ -127,24 +125,26 @@ class IntrospectiveLoss(nn.Module):
         probes: int | None = None,
     ) -> None:
         super().__init__()
-        for key, value, choices in (
-            ('explainer', explainer, (*EXPLAINERS, *PIXEL_EXPLAINERS)),
-            ('mode', mode, MODES),
-            ('level', level, ('sample', 'class')),
-        ):
-            if value not in choices:
-                raise ValueError(f'{key} is {value!r}; it must be one of {", ".join(choices)}')
-        for key, value in (('eps', eps), ('lam', lam)):
-            if not 0 <= value <= 1:
-                raise ValueError(f'{key} is {value}; it must be between 0 and 1')
-        for key, value in (('tau', tau), ('temperature', temperature)):
-            if value <= 0:
-                raise ValueError(f'{key} is {value}; a temperature is above 0')
-        if not 0 <= momentum < 1:
-            raise ValueError(f'momentum is {momentum}; it must be in [0, 1)')
-        for key, value in (('candidates', candidates), ('chunk', chunk), ('probes', probes)):
-            if value is not None and value < 1:
-                raise ValueError(f'{key} is {value}; it must be at least 1')
+        choices = (*EXPLAINERS, *PIXEL_EXPLAINERS)
+        self.explainer = one_of('explainer', explainer, choices)
+        self.mode = one_of('mode', mode, MODES)
+        self.eps = number('eps', eps, 0, 1)
+        self.tau = positive('tau', tau)
+        self.lam = number('lam', lam, 0, 1)
+        self.temperature = positive('temperature', temperature)
+        self.soften_target = flag('soften_target', soften_target)
+        self.center = flag('center', center)
+        self.relu = flag('relu', relu)
+        self.level = one_of('level', level, ('sample', 'class'))
+        self.momentum = number('momentum', momentum, 0, 1, open_high=True)
+        self.candidates = None if candidates is None else integer('candidates', candidates, 1)
+        self.permute = flag('permute', permute)
+        self.detach = flag('detach', detach)
+        self.chunk = integer('chunk', chunk, 1)
+        self.probes = None if probes is None else integer('probes', probes, 1)
+        if not isinstance(warmup, dict | None):
+            integer('warmup', warmup, 0)
+        self.warmup = warmup
         if relu and explainer != 'cam':
             raise ValueError(f"relu is for the explainer 'cam', and it is {explainer!r}")
         if probes and (explainer not in PIXEL_EXPLAINERS or not detach or candidates):
@@ -154,35 +154,10 @@ class IntrospectiveLoss(nn.Module):
             )
         if level == 'class' and not detach:
             raise ValueError("level 'class' keeps averages of what was; set detach=True")
-        if isinstance(warmup, int) and warmup < 0:
-            raise ValueError(f'warmup is {warmup}; it must be a number of epochs, or a schedule')
-        self.explainer = explainer
-        self.mode = mode
-        self.eps = eps
-        self.tau = tau
-        self.lam = lam
-        self.temperature = temperature
-        self.soften_target = soften_target
-        self.center = center
-        self.relu = relu
-        self.level = level
-        self.momentum = momentum
-        self.candidates = candidates
-        self.permute = permute
-        self.detach = detach
-        self.warmup = warmup
-        self.chunk = chunk
-        self.probes = probes
-        self.logs: dict[str, Tensor | float] = {}
         self._schedule = WeightSchedule(**warmup) if isinstance(warmup, dict) else None
         self._checked = False
         # How the activations of a layer that was found lie in space
         self._layout: Layout | None = None
-        # In a plain head, of the forward that is under way: model, inputs and what is recorded
-        self._forward: tuple[nn.Module, Tensor, dict, ExitStack] | None = None
-        self._taps: dict[tuple[int, ...], TapSet] = {}
-
-    # Where
 
     def locate(self, model: nn.Module, size: Sequence[int]) -> str | tuple[str, ...]:
         """Where a model is explained: in closed form if it can be, else by a layer and the logits.
@@ -216,13 +191,12 @@ class IntrospectiveLoss(nn.Module):
         )
         return (layer.name, 'logits')
 
-    def connect(self, student: Any, teacher: None = None, model: nn.Module | None = None) -> None:
+    def connect(self, student: Any, model: nn.Module) -> None:
         """Builds the class averages, and refuses what cannot be explained.
 
         Args:
             student (ClassMaps | Tensor | list): What is at the taps; it may be fake.
-            teacher (None): Not used.
-            model (nn.Module, optional): Not used.
+            model (nn.Module): The student. Not used.
 
         Raises:
             ValueError: If what is at the taps cannot be explained.
@@ -237,52 +211,42 @@ class IntrospectiveLoss(nn.Module):
         else:
             form = "'logits'" if pixels else "'cam', a layer and 'logits' as a list, or 'auto'"
             raise ValueError(f'with the explainer {self.explainer!r} the tap must be {form}')
-        self._begin_with(classes, _tensor(student).device)
-
-    # How
+        if classes == 2 and self.mode == 'mass':
+            warnings.warn(
+                "IntrospectiveLoss: with two classes mode 'mass' gives eps to the one other class, "
+                "whatever the explanations are; use mode 'softmax'",
+                stacklevel=2,
+            )
+        if self.level == 'class':
+            #: Row y: the average similarities of images of class y.
+            device = first_tensor(student).device
+            self.register_buffer('averages', torch.eye(classes, device=device))
 
     def forward(
         self,
         student: ClassMaps | Tensor | Sequence[Tensor],
-        teacher: Tensor | None = None,
-        target: Tensor | None = None,
+        target: Tensor,
         inputs: Tensor | None = None,
         model: nn.Module | None = None,
-        avg_factor: int | None = None,
     ) -> Tensor:
         """Explains, makes targets of it and compares the prediction with them.
-
-        A head of mmpretrain calls it with its logits, the labels and ``avg_factor``.
 
         Args:
             student (ClassMaps | Tensor | Sequence[Tensor]): The class maps; or the logits (N, K), for
                 the explainers by the pixels; or a layer's activations, of shape (N, C, H, W) or tokens
                 (N, L, C), and the logits.
-            teacher (Tensor, optional): None; the labels where a head calls.
             target (Tensor): Classes of shape (N, ).
             inputs (Tensor, optional): The preprocessed images, for the explainers by the pixels.
             model (nn.Module, optional): The model that took them.
-            avg_factor (int, optional): Given by heads; not used, the loss is the mean over samples.
 
         Returns:
             Tensor: A scalar.
 
         Raises:
-            ValueError: If there is not one class an image, or images mix between the layer and the
-            logits.
+            ValueError: If images mix between the layer and the logits.
         """
-        if avg_factor is not None:
-            logits, target = student, teacher
-            student, model, inputs = self._recorded()
-        else:
-            logits = student.logits() if isinstance(student, ClassMaps) else student
-            logits = logits[1] if isinstance(logits, (list, tuple)) else logits
-        if target is None or target.dim() != 1 or len(target) != len(logits):
-            shape = None if target is None else tuple(target.shape)
-            raise ValueError(
-                f'IntrospectiveLoss needs one class for each of {len(logits)} images, and the labels '
-                f'are {shape}: remove batch_augments (train_cfg.augments), or use a head for one label'
-            )
+        logits = student.logits() if isinstance(student, ClassMaps) else student
+        logits = logits[1] if isinstance(logits, (list, tuple)) else logits
         with (
             no_autocast(logits),
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach),
@@ -340,7 +304,7 @@ class IntrospectiveLoss(nn.Module):
                 images = full_precision(inputs.detach())
 
                 def function(images: Tensor) -> Tensor:
-                    return full_precision(logits_of(model, images))
+                    return full_precision(describe(model).logits(images))
 
                 products, own = gradient_products(function, images, target, multiply, self.center)
                 squares = gradient_norms(function, images, self.probes, multiply, self.center)
@@ -348,23 +312,12 @@ class IntrospectiveLoss(nn.Module):
                 return cosines(products, squares, target).detach().clamp(-1, 1)
             images = inputs.detach().requires_grad_()
             return gradient_similarity(
-                logits_of(model, images),
+                describe(model).logits(images),
                 images,
                 target,
                 PIXEL_EXPLAINERS[self.explainer],
                 **settings,
             )
-
-    def _begin_with(self, classes: int | None, device: torch.device | None = None) -> None:
-        if classes == 2 and self.mode == 'mass':
-            warnings.warn(
-                "IntrospectiveLoss: with two classes mode 'mass' gives eps to the one other class, "
-                "whatever the explanations are; use mode 'softmax'",
-                stacklevel=2,
-            )
-        if self.level == 'class':
-            #: Row y: the average similarities of images of class y.
-            self.register_buffer('averages', torch.eye(classes, device=device))
 
     def _average(self, similarity: Tensor, target: Tensor) -> Tensor:
         """The class averages (K, K), when training with this batch of all ranks taken in."""
@@ -412,77 +365,6 @@ class IntrospectiveLoss(nn.Module):
             lam=torch.tensor(lam),
         )
 
-    # In a plain head
-
-    def attach(self, classifier: BaseModel, head: nn.Module) -> None:
-        """Lets the loss of a head see the forwards of its classifier.
-
-        Args:
-            classifier (BaseModel): The classifier.
-            head (nn.Module): Its head.
-
-        Raises:
-            ValueError: If class averages are to be kept and the head does not tell how many classes.
-        """
-        classes = getattr(head, 'num_classes', None)
-        if classes is None and self.level == 'class':
-            raise ValueError(
-                f"level 'class' needs a head with num_classes, and {type(head).__name__} has none"
-            )
-        self._begin_with(classes)
-        classifier.register_forward_pre_hook(self._enter, with_kwargs=True)
-        classifier.register_forward_hook(self._leave, always_call=True)
-
-    def _enter(self, classifier: BaseModel, args: tuple, kwargs: dict) -> None:
-        given = {**dict(zip(('inputs', 'data_samples', 'mode'), args)), **kwargs}
-        if given.get('mode') != 'loss':
-            return
-        inputs = given['inputs']
-        size = tuple(inputs.shape[2:])
-        if size not in self._taps:
-            place = self.locate(classifier, size)
-            names = [place] if isinstance(place, str) else place
-            explained = [name for name in names if name not in ('cam', 'logits')]
-            taps = TapSet(dict.fromkeys(names, 'head.loss'), 'model', explained)
-            with no_autocast(inputs), fake_forward(classifier):
-                taps.resolve(classifier, torch.empty(2, *inputs.shape[1:], device=inputs.device))
-            self._taps[size] = taps
-        recording = ExitStack()
-        values = recording.enter_context(self._taps[size].record(classifier))
-        self._forward = classifier, inputs, values, recording
-
-    def _recorded(self) -> tuple[Any, nn.Module, Tensor]:
-        """What this forward has passed: the value at the taps, the model and its inputs."""
-        if self._forward is None:
-            raise ValueError(
-                'IntrospectiveLoss sees no features: it belongs into the head of an mmpretrain '
-                'classifier (model.head.loss), or is a term of a Distiller'
-            )
-        classifier, inputs, values, recording = self._forward
-        recording.close()
-        values = list(values.values())
-        return values[0] if len(values) == 1 else values, classifier, inputs
-
-    def _leave(self, *_: Any) -> None:
-        if self._forward is not None:
-            # Still open after a forward that failed, which has not passed all taps
-            failed = RuntimeError()
-            self._forward[-1].__exit__(type(failed), failed, None)
-            self._forward = None
-
-
-def _attach(module: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Where a classifier gets a head with an ``IntrospectiveLoss``, lets the loss see the classifier.
-
-    A head gives its loss the logits alone, and the loss cannot know whose head it is in.
-    """
-    loss = getattr(child, 'loss_module', None)
-    if isinstance(loss, IntrospectiveLoss) and isinstance(module, BaseModel):
-        loss.attach(module, child)
-
-
-register_module_module_registration_hook(_attach)
-
 
 def _mixes(logits: Tensor, features: Tensor) -> bool:
     """Whether a batch norm in training stands between features and logits."""
@@ -496,8 +378,3 @@ def _mixes(logits: Tensor, features: Tensor) -> bool:
             return True
         pending += [each for each, _ in node.next_functions]
     return False
-
-
-def _tensor(value: Any) -> Tensor:
-    value = value[0] if isinstance(value, list) else value
-    return value.features if isinstance(value, ClassMaps) else value

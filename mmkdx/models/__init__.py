@@ -1,5 +1,6 @@
-"""What concerns networks themselves: reading their activations, finding their classifier."""
+"""What concerns networks themselves: what they are, reading their activations, their classifier."""
 
+from mmkdx.models.families import ImageFormat, ModelFacts, describe, register_family, unwrap
 from mmkdx.models.taps import Tap, TapSet
 
-__all__ = ['Tap', 'TapSet']
+__all__ = ['ImageFormat', 'ModelFacts', 'Tap', 'TapSet', 'describe', 'register_family', 'unwrap']

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
+from mmengine.model import BaseAveragedModel, BaseModel, BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.weak import WeakIdKeyDictionary
+
+from mmkdx.arguments import number, one_of, positive, size
 
 
 @dataclass(frozen=True)
@@ -18,6 +27,9 @@ class ImageFormat:
         std (tuple[float, ...], optional): What each channel is divided by, in units of 0..255.
         order (str, optional): 'rgb' or 'bgr'.
         size (tuple[int, int], optional): Height and width.
+
+    Raises:
+        ValueError: If a number is not finite, ``std`` is not above 0 or another value is impossible.
     """
 
     mean: tuple[float, ...] | None = None
@@ -25,10 +37,21 @@ class ImageFormat:
     order: str | None = None
     size: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        for value in self.mean or ():
+            number('mean', value)
+        for value in self.std or ():
+            positive('std', value)
+        one_of('order', self.order, (None, 'rgb', 'bgr'))
+        if self.size is not None:
+            size('size', self.size)
+
 
 @dataclass(frozen=True)
 class ModelFacts:
     """What there is to know about a classifier.
+
+    A plugin whose model returns logits in another form derives from it and overrides ``logits_in``.
 
     Args:
         family (str): 'mmpretrain', 'timm', 'huggingface', 'torchvision', 'torch' or a plugin's.
@@ -47,23 +70,296 @@ class ModelFacts:
     classes: tuple[str, ...] | None = None
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """The logits (N, K) of preprocessed images (N, C, H, W), in the model's present mode."""
-        raise NotImplementedError
+        """The logits (N, K) of preprocessed images (N, C, H, W), in the model's present mode.
+
+        Raises:
+            ValueError: If the model returns something else.
+        """
+        # The clone, because a model may overwrite what it gets, and must not where it is a leaf
+        return self.logits_in(forward_tensor(self.model, inputs.clone()))
 
     def logits_in(self, output: Any) -> Tensor:
-        """The logits (N, K) in what the module at ``logits_path`` returned."""
-        raise NotImplementedError
+        """The logits (N, K) in what the module at ``logits_path`` returned.
+
+        Where a head yields one tensor for each of several branches, as Conformer's does, it is their
+        sum, as such heads predict by.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        logits = output['logits'] if isinstance(output, Mapping) and 'logits' in output else output
+        logits = getattr(logits, 'logits', logits)
+        if isinstance(logits, (tuple, list)) and all(isinstance(each, Tensor) for each in logits):
+            if len({each.shape for each in logits}) == 1:
+                logits = sum(logits)
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            shape = f' of shape {tuple(logits.shape)}' if isinstance(logits, Tensor) else ''
+            raise ValueError(
+                f'{type(self.model).__name__} returns a {type(logits).__name__}{shape}, and a '
+                'classifier returns logits of shape (N, K); for a model that returns them in '
+                'another form, see mmkdx.models.register_family'
+            )
+        return logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probabilities (N, K) of logits (N, K), in fp32; a network with one logit has sigmoid."""
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        return logits.sigmoid() if self.activation == 'sigmoid' else logits.softmax(1)
+        sigmoid = self.activation == 'sigmoid' or logits.shape[1] == 1
+        return logits.sigmoid() if sigmoid else logits.softmax(1)
+
+
+#: The families, of which the last registered is asked first.
+_families: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], ModelFacts]]] = []
+
+
+def register_family(matches: Callable[[nn.Module], bool]) -> Callable:
+    """A decorator for a function that describes the models of a family.
+
+    A family that is registered later is asked first.
+
+    Args:
+        matches (Callable[[nn.Module], bool]): Whether a model without wrappers is of the family.
+
+    Returns:
+        Callable: The decorator, for a function of a model that returns its ``ModelFacts``.
+    """
+
+    def register(facts: Callable[[nn.Module], ModelFacts]) -> Callable[[nn.Module], ModelFacts]:
+        _families.append((matches, facts))
+        return facts
+
+    return register
 
 
 def describe(model: nn.Module) -> ModelFacts:
-    """Finds out what a model is; wrappers (DDP, EMA, TTA, ``torch.compile``) come off.
+    """Finds out what a model is.
+
+    Wrappers come off, see ``unwrap``, and a ``Distiller`` is described as its student.
+
+    Args:
+        model (nn.Module): The model. It is not run.
+
+    Returns:
+        ModelFacts: The facts, read anew at each call, so that a head may be exchanged.
 
     Raises:
-        ValueError: If nothing can be known of such a model (a ScriptModule).
+        ValueError: If nothing can be known of such a model (a ScriptModule), or its preprocessor
+            divides by zero.
     """
-    raise NotImplementedError
+    model = unwrap(model)
+    if isinstance(getattr(model, 'student', None), nn.Module) and hasattr(model, 'teachers'):
+        return describe(model.student)
+    return next(facts(model) for matches, facts in reversed(_families) if matches(model))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Takes a model out of its wrappers: DDP, ``DataParallel``, EMA, TTA and ``torch.compile``.
+
+    Raises:
+        ValueError: If it is a ScriptModule.
+    """
+    averaged = (BaseAveragedModel, AveragedModel, BaseTTAModel)
+    while True:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ValueError(
+                'the model is a ScriptModule, whose layers cannot be read; pass the Python module '
+                'that it was made from'
+            )
+        # torch.compile's wrapper cannot be asked for by its class without a slow import
+        if isinstance(inner := getattr(model, '_orig_mod', None), nn.Module):
+            model = inner
+        elif isinstance(model, averaged) or is_model_wrapper(model):
+            model = model.module
+        else:
+            return model
+
+
+def forward_tensor(model: nn.Module, inputs: Tensor) -> Any:
+    """The plain forward of a model: ``mode='tensor'`` for those of mmengine's interface."""
+    return model(inputs, mode='tensor') if isinstance(model, BaseModel) else model(inputs)
+
+
+@register_family(lambda model: True)
+def _torch(model: nn.Module) -> ModelFacts:
+    return ModelFacts('torch', model, activation=_activation(_last_width(model)))
+
+
+@register_family(lambda model: _is_from(model, 'torchvision.models'))
+def _torchvision(model: nn.Module) -> ModelFacts:
+    weights = getattr(model, 'weights', None)  # the user's note of the weights that are loaded
+    known = hasattr(weights, 'transforms')
+    mean, std = _moments(weights) if known else _agreed_moments(type(model).__module__)
+    sides = getattr(model, 'image_size', None)
+    classes = weights.meta.get('categories') if known else None
+    return ModelFacts(
+        'torchvision',
+        model,
+        activation=_activation(_last_width(model)),
+        images=_format(model, mean, std, 255, 'rgb', sides),
+        classes=classes and tuple(classes),
+    )
+
+
+@register_family(lambda model: _is_from(model, 'timm'))
+def _timm(model: nn.Module) -> ModelFacts:
+    known = getattr(model, 'pretrained_cfg', None) or getattr(model, 'default_cfg', None) or {}
+    known = known if isinstance(known, Mapping) else vars(known)
+    # A network that was made for another size says so in its first layer only
+    own = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    sides = own or (known.get('input_size') or (None,))[1:] or None
+    return ModelFacts(
+        'timm',
+        model,
+        activation=_activation(getattr(model, 'num_classes', None)),
+        images=_format(model, known.get('mean'), known.get('std'), 255, 'rgb', sides),
+    )
+
+
+@register_family(lambda model: _is_from(model, 'transformers'))
+def _huggingface(model: nn.Module) -> ModelFacts:
+    config = getattr(model, 'config', None)
+    multi = getattr(config, 'problem_type', None) == 'multi_label_classification'
+    names = getattr(config, 'id2label', None) or {}
+    classes = tuple(str(names[key]) for key in sorted(names, key=int))
+    unnamed = classes == tuple(f'LABEL_{i}' for i in range(len(classes)))
+    return ModelFacts(
+        'huggingface',
+        model,
+        activation='sigmoid' if multi else _activation(getattr(config, 'num_labels', None)),
+        images=_processor_format(model),
+        classes=None if unnamed else classes,
+    )
+
+
+@register_family(lambda model: isinstance(model, BaseModel))
+def _mmpretrain(model: nn.Module) -> ModelFacts:
+    # mmpretrain's heads yield the logits when called, in every mode; its wrappers of timm and
+    # Hugging Face keep the whole network in `model`
+    head, inner = getattr(model, 'head', None), getattr(model, 'model', None)
+    images, activation, classes, path = preprocessed(model), None, None, ''
+    if isinstance(head, nn.Module):
+        path = 'head'
+        sigmoid = any(each.__name__ == 'MultiLabelClsHead' for each in type(head).__mro__)
+        width = getattr(head, 'num_classes', None) or _last_width(head)
+        activation = 'sigmoid' if sigmoid else _activation(width)
+    elif isinstance(inner, nn.Module):
+        path = 'model'
+        facts = describe(inner)
+        inner_known = images.mean is None and facts.images.mean is not None
+        images = facts.images if inner_known else replace(images, size=facts.images.size)
+        activation, classes = facts.activation, facts.classes
+    meta = getattr(model, '_dataset_meta', None) or {}  # of mmpretrain.get_model
+    classes = meta.get('classes') or classes
+    return ModelFacts(
+        'mmpretrain',
+        model,
+        path,
+        activation or _activation(_last_width(model)),
+        images,
+        classes and tuple(classes),
+    )
+
+
+def preprocessed(model: nn.Module) -> ImageFormat:
+    """In which form the data preprocessor of an mmengine model yields images.
+
+    Without mean it passes on what the pipeline made, so that mean and std are unknown.
+    ``to_rgb=False`` passes on the order that images are loaded in.
+
+    Raises:
+        ValueError: If it divides by zero.
+    """
+    own = getattr(model, 'data_preprocessor', None)
+    order = 'rgb' if getattr(own, 'to_rgb', False) else None
+    sides = getattr(getattr(model, 'backbone', None), 'img_size', None)
+    mean, std = (_numbers(getattr(own, name, None)) for name in ('mean', 'std'))
+    try:
+        return ImageFormat(mean, std, order, _sides(sides))
+    except ValueError as error:
+        raise ValueError(f'data_preprocessor.{error}') from None
+
+
+def _processor_format(model: nn.Module) -> ImageFormat:
+    """What Hugging Face's processor does with images, where the model has it as an attribute."""
+    sides = getattr(getattr(model, 'config', None), 'image_size', None)
+    processor = getattr(model, 'image_processor', None) or getattr(model, 'processor', None)
+    processor = getattr(processor, 'image_processor', processor)
+    if processor is None:
+        return ImageFormat(order='rgb', size=_sides(sides))
+    mean, std = getattr(processor, 'image_mean', None), getattr(processor, 'image_std', None)
+    if not getattr(processor, 'do_normalize', True):
+        mean, std = [0.0] * 3, [1.0] * 3
+    rescaled = getattr(processor, 'do_rescale', True)
+    scale = 1 / getattr(processor, 'rescale_factor', 1 / 255) if rescaled else 1.0
+    return _format(model, mean, std, scale, 'rgb', sides)
+
+
+def _format(
+    model: nn.Module,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    scale: float,
+    order: str,
+    sides: Any,
+) -> ImageFormat:
+    """The format of a model that whose mean and std are in units of 0..255 over a scale."""
+    convolutions = (each for each in model.modules() if isinstance(each, nn.Conv2d))
+    channels = next((each.in_channels for each in convolutions), None)
+    if mean is None or std is None or channels not in (None, len(mean)):
+        return ImageFormat(order=order, size=_sides(sides))
+    mean, std = (tuple(float(value) * scale for value in values) for values in (mean, std))
+    return ImageFormat(mean, std, order, _sides(sides))
+
+
+def _sides(value: Any) -> tuple[int, int] | None:
+    if isinstance(value, int):
+        return value, value
+    return tuple(int(side) for side in value) if value and len(value) == 2 else None
+
+
+def _is_from(model: nn.Module, package: str) -> bool:
+    """Whether a package defines the model's class or one of its bases; it is not imported."""
+    return any(f'{base.__module__}.'.startswith(f'{package}.') for base in type(model).__mro__)
+
+
+def _activation(width: int | None) -> str:
+    """A network with one logit has the sigmoid's confidence."""
+    return 'sigmoid' if width == 1 else 'softmax'
+
+
+def _last_width(model: nn.Module) -> int | None:
+    return next(
+        (each.out_features for each in reversed(list(model.modules())) if type(each) is nn.Linear),
+        None,
+    )
+
+
+#: Numbers of preprocessors' buffers, so that asking again does not wait for a GPU.
+_read = WeakIdKeyDictionary()
+
+
+def _numbers(buffer: Tensor | None) -> tuple[float, ...] | None:
+    if buffer is None or buffer.is_meta:
+        return None
+    version, values = _read.get(buffer, (None, None))
+    if version != buffer._version:
+        with unset_fake_temporarily():
+            values = tuple(buffer.detach().flatten().tolist())
+        _read[buffer] = buffer._version, values
+    return values
+
+
+def _moments(weights: Any) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    transforms = weights.transforms()
+    return getattr(transforms, 'mean', None), getattr(transforms, 'std', None)
+
+
+@lru_cache
+def _agreed_moments(module: str) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """The mean and std on which all weights of a module of torchvision agree."""
+    from torchvision.models import WeightsEnum
+
+    kinds = [each for each in vars(sys.modules[module]).values() if isinstance(each, type)]
+    kinds = [each for each in kinds if issubclass(each, WeightsEnum)]
+    found = [_moments(weights) for kind in kinds for weights in kind]
+    return found[0] if found and all(each == found[0] for each in found) else (None, None)

@@ -4,108 +4,58 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.compiler import set_stance
 from torch.nn.modules.dropout import _DropoutNd
 
-from mmkdx.functional import ClassMaps
-from mmkdx.models.classifier import (
-    check_gap_linear,
-    find_classifier,
-    find_global_pooling,
-    find_prototypes,
-)
+from mmkdx.models.families import describe, forward_tensor
+from mmkdx.models.flow import Flow, State
+from mmkdx.models.intercept import Tap, evaluating, fake_forward, intercept
+from mmkdx.models.named_taps import NAMED_TAPS, NamedTap, Place
 
-#: The taps that have a name of their own; everything else is a path in the model.
-NAMED_TAPS = ('logits', 'features', 'embedding', 'cam', 'prototypes')
-
-_SYNTAX = re.compile(
-    r'(?P<path>\w[\w.]*)(?:@(?P<call>\d+))?(?::(?P<side>in|out))?(?:\[(?P<item>-?\d+)\])?'
-)
+__all__ = ['Tap', 'TapSet', 'evaluating', 'fake_forward', 'find_tap', 'forward_tensor', 'intercept']
 
 
-@dataclass(frozen=True)
-class Tap:
-    """A point in a model: ``path[@call][:in|:out][[item]]``.
+def find_tap(name: str) -> NamedTap:
+    """The tap of a name, or of a path."""
+    return NAMED_TAPS.get(name) or PathTap(name)
 
-    Args:
-        path (str): The dotted path of a module; '' is the model itself.
-        call (int, optional): Which call of a module that one forward calls several times, counted
-            from 0. Defaults to None (the last).
-        side (str): 'in' for the first argument, 'out' for the result. Defaults to 'out'.
-        item (int): Which element, where a tuple or list stands there. Defaults to -1.
-    """
 
-    path: str
-    call: int | None = None
-    side: str = 'out'
-    item: int = -1
+class PathTap(NamedTap):
+    """What stands at a path in a model, ``path[@call][:in|:out][[item]]``."""
 
-    @classmethod
-    def parse(cls, text: str) -> Tap:
-        """Reads a tap from its text.
+    def __init__(self, text: str) -> None:
+        self.text = text
 
-        Raises:
-            ValueError: If the text is not of the form above.
-        """
-        match = _SYNTAX.fullmatch(text)
-        if not match:
+    def locate(self, flow: Flow) -> Place:
+        tap = Tap.parse(self.text)
+        paths = [path for path, _ in flow.model.named_modules(remove_duplicate=False) if path]
+        if tap.path not in paths:
+            near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
+            raise ValueError(f'has no module {tap.path!r}; near names are {", ".join(near)}')
+        return Place(tap)
+
+    def check(self, flow: Flow, place: Place) -> None:
+        """Refuses a module that is not called, or several times, and a value that is no tensor."""
+        path, call = place.tap.path, place.tap.call
+        reading = flow.reading(place.tap)
+        if not reading.calls:
+            raise ValueError(f'does not call module {path!r} in its forward')
+        often = f'calls module {path!r} {reading.calls} times in one forward'
+        if call is None and reading.calls > 1:
+            raise ValueError(f"{often}; write '{path}@0' to '{path}@{reading.calls - 1}'")
+        if call is not None and call >= reading.calls:
+            raise ValueError(f'{often}, so the last call is @{reading.calls - 1}')
+        if not isinstance(reading.value, Tensor):
             raise ValueError(
-                f'cannot have a tap {text!r}; write a name ({", ".join(NAMED_TAPS)}) or '
-                "path[@call][:in|:out][[item]], as in 'backbone.layer3' or 'head.fc:in'"
+                f'holds a {type(reading.value).__name__} and no tensor at {self.text!r}; where a tuple '
+                "stands there, choose an element, as in 'backbone.stages.3[0]'"
             )
-        path, call, side, item = match.group('path', 'call', 'side', 'item')
-        return cls(path, call and int(call), side or 'out', -1 if item is None else int(item))
-
-    def __str__(self) -> str:
-        call = '' if self.call is None else f'@{self.call}'
-        side = ':in' if self.side == 'in' else ''
-        return f'{self.path}{call}{side}' + ('' if self.item == -1 else f'[{self.item}]')
-
-
-def forward_tensor(model: nn.Module, inputs: Tensor) -> Any:
-    """The plain forward of a model: ``mode='tensor'`` for those of mmengine's interface."""
-    return model(inputs, mode='tensor') if isinstance(model, BaseModel) else model(inputs)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A context in which a model is in eval mode; afterwards each module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(modes[0][1])  # some backbones prepare something in it
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def fake_forward(model: nn.Module) -> Iterator[None]:
-    """A context in which forwards yield shapes and no numbers, and leave the model as it was.
-
-    The model is in eval mode inside, where batch norm does not touch its statistics.
-    """
-    # torch would print a traceback of its own for a forward that fails, which becomes one sentence here.
-    logger = logging.getLogger('torch._subclasses.fake_tensor')
-    logger.disabled = True
-    try:
-        with evaluating(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            with set_stance('force_eager'):
-                yield
-    finally:
-        logger.disabled = False
 
 
 class TapSet:
@@ -120,16 +70,25 @@ class TapSet:
         owner (str): How error messages call the model: 'student' or 'teacher'.
         explained (Collection[str]): The taps by which gradients of later ones can be taken, also where
             the model has none: from them on a graph is recorded.
+        size_key (str): The config key that sets the size of the model's images. Defaults to
+            'model.input_size'.
     """
 
     def __init__(
-        self, names: Mapping[str, str], owner: str, explained: Collection[str] = ()
+        self,
+        names: Mapping[str, str],
+        owner: str,
+        explained: Collection[str] = (),
+        size_key: str = 'model.input_size',
     ) -> None:
         self.names = dict(names)
         self.owner = owner
         self.explained = frozenset(explained)
-        self._taps: dict[str, Tap] = {}
-        self._classifier = ''
+        self.size_key = size_key
+        #: After ``resolve``: where each tap is.
+        self.taps: dict[str, Tap] = {}
+        #: After ``resolve``: the path of the module whose weights are a part of a tap's value.
+        self.weights: dict[str, str] = {}
         # Taps whose tensor a later in-place operation overwrites (batch norm before an in-place
         # ReLU): only these are copied.
         self._overwritten: set[Tap] = set()
@@ -138,7 +97,7 @@ class TapSet:
         """Finds every tap in the model and what stands there. To be called inside ``fake_forward``.
 
         Args:
-            model (nn.Module): The model.
+            model (nn.Module): The model; it may be wrapped (DDP, ``torch.compile``).
             inputs (Tensor): A fake image batch of shape (N, 3, H, W).
 
         Returns:
@@ -147,47 +106,34 @@ class TapSet:
         Raises:
             ValueError: If a tap does not exist, is not reached, is ambiguous or holds no tensor.
         """
-        self._taps = {name: self._locate(model, name) for name in self.names}
-        structure = {}
-        if 'cam' in self.names:
-            self._classifier = find_classifier(model)
-            structure = dict(
-                pooled=Tap(find_global_pooling(model)),
-                linear_in=Tap(self._classifier, side='in'),
-                linear_out=Tap(self._classifier),
-                logits=self._locate(model, 'logits'),
-            )
-        self._overwritten = set()
-        taps = {*self._taps.values(), *structure.values()}
-        with _readings(model, taps, self._overwritten) as readings:
-            try:
-                forward_tensor(model, inputs)
-            except Exception as error:
-                raise ValueError(
-                    f'the {self.owner} cannot take images of {tuple(inputs.shape[2:])} pixels '
-                    f'({str(error).partition(chr(10))[0]}); set model.input_size to the size of its '
-                    'images'
-                ) from error
-        for name, tap in self._taps.items():
-            self._check(name, readings[tap])
-        if structure:
-            try:
-                check_gap_linear(
-                    {
-                        key: (readings[tap].value, readings[tap].version)
-                        for key, tap in structure.items()
-                    }
-                )
-            except ValueError as error:
-                raise ValueError(f'{self.names["cam"]}: the {self.owner} {error}') from None
+        facts = describe(model)
+        try:
+            flow = Flow(facts, inputs)
+        except Exception as error:
+            raise ValueError(
+                f'the {self.owner} cannot take images of {tuple(inputs.shape[2:])} pixels '
+                f'({str(error).partition(chr(10))[0]}); set {self.size_key} to the size of its images'
+            ) from error
+        modules = model.named_modules()
+        prefix = next(f'{path}.' for path, module in modules if module is facts.model).lstrip('.')
         # Dropout in place writes in training only, which a forward in eval mode does not show.
         drops = any(isinstance(m, _DropoutNd) and m.inplace for m in model.modules())
-        self._overwritten = {
-            tap
-            for tap, reading in readings.items()
-            if drops or reading.value._version != reading.version
-        }
-        return self._values(model, readings)
+        self.taps, self.weights, self._overwritten, values = {}, {}, set(), {}
+        for name, key in self.names.items():
+            kind = find_tap(name)
+            try:
+                place = kind.locate(flow)
+                kind.check(flow, place)
+            except ValueError as error:
+                raise ValueError(f'{key}: the {self.owner} {error}') from None
+            reading = flow.reading(place.tap)
+            tap = self.taps[name] = replace(place.tap, path=f'{prefix}{place.tap.path}'.rstrip('.'))
+            if place.weights:
+                self.weights[name] = prefix + place.weights
+            if drops or State.of(reading.value) != reading.state:
+                self._overwritten.add(tap)
+            values[name] = kind.read(reading.value, self.module(model, name))
+        return values
 
     @contextmanager
     def record(self, model: nn.Module) -> Iterator[dict[str, Any]]:
@@ -200,16 +146,23 @@ class TapSet:
             dict[str, Any]: Filled when the block ends: for each tap a tensor or class maps.
         """
         values: dict[str, Any] = {}
-        taps, explained = set(self._taps.values()), {self._taps[name] for name in self.explained}
-        with _readings(model, taps, self._overwritten, explained) as readings:
+        seen: dict[Tap, Any] = {}
+        readers = {tap: self._reader(tap, seen) for tap in self.taps.values()}
+        explained = {self.taps[name] for name in self.explained}
+        readers.update({tap: self._recorder(tap, seen) for tap in explained})
+        with torch.set_grad_enabled(torch.is_grad_enabled()), intercept(model, readers):
             yield values
-        for name, tap in self._taps.items():
-            if readings[tap].value is None:
+        for name, tap in self.taps.items():
+            if tap not in seen:
                 raise RuntimeError(
                     f"{self.names[name]}: the {self.owner}'s module {tap.path!r} was not called in this "
                     'forward'
                 )
-        values.update(self._values(model, readings))
+            values[name] = find_tap(name).read(seen[tap], self.module(model, name))
+
+    def module(self, model: nn.Module, name: str) -> nn.Module:
+        """The module whose weights are a part of a tap's value; the model where there is none."""
+        return model.get_submodule(self.weights.get(name, ''))
 
     def compile(self, model: nn.Module, **kwargs: Any) -> None:
         """Compiles the largest parts of a model that hold no tap, in place; after ``resolve``.
@@ -223,7 +176,7 @@ class TapSet:
         if 'isolate_recompiles' in inspect.signature(torch.compile).parameters:
             # Else all parts share one small limit on versions, as they are called by the same code
             kwargs = {'isolate_recompiles': True, **kwargs}
-        paths = [tap.path for tap in self._taps.values()]
+        paths = [tap.path for tap in self.taps.values()]
 
         def compile_below(module: nn.Module, path: str) -> None:
             for name, child in module.named_children():
@@ -237,171 +190,20 @@ class TapSet:
 
         compile_below(model, '')
 
-    @property
-    def taps(self) -> dict[str, Tap]:
-        """After ``resolve``: where each tap is."""
-        return dict(self._taps)
+    def _reader(self, tap: Tap, seen: dict[Tap, Any]) -> Callable[[Any], None]:
+        overwritten = tap in self._overwritten
 
-    @property
-    def classifier(self) -> str:
-        """After ``resolve`` with the tap 'cam': the path of the linear classifier."""
-        return self._classifier
-
-    def _locate(self, model: nn.Module, name: str) -> Tap:
-        try:
-            if name == 'logits':
-                # mmpretrain's heads yield the logits when called, in every mode; TimmClassifier
-                # keeps the whole network in `model`; any other module is the classifier itself.
-                paths = [p for p in ('head', 'model') if hasattr(model, p)]
-                return Tap(paths[0] if paths and isinstance(model, BaseModel) else '')
-            if name in ('features', 'cam'):
-                return Tap(find_global_pooling(model), side='in')
-            if name == 'embedding':
-                return Tap(find_classifier(model), side='in')
-            if name == 'prototypes':
-                return Tap(find_prototypes(model))
-            tap = Tap.parse(name)
-        except ValueError as error:
-            raise ValueError(f'{self.names[name]}: the {self.owner} {error}') from None
-        paths = [path for path, _ in model.named_modules(remove_duplicate=False) if path]
-        if tap.path not in paths:
-            near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
-            raise ValueError(
-                f'{self.names[name]}: the {self.owner} has no module {tap.path!r}; near names are '
-                f'{", ".join(near)}'
-            )
-        return tap
-
-    def _check(self, name: str, reading: _Reading) -> None:
-        tap, key = self._taps[name], self.names[name]
-        if not reading.calls:
-            raise ValueError(f"{key}: the {self.owner}'s forward does not call module {tap.path!r}")
-        if tap.call is None and reading.calls > 1 and name not in NAMED_TAPS:
-            raise ValueError(
-                f'{key}: one forward of the {self.owner} calls module {tap.path!r} '
-                f"{reading.calls} times; write '{tap.path}@0' to '{tap.path}@{reading.calls - 1}'"
-            )
-        if tap.call is not None and tap.call >= reading.calls:
-            raise ValueError(
-                f'{key}: one forward of the {self.owner} calls module {tap.path!r} '
-                f'{reading.calls} times, so the last call is @{reading.calls - 1}'
-            )
-        if not isinstance(reading.value, Tensor):
-            raise ValueError(
-                f'{key}: {name!r} holds a {type(reading.value).__name__} in the {self.owner} and no '
-                "tensor; where a tuple stands there, choose an element, as in 'backbone.stages.3[0]'"
-            )
-
-    def _values(self, model: nn.Module, readings: dict[Tap, _Reading]) -> dict[str, Any]:
-        values = {name: readings[tap].value for name, tap in self._taps.items()}
-        if 'cam' in values:
-            linear = model.get_submodule(self._classifier)
-            values['cam'] = ClassMaps(values['cam'], linear.weight, linear.bias, keep=True)
-        if 'prototypes' in values:
-            values['prototypes'] = model.get_submodule(self._taps['prototypes'].path).prototypes
-        return values
-
-
-@contextmanager
-def intercept(
-    model: nn.Module, functions: Mapping[Tap, Callable[[Any], Tensor | None]]
-) -> Iterator[dict[Tap, int]]:
-    """Calls functions with what passes the taps of a model during the forwards of a ``with`` block.
-
-    Args:
-        model (nn.Module): The model.
-        functions (Mapping[Tap, Callable]): For each tap a function of the value there. A tensor that
-            it returns takes the value's place in the rest of the forward.
-
-    Yields:
-        dict[Tap, int]: How often each tap was passed, counted as the block runs.
-    """
-    calls = dict.fromkeys(functions, 0)
-
-    def pass_on(tap: Tap, value: Any) -> Any:
-        call, calls[tap] = calls[tap], calls[tap] + 1
-        if tap.call not in (None, call):
-            return value
-        items = value if isinstance(value, (tuple, list)) else None
-        if items is None or not -len(items) <= tap.item < len(items):
-            result = functions[tap](value)
-            return value if result is None else result
-        result = functions[tap](items[tap.item])
-        if result is None:
-            return value
-        items = list(items)
-        items[tap.item] = result
-        return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
-
-    def before(tap: Tap, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if args:
-            return (pass_on(tap, args[0]), *args[1:]), kwargs
-        first = next(iter(kwargs))
-        return args, {**kwargs, first: pass_on(tap, kwargs[first])}
-
-    def hook(tap: Tap) -> torch.utils.hooks.RemovableHandle:
-        module = model.get_submodule(tap.path)
-        if tap.side == 'in':
-            return module.register_forward_pre_hook(
-                lambda _, args, kwargs: before(tap, args, kwargs), with_kwargs=True
-            )
-        return module.register_forward_hook(lambda _, args, output: pass_on(tap, output))
-
-    handles = [hook(tap) for tap in functions]
-    try:
-        with set_stance('force_eager') if _compiled(model, functions) else nullcontext():
-            yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _compiled(model: nn.Module, taps: Collection[Tap]) -> bool:
-    """Whether a tap lies in a part of the model that is compiled, where its hook would not be called."""
-    for tap in taps:
-        module = model
-        for name in ['', *filter(None, tap.path.split('.'))]:
-            module = getattr(module, name) if name else module
-            if module._compiled_call_impl is not None:
-                return True
-    return False
-
-
-@dataclass
-class _Reading:
-    """What was seen at one tap."""
-
-    calls: int = 0
-    value: Any = None
-    version: int | None = None
-
-
-@contextmanager
-def _readings(
-    model: nn.Module, taps: set[Tap], overwritten: set[Tap], explained: Collection[Tap] = ()
-) -> Iterator[dict[Tap, _Reading]]:
-    """Yields a reading for each tap; they are filled as the forward runs."""
-    readings = {tap: _Reading() for tap in taps}
-
-    def reader(tap: Tap) -> Callable[[Any], None]:
         def read(value: Any) -> None:
-            if isinstance(value, Tensor):
-                readings[tap].version = None if value.is_inference() else value._version
-                if tap in overwritten:
-                    value = value.clone()
-            readings[tap].value = value
+            seen[tap] = value.clone() if overwritten and isinstance(value, Tensor) else value
 
-        def read_and_record(value: Tensor) -> Tensor:
-            torch.set_grad_enabled(True)  # until the forward's end
-            if not value.requires_grad:
-                value = value.detach().requires_grad_()
-            readings[tap].value = value
-            return value.clone() if tap in overwritten else value
+        return read
 
-        return read_and_record if tap in explained else read
+    def _recorder(self, tap: Tap, seen: dict[Tap, Any]) -> Callable[[Tensor], Tensor]:
+        """A reader from which on a graph is recorded, until the forward's end."""
 
-    with torch.set_grad_enabled(torch.is_grad_enabled()):
-        with intercept(model, {tap: reader(tap) for tap in taps}) as calls:
-            yield readings
-    for tap, reading in readings.items():
-        reading.calls = calls[tap]
+        def read(value: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)
+            seen[tap] = value if value.requires_grad else value.detach().requires_grad_()
+            return seen[tap].clone() if tap in self._overwritten else seen[tap]
+
+        return read

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from mmkdx.explain.rendering import color_table, put_text
 from mmkdx.metrics.class_similarity import ClassMatrices
 from mmkdx.visualization.panel import ORDER
+from mmkdx.visualization.rendering import color_table, put_text
 from mmkdx.visualization.report import PictureSection, class_word
 
 #: What the picture shows, for a report.

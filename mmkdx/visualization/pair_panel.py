@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkdx.explain.rendering import grid, overlay
-from mmkdx.visualization.panel import enlarged, legend, remark
+from mmkdx.visualization.panel import as_rgb, enlarged, legend, remark
+from mmkdx.visualization.rendering import grid, overlay
 
 #: The columns: each model's own explanation, then what only one of two models has learned.
 COLUMNS = ('teacher', 'base', 'student', 'distilled', 'residual')
@@ -25,7 +25,7 @@ NOTE = (
 
 
 def pair_panel(
-    image: np.ndarray,
+    image: np.ndarray | Tensor,
     maps: Mapping[str, Mapping[str, Tensor]],
     label: str | None = None,
     side: int = 168,
@@ -35,7 +35,7 @@ def pair_panel(
     Maps are drawn without negative evidence, each in its own range.
 
     Args:
-        image (np.ndarray): The RGB image, uint8 of shape (H, W, 3).
+        image (np.ndarray | Tensor): The RGB or grey image, see ``mmkdx.visualization.panel.as_rgb``.
         maps (Mapping): For each stage the raw maps (h, w) of those of ``COLUMNS`` there are.
         label (str, optional): The name of its class. Defaults to None.
         side (int): The size of each picture in pixels. Defaults to 168.
@@ -43,6 +43,7 @@ def pair_panel(
     Returns:
         np.ndarray: The RGB picture, uint8.
     """
+    image = as_rgb(image)
     canvas = torch.from_numpy(enlarged(image, side))[None]
     pictures, lines = [], []
     for i, (stage, values) in enumerate(maps.items()):

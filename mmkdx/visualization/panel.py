@@ -8,18 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkdx.explain.rendering import color_table, colorize, difference, grid, overlay, put_text
 from mmkdx.functional import degenerate_maps
+from mmkdx.visualization.rendering import color_table, colorize, difference, grid, overlay, put_text
 
 #: In which order the models stand.
 ORDER = ('teacher', 'student', 'base')
 
 
 def explanation_panel(
-    image: np.ndarray,
+    image: np.ndarray | Tensor,
     maps: Mapping[str, Tensor],
     captions: Mapping[str, Sequence[str]] | None = None,
     side: int = 224,
+    student: str = 'student',
 ) -> np.ndarray:
     """Draws an image, each model's map over it, and the student's map minus the teacher's.
 
@@ -27,17 +28,20 @@ def explanation_panel(
     colours mean.
 
     Args:
-        image (np.ndarray): The RGB image, uint8 of shape (H, W, 3).
+        image (np.ndarray | Tensor): The RGB or grey image, see ``as_rgb``.
         maps (Mapping[str, Tensor]): Raw maps of shape (h, w) of 'student' and, where there are such,
             'teacher' and 'base'.
         captions (Mapping[str, Sequence[str]], optional): Lines of text for each of these and for
             'input' and 'difference', under their names. Defaults to None.
         side (int): The size of each picture in pixels. Defaults to 224.
+        student (str): What the student is called, such as the name of a model that has no teacher.
+            Defaults to 'student'.
 
     Returns:
         np.ndarray: The RGB picture, uint8.
     """
     captions = captions or {}
+    image = as_rgb(image)
     pictures, lines = [image], [['input', *captions.get('input', ())]]
     canvas = torch.from_numpy(enlarged(image, side))[None]
     for name in ORDER:
@@ -45,7 +49,8 @@ def explanation_panel(
             values = maps[name][None].float()
             pictures.append(overlay(canvas, values)[0].numpy())
             words = remark(values)
-            lines.append([name, *captions.get(name, ()), *([words] if words else [])])
+            head = student if name == 'student' else name
+            lines.append([head, *captions.get(name, ()), *([words] if words else [])])
     if 'teacher' in maps:
         gap = difference(maps['student'][None], maps['teacher'][None], canvas.shape[1:3])
         if gap.isnan().any():
@@ -61,21 +66,38 @@ def explanation_panel(
     return np.concatenate([body, legend(body.shape[1], legends)])
 
 
-def as_rgb(image: Tensor, from_bgr: bool) -> np.ndarray:
+def as_rgb(image: np.ndarray | Tensor, from_bgr: bool = False) -> np.ndarray:
     """Turns what a pipeline yields into a picture.
 
     Args:
-        image (Tensor): An image of shape (3, H, W) before normalisation, from 0 to 255 (or to 1).
-        from_bgr (bool): Whether its channels are in the order of OpenCV.
+        image (np.ndarray | Tensor): An image with three channels, or a grey one with one channel, of
+            shape (C, H, W), (H, W, C) or (H, W). Bytes are shown as they are, and floats from 0 to 255
+            or from 0 to 1. Floats outside these are an image that the pipeline normalised by a mean and
+            standard deviation that are not known here: they are scaled to their own range.
+        from_bgr (bool): Whether its channels are in the order of OpenCV. Defaults to False.
 
     Returns:
         np.ndarray: The RGB picture, uint8 of shape (H, W, 3).
+
+    Raises:
+        ValueError: If it is no such image.
     """
-    values = image.float()
-    if image.is_floating_point() and values.max() <= 1:
-        values = values * 255
+    values = torch.as_tensor(image).cpu()
+    values = values[None] if values.dim() == 2 else values
+    last = values.dim() == 3 and values.shape[2] in (1, 3)
+    if last and (isinstance(image, np.ndarray) or len(values) not in (1, 3)):
+        values = values.permute(2, 0, 1)
+    if values.dim() != 3 or len(values) not in (1, 3):
+        raise ValueError(
+            f'an image of shape {tuple(image.shape)} cannot be drawn; it must have 1 or 3 channels'
+        )
+    if values.is_floating_point():
+        low, high = values.min(), values.max()
+        if low < 0 or high > 255:
+            values = (values - low) / (high - low).clamp(min=1e-12)
+        values = values * 255 if values.max() <= 1 else values
     values = values.flip(0) if from_bgr else values
-    return values.clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+    return values.clamp(0, 255).byte().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:

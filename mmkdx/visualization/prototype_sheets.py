@@ -12,6 +12,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseModel
 from torch import Tensor
 
+from mmkdx.datasets.wrappers import images, labels
 from mmkdx.functional import resize_maps
 from mmkdx.functional.activation_boxes import high_activation_boxes
 from mmkdx.models.classifier import prototype_head
@@ -64,9 +65,12 @@ class PrototypeSheets:
         self.dataset = dataset
         self.classes = classes
         self.cmap = cmap
+        #: For each image, by its number, an index of the data set that shows it.
+        self.shown = images(dataset)
+        label_of = labels(dataset)
         for j in pushed.nonzero()[:, 0].tolist():
             image, label = int(head.source_image[j]), int(head.source_label[j])
-            if image >= len(dataset) or label not in dataset.get_cat_ids(image):
+            if image not in self.shown or label != label_of[self.shown[image]]:
                 raise ValueError(
                     f'{owner} has prototype {j} from image {image} of class {label}, which is none of '
                     "the data of PrototypePushHook; they must be the same as in the prototypes' training"
@@ -118,7 +122,7 @@ class PrototypeSheets:
         """The patch that a prototype is, and where it comes from."""
         head = self.head
         index, label = int(head.source_image[j]), int(head.source_label[j])
-        image, _, sample = self.prepare(self.dataset[index])
+        image, _, sample = self.prepare(self.dataset[self.shown[index]])
         facts = dict(
             prototype=j,
             source_image=index,
@@ -148,7 +152,7 @@ class PrototypeSheets:
             tuple[np.ndarray, dict]: The picture and its numbers.
         """
         source, facts = self.source(j)
-        inputs = self.prepare(self.dataset[facts['source_image']])[1]
+        inputs = self.prepare(self.dataset[self.shown[facts['source_image']]])[1]
         source.similarity = self.head.similarity(self.distances(inputs)[0, j])
         source.lines = _source_lines(facts)
         if isinstance(self.head, ProtoPNetHead):
@@ -160,10 +164,11 @@ class PrototypeSheets:
         shown = {}
         for name, (dataset, nearest) in neighbours.items():
             patches, rows = [], []
+            shown_by = images(dataset)
             own = facts['source_image'] if dataset is self.dataset else -1
             for i, index in enumerate(nearest.images[j].tolist()):
                 if nearest.distances[j, i].isfinite() and index != own and len(rows) < k:
-                    image, inputs, sample = self.prepare(dataset[index])
+                    image, inputs, sample = self.prepare(dataset[shown_by[index]])
                     similarity = self.head.similarity(nearest.maps[j, i])
                     box = _box(similarity, inputs)
                     best = float(self.head.similarity(nearest.distances[j, i]))

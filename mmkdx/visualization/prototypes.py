@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkdx.explain.rendering import color_table, colorize, grid, overlay, put_text
 from mmkdx.functional import normalize_maps, resize_maps
+from mmkdx.visualization.rendering import color_table, colorize, grid, overlay, put_text
 
 #: The colours of boxes.
 YELLOW, BLACK = (255, 255, 0), (0, 0, 0)

@@ -16,7 +16,8 @@ from tiny import build, tool
 
 from mmkdx.apis import PrototypeAnalysis
 from mmkdx.apis.prototypes import _loader
-from mmkdx.hooks.prototype_hooks import push, push_dataloader
+from mmkdx.datasets.push_set import push_dataloader
+from mmkdx.models.heads.push import push
 from mmkdx.visualization.panel import as_rgb
 from mmkdx.visualization.prototypes import Patch, draw_patch
 

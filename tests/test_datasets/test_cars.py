@@ -233,5 +233,7 @@ def test_split_without_images(tmp_path):
 
 
 def test_unknown_split(tmp_path):
-    with pytest.raises(ValueError, match="split is 'val'; StanfordCars has 'train' and 'test'"):
+    with pytest.raises(
+        ValueError, match="StanfordCars.split is 'val'; it must be one of train, test"
+    ):
         StanfordCars(str(tmp_path), 'val')

@@ -137,11 +137,19 @@ REPEATED = dict(type='RepeatDataset', times=2, dataset=numbered())
         (
             numbered(),
             dict(ratio=0.0),
-            'ratio of ClassSubset is 0.0; it must be above 0 and at most',
+            'ClassSubset.ratio is 0.0; it must be a finite number above 0 and of at most 1',
         ),
-        (numbered(), dict(ratio=1.5), 'ratio of ClassSubset is 1.5; it must be'),
-        (numbered(), dict(num_classes=0), 'num_classes of ClassSubset is 0; it must be at least 1'),
-        (numbered(), dict(per_class=-1), 'per_class of ClassSubset is -1; it must be at least 1'),
+        (numbered(), dict(ratio=1.5), 'ClassSubset.ratio is 1.5; it must be'),
+        (
+            numbered(),
+            dict(num_classes=0),
+            'ClassSubset.num_classes is 0; it must be an integer of at least 1',
+        ),
+        (
+            numbered(),
+            dict(per_class=-1),
+            'ClassSubset.per_class is -1; it must be an integer of at least 1',
+        ),
         (
             numbered(),
             dict(num_classes=4),
@@ -149,8 +157,8 @@ REPEATED = dict(type='RepeatDataset', times=2, dataset=numbered())
         ),
         (numbered(), dict(per_class=4), 'per_class .* is 4; class 2 of Numbered has only 3 images'),
         (numbered(), dict(ratio=0.05), 'leaves no image of Numbered; set a larger ratio'),
-        (numbered(labels=[0, [1, 2]]), dict(), 'needs one gt_label in each sample of Numbered'),
-        (numbered(labels=[0, None]), dict(), 'needs one gt_label in each sample of Numbered'),
+        (numbered(labels=[0, [1, 2]]), dict(), 'needs labels: sample 1 of Numbered has the label'),
+        (numbered(labels=[0, None]), dict(), 'needs labels: sample 1 of Numbered has the label'),
     ],
 )
 def test_wrong_arguments(dataset, arguments, message):

@@ -178,5 +178,5 @@ def test_split_without_images(archive):
 
 
 def test_unknown_split(archive):
-    with pytest.raises(ValueError, match="split is 'val'; CUB has 'train' and 'test'"):
+    with pytest.raises(ValueError, match="CUB.split is 'val'; it must be one of train, test"):
         CUB(data_root=archive[0], split='val')

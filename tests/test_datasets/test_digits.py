@@ -65,5 +65,5 @@ def test_mmpretrains_pipeline_follows():
 
 
 def test_unknown_split():
-    with pytest.raises(ValueError, match="split is 'val'; Digits has 'train' and 'test'"):
+    with pytest.raises(ValueError, match="Digits.split is 'val'; it must be one of train, test"):
         Digits('val')

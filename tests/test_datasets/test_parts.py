@@ -343,8 +343,11 @@ def test_masks_follow_the_image(transform):
         (dict(num_samples=9.0), 'num_samples is 9.0; it must be an integer'),
         (dict(image_size=31), 'image_size is 31; it must be an integer of at least 32'),
         (dict(seed=-1), 'seed is -1; it must be an integer of at least 0'),
-        (dict(mark='class', bias=1.1), 'bias is 1.1; it must be between 0 and 1'),
-        (dict(mark='class', bias=-0.1), 'bias is -0.1; it must be between 0 and 1'),
+        (
+            dict(mark='class', bias=1.1),
+            'bias is 1.1; it must be a finite number of at least 0 and of at most 1',
+        ),
+        (dict(mark='class', bias=-0.1), 'bias is -0.1; it must be a finite number'),
         (dict(mark='random', bias=0.5), "bias is 0.5, which has a meaning with mark='class' alone"),
     ],
 )

@@ -187,11 +187,17 @@ class NoInfo(Dataset):
     [
         (
             lambda: Listed([0, None, 1]),
-            'needs one gt_label .*, and sample 1 of Listed has None; use',
+            'needs labels, and sample 1 of Listed has the label None; .*; use',
         ),
-        (lambda: Listed([[0, 1], [1]]), r'sample 0 of Listed has \[0, 1\]; use'),
-        (lambda: ConcatDataset([Listed([0]), Listed([None])]), 'sample 0 of Listed has None'),
-        (NoInfo, "PairSampler with same='class' needs .*, and sample 0 of NoInfo has None"),
+        (lambda: Listed([[0, 1], [1]]), r'sample 0 of Listed has the label \[0, 1\]; .*; use'),
+        (
+            lambda: ConcatDataset([Listed([0]), Listed([None])]),
+            'sample 1 of ConcatDataset has the label None',
+        ),
+        (
+            NoInfo,
+            "PairSampler with same='class' needs .*, and sample 0 of NoInfo has the label None",
+        ),
     ],
 )
 def test_missing_labels(dataset, message):
@@ -202,5 +208,7 @@ def test_missing_labels(dataset, message):
 
 
 def test_unknown_same():
-    with pytest.raises(ValueError, match="same is 'label'; it must be one of class, image"):
+    with pytest.raises(
+        ValueError, match="PairSampler.same is 'label'; it must be one of class, image"
+    ):
         PairSampler(Listed(), same='label')

@@ -141,9 +141,9 @@ def test_there_is_no_such_view(index):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(views=0), 'views of SeededViews is 0; it must be at least 1'),
-        (dict(views='2'), "views of SeededViews is '2'"),
-        (dict(seed=-1), 'seed of SeededViews is -1; it must be at least 0'),
+        (dict(views=0), 'SeededViews.views is 0; it must be an integer of at least 1'),
+        (dict(views='2'), "SeededViews.views is '2'"),
+        (dict(seed=-1), 'SeededViews.seed is -1; it must be an integer of at least 0'),
     ],
 )
 def test_bad_arguments(arguments, message):

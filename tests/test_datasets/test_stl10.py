@@ -91,8 +91,8 @@ def test_wrong_folds(folder, text):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(split='val'), "split is 'val'; STL10 has 'train' and 'test'"),
-        (dict(fold=10), 'fold is 10; STL10 has the folds 0 to 9'),
+        (dict(split='val'), "STL10.split is 'val'; it must be one of train, test"),
+        (dict(fold=10), 'STL10.fold is 10; it must be an integer of at least 0 and of at most 9'),
         (dict(fold=0, split='test'), "fold goes with split 'train'; it is 0 with 'test'"),
     ],
 )

@@ -107,5 +107,7 @@ def test_images_are_missing(tmp_path):
 
 
 def test_unknown_split(tmp_path):
-    with pytest.raises(ValueError, match="split is 'test'; TinyImageNet has 'train' and 'val'"):
+    with pytest.raises(
+        ValueError, match="TinyImageNet.split is 'test'; it must be one of train, val"
+    ):
         TinyImageNet(data_root=str(tmp_path), split='test')

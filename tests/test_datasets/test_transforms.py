@@ -190,9 +190,12 @@ def test_labels_that_cannot_be_disturbed(label):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(num_classes=1), 'num_classes of DisturbLabel is 1; it must be at least 2'),
-        (dict(prob=1.5), 'prob of DisturbLabel is 1.5; it must be between 0 and 1'),
-        (dict(prob=-0.1), 'prob of DisturbLabel is -0.1; it must be between 0 and 1'),
+        (dict(num_classes=1), 'DisturbLabel.num_classes is 1; it must be an integer of at least 2'),
+        (
+            dict(prob=1.5),
+            'DisturbLabel.prob is 1.5; it must be a finite number of at least 0 and of at most 1',
+        ),
+        (dict(prob=-0.1), 'DisturbLabel.prob is -0.1; it must be a finite number'),
     ],
 )
 def test_arguments_of_disturb_label(arguments, message):

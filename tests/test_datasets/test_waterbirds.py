@@ -74,6 +74,6 @@ def test_table_without_the_split(tmp_path):
 
 def test_unknown_split(tmp_path):
     with pytest.raises(
-        ValueError, match="split is 'ood'; Waterbirds has 'train', 'val' and 'test'"
+        ValueError, match="Waterbirds.split is 'ood'; it must be one of train, val, test"
     ):
         Waterbirds(data_root=str(tmp_path), split='ood')

@@ -7,7 +7,7 @@ import torch
 from tiny import batch, classifier, distiller, total
 
 from mmkdx.explain import GradCAM
-from mmkdx.models.taps import TapSet, forward_tensor
+from mmkdx.models.taps import Tap, TapSet, forward_tensor
 
 TERMS = dict(
     kd=dict(type='KLDivLoss', at='logits'),
@@ -92,7 +92,7 @@ def test_lists_of_modules_are_compiled_by_their_members():
     net = torch.nn.Module()
     net.layers = layers
     taps = TapSet({'layers.1': 'key'}, 'student')
-    taps._taps = {'layers.1': taps._locate(net, 'layers.1')}
+    taps.taps = {'layers.1': Tap('layers.1')}
     taps.compile(net, backend=Counter())
     assert compiled(net) == ['layers.0', 'layers.2']
 

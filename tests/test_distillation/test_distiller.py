@@ -15,6 +15,7 @@ from mmpretrain.structures import DataSample
 from tiny import batch, build, classifier, distiller, total
 
 from mmkdx.distillation import Distiller
+from mmkdx.losses import DistillLoss
 from mmkdx.registry import MODELS
 
 ALL_TERMS = dict(
@@ -122,10 +123,11 @@ def test_logged_loss_is_the_total():
 def test_mixed_labels_reach_the_loss():
 
     @MODELS.register_module(name='SoftCE', force=True)
-    class SoftCE(torch.nn.Module):
+    class SoftCE(DistillLoss):
         compares = 'logits'
+        needs = ('target',)
 
-        def forward(self, student, teacher, target=None):
+        def forward(self, student, target):
             return F.cross_entropy(student, target)
 
     model = distiller(dict(ce=dict(type='SoftCE', at='logits'))).train()
@@ -138,7 +140,7 @@ def test_mixed_labels_reach_the_loss():
         losses = model(images, labels, mode='loss')
         torch.testing.assert_close(losses['loss_ce'], losses['student.loss'])
 
-    SoftCE.hard_labels = True
+    SoftCE.needs = ('class',)
     with pytest.raises(
         ValueError, match='terms.ce: SoftCE needs one class an image .* batch_augments'
     ):
@@ -218,7 +220,7 @@ def test_a_plain_student_file_loads(tmp_path, wrap):
 def test_loading_says_how_many_tensors_match(monkeypatch):
     said = []
     monkeypatch.setattr(
-        'mmkdx.distillation.distiller.print_log', lambda text, **_: said.append(text)
+        'mmkdx.distillation.checkpoint.print_log', lambda text, **_: said.append(text)
     )
     model = distiller()
     state = build(classifier(4)).state_dict()
@@ -324,13 +326,6 @@ def test_several_teachers_and_their_terms():
         torch.testing.assert_close(losses[f'loss_{name}'], expected)
 
 
-def test_a_teacher_without_terms_is_not_run(monkeypatch):
-    model = distiller({}).train()
-    monkeypatch.setattr(type(model.teachers[0]), 'forward', None)
-    images, samples = batch()
-    assert list(model(images, samples, mode='loss')) == ['student.loss']
-
-
 def test_a_student_module_keeps_its_weights():
     student = build(classifier(4))
     student.init_weights = None  # the Runner must not initialise it anew
@@ -413,8 +408,29 @@ NOT_GAP_LINEAR = dict(
             dict(student='resnet18_8xb32_in2k'),
             "student: 'resnet18_8xb32_in2k' is no model of mmpretrain",
         ),
-        (dict(terms={}, student_weight=0), 'student_weight is 0 and there are no terms'),
-        (dict(input_size=(8, 8, 8)), 'model.input_size'),
+        (
+            dict(terms={}, student_weight=0, teacher=None),
+            'student_weight is 0 and there are no terms',
+        ),
+        *(
+            (dict(terms=each), 'terms is .*; .* a model with a teacher needs one')
+            for each in ({}, [])
+        ),
+        (dict(terms=[3], teacher=None), r'terms is \[3\]; it must be a dict of terms'),
+        (dict(terms=dict(tau=3)), 'terms.tau is 3; it must be a dict of the arguments of a term'),
+        *(
+            (
+                dict(student_weight=each),
+                'student_weight is .*; it must be a finite number of at least 0',
+            )
+            for each in (None, [], float('nan'), float('inf'), True, '1', -1)
+        ),
+        *(
+            (dict(input_size=each), 'input_size is .*; it must be an integer of at least 1, or two')
+            for each in (0, [], (8, 8, 8), 8.0, True)
+        ),
+        (dict(compile='yes'), "compile is 'yes'; it must be True or False"),
+        (dict(channels_last=1), 'channels_last is 1; it must be True or False'),
         (
             dict(terms=dict(cat=dict(type='CATLoss', at='features')), student=classifier(8)),
             "terms.cat.at: CATLoss compares class maps, and tap 'features' holds 8 channels for the "

@@ -76,7 +76,8 @@ def test_every_loss_of_logits_is_finite(kind, loss, file):
     for scale in (4.0, 1e5):
         teacher = logits(scale=scale, dtype=torch.float32)
         student = logits(seed=1, dtype=torch.float32).requires_grad_()
-        value = loss(student, target(teacher, LABELS), LABELS)
+        labels = (LABELS,) if 'class' in loss.needs else ()
+        value = loss(student, target(teacher, LABELS), *labels)
         assert value.isfinite()
         assert torch.autograd.grad(value, student)[0].isfinite().all()
 
@@ -256,8 +257,8 @@ def test_statistics_of_another_teacher_are_refused_before_training(file):
             dict(kind='full', anchor='top'),
             "teacher_target.anchor is 'top'; it must be one of label",
         ),
-        (dict(kind='full', tau=0), 'teacher_target.tau is 0; a temperature is above 0'),
-        (dict(kind='full', similarity_tau=-1), 'teacher_target.similarity_tau is -1; a temp'),
+        (dict(kind='full', tau=0), 'teacher_target.tau is 0; it must be a finite number above 0'),
+        (dict(kind='full', similarity_tau=-1), 'teacher_target.similarity_tau is -1; it must'),
         *(
             (
                 dict(kind=kind),

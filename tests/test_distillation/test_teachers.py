@@ -9,8 +9,8 @@ from mmengine.config import Config
 from tiny import batch, build, classifier, distiller, total
 from torch import nn
 
-from mmkdx.distillation.input_bridge import input_bridge
-from mmkdx.distillation.teachers import EMATeacher, Teacher, build_teacher
+from mmkdx.distillation.ema_teacher import EMATeacher
+from mmkdx.distillation.teachers import Teacher, build_teacher
 from mmkdx.functional import ClassMaps
 from mmkdx.models.taps import fake_forward
 
@@ -189,6 +189,31 @@ def test_a_plain_torch_module_teaches():
     model.train()(images, samples, mode='loss')
 
 
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_network_of_hugging_face_teaches(wrapped, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.ResNetConfig(
+        embedding_size=4,
+        hidden_sizes=[4, 8],
+        depths=[1, 1],
+        layer_type='basic',
+        id2label=dict(enumerate('abcd')),
+    )
+    net = transformers.ResNetForImageClassification(config)
+    if wrapped:
+        config.save_pretrained(tmp_path)
+        teacher = build(dict(type='HuggingFaceClassifier', model_name=str(tmp_path)))
+        teacher.model.load_state_dict(net.state_dict())
+    model = distiller(teacher=teacher if wrapped else net)
+    images, samples = batch(size=32)
+    values = model.teachers[0](images)
+    assert torch.equal(values['logits'], net.eval()(images).logits)
+    assert model.teachers[0].classes == ('a', 'b', 'c', 'd')
+    losses = model.train()(images, samples, mode='loss')
+    kd = build(dict(type='KLDivLoss'))(model.student(images), values['logits'])
+    torch.testing.assert_close(losses['loss_kd'], kd)
+
+
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])
 def test_a_teacher_runs_in_its_own_precision(dtype):
     torch.manual_seed(0)
@@ -203,30 +228,6 @@ def test_a_teacher_runs_in_its_own_precision(dtype):
     assert {p.dtype for p in model.student.parameters()} == {torch.float32}
     full = copy.deepcopy(teacher.model).float()(images)
     torch.testing.assert_close(values['logits'].float(), full, atol=0.02, rtol=0.02)
-
-
-@pytest.mark.parametrize('student_rgb', [False, True])
-def test_images_are_converted_to_the_teachers_normalisation(student_rgb):
-    student = classifier(4)
-    student['data_preprocessor'] = dict(
-        mean=[10.0, 20.0, 30.0], std=[2.0, 3.0, 4.0], to_rgb=student_rgb
-    )
-    other = classifier(8)
-    other['data_preprocessor'] = dict(mean=[1.0, 2.0, 3.0], std=[5.0, 6.0, 7.0], to_rgb=True)
-    student, other = build(student), build(other)
-    raw = dict(inputs=torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8))
-    converted = input_bridge(student, other)(student.data_preprocessor(raw)['inputs'])
-    torch.testing.assert_close(
-        converted, other.data_preprocessor(raw)['inputs'], atol=1e-4, rtol=1e-5
-    )
-
-
-def test_equal_or_unknown_normalisation_costs_nothing():
-    known = classifier(4)
-    known['data_preprocessor'] = dict(mean=[10.0] * 3, std=[2.0] * 3)
-    for teacher in (known, classifier(8)):
-        assert type(input_bridge(build(known), build(teacher))) is nn.Identity
-    assert type(input_bridge(build(known), nn.Linear(2, 2))) is nn.Identity
 
 
 def test_the_bridge_is_used_in_the_step():
@@ -299,6 +300,26 @@ def test_members_of_an_ensemble_must_agree_in_shape():
         ValueError, match="teacher.teachers: the members .* differ at tap 'embedding'"
     ):
         distiller(dict(fit=dict(type='MSELoss', at='embedding')), teacher=ensemble)
+
+
+def test_members_of_an_ensemble_must_mean_the_same_by_logits():
+    several = classifier(6)
+    several['head'] = dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=6)
+    teachers = [classifier(8), several]
+    with pytest.raises(
+        ValueError, match='teacher.teachers: some .* softmax and some sigmoid heads'
+    ):
+        build_teacher(dict(type='TeacherEnsemble', teachers=teachers))
+    assert len(build_teacher(dict(type='TeacherEnsemble', teachers=[several] * 2)).members) == 2
+    for wrong in ([], None, 'resnet18'):
+        with pytest.raises(ValueError, match='teacher.teachers is .* must be a list of teachers'):
+            build_teacher(dict(type='TeacherEnsemble', teachers=wrong))
+
+
+@pytest.mark.parametrize('momentum', [0, 1, float('nan'), True, '0.1'])
+def test_a_momentum_is_a_share(momentum):
+    with pytest.raises(ValueError, match='teacher.momentum is .* above 0 and below 1'):
+        EMATeacher(momentum)
 
 
 def test_teacher_objects_are_taken_as_they_are():

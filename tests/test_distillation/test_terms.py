@@ -1,7 +1,5 @@
 """Terms: what a loss gets, how much it counts, and what is refused."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +7,9 @@ from mmengine.logging import MessageHub
 from tiny import batch, distiller
 from torch import nn
 
-from mmkdx.distillation.terms import FiniteWatch, build_term
+from mmkdx.distillation.terms import build_term
 from mmkdx.functional import ClassMaps, tokens_to_map
-from mmkdx.losses import ATLoss, CATLoss, KLDivLoss
+from mmkdx.losses import ATLoss, CATLoss, DistillLoss, KLDivLoss
 from mmkdx.models.taps import fake_forward
 from mmkdx.registry import MODELS
 
@@ -23,13 +21,18 @@ def random(*shape, seed=0, dtype=torch.float32):
 def loss_of(function, **attributes):
     """A loss class as a third party would write it."""
 
-    class Loss(nn.Module):
-        def forward(self, student, teacher, target=None):
+    class Loss(DistillLoss):
+        needs = ('teacher', 'target')
+
+        def forward(self, student, teacher, target):
             return function(student, teacher, target)
 
     for name, value in attributes.items():
         setattr(Loss, name, value)
     return Loss
+
+
+LABELS = torch.tensor([3, 0, 1, 1])
 
 
 def connect(config, student, teacher):
@@ -259,7 +262,7 @@ def test_losses_get_fp32_inside_autocast():
     seen.clear()
     student, teacher = random(4, 6), random(4, 9, seed=1, dtype=torch.float16)
     with torch.autocast('cpu', torch.bfloat16):
-        result = term(student, teacher)
+        result = term(student, teacher, LABELS)
     assert seen == [torch.float32] * 3
     assert result.dtype == torch.float32
     result.backward()
@@ -281,8 +284,8 @@ def test_mixed_labels_are_refused_where_the_loss_needs_one_class():
     def loss(student, teacher, target):
         return F.cross_entropy(student, target) + 0 * teacher.sum()
 
-    term = connect(dict(type=loss_of(loss, hard_labels=True)), LOGITS, LOGITS)
-    student, labels = random(4, 5), torch.tensor([3, 0, 1, 1])
+    term = connect(dict(type=loss_of(loss, needs=('teacher', 'class'))), LOGITS, LOGITS)
+    student, labels = random(4, 5), LABELS
     expected = F.cross_entropy(student, labels)
     assert term(student, random(4, 5), labels) == expected
     with pytest.raises(
@@ -299,13 +302,13 @@ def test_mixed_labels_are_refused_where_the_loss_needs_one_class():
 
 
 def test_a_loss_builds_layers_of_its_own_once():
-    class Projected(nn.Module):
+    class Projected(DistillLoss):
         compares = 'anything'
 
         def connect(self, student, teacher):
             self.project = nn.Linear(student.shape[1], teacher.shape[1])
 
-        def forward(self, student, teacher, target=None):
+        def forward(self, student, teacher):
             return F.mse_loss(self.project(student), teacher)
 
     term = connect(dict(type=Projected, weight=2), (4, 6), (4, 9))
@@ -318,7 +321,7 @@ def test_a_loss_builds_layers_of_its_own_once():
 
 
 def test_what_a_loss_says_of_its_inputs_names_the_term():
-    class Picky(nn.Module):
+    class Picky(ATLoss):
         compares = 'anything'
 
         def connect(self, student, teacher):
@@ -357,15 +360,12 @@ def test_several_places_at_once():
 def test_samples_have_positions():
     seen = []
 
-    def loss(student, teacher, target, index):
-        seen.append(index.tolist())
-        return F.mse_loss(student, teacher)
+    class Indexed(DistillLoss):
+        compares, needs = 'anything', ('teacher', 'index')
 
-    class Indexed(nn.Module):
-        compares, sample_index = 'anything', True
-
-        def forward(self, student, teacher, target=None, index=None):
-            return loss(student, teacher, target, index)
+        def forward(self, student, teacher, index):
+            seen.append(index.tolist())
+            return F.mse_loss(student, teacher)
 
     model = distiller(dict(memory=dict(type=Indexed, at='logits')))
     images, samples = batch(3)
@@ -379,8 +379,8 @@ def test_samples_have_positions():
 
 
 def test_a_loss_logs_more_than_its_value():
-    class Telling(nn.Module):
-        def forward(self, student, teacher, target=None):
+    class Telling(DistillLoss):
+        def forward(self, student, teacher):
             value = F.mse_loss(student, teacher)
             self.logs = dict(root=value.detach().sqrt())
             return value
@@ -398,14 +398,13 @@ def test_a_loss_logs_more_than_its_value():
 # Without a teacher
 
 
-class Alone(nn.Module):
+class Alone(DistillLoss):
     """A loss of a student alone."""
 
-    needs_teacher = False
+    needs = ()
     compares = 'anything'
 
-    def forward(self, student, teacher, target=None):
-        assert teacher is None
+    def forward(self, student):
         values = student if isinstance(student, list) else [student]
         return sum(value.square().mean() for value in values)
 
@@ -448,7 +447,7 @@ def test_what_a_loss_of_a_student_alone_cannot_take():
         distiller(dict(alone=dict(type=Narrow, at='features')), teacher=None)
 
     class Failing(Alone):
-        def forward(self, student, teacher, target=None):
+        def forward(self, student):
             raise RuntimeError('no such thing')
 
     with pytest.raises(
@@ -461,12 +460,12 @@ def test_a_loss_sees_the_model_and_its_images():
     seen = {}
 
     class Seeing(Alone):
-        sees_model = True
+        needs = ('inputs', 'model')
 
-        def connect(self, student, teacher, model):
+        def connect(self, student, model):
             seen['connected'] = model
 
-        def forward(self, student, teacher, target=None, inputs=None, model=None):
+        def forward(self, student, inputs, model):
             seen.update(inputs=inputs, model=model)
             return student.mean()
 
@@ -509,7 +508,7 @@ def test_a_part_of_what_the_teacher_says():
 
 def test_a_part_of_something_else():
     for config in (dict(type='MSELoss', at='features'), dict(type=Alone, at='logits')):
-        with pytest.raises(ValueError, match='teacher_target is for the logits of a teacher, and'):
+        with pytest.raises(ValueError, match='teacher_target is for the logits of a teacher, of'):
             build_term('hint', dict(teacher_target=dict(kind='uniform'), **config))
 
 
@@ -527,13 +526,13 @@ def registered():
     MODELS.module_dict.pop('ThirdPartyLoss', None)
 
 
-def test_a_plain_module_is_a_loss(registered):
-    class Distance(nn.Module):
+def test_a_registered_loss(registered):
+    class Distance(DistillLoss):
         def __init__(self, power=1):
             super().__init__()
             self.power = power
 
-        def forward(self, student, teacher, target=None):
+        def forward(self, student, teacher):
             return (student - teacher).abs().pow(self.power).mean()
 
     registered(Distance)
@@ -565,13 +564,13 @@ def test_losses_may_look_at_values(name, registered):
 
 
 def test_checking_leaves_the_state_of_a_loss_alone(registered):
-    class Centred(nn.Module):
+    class Centred(DistillLoss):
         def __init__(self):
             super().__init__()
             self.register_buffer('centre', torch.zeros(6))
             self.register_buffer('steps', torch.tensor(0))
 
-        def forward(self, student, teacher, target=None):
+        def forward(self, student, teacher):
             self.centre = 0.5 * self.centre + 0.5 * teacher.mean(0)
             self.steps += 1
             return (student - teacher + self.centre).square().mean()
@@ -609,7 +608,7 @@ def test_no_scalar_in_training():
     with pytest.raises(
         ValueError, match=r'Loss returns a tensor of shape \(4, 6\); a loss returns'
     ):
-        term(random(4, 6), random(4, 6))
+        term(random(4, 6), random(4, 6), LABELS)
 
 
 # Errors of configs
@@ -626,6 +625,27 @@ def test_no_scalar_in_training():
         (dict(type='KLDivLoss', at='logits', tau=0), 'terms.kd: tau is 0'),
         (dict(type='CATLoss', at='cam', resolution=1), 'terms.kd: resolution is 1 with normalize'),
         (dict(type='KLDivLoss', at='logits', adapter='conv'), "terms.kd: adapter is 'conv'"),
+        *(
+            (
+                dict(type='KLDivLoss', at='logits', weight=each),
+                'terms.kd: weight is .*; it must be a finite number',
+            )
+            for each in (float('nan'), float('inf'), '2', True, None)
+        ),
+        *(
+            (
+                dict(type='KLDivLoss', at='logits', teacher=each),
+                'terms.kd: teacher is .*; it must be an integer of at least 0',
+            )
+            for each in (-1, 0.0, True, None)
+        ),
+        *(
+            (
+                dict(type='KLDivLoss', at='logits', **{key: 3}),
+                f'terms.kd: {key} is 3; it must be a dict of arguments',
+            )
+            for key in ('schedule', 'teacher_target')
+        ),
         (dict(type='KLDivLoss', at='logits', adapter=True), 'terms.kd: adapter is True'),
         (dict(type='KLDivLoss', at=['logits']), r"terms.kd: at is \['logits'\]; it must be a tap"),
         (dict(type='KLDivLoss', at=('a', 'b', 'c')), r"terms.kd: at is \('a', 'b', 'c'\)"),
@@ -656,40 +676,6 @@ def test_wrong_configs(config, message):
 def test_an_unknown_kind_of_comparison():
     with pytest.raises(ValueError, match="^terms.hint: .*'maps'"):
         connect(dict(type=loss_of(lambda s, t, y: (s - t).mean(), compares='maps')), (4, 6), (4, 6))
-
-
-# Losses that are not finite
-
-
-@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
-def test_a_loss_that_is_not_finite_is_named(value):
-    losses = {
-        f'terms.{name}': torch.tensor(1.0, requires_grad=True) for name in ('kd', 'cat', 'at')
-    }
-    watch = FiniteWatch()
-    watch(losses)
-    losses['terms.cat'] = torch.tensor(value, requires_grad=True)
-    with pytest.raises(FloatingPointError, match='^terms.cat became NaN or infinite'):
-        watch(losses)
-    losses['terms.at'] = losses['terms.cat'] * 2
-    with pytest.raises(FloatingPointError, match='^terms.cat, terms.at became NaN or infinite'):
-        copy.deepcopy(watch)(losses)
-    watch({'terms.kd': losses['terms.kd']})
-    watch({})
-
-
-def test_numbers_that_are_merely_large_are_finite():
-    watch = FiniteWatch()
-    watch({'terms.kd': torch.tensor(3e38), 'terms.cat': torch.tensor(-3e38)})
-    watch({'terms.kd': torch.tensor(65504.0, dtype=torch.float16), 'terms.cat': torch.tensor(0.0)})
-
-
-def test_a_term_that_becomes_nan_is_named():
-    term = connect(dict(type='KLDivLoss'), LOGITS, LOGITS)
-    student = random(4, 5)
-    student[2, 3] = float('nan')
-    with pytest.raises(FloatingPointError, match='^terms.hint became NaN'):
-        FiniteWatch()({term.key: term(student, random(4, 5))})
 
 
 def test_a_name_that_mmengine_would_sum_up():

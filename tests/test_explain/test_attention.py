@@ -7,6 +7,9 @@ from families import FAMILIES, family, images, randomize
 from torch import nn
 
 from mmkdx.explain import AttentionRollout
+from mmkdx.explain.attention import _AttentionRecorder
+from mmkdx.explain.layers import find_layers
+from mmkdx.explain.layouts import Layout
 
 
 def close(result, expected, rel=1e-9, abs=1e-12):
@@ -225,6 +228,79 @@ def test_a_model_gets_the_weights_it_asks_for(asked):
     maps = AttentionRollout()(model, inputs)
     model(inputs)
     assert kept[0] == kept[1] and maps.shape == (2, 3, 3)
+
+
+# Grids that are not square, and registers
+
+
+def timm_vit(size, **options):
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    return timm.models.VisionTransformer(
+        size, 14, embed_dim=16, depth=2, num_heads=2, num_classes=4, fc_norm=False, **options
+    )
+
+
+def hugging_face_vit(size, **options):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.Dinov2WithRegistersConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14,
+        num_labels=4, **options,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.Dinov2WithRegistersForImageClassification(config)
+
+
+@pytest.mark.parametrize('size, grid', [((56, 112), (4, 8)), ((28, 84), (2, 6)), (56, (4, 4))])
+@pytest.mark.parametrize(
+    'build, extra',
+    [
+        (lambda size: timm_vit(size, reg_tokens=4), 5),
+        (lambda size: timm_vit(size, class_token=False, global_pool='avg'), 0),
+        (lambda size: hugging_face_vit(size), 5),
+        (lambda size: hugging_face_vit(size, num_register_tokens=0), 1),
+        (lambda size: Hidden(timm_vit(size, reg_tokens=4)), 5),
+    ],
+    ids=['timm, 4 registers', 'timm, no class token', 'registers', 'no registers', 'unknown'],
+)
+def test_the_grid_is_that_of_the_patches(build, extra, size, grid):
+    """A class token and 4 registers stand before 4 x 8 patches of 14 pixels, and 37 is 1 + 6 x 6."""
+    model, inputs = build(size).eval().double(), images(size).double()
+    with _AttentionRecorder(2) as recorder, torch.no_grad():
+        model(inputs)
+    expected = product(recorder.attentions)
+    row = expected[:, 0] if extra else expected.mean(1)
+    close(AttentionRollout()(model, inputs), row[:, extra:].unflatten(1, grid))
+    (layer,) = find_layers(model, inputs, ['auto'])
+    assert layer.layout == Layout(grid, 'tokens', extra)
+
+
+class Hidden(nn.Module):
+    """A model of which only the layers are known."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs):
+        return self.inner(inputs)
+
+
+def test_tokens_that_are_no_grid():
+    model = Hidden(timm_vit(56, reg_tokens=4).eval())
+    model.num_prefix_tokens = 3  # not what it has
+    message = r'the 21 tokens of Hidden are no grid of .* after 3 other tokens; use GradCAM'
+    with pytest.raises(ValueError, match=message):
+        AttentionRollout()(model, images(56))
+
+
+@pytest.mark.parametrize('wrap', [torch.compile, lambda model: model.compile(backend='eager')])
+def test_compiled_models(wrap):
+    model, inputs = family('VisionTransformer').double(), images(48).double()
+    expected = AttentionRollout()(model, inputs)
+    compiled = wrap(model, backend='eager') if wrap is torch.compile else wrap(model) or model
+    compiled(inputs, mode='tensor')
+    close(AttentionRollout()(compiled, inputs), expected)
 
 
 # Targets and batches

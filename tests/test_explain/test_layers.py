@@ -8,7 +8,8 @@ from mmpretrain.models import backbones
 from torch import nn
 
 from mmkdx.explain import GradCAM
-from mmkdx.explain.layers import Layout, find_layers, find_stages, logits_of
+from mmkdx.explain.layers import find_layers, find_stages
+from mmkdx.explain.layouts import Layout
 from mmkdx.functional import degenerate_maps
 
 # What 'auto' finds: the layer, its layout, and the classifier where one has global average pooling
@@ -518,34 +519,13 @@ def test_no_stages():
         find_stages(Corner(), images(8))
 
 
-# Logits
-
-
-@pytest.mark.parametrize(
-    'model, message',
-    [
-        (nn.Conv2d(3, 4, 1), r'Conv2d returns a Tensor of shape \(2, 4, 8, 8\)'),
-        (lambda: {'logits': 0}, 'Wrapped returns a dict'),
-        (lambda: ['cat', 'dog'], 'Wrapped returns a list'),
-    ],
-    ids=['map', 'dict', 'words'],
-)
-def test_what_is_no_classifier(model, message):
-    class Wrapped(nn.Module):
-        def forward(self, _):
-            return model()
-
-    with pytest.raises(ValueError, match=f'logits of shape .N, K.; {message}'):
-        logits_of(model if isinstance(model, nn.Module) else Wrapped(), images(8))
-
-
 def test_branches_are_summed_up_as_their_head_predicts():
     model, inputs = family('Conformer'), images(64)
     with torch.no_grad():
         first, second = model(inputs, mode='tensor')
-        assert logits_of(model, inputs).equal(first + second)
-        predicted = [sample.pred_label.item() for sample in model.predict(inputs)]
-    assert logits_of(model, inputs).argmax(1).tolist() == predicted
+        maps = GradCAM()(model, inputs, 'pred')
+    close = GradCAM()(model, inputs, (first + second).argmax(1))
+    assert maps.equal(close)
 
 
 # The model stays as it was

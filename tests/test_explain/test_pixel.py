@@ -273,16 +273,3 @@ def test_gradients_of_maps_are_right(explainer):
         parameter.data += 1e-6 * step
         slope = (gradient * step).sum().item()
         assert slope == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5, abs=1e-8)
-
-
-@pytest.mark.parametrize(
-    'explainer, message',
-    [
-        (lambda: IntegratedGradients(steps=0), 'steps is 0; it must be at least 1'),
-        (lambda: IntegratedGradients(steps=-1), 'steps is -1; it must be at least 1'),
-        (lambda: SmoothGrad(samples=0), 'samples is 0; it must be at least 1'),
-    ],
-)
-def test_arguments_out_of_range(explainer, message):
-    with pytest.raises(ValueError, match=message):
-        explainer()

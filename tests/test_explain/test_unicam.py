@@ -6,7 +6,7 @@ import torch
 from tiny import build, classifier
 from torch import nn, tensor
 
-from mmkdx.explain import UniCAM, build_explainer
+from mmkdx.explain import UniCAM, build_explainer, explainer_names
 from mmkdx.functional import normalize_maps
 from mmkdx.functional.distance_correlation import part_dcor
 from mmkdx.registry import EXPLAINERS
@@ -394,9 +394,10 @@ def test_an_embedding_of_the_classes(tmp_path):
     'settings, message',
     [
         (dict(target='class_score'), "UniCAM.target is 'class_score'; it must be one of"),
-        (dict(pool='max'), "UniCAM.pool is 'max'; it must be 'gap' or None"),
-        (dict(max_batch=0), 'UniCAM.max_batch is 0; it must be at least 1'),
-        (dict(layers=[]), 'UniCAM.layers is empty'),
+        (dict(pool='max'), "UniCAM.pool is 'max'; it must be one of None, gap"),
+        (dict(max_batch=0), 'UniCAM.max_batch is 0; it must be an integer of at least 1'),
+        (dict(layers=[]), 'UniCAM.layers is ..; it must be a list of paths, or'),
+        (dict(layers='backbone.body'), "UniCAM.layers is 'backbone.body'; it must be a list of"),
         (dict(layers=dict(a=['x'])), "UniCAM.layers: a is .'x'.; it must be a path, or the paths"),
         (dict(features=('a', 'b', 'c')), 'UniCAM.features is .*; it must be a tap, or a pair'),
     ],
@@ -454,5 +455,9 @@ def test_without_labels():
 
 def test_it_cannot_explain_one_model():
     assert EXPLAINERS.get('UniCAM') is UniCAM
+    assert 'UniCAM' not in explainer_names() and 'GradCAM' in explainer_names()
     with pytest.raises(ValueError, match='explainer: UniCAM explains a pair of models'):
         build_explainer('UniCAM')
+    with pytest.raises(ValueError) as error:
+        build_explainer('UniCam')
+    assert 'UniCAM' not in f'{error.value}'

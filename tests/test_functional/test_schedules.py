@@ -139,6 +139,12 @@ def test_what_it_says_about_itself():
         (dict(type='linear', end=0), r'schedule.end \(0\)'),
         (dict(type='cosine', begin=4, end=5), r'schedule.end \(5\) must .* \(6\)'),
         (dict(type='cosine', begin=4, end=2), r'schedule.end \(2\) must .* \(6\)'),
+        *(
+            (dict(type='linear', **{'end': 5, key: value}), f'schedule.{key} is .*; it must be')
+            for key in ('end', 'begin', 'start_factor', 'end_factor')
+            for value in (float('nan'), float('inf'), '2', True)
+        ),
+        (dict(type='linear', end=5, by_epoch=1), 'schedule.by_epoch is 1; it must be True or'),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

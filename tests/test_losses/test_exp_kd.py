@@ -295,8 +295,8 @@ def test_learning(channels):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(tau=0), 'tau is 0; a temperature is above 0'),
-        (dict(topk=1), 'topk is 1; a distribution needs at least 2 classes'),
+        (dict(tau=0), 'tau is 0; it must be a finite number above 0'),
+        (dict(topk=1), 'topk is 1; it must be an integer of at least 2'),
         (dict(align='teacher'), "align is 'teacher'; it must be one of larger, student"),
         (dict(channel_reduce='max'), "channel_reduce is 'max'; it must be one of mean, sum"),
         (dict(reduction='mean'), "reduction is 'mean'; it must be one of batchmean, sum"),

@@ -1,6 +1,7 @@
 """Losses between logits against scipy or loops, and their behaviour for extreme logits."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -104,20 +105,64 @@ def test_saturated_logits_stay_finite(dtype, autocast):
     assert torch.autograd.grad(loss, student)[0].isfinite().all()
 
 
-def test_labels_are_not_used():
-    student, teacher = logits(1), logits(2)
-    assert KLDivLoss()(student, teacher, torch.arange(6)) == KLDivLoss()(student, teacher)
-
-
 @pytest.mark.parametrize('tau', [0, -1, -0.5])
 def test_temperature_out_of_range(tau):
-    with pytest.raises(ValueError, match=f'tau is {tau}; a temperature is above 0'):
+    with pytest.raises(ValueError, match=f'tau is {tau}; it must be a finite number above 0'):
         KLDivLoss(tau)
+
+
+# Sigmoids
+
+
+def test_sigmoids_by_hand():
+    # Probabilities of the teacher 3/4 and 1/4, of the student 1/2 and 3/4; a second sample is the same
+    teacher = 2 * torch.tensor([[math.log(3), -math.log(3)], [0.3, -7.0]], dtype=torch.float64)
+    student = 2 * torch.tensor([[0, math.log(3)], [0.3, -7.0]], dtype=torch.float64)
+    first = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    second = 0.25 * math.log(1 / 3) + 0.75 * math.log(3)
+    value = KLDivLoss(2, 'sigmoid')(student, teacher).item()
+    assert value == pytest.approx(2**2 * (first + second) / 2, rel=1e-12)
+    assert value == pytest.approx(1.3602364, rel=1e-7)
+
+
+def test_a_shift_of_all_logits_counts_for_sigmoids():
+    logits = torch.full((1, 3), -5.0)
+    confident = 1 / (1 + math.exp(-5))
+    value = KLDivLoss(activation='sigmoid')(logits, logits + 10).item()
+    assert value == pytest.approx(3 * 5 * (2 * confident - 1), rel=1e-5)
+    assert KLDivLoss()(logits, logits + 10).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_saturated_sigmoids_are_finite():
+    student = torch.tensor([[1e4, -1e4, 1e4]], requires_grad=True)
+    value = KLDivLoss(activation='sigmoid')(student, torch.tensor([[-1e4, 1e4, 1e4]]))
+    assert value.item() == pytest.approx(2e4)
+    assert torch.autograd.grad(value, student)[0].tolist() == [[1, -1, 0]]
+
+
+def test_gradient_of_sigmoids():
+    # tau times the difference of the probabilities, over the samples
+    student, teacher = logits(1).requires_grad_(), logits(2)
+    gradient = torch.autograd.grad(KLDivLoss(3, 'sigmoid')(student, teacher), student)[0]
+    expected = 3 * ((student / 3).sigmoid() - (teacher / 3).sigmoid()) / len(student)
+    torch.testing.assert_close(gradient, expected.detach())
+
+
+def test_an_unknown_activation():
+    with pytest.raises(
+        ValueError, match="activation is 'relu'; it must be one of softmax, sigmoid"
+    ):
+        KLDivLoss(activation='relu')
 
 
 # Decoupled
 
 LABELS = torch.tensor([0, 9, 3, 3, 5, 8])
+
+
+def given(loss, labels=LABELS):
+    """The labels, for a loss that needs them."""
+    return (labels,) if 'class' in loss.needs else ()
 
 
 def tensor(*values):
@@ -204,11 +249,11 @@ def test_decoupled_saturated_logits_stay_finite(label, expected, dtype):
 
 
 def test_decoupled_needs_labels_and_three_classes():
-    with pytest.raises(ValueError, match='DKDLoss needs the class of each sample as target'):
-        DKDLoss()(logits(1), logits(2))
     with pytest.raises(ValueError, match='with 2 classes there are no two of them; use KLDivLoss'):
         DKDLoss()(torch.zeros(6, 2), torch.zeros(6, 2), LABELS % 2)
     term = build_term('dkd', dict(type='DKDLoss', at='logits'))
+    with pytest.raises(ValueError, match='terms.dkd: DKDLoss needs the labels of the images'):
+        term(logits(1), logits(2))
     with pytest.raises(ValueError, match='DKDLoss needs one class an image'):
         term(logits(1), logits(2), torch.full((6, 10), 0.1))
 
@@ -443,9 +488,9 @@ def test_standardising_two_classes_leaves_their_order(classes):
 def test_logit_losses_are_computed_in_fp32(loss, dtype, autocast):
     student, teacher = logits(1).to(dtype), logits(2).to(dtype)
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-        value = loss(student, teacher, LABELS)
+        value = loss(student, teacher, *given(loss))
     assert value.dtype == torch.float32
-    expected = loss(student.double(), teacher.double(), LABELS).item()
+    expected = loss(student.double(), teacher.double(), *given(loss)).item()
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -455,45 +500,40 @@ def test_terms(type):
     student, teacher = logits(1).float(), logits(2).float()
     term.connect(student, teacher)
     term.check(student, teacher)
-    expected = 3 * term.loss(student, teacher, LABELS).item()
+    expected = 3 * term.loss(student, teacher, *given(term.loss)).item()
     assert term(student, teacher, LABELS).item() == pytest.approx(expected)
     assert term.loss.tau == 5 and not list(term.parameters())
 
 
 @pytest.mark.parametrize('loss', [DKDLoss(), DISTLoss()], ids=repr)
 def test_losses_can_be_copied_after_a_step(loss):
-    loss(logits(1).requires_grad_(), logits(2), LABELS)
+    loss(logits(1).requires_grad_(), logits(2), *given(loss))
     assert copy.deepcopy(loss).logs == loss.logs
 
 
 @pytest.mark.parametrize('kind', [DKDLoss, DISTLoss, LogitStdLoss, CWTMLoss])
 def test_temperatures_of_all_losses(kind):
     for tau in (0, -1):
-        with pytest.raises(ValueError, match=f'tau is {tau}; a temperature is above 0'):
+        with pytest.raises(ValueError, match=f'tau is {tau}; it must be a finite number above 0'):
             kind(tau)
 
 
 @pytest.mark.parametrize('loss', [DKDLoss(), LogitStdLoss()], ids=repr)
 def test_mean_over_samples_of_other_losses(loss):
     student, teacher = logits(1), logits(2)
-    whole = loss(student, teacher, LABELS).item()
+    whole = loss(student, teacher, *given(loss)).item()
     halves = [
-        loss(student[half], teacher[half], LABELS[half]).item() for half in (slice(3), slice(3, 6))
+        loss(student[half], teacher[half], *given(loss, LABELS[half])).item()
+        for half in (slice(3), slice(3, 6))
     ]
     assert sum(halves) / 2 == pytest.approx(whole, rel=1e-12)
-
-
-@pytest.mark.parametrize('loss', [DISTLoss(), LogitStdLoss()], ids=repr)
-def test_labels_are_not_used_by_other_losses(loss):
-    student, teacher = logits(1), logits(2)
-    assert loss(student, teacher, LABELS) == loss(student, teacher)
 
 
 @pytest.mark.parametrize('loss', [DKDLoss(), DISTLoss(), LogitStdLoss(), CWTMLoss()], ids=repr)
 def test_nan_is_not_hidden(loss):
     student, teacher = logits(1), logits(2)
     student[2, 1] = torch.nan
-    assert loss(student, teacher, LABELS).isnan()
+    assert loss(student, teacher, *given(loss)).isnan()
 
 
 # Published weights, as in the guide's table
@@ -578,8 +618,6 @@ def test_of_the_teacher_only_its_confidence_counts():
 
 
 def test_confidence_weighting_needs_labels():
-    with pytest.raises(ValueError, match='CWTMLoss needs the class of each sample as target'):
-        CWTMLoss()(logits(1), logits(2))
     term = build_term('cwtm', dict(type='CWTMLoss', at='logits'))
     with pytest.raises(ValueError, match='CWTMLoss needs one class an image and .* mixed or soft'):
         term(logits(1), logits(2), logits(3).softmax(1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import MMLogger
-from tiny import batch, build, classifier, distiller, total
+from tiny import batch, classifier, distiller, total
 from torch import nn
 
 from mmkdx.losses import DMLLoss
@@ -43,7 +43,7 @@ KL_Q_P = 0.8 * math.log(0.8 / 0.5) + 0.2 * math.log(0.2 / 0.5)
 def test_one_peer():
     student, peer = log([0.5, 0.5]).requires_grad_(), log([0.8, 0.2])
     loss = with_peers(peer)
-    value = loss(student, None, torch.tensor([0]))
+    value = loss(student, torch.tensor([0]), None)
     assert value.item() == pytest.approx(KL_Q_P + KL_P_Q - math.log(0.8), abs=1e-7)
     assert loss.logs['kl'].item() == pytest.approx(KL_Q_P, abs=1e-7)
     assert loss.logs['peer0.ce'].item() == pytest.approx(0.2231436, abs=1e-7)
@@ -59,7 +59,7 @@ def test_one_peer():
 def test_two_peers_are_averaged():
     student = log([0.5, 0.5]).requires_grad_()
     loss = with_peers(log([0.8, 0.2]), log([0.6, 0.4]))
-    loss(student, None, torch.tensor([0])).backward()
+    loss(student, torch.tensor([0]), None).backward()
     gradients = [student.grad, *(peer.logits.grad for peer in loss.peers)]
     expected = [0.5 - 0.7, 0.8 - 0.55 + 0.8 - 1, 0.6 - 0.65 + 0.6 - 1]
     assert [each[0, 0].item() for each in gradients] == pytest.approx(expected)
@@ -87,7 +87,7 @@ def test_against_a_reference_with_hard_and_soft_labels(soft):
     labels = torch.nn.functional.one_hot(target, 3).double()
     if soft:
         labels = target = torch.rand(5, 3, generator=generator, dtype=torch.float64).softmax(1)
-    value = with_peers(*logits[1:])(logits[0], None, target)
+    value = with_peers(*logits[1:])(logits[0], target, None)
     assert value.item() == pytest.approx(reference(logits, labels), rel=1e-12)
 
 
@@ -99,14 +99,14 @@ def test_the_authors_small_numbers_hardly_matter():
     p, q = student.softmax(1), peer.softmax(1)
     theirs = sum((b * (1e-8 + b / (a + 1e-8)).log()).sum(1).mean() for a, b in ((p, q), (q, p)))
     theirs = theirs - q[range(6), target].log().mean()
-    assert with_peers(peer)(student, None, target).item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert with_peers(peer)(student, target, None).item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32])
 def test_saturated_logits_are_finite(dtype):
     student = (torch.eye(3) * 1000).to(dtype).requires_grad_()
     loss = with_peers((torch.eye(3).flip(0) * 1000).to(dtype))
-    value = loss(student, None, torch.arange(3))
+    value = loss(student, torch.arange(3), None)
     assert value.dtype == torch.float32 and value.isfinite()
     value.backward()
     assert student.grad.isfinite().all()
@@ -238,8 +238,7 @@ def test_other_taps_than_logits():
 
 
 def test_images_without_labels():
-    loss = DMLLoss(peers=[classifier(4)])
-    images, _ = batch()
-    with pytest.raises(ValueError, match=r'DMLLoss trains its peers by the labels \(target\)'):
-        loss(torch.zeros(6, 4), None, None, inputs=images)
-    assert build(dict(type='DMLLoss', peers=[classifier(4)])).needs_teacher is False
+    term = dict(type='DMLLoss', at='logits', peers=[classifier(4)])
+    model = distiller(dict(dml=term), teacher=None, student_weight=0)
+    with pytest.raises(ValueError, match='terms.dml: DMLLoss needs the labels of the images'):
+        model(batch()[0], mode='loss')

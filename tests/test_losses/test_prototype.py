@@ -104,7 +104,7 @@ def test_equal_prototypes(channels, expected):
 @pytest.mark.parametrize(
     ('kwargs', 'sentence'),
     [
-        (dict(tau=0), 'tau is 0; it must be above 0'),
+        (dict(tau=0), 'tau is 0; it must be a finite number above 0'),
         (dict(mask_source='both'), "mask_source is 'both'; it must be one of teacher, student"),
         (
             dict(reduction='sum'),

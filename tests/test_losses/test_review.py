@@ -201,5 +201,7 @@ def test_mistakes(at, message):
 
 
 def test_no_channels():
-    with pytest.raises(ValueError, match='max_mid_channels is 0; it must be at least 1'):
+    with pytest.raises(
+        ValueError, match='max_mid_channels is 0; it must be an integer of at least 1'
+    ):
         ReviewKDLoss(max_mid_channels=0)

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmpretrain.models import LabelSmoothLoss
 from tiny import batch, classifier, distiller, total
 
+import mmkdx.losses
 from mmkdx.losses import (
     ConfidencePenaltyLoss,
     CSKDLoss,
@@ -19,7 +20,6 @@ from mmkdx.losses import (
     OnlineLabelSmoothingLoss,
     PSKDLoss,
     TfKDRegLoss,
-    self_distillation,
 )
 
 ARGUMENTS = dict(
@@ -46,18 +46,18 @@ def random(*shape, seed=0, dtype=torch.float64):
 
 
 def connected(loss, classes=3):
-    if hasattr(loss, 'connect'):
-        loss.connect(torch.empty(2, classes), None)
+    loss.connect(torch.empty(2, classes))
     return loss
 
 
 def made(name):
-    return connected(getattr(self_distillation, name)(**ARGUMENTS[name]), 4)
+    return connected(getattr(mmkdx.losses, name)(**ARGUMENTS[name]), 4)
 
 
-def inputs(name, logits, target, index):
-    extra = dict(index=index) if name in ('PSKDLoss', 'DDGSDLoss') else {}
-    return (logits, None, target), extra
+def given(loss):
+    """What a loss needs beside the logits."""
+    labels = dict(target=TARGET) if 'class' in loss.needs else {}
+    return {**labels, **(dict(index=PAIRS) if 'index' in loss.needs else {})}
 
 
 # All of them
@@ -70,10 +70,9 @@ def test_gradients(name, hub):
     loss = made(name)
     hub.update_info('epoch', 0)
     logits = random(6, 4).requires_grad_()
-    arguments, extra = inputs(name, logits, TARGET, PAIRS)
-    loss(*arguments, **extra)
+    loss(logits, **given(loss))
     hub.update_info('epoch', 1)
-    loss(*arguments, **extra).backward()
+    loss(logits, **given(loss)).backward()
     # Of a pair of CS-KD only the first image learns
     learning = logits.grad[0::2] if name == 'CSKDLoss' else logits.grad
     assert (learning.abs().sum(1) > 0).all()
@@ -82,11 +81,11 @@ def test_gradients(name, hub):
     # A softmax does not change when the same is added to all logits; the distance of logits does
     loss.mu = 0
     logits.grad = None
-    loss(*arguments, **extra).backward()
+    loss(logits, **given(loss)).backward()
     assert logits.grad.sum(1).abs().max() < 1e-12
     loss.eval()
     if name != 'CSKDLoss':  # numbers know nothing of a detached partner
-        assert torch.autograd.gradcheck(lambda each: loss(each, *arguments[1:], **extra), logits)
+        assert torch.autograd.gradcheck(lambda each: loss(each, **given(loss)), logits)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
@@ -98,8 +97,7 @@ def test_precision_and_large_values(name, size, dtype, hub):
     logits = (size * logits / logits.abs().max()).to(dtype).requires_grad_()
     for epoch in (0, 1):
         hub.update_info('epoch', epoch)
-        arguments, extra = inputs(name, logits, TARGET, PAIRS)
-        value = loss(*arguments, **extra)
+        value = loss(logits, **given(loss))
     assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert value.isfinite() and value.dim() == 0
     assert torch.autograd.grad(value, logits)[0].isfinite().all()
@@ -107,8 +105,9 @@ def test_precision_and_large_values(name, size, dtype, hub):
 
 @pytest.mark.parametrize('name', WITH_LABELS)
 def test_missing_labels(name):
-    with pytest.raises(ValueError, match=f'{name} needs the class of each sample as target, and'):
-        made(name)(random(6, 4), target=None, **inputs(name, None, None, PAIRS)[1])
+    term = dict(own=dict(type=name, at='logits', **ARGUMENTS[name]))
+    with pytest.raises(ValueError, match=f'terms.own: {name} needs the labels of the images'):
+        distiller(term, teacher=None, student_weight=0)(batch()[0], mode='loss')
 
 
 def samples(classes=4):
@@ -164,17 +163,25 @@ def test_samples_without_positions_are_refused(name):
 @pytest.mark.parametrize(
     'loss, arguments, message',
     [
-        (TfKDRegLoss, dict(tau=0), 'tau is 0; a temperature is above 0'),
-        (TfKDRegLoss, dict(correct=1), 'correct is 1; it must be between 0 and 1'),
-        (TfKDRegLoss, dict(correct=0.0), 'correct is 0.0; it must be between 0 and 1'),
+        (TfKDRegLoss, dict(tau=0), 'tau is 0; it must be a finite number above 0'),
+        (TfKDRegLoss, dict(correct=1), 'correct is 1; it must be a finite number '),
+        (TfKDRegLoss, dict(correct=0.0), 'correct is 0.0; it must be a finite number '),
         (TfKDRegLoss, dict(version='x'), "version is 'x'; it must be one of code, paper"),
-        (PSKDLoss, dict(num_samples=0), 'num_samples is 0; it must be at least 1'),
-        (PSKDLoss, dict(num_samples=9, max_epochs=0), 'max_epochs is 0; it must be at least 1'),
-        (PSKDLoss, dict(num_samples=9, alpha=1.1), 'alpha is 1.1; it must be between 0 and 1'),
-        (PSKDLoss, dict(num_samples=9, alpha=-0.1), 'alpha is -0.1; it must be between'),
-        (CSKDLoss, dict(tau=-1), 'tau is -1; a temperature is above 0'),
-        (DDGSDLoss, dict(tau=0), 'tau is 0; a temperature is above 0'),
-        (DDGSDLoss, dict(mu=-1), 'mu is -1; it must not be negative'),
+        (PSKDLoss, dict(num_samples=0), 'num_samples is 0; it must be an integer of at least 1'),
+        (
+            PSKDLoss,
+            dict(num_samples=9, max_epochs=0),
+            'max_epochs is 0; it must be an integer of at least 1',
+        ),
+        (PSKDLoss, dict(num_samples=9, alpha=1.1), 'alpha is 1.1; it must be a finite number '),
+        (
+            PSKDLoss,
+            dict(num_samples=9, alpha=-0.1),
+            'alpha is -0.1; it must be a finite number of at least 0',
+        ),
+        (CSKDLoss, dict(tau=-1), 'tau is -1; it must be a finite number above 0'),
+        (DDGSDLoss, dict(tau=0), 'tau is 0; it must be a finite number above 0'),
+        (DDGSDLoss, dict(mu=-1), 'mu is -1; it must be a finite number of at least 0'),
     ],
 )
 def test_arguments_out_of_range(loss, arguments, message):
@@ -218,12 +225,12 @@ def test_ols_by_hand(hub):
     loss = connected(OnlineLabelSmoothingLoss())
     p = torch.tensor([[0.5, 0.3, 0.2], [0.7, 0.1, 0.2], [0.3, 0.6, 0.1], [0.6, 0.3, 0.1]]).double()
     # Of class 0 two are right; the image of class 1 in the third row is, that in the fourth is not
-    assert loss(p.log(), None, torch.tensor([0, 0, 1, 1])) == 0
+    assert loss(p.log(), torch.tensor([0, 0, 1, 1])) == 0
     assert (loss.soft_labels == 0).all()
     hub.update_info('epoch', 1)
     q = torch.tensor([[0.2, 0.3, 0.5]] * 3).double()
     expected = torch.tensor([[0.6, 0.2, 0.2], [0.3, 0.6, 0.1], [1 / 3, 1 / 3, 1 / 3]])
-    value = loss(q.log(), None, torch.tensor([0, 1, 2]))
+    value = loss(q.log(), torch.tensor([0, 1, 2]))
     torch.testing.assert_close(loss.soft_labels, expected)
     by_hand = (
         -sum((row.double() * q[0].log()).sum().item() for row in expected) / 3
@@ -243,7 +250,7 @@ def test_ols_over_epochs(hub):
     for epoch, batches in enumerate(steps):
         hub.update_info('epoch', epoch)
         for logits, target in batches:
-            value = loss(logits, None, target)
+            value = loss(logits, target)
             if epoch:
                 soft = ols_reference(steps[epoch - 1], 4)[target]
                 expected = -(soft * logits.log_softmax(1)).sum(1).mean()
@@ -255,7 +262,7 @@ def test_ols_over_epochs(hub):
 def test_ols_in_the_first_epoch_has_a_gradient_of_zero():
     """So that a step of this term alone is no mistake of the Distiller's."""
     logits = random(4, 3).requires_grad_()
-    value = connected(OnlineLabelSmoothingLoss())(logits, None, torch.tensor([0, 1, 2, 0]))
+    value = connected(OnlineLabelSmoothingLoss())(logits, torch.tensor([0, 1, 2, 0]))
     value.backward()
     assert value == 0 and (logits.grad == 0).all()
 
@@ -271,9 +278,9 @@ def test_ols_goes_on_from_a_checkpoint(hub, moment):
         hub.update_info('epoch', epoch)
         if step == stop:
             twin.load_state_dict(copy.deepcopy(loss.state_dict()))
-        value = loss(size * logits, None, target)
+        value = loss(size * logits, target)
         if step >= stop:
-            assert torch.equal(twin(size * logits, None, target), value)
+            assert torch.equal(twin(size * logits, target), value)
             assert all(
                 torch.equal(each, twin.get_buffer(name)) for name, each in loss.named_buffers()
             )
@@ -284,12 +291,12 @@ def test_ols_takes_a_state_while_it_runs(hub):
     """The epoch of the state counts, not the one that was seen before."""
     loss, target = connected(OnlineLabelSmoothingLoss()), torch.tensor([0, 1, 2])
     logits = 2.0 * torch.eye(3)
-    loss(logits, None, target)
+    loss(logits, target)
     state = copy.deepcopy(loss.state_dict())
     hub.update_info('epoch', 1)
-    loss(3 * logits, None, target)
+    loss(3 * logits, target)
     loss.load_state_dict(state)
-    assert loss(5 * logits, None, target) > 0
+    assert loss(5 * logits, target) > 0
     torch.testing.assert_close(loss.soft_labels, logits.softmax(1))
 
 
@@ -297,7 +304,7 @@ def test_ols_that_begins_late_has_no_soft_labels(hub):
     """As after a resume from a run without it."""
     hub.update_info('epoch', 5)
     loss = connected(OnlineLabelSmoothingLoss())
-    assert loss(torch.eye(3), None, torch.tensor([0, 1, 2])) == 0 and loss.epoch == 5
+    assert loss(torch.eye(3), torch.tensor([0, 1, 2])) == 0 and loss.epoch == 5
 
 
 @pytest.mark.parametrize('training, gradients', [(False, True), (True, False)])
@@ -306,17 +313,17 @@ def test_trials_and_evaluation_leave_the_state_alone(name, training, gradients, 
     """They may run in one rank alone."""
     loss = made(name).train(training)
     before = {key: value.clone() for key, value in loss.named_buffers()}
-    monkeypatch.setattr(self_distillation, 'all_gather', None)
-    arguments, extra = inputs(name, 3.0 * F.one_hot(TARGET, 4), TARGET, PAIRS)
+    monkeypatch.setattr(mmkdx.losses.self_distillation, 'all_gather', None)
+    logits = 3.0 * F.one_hot(TARGET, 4)
     with torch.set_grad_enabled(gradients):
-        assert loss(*arguments, **extra).isfinite()
+        assert loss(logits, **given(loss)).isfinite()
     assert all(torch.equal(value, loss.get_buffer(key)) for key, value in before.items())
 
 
 @pytest.mark.parametrize('name', ['OnlineLabelSmoothingLoss', 'PSKDLoss'])
 def test_tables_follow_the_device_of_the_logits(name):
-    loss = getattr(self_distillation, name)(**ARGUMENTS[name])
-    loss.connect(torch.empty(2, 7, device='meta'), None)
+    loss = getattr(mmkdx.losses, name)(**ARGUMENTS[name])
+    loss.connect(torch.empty(2, 7, device='meta'))
     assert all(each.is_meta for each in loss.buffers())
     assert 7 in next(loss.buffers()).shape
 
@@ -331,7 +338,7 @@ def test_tables_follow_the_device_of_the_logits(name):
 def test_tf_kd_of_the_code_is_nearly_uniform(classes, tau, label, other):
     """The cross entropy less its least value is the divergence; at a logit it is p - teacher."""
     logits = torch.zeros(1, classes, dtype=torch.float64, requires_grad=True)
-    TfKDRegLoss(tau=tau)(logits, None, torch.tensor([2])).backward()
+    TfKDRegLoss(tau=tau)(logits, torch.tensor([2])).backward()
     teacher = 1 / classes - logits.grad[0]
     assert teacher[2].item() == pytest.approx(label, abs=5e-7)
     assert teacher.sum().item() == pytest.approx(1)
@@ -348,7 +355,7 @@ def test_tf_kd_of_the_code_with_its_multiplier():
     u[range(6), target] = 0.99
     theirs = F.kl_div(logits.log_softmax(1), (u / tau).softmax(1), reduction='none').mean()
     theirs = theirs * multiplier * alpha
-    ours = alpha * multiplier / 10 * TfKDRegLoss(tau=tau)(logits, None, target)
+    ours = alpha * multiplier / 10 * TfKDRegLoss(tau=tau)(logits, target)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-9)
 
 
@@ -361,12 +368,12 @@ def test_tf_kd_of_the_paper_is_distillation_from_the_label(tau):
     soft = u ** (1 / tau) / (u ** (1 / tau)).sum(1, keepdim=True)
     p = (logits / tau).softmax(1)
     expected = tau**2 * (soft * (soft / p).log()).sum(1).mean()
-    assert loss(logits, None, target).item() == pytest.approx(expected.item(), rel=1e-9)
-    assert loss(u.log() + 3, None, target).item() == pytest.approx(0, abs=1e-12)
+    assert loss(logits, target).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert loss(u.log() + 3, target).item() == pytest.approx(0, abs=1e-12)
     if tau == 1:  # label smoothing, but for its entropy
         smooth = LabelSmoothLoss(1 / 9, num_classes=10)(logits, target)
         entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1 / 9))
-        assert loss(logits, None, target).item() == pytest.approx(smooth.item() - entropy, rel=1e-6)
+        assert loss(logits, target).item() == pytest.approx(smooth.item() - entropy, rel=1e-6)
 
 
 def test_tf_kd_with_too_few_classes():
@@ -384,12 +391,12 @@ def test_ps_kd_by_hand(hub):
     hub.update_info('max_epochs', 4)
     loss = connected(PSKDLoss(num_samples=5))
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]]).double()
-    first = loss(p.log(), None, torch.tensor([0, 2]), torch.tensor([3, 1]))
+    first = loss(p.log(), torch.tensor([0, 2]), torch.tensor([3, 1]))
     # What was not seen yet is the label
     assert first.item() == pytest.approx(-(math.log(0.5) + math.log(0.2)) / 2, rel=1e-6)
     hub.update_info('epoch', 1)
     q = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]).double()
-    value = loss(q.log(), None, torch.tensor([2, 0]), torch.tensor([1, 4]))
+    value = loss(q.log(), torch.tensor([2, 0]), torch.tensor([1, 4]))
     soft = [0.4 * 0.1, 0.4 * 0.7, 0.6 + 0.4 * 0.2]
     expected = -sum(w * math.log(each) for w, each in zip(soft, (0.2, 0.3, 0.5))) - math.log(0.6)
     assert value.item() == pytest.approx(expected / 2, rel=1e-6)
@@ -423,9 +430,9 @@ def test_ps_kd_takes_its_targets_before_it_remembers():
     loss = connected(PSKDLoss(num_samples=9, alpha=1.0))
     target, index = torch.tensor([0, 1, 2]), torch.tensor([8, 0, 4])
     before = random(3, 3, dtype=torch.float32)
-    loss(before, None, target, index)
+    loss(before, target, index)
     logits = random(3, 3, seed=1, dtype=torch.float32).requires_grad_()
-    loss(logits, None, target, index).backward()
+    loss(logits, target, index).backward()
     expected = (logits.softmax(1) - before.softmax(1)).detach() / 3
     torch.testing.assert_close(logits.grad, expected)
     assert not loss.predictions.requires_grad
@@ -433,7 +440,7 @@ def test_ps_kd_takes_its_targets_before_it_remembers():
 
 def test_ps_kd_remembers_the_last_of_an_image():
     loss, logits = connected(PSKDLoss(num_samples=5)), random(6, 3)
-    loss(logits, None, torch.tensor([0, 1, 0, 0, 2, 1]), torch.tensor([4, 0, 4, 4, 2, 0]))
+    loss(logits, torch.tensor([0, 1, 0, 0, 2, 1]), torch.tensor([4, 0, 4, 4, 2, 0]))
     rows = torch.zeros(5, 3)
     rows[[4, 2, 0]] = logits.softmax(1)[[3, 4, 5]].float()
     torch.testing.assert_close(loss.predictions, rows)
@@ -441,23 +448,16 @@ def test_ps_kd_remembers_the_last_of_an_image():
 
 def test_two_steps_of_ps_kd_before_one_backward():
     loss, logits = connected(PSKDLoss(num_samples=3)), random(3, 3).requires_grad_()
-    values = [loss(logits, None, torch.arange(3), torch.arange(3)) for _ in range(2)]
+    values = [loss(logits, torch.arange(3), torch.arange(3)) for _ in range(2)]
     sum(values).backward()
     assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    'index, message',
-    [
-        (None, 'PSKDLoss needs the position of each sample in the data set as index, and there'),
-        ([0, 20], 'num_samples is 20, and there is a sample at position 20; set it to the size'),
-    ],
-)
-def test_wrong_positions(index, message):
-    index = index if index is None else torch.tensor(index)
+def test_wrong_positions():
     loss = connected(PSKDLoss(num_samples=20))
+    message = 'num_samples is 20, and there is a sample at position 20; set it to the size'
     with pytest.raises(ValueError, match=message):
-        loss(random(2, 3), None, torch.tensor([0, 1]), index)
+        loss(random(2, 3), torch.tensor([0, 1]), torch.tensor([0, 20]))
 
 
 # CS-KD
@@ -469,23 +469,23 @@ def test_cs_kd(arguments, tau):
     for own, other in ((0, 1), (2, 3), (4, 5)):
         q, p = ((logits[i] / tau).softmax(0) for i in (other, own))
         value += tau**2 * (q * (q / p).log()).sum().item() / 3
-    assert CSKDLoss(**arguments)(logits, None, TARGET).item() == pytest.approx(value, rel=1e-9)
+    assert CSKDLoss(**arguments)(logits, TARGET).item() == pytest.approx(value, rel=1e-9)
 
 
 def test_cs_kd_of_equal_predictions_is_zero():
     logits = random(3, 4).repeat_interleave(2, 0)
-    assert CSKDLoss()(logits, None, TARGET).item() == pytest.approx(0, abs=1e-12)
+    assert CSKDLoss()(logits, TARGET).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_cs_kd_refuses_pairs_of_two_classes():
     loss = CSKDLoss()
-    loss(random(6, 4), None, TARGET)
+    loss(random(6, 4), TARGET)
     message = (
         'CSKDLoss needs pairs of the same class .* images 2 and 3 of the batch are of the classes 3 '
         r"and 1; set train_dataloader.sampler=dict\(type='PairSampler', same='class'\)"
     )
     with pytest.raises(ValueError, match=message):  # on the CPU in each batch
-        loss(random(4, 4), None, torch.tensor([0, 0, 3, 1]))
+        loss(random(4, 4), torch.tensor([0, 0, 3, 1]))
 
 
 @pytest.mark.parametrize('loss, same', [(CSKDLoss, 'class'), (DDGSDLoss, 'image')])
@@ -495,7 +495,7 @@ def test_odd_batches_are_refused(loss, same):
         rf"train_dataloader.batch_size and .*sampler=dict\(type='PairSampler', same='{same}'\)"
     )
     with pytest.raises(ValueError, match=message):
-        loss()(random(5, 4), None, TARGET[:5])
+        loss()(random(5, 4), TARGET[:5])
 
 
 # DDGSD

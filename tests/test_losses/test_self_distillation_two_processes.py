@@ -20,7 +20,7 @@ hub = MessageHub.get_current_instance()
 hub.update_info('max_epochs', 4)
 ols, pskd = OnlineLabelSmoothingLoss(), PSKDLoss(16)
 for loss in (ols, pskd):
-    loss.connect(torch.empty(2, 4), None)
+    loss.connect(torch.empty(2, 4))
 
 values, tables = [], []
 for epoch in range(3):

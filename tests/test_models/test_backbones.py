@@ -170,7 +170,7 @@ def test_train_can_be_chained(name):
 def test_stage_that_there_is_not(name):
     largest = len(STAGES[name]) - 1
     for value in (-2, largest + 1):
-        message = f'frozen_stages is {value}; it must be between -1 .* and {largest} '
+        message = f'frozen_stages is {value}; it must be an integer of at least -1 and of at most {largest}'
         with pytest.raises(ValueError, match=message):
             network(name, frozen_stages=value)
 
@@ -178,10 +178,10 @@ def test_stage_that_there_is_not(name):
 @pytest.mark.parametrize(
     'name, depth, error, message',
     [
-        ('resnet20', 18, KeyError, 'invalid depth 18'),
+        ('resnet20', 18, ValueError, 'depth is 18; it must be one of 8, 20, 32, 56, 110'),
         ('wrn_16_2', 20, ValueError, r'depth is 20; that of a wide ResNet is 10, 16, 22, … \(6 n'),
         ('wrn_16_2', 4, ValueError, 'depth is 4; '),
-        ('vgg8', 16, ValueError, 'depth is 16; CIFARVGG has 8 and 13'),
+        ('vgg8', 16, ValueError, 'depth is 16; it must be one of 8, 13'),
     ],
 )
 def test_depth_that_there_is_not(name, depth, error, message):

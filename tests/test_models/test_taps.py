@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from mmengine.model import BaseModel
 from torch import nn
 
 from mmkdx.functional import ClassMaps
@@ -137,7 +138,7 @@ def test_wrong_texts(text):
     with pytest.raises(ValueError) as error:
         Tap.parse(text)
     assert str(error.value).startswith(
-        f'cannot have a tap {text!r}; write a name (logits, features'
+        f"cannot have a tap {text!r}; write the name of a tap, such as 'logits', or path"
     )
 
 
@@ -262,6 +263,9 @@ FAMILIES = dict(
     torchvision_regnet='regnet_y_400mf',
     torchvision_efficientnet='efficientnet_b0',
     torchvision_swin='swin_t',
+    # These pool by a function
+    torchvision_mobilenet_v2='mobilenet_v2',
+    torchvision_shufflenet_v2='shufflenet_v2_x0_5',
 )
 
 
@@ -296,13 +300,13 @@ MOBILENET_V3 = classifier(
     'spec, reason',
     [
         (VIT, NO_POOLING),
-        (classifier(('ConvNeXt', dict(arch=CONVNEXT)), 32, neck=None), NO_POOLING),
+        (classifier(('ConvNeXt', dict(arch=CONVNEXT)), 32, neck=None), BETWEEN),  # pools by a mean
         (MOBILENET_V3, BETWEEN),
         ('convnext_tiny', BETWEEN),
         ('mobilenet_v3_small', BETWEEN),
-        ('mobilenet_v2', NO_POOLING),  # pools by a function
+        ('densenet121', 'pools by a function what no module returns'),  # a ReLU in place before it
     ],
-    ids=['vit', 'convnext', 'mobilenet_v3', 'tv_convnext', 'tv_mobilenet_v3', 'tv_mobilenet_v2'],
+    ids=['vit', 'convnext', 'mobilenet_v3', 'tv_convnext', 'tv_mobilenet_v3', 'tv_densenet'],
 )
 def test_class_maps_of_other_models_are_refused(spec, reason):
     with pytest.raises(ValueError) as error:
@@ -343,17 +347,194 @@ def test_dropout_and_views_are_no_operation(before):
     torch.testing.assert_close(values['cam'].logits(), values['logits'])
 
 
-def test_a_linear_layer_that_is_not_called_gives_no_class_maps():
+class Beside(nn.Module):
+    """The classifier is defined first, and an auxiliary layer is called beside it, after it."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.fc, self.conv = nn.Linear(8, 5), nn.Conv2d(3, 8, 3, 2, 1)
+        self.auxiliary = nn.Linear(8, 5)
+        self.function = pool
+
+    def forward(self, x):
+        x = self.function(self.conv(x)).flatten(1)
+        logits = self.fc(x)
+        return (logits, self.auxiliary(x))[0]
+
+
+POOLINGS = dict(
+    mean=lambda x: x.mean((2, 3)),
+    kept=lambda x: torch.mean(x, (-1, -2), keepdim=True),
+    by_name=lambda x: torch.mean(input=x, dim=[2, 3]),
+    adaptive=lambda x: F.adaptive_avg_pool2d(x, (1, 1)),
+    average=lambda x: F.avg_pool2d(x, 16),
+    average_of_the_shape=lambda x: F.avg_pool2d(x, kernel_size=x.shape[2:]),
+)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('pool', POOLINGS)
+def test_classifier_and_pooling_are_found_by_how_values_flow(pool, layout):
+    model = Beside(POOLINGS[pool]).to(memory_format=layout)
+    values, output = read(model, 'cam', 'embedding', 'features', 'logits')
+    assert values['cam'].weight is model.fc.weight and values['logits'] is output
+    assert torch.equal(values['features'], model.conv(images()))
+    torch.testing.assert_close(values['embedding'], values['features'].mean((2, 3)))
+    torch.testing.assert_close(values['cam'].logits(), output)
+
+
+@pytest.mark.parametrize(
+    'pool, reason',
+    [
+        (lambda x: x.mean(3).mean(2), 'has no global average pooling over'),
+        (lambda x: x.amax((2, 3)), 'has no global average pooling over'),
+        (lambda x: F.adaptive_avg_pool2d(x, 2).amax((2, 3)), 'has no global average pooling over'),
+        (lambda x: F.avg_pool2d(x, 15)[:, :, :1, :1], 'has no global average pooling over'),
+        (lambda x: F.relu(x).mean((2, 3)), 'pools by a function what no module returns'),
+        (lambda x: F.relu_(x).mean((2, 3)), 'pools by a function what no module returns'),
+        (lambda x: F.relu(x.mean((2, 3))), BETWEEN),
+        (lambda x: F.relu_(x.mean((2, 3))), BETWEEN),
+        (lambda x: x.mean((2, 3)) + x.amax((2, 3)), BETWEEN),
+    ],
+)
+def test_what_is_no_mean_of_a_module_s_output_is_refused(pool, reason):
+    with pytest.raises(ValueError, match=re.escape(f'terms.kd.at: the student {reason}')):
+        resolve(Beside(pool), 'cam')
+
+
+def test_a_linear_layer_that_is_not_called_is_no_classifier():
+    model = Net().eval()
+    model.auxiliary = nn.Linear(8, 5)
+    values, output = read(model, 'cam')
+    assert values['cam'].weight is model.fc.weight
+    torch.testing.assert_close(values['cam'].logits(), output)
+
+
+class Squeeze(nn.Module):
+    """Attention to channels by a pooling and two linear layers, as in SENet."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.fc = (
+            nn.AdaptiveAvgPool2d(1),
+            nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 8)),
+        )
+
+    def forward(self, x):
+        return x * self.fc(self.pool(x).flatten(1))[..., None, None].sigmoid()
+
+
+def test_pooling_and_linear_layers_of_attention_are_others():
+    model = Net(before=nn.Identity())
+    model.conv = nn.Sequential(model.conv, Squeeze())
+    values, output = read(model.eval(), 'cam', 'conv')
+    assert values['cam'].features is values['conv'] and values['cam'].weight is model.fc.weight
+    torch.testing.assert_close(values['cam'].logits(), output)
+
+
+@pytest.mark.parametrize('tap', ['embedding', 'cam'])
+@pytest.mark.parametrize('attention', [False, True])
+def test_a_convolution_as_classifier(tap, attention):
+    body = [Squeeze()] if attention else []
+    head = nn.Conv2d(8, 5, 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), *body, nn.AdaptiveAvgPool2d(1), head, nn.Flatten())
+    with pytest.raises(ValueError) as error:
+        resolve(model, tap)
+    assert str(error.value) == (
+        'terms.kd.at: the student has no linear classifier (an nn.Linear): its logits come out of '
+        f"'{len(body) + 2}', a Conv2d"
+    )
+    assert resolve(model, 'features')[1]['features'].shape == (2, 8, 30, 30)
+
+
+def test_a_linear_layer_of_another_kind():
+    class Cosine(nn.Linear):
+        def forward(self, x):
+            return F.linear(F.normalize(x), F.normalize(self.weight))
+
     model = Net()
-    model.auxiliary = nn.Linear(8, 7)
-    with pytest.raises(ValueError, match='^terms.kd.at: the student '):
+    model.fc = Cosine(8, 5)
+    message = 'GAP . linear: another operation stands within its last linear layer, a Cosine'
+    with pytest.raises(ValueError, match=message):
         resolve(model, 'cam')
 
 
 def test_a_model_without_a_linear_layer():
-    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1))
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match='^terms.kd.at: the student has no linear classifier'):
         resolve(model, 'embedding')
+
+
+@pytest.mark.parametrize('wrap', ['compile', 'parallel', 'ema', 'part'])
+def test_wrapped_and_compiled_models_are_read(wrap):
+    model = build(RESNET_CIFAR).eval()
+    expected, _ = read(model, 'cam', 'logits', 'embedding', 'backbone.layer2')
+    wrapped = model
+    if wrap == 'compile':
+        wrapped = torch.compile(model, backend='eager')
+    elif wrap == 'parallel':
+        wrapped = nn.DataParallel(model)
+    elif wrap == 'ema':
+        wrapped = torch.optim.swa_utils.AveragedModel(model).eval()
+    else:
+        model.backbone.compile(backend='eager')
+    with torch.no_grad():
+        wrapped(images())  # compiles
+    taps, _ = resolve(wrapped, *expected)
+    with taps.record(wrapped) as values:
+        wrapped(images())
+    for name in ('logits', 'embedding', 'backbone.layer2'):
+        assert torch.equal(values[name], expected[name]), name
+    assert torch.equal(values['cam'].full(), expected['cam'].full())
+    assert hooks(model) == 0
+
+
+def test_a_script_module_is_refused():
+    with pytest.raises(
+        ValueError, match='the model is a ScriptModule, whose layers cannot be read'
+    ):
+        TapSet({'logits': 'terms.kd.at'}, 'student').resolve(torch.jit.script(Net()), images())
+
+
+@pytest.fixture(scope='module')
+def vit():
+    """A small model of Hugging Face."""
+    transformers = pytest.importorskip('transformers')
+    sides = dict(image_size=32, patch_size=16, num_labels=5)
+    sizes = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    config = transformers.ViTConfig(**sides, **sizes)
+    return transformers.ViTForImageClassification(config).eval()
+
+
+@pytest.mark.parametrize('within', ['plain', 'mmpretrain'])
+def test_logits_of_hugging_face(vit, within):
+    model = vit
+    if within == 'mmpretrain':
+        model = object.__new__(MODELS.get('HuggingFaceClassifier'))
+        BaseModel.__init__(model)
+        model.model = vit
+    values, _ = read(model, 'logits', 'embedding')
+    torch.testing.assert_close(values['logits'], vit(images()).logits)
+    assert values['logits'].shape == (4, 5) and values['logits'].requires_grad
+    torch.testing.assert_close(vit.classifier(values['embedding']), values['logits'])
+
+
+def test_logits_of_several_branches_are_their_sum():
+    model = nn.Sequential(Net(), Function(lambda x: [x, 2 * x])).eval()
+    values, output = read(model, 'logits')
+    torch.testing.assert_close(values['logits'], 3 * output[0])
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'efficientnet_lite0', 'mobilenetv2_050'])
+def test_class_maps_of_timm(name):
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5).eval()
+    values, output = read(model, 'cam', 'logits')
+    assert values['cam'].weight is model.get_classifier().weight
+    assert torch.equal(values['logits'], output) and min(values['cam'].shape[2:]) == 1
+    error = values['cam'].logits() - output
+    assert error.abs().max() < 1e-5 * output.abs().max()
 
 
 # Calls, sides and elements
@@ -378,10 +559,12 @@ def test_a_module_called_twice_is_ambiguous():
     with pytest.raises(ValueError) as error:
         resolve(build(RESNET), path)
     assert str(error.value) == (
-        f"terms.kd.at: one forward of the student calls module '{path}' 2 times; write "
+        f"terms.kd.at: the student calls module '{path}' 2 times in one forward; write "
         f"'{path}@0' to '{path}@1'"
     )
-    with pytest.raises(ValueError, match=f"'{path}' 2 times, so the last call is @1$"):
+    with pytest.raises(
+        ValueError, match=f"'{path}' 2 times in one forward, so the last call is @1$"
+    ):
         resolve(build(RESNET), f'{path}@2')
 
 
@@ -415,18 +598,21 @@ def test_elements_of_a_tuple():
     assert torch.equal(values['backbone[0]'], values['backbone.layer2'])
     assert torch.equal(values['backbone[-2]'], values['backbone.layer2'])
     with pytest.raises(
-        ValueError, match=r"terms.kd.at: 'backbone\[2\]' holds a tuple in the student"
+        ValueError, match=r"terms.kd.at: the student holds a tuple .* at 'backbone\[2\]'"
     ):
         resolve(model, 'backbone[2]')
 
 
 def test_what_is_no_tensor():
     # a stage of a Swin returns its tokens and their height and width
-    message = r"terms.kd.at: 'backbone.stages.3' holds a tuple .* as in 'backbone.stages.3\[0\]'"
+    message = (
+        r"holds a tuple and no tensor at 'backbone.stages.3'; .* as in 'backbone.stages.3\[0\]'"
+    )
     with pytest.raises(ValueError, match=message):
         resolve(build(SWIN_CLASSIFIER), 'backbone.stages.3', size=64)
     model = nn.Sequential(nn.Conv2d(3, 5, 1), Function(lambda x: dict(x=x)))
-    with pytest.raises(ValueError, match="'logits' holds a dict in the teacher and no tensor"):
+    message = 'terms.kd.at: the teacher has no logits: Sequential returns a dict, and a classifier'
+    with pytest.raises(ValueError, match=message):
         resolve(model, 'logits', owner='teacher')
 
 
@@ -467,7 +653,7 @@ def test_each_error_names_the_key_that_asks_for_the_tap():
 def test_modules_outside_the_forward():
     model = Net()
     model.unused = nn.Linear(8, 7)
-    with pytest.raises(ValueError, match="the student's forward does not call module 'unused'"):
+    with pytest.raises(ValueError, match="the student does not call module 'unused'"):
         resolve(model, 'unused')
 
 

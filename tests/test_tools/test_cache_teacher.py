@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from tiny import build, classifier
 
-from mmkdx.distillation.teacher_cache import CacheError, TeacherCache
+from mmkdx.distillation.cache import CacheError, CacheReader
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools/cache_teacher.py'
@@ -200,7 +200,7 @@ def whole(config, tmp_path_factory):
 
 
 def test_the_files_are_a_whole_cache(whole):
-    cache = TeacherCache(whole)
+    cache = CacheReader(whole)
     assert cache.header['taps'] == {'logits': ['tensor', 10], 'cam': ['maps', 6, 16, 16]}
     assert (cache.header['samples'], cache.header['views']) == (40, 2)
     names = [f'view-00{view}/part-0000{part}.safetensors' for view in (0, 1) for part in range(4)]
@@ -217,12 +217,12 @@ def test_a_killed_run_loses_nothing(config, run, whole, tmp_path, count):
     before = identities(folder)
     assert count <= len(before) < FILES
     with pytest.raises(CacheError, match='there is no cache|is not whole, . of 8 parts are there'):
-        TeacherCache(folder)
+        CacheReader(folder)
     run(folder)
     after = identities(folder)
     assert {path: after[path] for path in before} == before
     assert contents(folder) == contents(whole)
-    assert TeacherCache(folder).header == TeacherCache(whole).header
+    assert CacheReader(folder).header == CacheReader(whole).header
 
 
 def test_a_rank_that_is_killed_loses_nothing_and_two_write_what_one_writes(config, whole, tmp_path):
@@ -239,7 +239,7 @@ def test_a_rank_that_is_killed_loses_nothing_and_two_write_what_one_writes(confi
     before = identities(folder)
     assert 2 <= len(before) < FILES
     with pytest.raises(CacheError, match='is not whole, . of 8 parts are there'):
-        TeacherCache(folder)
+        CacheReader(folder)
     port = free_port()
     ranks = [Process(config, folder, 0, rank, 2, port) for rank in range(2)]
     for rank in ranks:
@@ -247,7 +247,7 @@ def test_a_rank_that_is_killed_loses_nothing_and_two_write_what_one_writes(confi
     after = identities(folder)
     assert {path: after[path] for path in before} == before
     assert contents(folder) == contents(whole)
-    TeacherCache(folder)
+    CacheReader(folder)
 
 
 def test_a_whole_cache_is_left_alone(run, whole, capsys):
@@ -270,14 +270,14 @@ def test_the_config_trains_from_the_cache(config, whole, tmp_path, monkeypatch):
     runner = Runner.from_cfg(cfg)
     teacher = runner.model.teachers[0]
     monkeypatch.setattr(teacher.teacher, 'forward', None)  # it does not run
-    seen, rows = [], TeacherCache.rows
+    seen, rows = [], CacheReader.rows
 
     def watch(cache, views, positions, keys, *more):
         if keys != ['signature']:
             seen.extend(zip(views, positions))
         return rows(cache, views, positions, keys, *more)
 
-    monkeypatch.setattr(TeacherCache, 'rows', watch)
+    monkeypatch.setattr(CacheReader, 'rows', watch)
     runner.train()
     assert sorted(seen) == [(view, position) for view in (0, 1) for position in range(40)]
     assert [view for view, _ in seen] == [0] * 40 + [1] * 40

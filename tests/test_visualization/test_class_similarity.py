@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from mmkdx.explain.rendering import color_table
 from mmkdx.metrics import ClassMatrices
 from mmkdx.visualization import class_similarity as module
 from mmkdx.visualization.class_similarity import (
@@ -12,6 +11,7 @@ from mmkdx.visualization.class_similarity import (
     similarity_panel,
     similarity_section,
 )
+from mmkdx.visualization.rendering import color_table
 from mmkdx.visualization.report import class_word
 
 TABLE = color_table('diverging')

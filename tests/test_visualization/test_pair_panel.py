@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmkdx.explain.rendering import color_table, overlay
 from mmkdx.visualization import pair_panel as module
 from mmkdx.visualization.pair_panel import COLUMNS, pair_panel
 from mmkdx.visualization.panel import enlarged, remark
+from mmkdx.visualization.rendering import color_table, overlay
 
 SIDE, GAP = 168, 12
 IMAGE = np.random.RandomState(0).randint(0, 255, (42, 42, 3), np.uint8)

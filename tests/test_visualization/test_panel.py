@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmkdx.explain.rendering import color_table
 from mmkdx.visualization.panel import as_rgb, explanation_panel
+from mmkdx.visualization.rendering import color_table
 
 IMAGE = np.random.RandomState(0).randint(0, 255, (32, 32, 3), np.uint8)
 LEFT = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
@@ -67,3 +67,47 @@ def test_pipelines_images_become_pictures():
     black = torch.zeros(3, 2, 2, dtype=torch.uint8)
     black[0, 0, 0] = 1
     assert as_rgb(black, False).max() == 1, 'a dark image of bytes is not taken for one from 0 to 1'
+
+
+def test_grey_images_are_drawn():
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    expected = grey[0, ..., None].expand(-1, -1, 3)
+    for image in (
+        grey,
+        grey.numpy(),
+        grey[0],
+        grey[0, ..., None].numpy(),
+        grey / 255,
+        grey.float(),
+    ):
+        picture = as_rgb(image, from_bgr=True)
+        np.testing.assert_array_equal(picture, expected)
+    panel = explanation_panel(grey, dict(student=LEFT, teacher=RIGHT))
+    np.testing.assert_array_equal(tiles(panel)[0][7::14, 7::14], expected)
+
+
+def test_images_of_unknown_normalisation_are_scaled_to_their_own_range():
+    """So an image that the pipeline normalised is not nearly black."""
+    image = torch.randint(0, 256, (3, 4, 4), generator=torch.Generator().manual_seed(0)).float()
+    image[0, 0, 0], image[2, 1, 1] = 0, 255
+    normalised = (image - 120) / 57
+    assert np.abs(as_rgb(normalised, True).astype(int) - as_rgb(image, True)).max() <= 1
+    assert (as_rgb(torch.full((3, 2, 2), -3.0)) == 0).all()
+
+
+@pytest.mark.parametrize('shape', [(2, 8, 8), (8,), (1, 3, 8, 8)])
+def test_what_is_no_image(shape):
+    with pytest.raises(ValueError, match='cannot be drawn; it must have 1 or 3 channels'):
+        as_rgb(torch.zeros(shape))
+
+
+def test_a_model_without_a_teacher_has_its_own_name(monkeypatch):
+    heads = []
+    body = np.zeros((9, 800, 3), np.uint8)
+    monkeypatch.setattr(
+        'mmkdx.visualization.panel.grid',
+        lambda pictures, lines, **options: heads.extend(each[0] for each in lines) or body,
+    )
+    explanation_panel(IMAGE, dict(student=LEFT), student='resnet18')
+    explanation_panel(IMAGE, dict(student=LEFT, teacher=RIGHT))
+    assert heads == ['input', 'resnet18', 'input', 'teacher', 'student', 'difference']

@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmkdx.explain import rendering
-from mmkdx.explain.rendering import overlay
-from mmkdx.visualization import prototypes
+from mmkdx.visualization import prototypes, rendering
 from mmkdx.visualization.prototypes import (
     GAP,
     LINE,
@@ -19,6 +17,7 @@ from mmkdx.visualization.prototypes import (
     local_sheet,
     transfer_sheet,
 )
+from mmkdx.visualization.rendering import overlay
 
 YELLOW, BLACK = (255, 255, 0), (0, 0, 0)
 MAP = torch.arange(64.0).view(8, 8)

@@ -15,9 +15,9 @@ from mmengine.runner import Runner
 from mmengine.utils import track_iter_progress
 
 from mmkdx.compat import load_checkpoint_file
+from mmkdx.datasets.push_set import push_dataloader
 from mmkdx.distillation.models import build_model, load_weights
 from mmkdx.functional.distance_correlation import class_prototypes
-from mmkdx.hooks.prototype_hooks import push_dataloader
 from mmkdx.models.taps import TapSet, evaluating, forward_tensor
 
 

@@ -31,7 +31,7 @@ from mmkdx.apis.dry_run import build_from_config
 from mmkdx.apis.runs import find_term
 from mmkdx.distillation import Distiller
 from mmkdx.functional import full_precision
-from mmkdx.models.classifier import find_classifier
+from mmkdx.models.flow import find_flow
 
 
 def parse_args() -> argparse.Namespace:
@@ -116,7 +116,7 @@ def weight_similarity(model: nn.Module | None, classes: int) -> Tensor | None:
         classes (int): How many classes there are.
     """
     try:
-        weight = full_precision(model.get_submodule(find_classifier(model)).weight.detach())
+        weight = full_precision(model.get_submodule(find_flow(model).classifier).weight.detach())
     except (AttributeError, ValueError):
         return None
     if len(weight) != classes:

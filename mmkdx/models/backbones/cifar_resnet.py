@@ -7,7 +7,7 @@ from typing import Any
 from mmpretrain.models.backbones import ResNet_CIFAR
 from mmpretrain.models.backbones.resnet import BasicBlock
 
-from mmkdx.models.backbones.staged import check_frozen_stages
+from mmkdx.arguments import flag, integer, one_of
 from mmkdx.registry import MODELS
 
 
@@ -30,8 +30,7 @@ class CIFARResNet(ResNet_CIFAR):
         **kwargs: Other arguments of mmpretrain's ``ResNet_CIFAR``.
 
     Raises:
-        KeyError: If the depth is another.
-        ValueError: If ``frozen_stages`` is out of range.
+        ValueError: If an argument is out of range.
     """
 
     arch_settings = {
@@ -51,16 +50,15 @@ class CIFARResNet(ResNet_CIFAR):
         zero_init_residual: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_frozen_stages(frozen_stages, 3)
         super().__init__(
-            depth,
-            stem_channels=stem_channels,
-            base_channels=base_channels,
+            one_of('backbone.depth', depth, tuple(self.arch_settings)),
+            stem_channels=integer('backbone.stem_channels', stem_channels, 1),
+            base_channels=integer('backbone.base_channels', base_channels, 1),
             num_stages=3,
             strides=(1, 2, 2),
             dilations=(1, 1, 1),
             out_indices=(2,),
-            frozen_stages=frozen_stages,
-            zero_init_residual=zero_init_residual,
+            frozen_stages=integer('backbone.frozen_stages', frozen_stages, -1, 3),
+            zero_init_residual=flag('backbone.zero_init_residual', zero_init_residual),
             **kwargs,
         )

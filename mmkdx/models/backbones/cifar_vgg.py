@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkdx.arguments import one_of
 from mmkdx.models.backbones.staged import FAN_OUT_NORMAL, StagedBackbone
 from mmkdx.registry import MODELS
 
@@ -37,8 +38,7 @@ class CIFARVGG(StagedBackbone):
         init_cfg: dict | list | None = FAN_OUT_NORMAL,
     ) -> None:
         super().__init__(frozen_stages, init_cfg)
-        if depth not in (8, 13):
-            raise ValueError(f'depth is {depth}; CIFARVGG has 8 and 13')
+        one_of('backbone.depth', depth, (8, 13))
         channels = 3
         for i, out in enumerate((64, 128, 256, 512, 512)):
             layers: list[nn.Module] = []

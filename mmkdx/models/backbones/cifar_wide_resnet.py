@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mmkdx.arguments import integer
 from mmkdx.models.backbones.staged import FAN_OUT_NORMAL, StagedBackbone
 from mmkdx.registry import MODELS
 
@@ -67,8 +68,11 @@ class CIFARWideResNet(StagedBackbone):
         init_cfg: dict | list | None = FAN_OUT_NORMAL,
     ) -> None:
         super().__init__(frozen_stages, init_cfg)
-        if depth < 10 or depth % 6 != 4:
-            raise ValueError(f'depth is {depth}; that of a wide ResNet is 10, 16, 22, … (6 n + 4)')
+        integer('backbone.widen_factor', widen_factor, 1)
+        if integer('backbone.depth', depth, 10) % 6 != 4:
+            raise ValueError(
+                f'backbone.depth is {depth}; that of a wide ResNet is 10, 16, 22, … (6 n + 4)'
+            )
         self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
         channels = 16
         for i, stride in enumerate((1, 2, 2)):

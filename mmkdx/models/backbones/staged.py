@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
 
+from mmkdx.arguments import integer
+
 #: Convolutions ~ N(0, 2 / fan-out) and a bias of 0 (He et al., ICCV 2015).
 FAN_OUT_NORMAL = dict(type='Kaiming', layer='Conv2d')
-
-
-def check_frozen_stages(frozen_stages: int, largest: int) -> None:
-    """Checks a backbone's ``frozen_stages``.
-
-    Args:
-        frozen_stages (int): The argument.
-        largest (int): The value that freezes all.
-
-    Raises:
-        ValueError: If it is out of range.
-    """
-    if frozen_stages not in range(-1, largest + 1):
-        raise ValueError(
-            f'frozen_stages is {frozen_stages}; it must be between -1 (nothing is frozen) and '
-            f'{largest} (the whole backbone is)'
-        )
 
 
 class StagedBackbone(BaseBackbone):
@@ -45,8 +30,9 @@ class StagedBackbone(BaseBackbone):
 
     def __init__(self, frozen_stages: int = -1, init_cfg: dict | list | None = None) -> None:
         super().__init__(init_cfg)
-        check_frozen_stages(frozen_stages, len(self.stages) - 1)
-        self.frozen_stages = frozen_stages
+        # From -1, nothing, to the last stage: the whole backbone
+        last = len(self.stages) - 1
+        self.frozen_stages = integer('backbone.frozen_stages', frozen_stages, -1, last)
 
     def train(self, mode: bool = True) -> StagedBackbone:
         """Sets the mode of all but the frozen stages."""

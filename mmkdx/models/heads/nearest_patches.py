@@ -19,8 +19,8 @@ class NearestPatches:
 
     Args:
         distances (Tensor): The squared distances of their best patches, of shape (P, k); infinite where
-            there were fewer images.
-        images (Tensor): Their positions in the data set, of shape (P, k).
+            there were fewer images, and then ``images`` and ``labels`` are -1.
+        images (Tensor): Which images they are (their ``sample_idx``), of shape (P, k).
         labels (Tensor): Their labels, of shape (P, k).
         maps (Tensor): The squared distances of all patches of the image, of shape (P, k, H, W).
         embedding (Tensor): The embeddings of the best patches, of shape (P, k, C).
@@ -82,6 +82,9 @@ def find_nearest_patches(
     result, *others = (NearestPatches(*values, nearest.size) for values in gathered)
     for other in others:
         result = result.merged(other)
+    # What was masked is no image: another copy, or of a class that does not count
+    for values in (result.images, result.labels):
+        values[result.distances.isinf()] = -1
     return result
 
 
@@ -93,6 +96,9 @@ def _of_batch(
     labels = torch.cat([sample.gt_label for sample in samples]).to(maps.device)
     images = torch.tensor([int(sample.sample_idx) for sample in samples], device=maps.device)
     distances = maps.amin((2, 3))
+    # A wrapper may show an image several times in a batch
+    again = (images[:, None] == images).tril(-1).any(1)
+    distances = distances.masked_fill(again, torch.inf)
     if classes is not None:
         distances = distances.masked_fill(~classes[:, labels], torch.inf)
     count = len(maps)

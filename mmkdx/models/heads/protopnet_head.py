@@ -8,6 +8,7 @@ import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from mmkdx.arguments import flag, number, one_of
 from mmkdx.models.heads.prototype_head import PrototypeHead, PrototypeLayer, check_counts
 from mmkdx.registry import MODELS
 
@@ -68,12 +69,7 @@ class ProtoPNetHead(PrototypeHead):
         l1_weight: float = 1e-4,
         **kwargs,
     ) -> None:
-        if add_on not in ADD_ONS:
-            raise ValueError(f'head.add_on is {add_on!r}; it must be one of {", ".join(ADD_ONS)}')
-        if similarity not in SIMILARITIES:
-            raise ValueError(
-                f'head.similarity is {similarity!r}; it must be one of {", ".join(SIMILARITIES)}'
-            )
+        one_of('head.add_on', add_on, ADD_ONS)
         check_counts(
             num_classes=num_classes,
             in_channels=in_channels,
@@ -86,11 +82,11 @@ class ProtoPNetHead(PrototypeHead):
             num_classes,
             **kwargs,
         )
-        self.similarity_kind = similarity
-        self.class_specific = class_specific
-        self.cluster_weight = cluster_weight
-        self.separation_weight = separation_weight
-        self.l1_weight = l1_weight
+        self.similarity_kind = one_of('head.similarity', similarity, SIMILARITIES)
+        self.class_specific = flag('head.class_specific', class_specific)
+        self.cluster_weight = number('head.cluster_weight', cluster_weight, 0)
+        self.separation_weight = number('head.separation_weight', separation_weight, 0)
+        self.l1_weight = number('head.l1_weight', l1_weight, 0)
         own = torch.arange(num_classes).repeat_interleave(prototypes_per_class)
         identity = own[:, None] == torch.arange(num_classes)
         #: Which class a prototype belongs to, of shape (P, K).
@@ -131,6 +127,11 @@ class ProtoPNetHead(PrototypeHead):
         before = int(self.alive.sum())
         self.alive &= ((labels == own).sum(1) >= min_same_class).to(self.alive.device)
         return before - int(self.alive.sum())
+
+    def classes_without_prototypes(self) -> list[int]:
+        """The classes all of whose prototypes are pruned."""
+        kept = self.class_identity[self.alive].any(0)
+        return (~kept).nonzero()[:, 0].tolist()
 
     def pre_logits(self, feats: Sequence[Tensor]) -> Tensor:
         """The similarities of the images to the prototypes, of shape (N, P)."""

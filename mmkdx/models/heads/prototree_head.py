@@ -10,6 +10,7 @@ from mmengine.dist import all_reduce
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from mmkdx.arguments import integer, number, one_of
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.heads.prototype_head import PrototypeHead, PrototypeLayer, check_counts
 from mmkdx.registry import MODELS
@@ -69,10 +70,7 @@ class ProtoTreeHead(PrototypeHead):
         routing: str = 'distributed',
         **kwargs,
     ) -> None:
-        if routing not in ROUTINGS:
-            raise ValueError(
-                f'head.routing is {routing!r}; it must be one of {", ".join(ROUTINGS)}'
-            )
+        one_of('head.routing', routing, ROUTINGS)
         check_counts(
             num_classes=num_classes,
             in_channels=in_channels,
@@ -106,10 +104,8 @@ class ProtoTreeHead(PrototypeHead):
         Raises:
             ValueError: If there are none.
         """
-        if num_batches < 1:
-            raise ValueError(f'num_batches is {num_batches}; an epoch needs at least one batch')
+        self.batches_per_epoch.fill_(integer('num_batches', num_batches, 1))
         self.epoch_start.copy_(self.leaves)
-        self.batches_per_epoch.fill_(num_batches)
 
     def similarity(self, distances: Tensor) -> Tensor:
         """The probability of the right turn, ``exp(-sqrt(|d| + 1e-14))`` in (0, 1]."""
@@ -198,8 +194,7 @@ class ProtoTreeHead(PrototypeHead):
         Raises:
             ValueError: If the threshold is out of range, or no leaf would be left.
         """
-        if not 0 <= threshold < 1:
-            raise ValueError(f'threshold is {threshold}; it must be at least 0 and below 1')
+        number('threshold', threshold, 0, 1, open_high=True)
         surest = full_precision(self.leaves).softmax(1).amax(1)
         keep = self._leaf_alive() & (surest > threshold)
         if not keep.any():

@@ -11,6 +11,7 @@ from mmpretrain.models.heads import ClsHead
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from mmkdx.arguments import integer
 from mmkdx.functional import full_precision, no_autocast
 
 
@@ -122,11 +123,6 @@ class PrototypeHead(ClsHead):
 
 
 def check_counts(**counts: int) -> None:
-    """Refuses arguments of a head that are no whole numbers above 0.
-
-    Raises:
-        ValueError: If one is not.
-    """
+    """Refuses arguments of a head that are not integers of at least 1."""
     for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f'head.{name} is {value!r}; it must be a whole number above 0')
+        integer(f'head.{name}', value, 1)

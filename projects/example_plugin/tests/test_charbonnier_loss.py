@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mmkdx.distillation.terms import build_term
 from mmkdx.registry import MODELS
 
 
@@ -42,6 +43,14 @@ def test_gradient():
     assert student.grad.tolist() == pytest.approx([0.4, 0.0])
 
 
-def test_eps_must_be_positive():
-    with pytest.raises(ValueError, match='CharbonnierLoss needs eps > 0, but eps=0'):
-        MODELS.build(dict(type='CharbonnierLoss', eps=0))
+@pytest.mark.parametrize('eps', [0, float('nan'), True])
+def test_eps_must_be_positive(eps):
+    with pytest.raises(ValueError, match='eps is .*; it must be a finite number above 0'):
+        MODELS.build(dict(type='CharbonnierLoss', eps=eps))
+
+
+def test_in_a_term():
+    term = build_term('fit', dict(type='CharbonnierLoss', at='features', eps=3.0, weight=2))
+    student, teacher = torch.tensor([[5.0, -3.0, 7.0]]), torch.tensor([[1.0, 1.0, 7.0]])
+    term.connect(student, teacher)
+    assert term(student, teacher).item() == pytest.approx(2 * 4 / 3, rel=1e-6)

@@ -232,7 +232,7 @@ def test_pruning():
     [
         (dict(add_on='wide'), "head.add_on is 'wide'; it must be one of regular, bottleneck"),
         (dict(similarity='cosine'), "head.similarity is 'cosine'; it must be one of log, linear"),
-        (dict(num_classes=0), 'head.num_classes is 0; it must be a whole number above 0'),
+        (dict(num_classes=0), 'head.num_classes is 0; it must be an integer of at least 1'),
         (dict(prototypes_per_class=0), 'head.prototypes_per_class is 0; it must be'),
         (dict(prototype_channels=2.5), 'head.prototype_channels is 2.5; it must be'),
     ],

@@ -583,9 +583,9 @@ def test_a_checkpoint_is_the_whole_tree():
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(num_classes=0), 'head.num_classes is 0; it must be a whole number above 0'),
+        (dict(num_classes=0), 'head.num_classes is 0; it must be an integer of at least 1'),
         (dict(in_channels=None), 'head.in_channels is None'),
-        (dict(depth=0), 'head.depth is 0; it must be a whole number above 0'),
+        (dict(depth=0), 'head.depth is 0; it must be an integer of at least 1'),
         (dict(depth=-1), 'head.depth is -1'),
         (dict(depth=2.0), 'head.depth is 2.0'),
         (dict(prototype_channels=0), 'head.prototype_channels is 0'),
@@ -602,12 +602,14 @@ def test_arguments_out_of_range(arguments, message):
 
 @pytest.mark.parametrize('threshold', [-0.1, 1, 1.5, math.nan])
 def test_threshold_out_of_range(threshold):
-    with pytest.raises(ValueError, match=f'threshold is {threshold}; it must be at least 0'):
+    with pytest.raises(
+        ValueError, match=f'threshold is {threshold}; it must be a finite number of'
+    ):
         tree().prune(threshold)
 
 
 def test_an_epoch_without_batches():
-    with pytest.raises(ValueError, match='num_batches is 0; an epoch needs at least one batch'):
+    with pytest.raises(ValueError, match='num_batches is 0; it must be an integer of at least 1'):
         tree().begin_epoch(0)
 
 

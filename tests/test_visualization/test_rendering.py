@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from mmkdx.explain.rendering import (
+from mmkdx.visualization.rendering import (
     COLORMAPS,
     color_table,
     colorize,
     difference,
     grid,
+    label_text,
     overlay,
     put_text,
 )
@@ -136,6 +137,29 @@ def test_text_is_drawn_in_its_colour_and_stays_in_its_width():
     assert np.flatnonzero((short < 255).any((0, 2)))[-1] < 22
 
 
+def test_a_class_has_its_name_and_number_where_the_font_has_its_letters():
+    classes = ['ant', 'Straßenbahn', '猫', '犬', 'chat 猫', '']
+    words = [label_text(label, classes) for label in range(7)]
+    assert words == ['ant (0)', 'Straßenbahn (1)', '2', '3', '4', '5', '6']
+    assert label_text(560, None) == '560'
+
+
+def written(text: str, width: int | None = None) -> np.ndarray:
+    picture = np.full((30, 400, 3), 255, np.uint8)
+    put_text(picture, text, 10, 20, 14, width)
+    return picture
+
+
+def test_no_two_texts_look_alike():
+    """Neither where the font has no glyphs, nor where the room is short and only the ends differ."""
+    assert (written('猫') != written('犬')).any()
+    np.testing.assert_array_equal(written('猫'), written('\\u732b'))
+    long = [written(f'a very long name of a class ({i}) 0.931', 120) for i in (24, 25)]
+    assert (long[0] != long[1]).any()
+    for picture in long:
+        assert np.flatnonzero((picture < 255).any((0, 2)))[-1] < 131
+
+
 @pytest.mark.parametrize(
     ('call', 'message'),
     [
@@ -145,7 +169,7 @@ def test_text_is_drawn_in_its_colour_and_stays_in_its_width():
         ),
         (
             lambda: overlay(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), torch.zeros(1, 2, 2), 1.5),
-            'alpha is 1.5; it must be between 0 and 1',
+            'alpha is 1.5; it must be a finite number of at least 0 and of at most 1',
         ),
         (lambda: grid([]), 'a grid needs pictures .* there are 0 and 0'),
         (lambda: grid([np.zeros((2, 2, 3), np.uint8)], [[], []]), 'there are 1 and 2'),

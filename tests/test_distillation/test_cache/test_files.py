@@ -10,10 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mmkdx.distillation import teacher_cache
-from mmkdx.distillation.teacher_cache import (
-    CacheError,
-    TeacherCache,
+from mmkdx.distillation.cache import CacheError, CacheReader, reader
+from mmkdx.distillation.cache.files import (
     finish,
     is_whole,
     prepare,
@@ -51,7 +49,8 @@ def write(folder, header=HEADER, skip=()):
     for shard in shards(header):
         if shard.name not in skip:
             write_shard(folder, header, shard, rows(shard.view, range(shard.start, shard.stop)))
-    return None if skip else finish(folder, header)
+    if not skip:
+        finish(folder, header)
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def test_the_plan_covers_each_sample_once_in_each_view():
 @pytest.mark.parametrize('keys', [['logits.values', 'logits.index'], ['signature']])
 def test_rows_come_in_the_order_that_is_asked_for(cache, keys):
     views, positions = [1, 0, 0, 1, 1, 0, 0], [9, 0, 5, 3, 3, 8, 4]
-    found = TeacherCache(cache).rows(views, positions, keys)
+    found = CacheReader(cache).rows(views, positions, keys)
     assert set(found) == set(keys)
     for key in keys:
         expected = torch.cat([rows(*each)[key] for each in zip(views, [[p] for p in positions])])
@@ -90,14 +89,22 @@ def test_shards_are_plain_safetensors_and_say_what_they_are(cache):
     index = json.loads((cache / 'cache.json').read_text())
     sizes = [(cache / name).stat().st_size for name in index['shards']]
     assert [entry['size'] for entry in index['shards'].values()] == sizes
-    assert finish(cache, HEADER) == sum(sizes)
+    assert sizes == [entry.stat().st_size for entry in sorted(cache.rglob('*.safetensors'))]
+
+
+def test_the_format_does_not_change(cache):
+    """Caches of other versions stay readable: the checksum of an earlier version for these tensors."""
+    index = json.loads((cache / 'cache.json').read_text())
+    assert index['shards']['view-000/part-00000.safetensors']['sha256'] == (
+        '9f262015e80cfa8c762f77a0bbf2d9992983117171c8170b3d2eae608ab0a9e8'
+    )
 
 
 def test_a_shard_is_verified_once_when_it_is_read_first(cache, monkeypatch):
-    found, checked = TeacherCache(cache), []
-    checksum = teacher_cache._checksum
+    found, checked = CacheReader(cache), []
+    checksum = reader.checksum
     monkeypatch.setattr(
-        teacher_cache, '_checksum', lambda *args: checked.append(args[1].name) or checksum(*args)
+        reader, 'checksum', lambda *args: checked.append(args[1].name) or checksum(*args)
     )
     for _ in range(2):
         found.rows([1, 1], [4, 7], ['signature'])
@@ -110,7 +117,7 @@ def test_one_changed_bit_is_found(cache, place):
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-    found = TeacherCache(cache)
+    found = CacheReader(cache)
     found.rows([0], [0], ['signature'])
     with pytest.raises(
         CacheError, match='view-000/part-00002.safetensors is damaged; .*cache_teacher.py CONFIG'
@@ -125,7 +132,7 @@ def test_exchanged_shards_are_found(cache):
     one, other = first.read_bytes(), second.read_bytes()
     first.write_bytes(other), second.write_bytes(one)
     with pytest.raises(CacheError, match='view-000/part-00000.safetensors is damaged'):
-        TeacherCache(cache).rows([0], [0], ['signature'])
+        CacheReader(cache).rows([0], [0], ['signature'])
     assert not is_whole(cache, HEADER, shards(HEADER)[0])
 
 
@@ -136,14 +143,14 @@ def test_truncated_and_missing_shards_are_found_at_once(cache):
     with pytest.raises(
         CacheError, match=f'part-00001.safetensors has {size - 5} bytes, not {size}'
     ):
-        TeacherCache(cache)
+        CacheReader(cache)
     assert [is_whole(cache, HEADER, shard) for shard in shards(HEADER)][:3] == [True, False, True]
     for left in (5, 0):
         os.truncate(path, left)
         assert not is_whole(cache, HEADER, shards(HEADER)[1])
     path.unlink()
     with pytest.raises(CacheError, match='part-00001.safetensors is missing; .*cache_teacher.py'):
-        TeacherCache(cache)
+        CacheReader(cache)
     with pytest.raises(CacheError, match='part-00001.safetensors was not written'):
         finish(cache, HEADER)
 
@@ -152,7 +159,7 @@ def test_no_cache(tmp_path):
     with pytest.raises(
         CacheError, match='there is no cache .*nowhere; write it first: python tools'
     ):
-        TeacherCache(tmp_path / 'nowhere')
+        CacheReader(tmp_path / 'nowhere')
 
 
 def test_a_cache_that_is_not_whole(tmp_path):
@@ -160,13 +167,13 @@ def test_a_cache_that_is_not_whole(tmp_path):
     with pytest.raises(
         CacheError, match='is not whole, 4 of 6 parts are there; .*cache_teacher.py'
     ):
-        TeacherCache(tmp_path)
+        CacheReader(tmp_path)
 
 
 @pytest.mark.parametrize('content', ['', '[]', '{"header": 1}', '{"header'])
 def test_a_damaged_index(cache, content):
     (cache / 'cache.json').write_text(content)
-    for action in (lambda: TeacherCache(cache), lambda: prepare(cache, HEADER)):
+    for action in (lambda: CacheReader(cache), lambda: prepare(cache, HEADER)):
         with pytest.raises(CacheError, match='cache.json is damaged; remove this file'):
             action()
 
@@ -175,13 +182,13 @@ def test_the_format_of_another_version(cache):
     path = cache / 'cache.json'
     path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
     with pytest.raises(CacheError, match=r'what differs: the format \(7, not 1\)'):
-        TeacherCache(cache)
+        CacheReader(cache)
 
 
 @pytest.mark.parametrize('views, positions', [([0, 2], [0, 0]), ([0, 0], [0, 10])])
 def test_what_is_not_in_the_cache(cache, views, positions):
     with pytest.raises(CacheError, match='holds 2 views of 10 images, and view . and image'):
-        TeacherCache(cache).rows(views, positions, ['signature'])
+        CacheReader(cache).rows(views, positions, ['signature'])
 
 
 @pytest.mark.parametrize(
@@ -249,7 +256,7 @@ def test_a_writer_that_is_killed_leaves_whole_shards_and_no_whole_cache(tmp_path
     there = [shard for shard in plan if (tmp_path / shard.name).is_file()]
     assert len(there) < len(plan) and all(is_whole(tmp_path, header, shard) for shard in there)
     with pytest.raises(CacheError, match='there is no cache|is not whole, '):
-        TeacherCache(tmp_path)
+        CacheReader(tmp_path)
 
 
 def test_rows_of_many_shards_are_those_of_an_array(tmp_path):
@@ -257,6 +264,6 @@ def test_rows_of_many_shards_are_those_of_an_array(tmp_path):
     write(tmp_path, header)
     generator = np.random.default_rng(0)
     views, positions = generator.integers(2, size=200), generator.integers(100, size=200)
-    found = TeacherCache(tmp_path).rows(views.tolist(), positions.tolist(), ['logits.values'])
+    found = CacheReader(tmp_path).rows(views.tolist(), positions.tolist(), ['logits.values'])
     whole = np.stack([rows(view, range(100))['logits.values'].numpy() for view in (0, 1)])
     assert np.array_equal(found['logits.values'].numpy(), whole[views, positions])

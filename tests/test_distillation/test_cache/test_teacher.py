@@ -12,16 +12,10 @@ from tiny import build, classifier, distiller, total
 from torch.utils.data import DataLoader
 
 from mmkdx.datasets import Digits, SeededViews, ViewSampler
-from mmkdx.distillation import cached_teacher
-from mmkdx.distillation.cached_teacher import (
-    CachedTeacher,
-    decode,
-    encode,
-    fingerprint,
-    signature,
-    write_cache,
-)
-from mmkdx.distillation.teacher_cache import CacheError
+from mmkdx.distillation.cache import CachedTeacher, CacheError, CacheWriter, identity
+from mmkdx.distillation.cache import teacher as cached_teacher
+from mmkdx.distillation.cache import writer as cache_writer
+from mmkdx.distillation.cache.identity import fingerprint, signature
 from mmkdx.distillation.teachers import Teacher, build_teacher
 
 PREPROCESSOR = dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3)
@@ -54,7 +48,7 @@ def model(teacher, folder=None, terms=TERMS, preprocessor=PREPROCESSOR, **cached
     """A student, always with the same weights, and its teacher or what is stored of it."""
     torch.manual_seed(0)
     if folder is not None:
-        teacher = dict(type='CachedTeacher', teacher=teacher, cache=str(folder), **cached)
+        teacher = dict(dict(type='CachedTeacher', teacher=teacher, cache=str(folder)), **cached)
     student = dict(classifier(4, classes=10), data_preprocessor=preprocessor)
     return distiller(copy.deepcopy(terms), student=student, teacher=teacher, input_size=32)
 
@@ -71,7 +65,7 @@ def loader(dataset, **kwargs):
 
 
 def write(distilling, dataset, shard_size=8):
-    write_cache(distilling, distilling.teachers[0], loader(dataset), shard_size)
+    CacheWriter(distilling, distilling.teachers[0], loader(dataset), shard_size).write()
     return distilling
 
 
@@ -111,44 +105,25 @@ def train(distilling, dataset, epochs=2):
 # What is stored
 
 
-def test_of_the_top_k_the_probabilities_are_exact():
-    # exp of them: 1, 2, 4, 8, 3; of the others than 8 and 4 the mean is 2
-    logits = torch.tensor([[1.0, 2, 4, 8, 3]]).log()
-    stored = encode(logits, top_k=2)
-    assert stored['index'].tolist() == [[3, 2]] and stored['index'].dtype == torch.int16
-    assert stored['rest'].item() == pytest.approx(math.log(2), abs=1e-3)
-    found = decode(stored, 5)
-    assert found.dtype == torch.float32
-    expected = torch.tensor([[2, 2, 4, 8, 2.0]]) / 18
-    torch.testing.assert_close(found.softmax(1), expected, atol=2e-4, rtol=0)
-    assert {key: value.dtype for key, value in stored.items()} == dict(
-        values=torch.float16, index=torch.int16, rest=torch.float16
+def test_what_is_stored_is_in_half_precision(checkpoint, tmp_path):
+    cached = model(
+        plain(checkpoint), tmp_path, dict(TERMS, fit=dict(type='MSELoss', at='features'))
     )
-
-
-@pytest.mark.parametrize('k', [1, 7, 99])
-def test_top_k_of_random_logits(k):
-    logits = 4 * torch.randn(16, 100, generator=torch.Generator().manual_seed(k))
-    found = decode(encode(logits, k), 100)
-    top = logits.topk(k).indices
-    torch.testing.assert_close(
-        found.softmax(1).gather(1, top), logits.softmax(1).gather(1, top), atol=2e-3, rtol=1e-2
-    )
-    others = found.scatter(1, top, math.nan)
-    assert all(len(row[~row.isnan()].unique()) == 1 for row in others)
-
-
-def test_more_classes_than_16_bits_count():
-    logits = torch.zeros(1, 40000)
-    logits[0, 39999] = 1
-    stored = encode(logits, 1)
-    assert stored['index'].dtype == torch.int32 and stored['index'].item() == 39999
-    assert decode(stored, 40000).argmax() == 39999
-
-
-def test_whole_outputs_are_stored_as_they_are():
-    values = torch.randn(3, 4, 2, 2)
-    assert torch.equal(decode(encode(values), 4), values.half().float())
+    teacher, inputs = cached.teachers[0], torch.randn(3, 3, 32, 32)
+    teacher.teacher.load()
+    values = teacher.teacher(inputs)
+    rows = teacher.outputs(inputs)
+    assert torch.equal(rows['logits.values'], values['logits'].half())
+    assert torch.equal(rows['features.values'], values['features'].half())
+    assert torch.equal(rows['cam.values'], values['cam'].features.half())
+    assert torch.equal(rows['signature'], signature(inputs)) and len(rows) == 4
+    teacher.top_k, logits = 3, values['logits']
+    rows = teacher.outputs(inputs)
+    assert torch.equal(rows['logits.values'], logits.topk(3).values.half())
+    assert torch.equal(rows['logits.index'], logits.topk(3).indices.to(torch.int16))
+    rest = logits.sort().values[:, :7].exp().mean(1, keepdim=True).log()
+    assert rows['logits.rest'].dtype == torch.float16
+    torch.testing.assert_close(rows['logits.rest'].float(), rest, rtol=1e-3, atol=1e-3)
 
 
 def test_signatures_tell_images_apart_and_not_rounding():
@@ -162,9 +137,9 @@ def test_signatures_tell_images_apart_and_not_rounding():
     def change(other):
         return ((signature(other) - found).abs().amax(1) / scale).min().item()
 
-    assert change(images.half().float()) < cached_teacher.TOLERANCE / 4
+    assert change(images.half().float()) < identity.TOLERANCE / 4
     for other in (images.roll(1, 3), images.flip(3), 1.01 * images, images.roll(1, 0)):
-        assert change(other) > 2 * cached_teacher.TOLERANCE
+        assert change(other) > 2 * identity.TOLERANCE
 
 
 def test_a_fingerprint_is_of_weights_normalisation_and_precision(checkpoint):
@@ -251,7 +226,6 @@ def test_pooled_maps_are_pooled_maps(checkpoint, tmp_path):
                 type='CATLoss',
                 class_select='topk',
                 num_classes_selected=4,
-                selection_logits='model',
                 binarize=True,
             ),
             None,
@@ -431,8 +405,10 @@ def test_images_of_another_size(checkpoint, folder):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(top_k=0), 'teacher.top_k is 0; it must be at least 1, or None'),
-        (dict(resolution='2'), "teacher.resolution is '2'; it must be at least 1"),
+        (dict(top_k=0), 'teacher.top_k is 0; it must be an integer of at least 1'),
+        (dict(resolution='2'), "teacher.resolution is '2'; it must be an integer of at least 1"),
+        (dict(top_k=True), 'teacher.top_k is True; it must be an integer of at least 1'),
+        (dict(cache=None), 'teacher.cache is None; it must be the path of a folder'),
         (dict(top_k=10), 'teacher.top_k is 10 and there are 10 classes; leave top_k out'),
         (dict(resolution=17), 'teacher.resolution is 17 and the class maps have 16 positions'),
         # of CATLoss, which would see repeated positions
@@ -493,23 +469,29 @@ def test_data_without_views_are_not_written(checkpoint, tmp_path):
 # Writing
 
 
-def test_a_cache_is_written_whole_then_left_alone_and_mended(checkpoint, tmp_path, capsys):
-    cached = write(model(plain(checkpoint), tmp_path), data())
-    assert '6 of 6 files to write' in capsys.readouterr().out
+def test_a_cache_is_written_whole_then_left_alone_and_mended(checkpoint, tmp_path, capfd):
+    def writer():
+        return CacheWriter(cached, cached.teachers[0], loader(data()), 8)
+
+    cached, seen = model(plain(checkpoint), tmp_path), []
+    first = writer()
+    assert len(first.files) == len(first.missing) == 6 and not first.whole
+    first.write(seen.append)
+    assert seen == [8, 8, 4] * 2
     files = sorted(tmp_path.rglob('*.safetensors'))
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in files}
-    write(cached, data())
-    assert 'is whole: 6 files' in capsys.readouterr().out
+    assert writer().whole and writer().missing == []
     files[2].write_bytes(files[2].read_bytes()[:-1] + b'x')
     files[4].unlink()
-    write(cached, data())
-    out = capsys.readouterr().out
-    assert '2 of 6 files to write' in out and '12 images in' in out
+    second = writer()
+    assert [tmp_path / shard.name for shard in second.missing] == [files[2], files[4]]
+    second.write()
     for path in files:
         assert path.read_bytes() == before[path][1]
         kept = path.stat().st_ino == before[path][0]
         assert kept or path in (files[2], files[4])
     cached.init_weights()
+    assert capfd.readouterr().out == ''
 
 
 def test_a_broken_off_cache_is_not_read(checkpoint, tmp_path, monkeypatch):
@@ -521,8 +503,8 @@ def test_a_broken_off_cache_is_not_read(checkpoint, tmp_path, monkeypatch):
         written.append(args[2].name)
         original(*args)
 
-    original = cached_teacher.write_shard
-    monkeypatch.setattr(cached_teacher, 'write_shard', power_cut)
+    original = cache_writer.write_shard
+    monkeypatch.setattr(cache_writer, 'write_shard', power_cut)
     with pytest.raises(KeyboardInterrupt):
         write(cached, data())
     with pytest.raises(CacheError, match='is not whole, 4 of 6 parts are there'):
@@ -531,6 +513,14 @@ def test_a_broken_off_cache_is_not_read(checkpoint, tmp_path, monkeypatch):
         write(cached, data(), shard_size=9)
     with pytest.raises(CacheError, match="what differs: the teacher's weights"):
         write(model(plain(checkpoint, dtype='float32'), tmp_path), data())
+
+
+@pytest.mark.parametrize('size', [0, 2.5, True, math.nan])
+def test_bad_sizes_of_files(checkpoint, tmp_path, size):
+    with pytest.raises(
+        ValueError, match=f'shard_size is {size}; it must be an integer of at least 1'
+    ):
+        write(model(plain(checkpoint), tmp_path), data(), shard_size=size)
 
 
 def test_a_teacher_without_weights_is_not_written(tmp_path):

@@ -14,9 +14,11 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mmkdx.arguments import number
 from mmkdx.functional import degenerate_maps, normalize_maps, resize_maps
 
 #: Sequential colour maps, all of OpenCV; 'jet' is for comparison with papers, as its lightness goes up
@@ -77,8 +79,7 @@ def overlay(
     Raises:
         ValueError: If there is no such colour map, or alpha is out of range.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f'alpha is {alpha}; it must be between 0 and 1')
+    number('alpha', alpha, 0, 1)
     scaled = normalize_maps(maps, relu)
     colors = colorize(resize_maps(scaled, images.shape[1:3]), cmap).float()
     # Under the colours the image is grey, so that hue belongs to the map alone.
@@ -135,7 +136,9 @@ def put_text(
     width: int | None = None,
     color: Sequence[int] = (32, 32, 32),
 ) -> None:
-    """Writes one line of text into a picture, shortened to the width there is.
+    """Writes one line of text into a picture, without its middle where there is too little room.
+
+    Letters that the font lacks are written as their Unicode numbers, so that no two texts look alike.
 
     Args:
         picture (np.ndarray): RGB, uint8 of shape (H, W, 3), changed in place.
@@ -148,21 +151,56 @@ def put_text(
     """
     font = _font(height)
     width = picture.shape[1] - left if width is None else width
+    text = ''.join(each if is_drawable(each) else f'\\u{ord(each):04x}' for each in text)
     if font.getlength(text) > width:
-        while text and font.getlength(f'{text}…') > width:
-            text = text[:-1]
-        text = f'{text.rstrip()}…'
+        # The end stays as well: there stand a class's number and its score
+        count = len(text) - 1
+        while count and font.getlength(_without_middle(text, count)) > width:
+            count -= 1
+        text = _without_middle(text, count)
     canvas = Image.fromarray(picture)
     ImageDraw.Draw(canvas).text((left, baseline), text, tuple(color), font, anchor='ls')
     picture[:] = np.asarray(canvas)
 
 
+def label_text(label: int, classes: Sequence[str] | None) -> str:
+    """How a picture names a class: 'football helmet (560)'.
+
+    Args:
+        label (int): The class.
+        classes (Sequence[str], optional): The names of the classes, None where they are not known.
+
+    Returns:
+        str: Its name and number; the number alone where there is no name, or no glyph for a letter.
+    """
+    name = classes[label] if classes is not None and label < len(classes) else ''
+    return f'{name} ({label})' if name and is_drawable(name) else f'{label}'
+
+
+def is_drawable(text: str) -> bool:
+    """Whether the font has a glyph for each letter of a text."""
+    return _letters().issuperset(map(ord, text))
+
+
+def _without_middle(text: str, count: int) -> str:
+    """A text's first and last letters, ``count`` in all, with room for ' (560) 0.931' at the end."""
+    end = min(12, count * 2 // 3)
+    return f'{text[: count - end].rstrip()}…{text[len(text) - end :]}'
+
+
+# DejaVu Sans comes with matplotlib, on which mmengine depends. OpenCV's own fonts have no letters
+# beyond ASCII, and class names have.
+_FONT = str(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf')
+
+
 @lru_cache
 def _font(height: int) -> ImageFont.FreeTypeFont:
-    # DejaVu Sans comes with matplotlib, on which mmengine depends. OpenCV's own fonts have no letters
-    # beyond ASCII, and class names have.
-    path = Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf'
-    return ImageFont.truetype(str(path), height)
+    return ImageFont.truetype(_FONT, height)
+
+
+@lru_cache
+def _letters() -> frozenset[int]:
+    return frozenset(FT2Font(_FONT).get_charmap())
 
 
 def grid(

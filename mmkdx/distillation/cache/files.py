@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -28,6 +27,8 @@ from mmkdx.version import __version__
 FORMAT = 1
 INDEX = 'cache.json'
 COMMAND = 'python tools/cache_teacher.py CONFIG'
+#: The end of messages about a cache that is not whole.
+AGAIN = f'what is missing is written by: {COMMAND}'
 
 #: The keys of a header, and how messages call them.
 HEADER = {
@@ -103,7 +104,7 @@ def write_shard(
         shard (Shard): Which shard.
         tensors (dict[str, Tensor]): Tensors on the CPU with a row for each of its samples.
     """
-    metadata = dict(header=header, sha256=_checksum(header, shard, tensors))
+    metadata = dict(header=header, sha256=checksum(header, shard, tensors))
     path = folder / shard.name
     path.parent.mkdir(parents=True, exist_ok=True)
     # One entry, since safetensors writes several in any order, and equal shards are to be equal files
@@ -117,14 +118,14 @@ def is_whole(folder: Path, header: Mapping[str, Any], shard: Shard) -> bool:
         CacheError: If the file is there and belongs to another cache.
     """
     path = folder / shard.name
-    metadata = _metadata(path)
+    metadata = metadata_of(path)
     if metadata is None:
         return False
     differ = differences(metadata['header'], header)
     if differ:
         raise foreign(folder, differ)
     try:
-        return metadata['sha256'] == _checksum(header, shard, load_file(path))
+        return metadata['sha256'] == checksum(header, shard, load_file(path))
     except SafetensorError:  # truncated
         return False
 
@@ -144,159 +145,41 @@ def prepare(folder: Path, header: Mapping[str, Any]) -> None:
         CacheError: If the folder holds another cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    present = _any_header(folder)
+    present = any_header(folder)
     if present is not None and (differ := differences(present, header)):
         raise foreign(folder, differ)
     for path in folder.rglob('*.tmp'):
         path.unlink()
 
 
-def finish(folder: Path, header: Mapping[str, Any]) -> int:
+def finish(folder: Path, header: Mapping[str, Any]) -> None:
     """Declares a cache whole, when it is.
-
-    Args:
-        folder (Path): The folder.
-        header (Mapping): The header of the cache.
-
-    Returns:
-        int: The bytes of all shards.
 
     Raises:
         CacheError: If a shard is missing.
     """
     entries = {}
     for shard in shards(header):
-        metadata = _metadata(folder / shard.name)
+        metadata = metadata_of(folder / shard.name)
         if metadata is None:
-            raise CacheError(f'teacher.cache: {folder / shard.name} was not written; {_again()}')
+            raise CacheError(f'teacher.cache: {folder / shard.name} was not written; {AGAIN}')
         size = (folder / shard.name).stat().st_size
         entries[shard.name] = dict(sha256=metadata['sha256'], size=size)
     content = dict(header=header, mmkdx=__version__, shards=entries)
     _write(folder / INDEX, json.dumps(content, indent=1).encode())
-    return sum(entry['size'] for entry in entries.values())
 
 
-class TeacherCache:
-    """A whole cache, for reading. Shards are mapped into memory when they are read first.
-
-    Args:
-        folder (str | os.PathLike): The folder.
-
-    Attributes:
-        header (dict): What the outputs are of; its keys are those of ``HEADER``.
-
-    Raises:
-        CacheError: If there is no cache, or it is not whole.
-    """
-
-    def __init__(self, folder: str | os.PathLike) -> None:
-        self.folder = Path(folder)
-        content = _index(self.folder)
-        if content is None:
-            present = _any_header(self.folder)
-            if present is None:
-                raise CacheError(f'teacher.cache: there is no cache {self.folder}; {_write_it()}')
-            plan = shards(present)
-            there = sum((self.folder / shard.name).is_file() for shard in plan)
-            raise CacheError(
-                f'teacher.cache: {self.folder} is not whole, {there} of {len(plan)} parts are there; '
-                f'{_again()}'
-            )
-        self.header: dict[str, Any] = content['header']
-        if self.header.get('format') != FORMAT:
-            raise foreign(self.folder, differences(self.header, dict(format=FORMAT)))
-        self._entries: dict[str, dict] = content['shards']
-        for name, entry in self._entries.items():
-            path = self.folder / name
-            size = path.stat().st_size if path.is_file() else None
-            if size != entry['size']:
-                what = 'is missing' if size is None else f'has {size} bytes, not {entry["size"]}'
-                raise CacheError(f'teacher.cache: {path} {what}; {_again()}')
-        self._plan = shards(self.header)
-        self._opened: list[dict[str, np.ndarray] | None] = [None] * len(self._plan)
-
-    def rows(
-        self,
-        views: list[int],
-        positions: list[int],
-        keys: Collection[str],
-        pin_memory: bool = False,
-    ) -> dict[str, Tensor]:
-        """The stored rows of samples, in their order.
-
-        Args:
-            views (list[int]): The view of each sample.
-            positions (list[int]): Its position in the data set.
-            keys (Collection[str]): Which tensors.
-            pin_memory (bool): Whether they are made for a copy to a GPU in the background. Defaults to
-                False.
-
-        Returns:
-            dict[str, Tensor]: Tensors on the CPU with a row for each sample, as they were written.
-
-        Raises:
-            CacheError: If a view or position is not in the cache, or a shard is damaged.
-        """
-        size, samples, present = (self.header[key] for key in ('shard_size', 'samples', 'views'))
-        if max(views) >= present or max(positions) >= samples:
-            raise CacheError(
-                f'teacher.cache: {self.folder} holds {present} views of {samples} images, and view '
-                f'{max(views)} and image {max(positions)} are asked for; let SeededViews have no more '
-                'views than that, or write another cache'
-            )
-        part, row = np.divmod(positions, size)
-        number = np.array(views) * -(-samples // size) + part
-        # Samples of one shard stand together in this order
-        order = number.argsort()
-        ends = [*(np.flatnonzero(np.diff(number[order])) + 1).tolist(), len(order)]
-        out: dict[str, Tensor] = {}
-        start = 0
-        for end in ends:
-            places = order[start:end]
-            start, rows = end, row[places]
-            shard = int(number[places[0]])
-            opened = self._opened[shard]
-            if opened is None:
-                opened = self._opened[shard] = self._open(self._plan[shard])
-            for key in keys:
-                value = opened[key]
-                if key not in out:
-                    shape, dtype = (len(views), *value.shape[1:]), getattr(torch, value.dtype.name)
-                    out[key] = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
-                out[key].numpy()[places] = value[rows]
-        return out
-
-    def _open(self, shard: Shard) -> dict[str, np.ndarray]:
-        path = self.folder / shard.name
-        try:
-            tensors = load_file(path)
-            whole = self._entries[shard.name]['sha256'] == _checksum(self.header, shard, tensors)
-        except (SafetensorError, OSError):
-            whole = False
-        if not whole:
-            raise CacheError(f'teacher.cache: {path} is damaged; {_again()}')
-        return {key: value.numpy() for key, value in tensors.items()}
-
-
-def _write_it() -> str:
-    return f'write it first: {COMMAND}'
-
-
-def _again() -> str:
-    return f'what is missing is written by: {COMMAND}'
-
-
-def _checksum(header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]) -> str:
+def checksum(header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]) -> str:
     """The checksum of tensors, of their names and types, and of the place to which they belong."""
-    checksum = hashlib.sha256(json.dumps([header, shard.name], sort_keys=True).encode())
+    found = hashlib.sha256(json.dumps([header, shard.name], sort_keys=True).encode())
     for name in sorted(tensors):
         array = tensors[name].numpy()
-        checksum.update(f'{name} {array.dtype} {array.shape}'.encode())
-        checksum.update(np.ascontiguousarray(array))
-    return checksum.hexdigest()
+        found.update(f'{name} {array.dtype} {array.shape}'.encode())
+        found.update(np.ascontiguousarray(array))
+    return found.hexdigest()
 
 
-def _metadata(path: Path) -> dict[str, Any] | None:
+def metadata_of(path: Path) -> dict[str, Any] | None:
     """What a shard says of itself, also where its end is missing; None where it says nothing."""
     try:
         with path.open('rb') as file:
@@ -308,7 +191,7 @@ def _metadata(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _index(folder: Path) -> dict[str, Any] | None:
+def read_index(folder: Path) -> dict[str, Any] | None:
     """The content of ``cache.json``, None where there is none.
 
     Raises:
@@ -327,17 +210,13 @@ def _index(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def _any_header(folder: Path) -> dict[str, Any] | None:
+def any_header(folder: Path) -> dict[str, Any] | None:
     """The header of the cache in a folder, whole or not; None where there is none."""
-    content = _index(folder)
+    content = read_index(folder)
     if content is not None:
         return content['header']
-    found = (_metadata(path) for path in _files(folder))
+    found = map(metadata_of, sorted(folder.glob('view-*/part-*.safetensors')))
     return next((metadata['header'] for metadata in found if metadata), None)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return iter(sorted(folder.glob('view-*/part-*.safetensors')))
 
 
 def _write(path: Path, content: bytes) -> None:

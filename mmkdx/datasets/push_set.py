@@ -1,0 +1,108 @@
+"""The images that prototypes are projected onto."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch.utils.data import DataLoader
+
+from mmkdx.datasets.wrappers import (
+    class_names,
+    config_pipeline,
+    images,
+    labels,
+    leaves,
+    with_pipeline,
+)
+
+#: Transforms whose names hold one of these draw random numbers.
+_RANDOM = ('random', 'augment', 'jitter', 'erasing', 'mixup', 'cutmix')
+
+
+def push_dataloader(cfg: Config, dataloader: dict | None = None) -> dict:
+    """The config of the images that prototypes are projected onto.
+
+    Args:
+        cfg (Config): The config of a run.
+        dataloader (dict, optional): ``PrototypePushHook.dataloader``. Defaults to None: what the
+            config has under ``push_dataloader``, else the training data with the pipeline of the
+            validation.
+
+    Returns:
+        dict: The config of a data loader, a copy.
+
+    Raises:
+        ValueError: If it cannot be made of the training data.
+    """
+    dataloader = cfg.get('push_dataloader') if dataloader is None else dataloader
+    if dataloader is not None:
+        return copy.deepcopy(dataloader)
+    if not cfg.get('train_dataloader') or not cfg.get('val_dataloader'):
+        raise ValueError(
+            'PrototypePushHook.dataloader is missing, and it cannot be made without train_dataloader '
+            'and val_dataloader in the config'
+        )
+    config = copy.deepcopy(cfg.train_dataloader)
+    transforms = config_pipeline(cfg.val_dataloader.dataset)
+    config.dataset = with_pipeline(config.dataset, transforms)
+    for key in ('batch_sampler', 'drop_last'):
+        config.pop(key, None)
+    config.sampler = dict(type='DefaultSampler', shuffle=False)
+    return config
+
+
+def check_push_set(dataloader: DataLoader, num_classes: int) -> None:
+    """Refuses images to project onto that are augmented, or that miss a class.
+
+    Args:
+        dataloader (DataLoader): The images.
+        num_classes (int): The number of the network's classes.
+
+    Raises:
+        ValueError: If so, or an image has no class, or several.
+    """
+    dataset = dataloader.dataset
+    named = [
+        type(each).__name__
+        for leaf in leaves(dataset)
+        for each in getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
+        if any(word in type(each).__name__.lower() for word in _RANDOM)
+    ]
+    if named or _differs(dataset):
+        what = f'is augmented by {named[0]}' if named else 'yields another image at each reading'
+        raise ValueError(
+            f'PrototypePushHook.dataloader {what}; prototypes are projected onto images as they are, '
+            'so leave random transforms out of its pipeline'
+        )
+    if missing := np.flatnonzero(images_of_classes(dataset, num_classes) == 0).tolist():
+        raise ValueError(
+            f'PrototypePushHook.dataloader has no image of {len(missing)} of the {num_classes} classes '
+            f'({listed(missing, class_names(dataset))}), so their prototypes could not be projected'
+        )
+
+
+def images_of_classes(dataset: Any, num_classes: int) -> np.ndarray:
+    """The number of images of each class, of shape (num_classes, ); copies of an image count once."""
+    classes = labels(dataset)[list(images(dataset).values())]
+    return np.bincount(classes, minlength=num_classes)
+
+
+def listed(classes: Sequence[int], names: Sequence[str] | None, most: int = 5) -> str:
+    """Classes in words, by name and index: ``cat (0), dog (1)``."""
+    words = [f'{names[label]} ({label})' if names else f'{label}' for label in classes[:most]]
+    return ', '.join(words) + (', ...' if len(classes) > most else '')
+
+
+def _differs(dataset: Any) -> bool:
+    """Whether one of eight images, spread over the data set, differs when it is read again."""
+    return any(
+        not torch.equal(
+            torch.as_tensor(dataset[i]['inputs']), torch.as_tensor(dataset[i]['inputs'])
+        )
+        for i in np.unique(np.linspace(0, len(dataset) - 1, 8).astype(int)).tolist()
+    )

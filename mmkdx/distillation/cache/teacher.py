@@ -1,0 +1,274 @@
+"""A teacher whose outputs are computed once, into files, and read while the student trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmkdx.arguments import integer
+from mmkdx.distillation.cache.files import COMMAND, CacheError, differences, foreign
+from mmkdx.distillation.cache.identity import fingerprint, other_images, signature
+from mmkdx.distillation.cache.reader import CacheReader
+from mmkdx.distillation.teachers import BaseTeacher, build_teacher
+from mmkdx.functional import ClassMaps
+from mmkdx.functional.class_maps import first_tensor
+from mmkdx.models.taps import find_tap
+from mmkdx.registry import MODELS
+
+#: How many batches of a run are compared with the images that the teacher saw.
+COMPARED_BATCHES = 3
+
+
+@MODELS.register_module()
+class CachedTeacher(BaseTeacher):
+    """A frozen teacher whose outputs are read from files that ``tools/cache_teacher.py`` wrote.
+
+    The training images must be those that the teacher saw: a data set in ``SeededViews``. They are
+    checked, by what the data set says of itself in each batch and by the images of the first three.
+
+    Outputs are stored in half precision, those of the taps that terms read. Before ``load``, as in a
+    dry run, the teacher itself runs. Its model stays beside the cache for what needs a model, like
+    explanations.
+
+    Storing logits beside the augmentations' seeds follows Shen and Xing, "A Fast Knowledge
+    Distillation Framework for Visual Recognition", ECCV 2022, and Wu et al., "TinyViT", ECCV 2022.
+
+    Args:
+        teacher (dict | str | nn.Module): The teacher, in any form that ``Distiller`` takes.
+        cache (str): The folder.
+        top_k (int, optional): Of the logits only so many are stored, the largest, and for all others
+            together the logarithm of their mean exponential: at temperature 1 the probabilities of
+            the largest ones are exact. Defaults to None (all).
+        resolution (int, optional): Of class maps (the tap 'cam') the features are stored, which the
+            classifier's weights turn into maps when they are read; with this average-pooled to
+            resolution × resolution, which is exact for ``CATLoss`` of that resolution. Defaults to None
+            (not pooled).
+
+    Raises:
+        ValueError: If an argument is out of range, or the teacher is trained along with the student.
+    """
+
+    def __init__(
+        self, teacher: Any, cache: str, top_k: int | None = None, resolution: int | None = None
+    ) -> None:
+        super().__init__()
+        for key, value in (('top_k', top_k), ('resolution', resolution)):
+            if value is not None:
+                integer(f'teacher.{key}', value, 1)
+        if not isinstance(cache, (str, os.PathLike)):
+            raise ValueError(f'teacher.cache is {cache!r}; it must be the path of a folder')
+        self.teacher = build_teacher(teacher)
+        if self.teacher.trained_along:
+            raise ValueError(
+                f'teacher.teacher: a {type(self.teacher).__name__} changes while the student trains, '
+                'so its outputs cannot be stored'
+            )
+        self.folder = Path(cache)
+        self.top_k = top_k
+        self.resolution = resolution
+        #: After ``resolve``: what one image's outputs are, for each tap its kind and shape.
+        self.layout: dict[str, list] = {}
+        self._keys: dict[str, list[str]] = {}
+        self._cache: CacheReader | None = None
+        self._compared = 0
+
+    @property
+    def model(self) -> nn.Module:
+        """The teacher's model."""
+        return self.teacher.model
+
+    def bind(
+        self,
+        student: nn.Module,
+        taps: Mapping[str, str],
+        owner: str = 'teacher',
+        explained: Collection[str] = (),
+    ) -> None:
+        """Binds the teacher; see ``BaseTeacher``.
+
+        Raises:
+            ValueError: If something is asked for that cannot be stored.
+        """
+        if explained:
+            raise ValueError(
+                f'{taps[sorted(explained)[0]]}: gradients of the {owner} by '
+                f'{", ".join(sorted(explained))} are asked for, which a cache cannot have; use the tap '
+                "'cam', or the teacher without CachedTeacher"
+            )
+        for tap, key in taps.items():
+            if find_tap(tap).of_weights:
+                raise ValueError(
+                    f'{key}: {tap} are weights of the {owner} and no output; use it without '
+                    'CachedTeacher'
+                )
+        if taps and getattr(student.data_preprocessor, 'batch_augments', None) is not None:
+            raise ValueError(
+                f'batch_augments mix images anew in each batch, so the outputs of the {owner} cannot be '
+                'stored; remove them (train_cfg.augments of the student, or data_preprocessor), or '
+                'use it without CachedTeacher'
+            )
+        self.teacher.bind(student, taps, owner, explained)
+
+    def resolve(self, inputs: Tensor) -> dict[str, Any]:
+        """Finds the taps in the teacher, in the form that is stored; see ``TapSet.resolve``.
+
+        Raises:
+            ValueError: If ``top_k`` or ``resolution`` would leave nothing out.
+        """
+        values = self.teacher.resolve(inputs)
+        self._keys = {tap: list(self._encode(tap, value)) for tap, value in values.items()}
+        values = self._as_stored(values)
+        self.layout = {
+            tap: [
+                'maps' if isinstance(value, ClassMaps) else 'tensor',
+                *map(int, first_tensor(value).shape[1:]),
+            ]
+            for tap, value in values.items()
+        }
+        return values
+
+    def compile_model(self, **kwargs: Any) -> None:
+        """Does nothing, as the model does not run in training."""
+
+    def load(self) -> None:
+        """Loads the weights, which are compared with those of the cache, and opens the cache, once.
+
+        Raises:
+            CacheError: If there is no cache, or it is not whole, or of something else.
+        """
+        self.teacher.load()
+        if self._cache is not None or not self.layout:
+            return
+        cache = CacheReader(self.folder)
+        wanted = dict(
+            teacher=fingerprint(self.teacher), top_k=self.top_k, resolution=self.resolution
+        )
+        differ = differences(cache.header, wanted)
+        if differ:
+            raise foreign(self.folder, differ)
+        missing = sorted(set(self.layout) - set(cache.header['taps']))
+        if missing:
+            raise CacheError(
+                f'teacher.cache: {self.folder} has no {", ".join(missing)}, which a term reads; it has '
+                f'{", ".join(cache.header["taps"])}. Remove the folder, or give teacher.cache another '
+                f'name, and write it: {COMMAND}'
+            )
+        self._cache = cache
+
+    def convert(self, inputs: Tensor) -> Tensor:
+        """Brings images to the form that the model takes; see ``BaseTeacher``."""
+        return self.teacher.convert(inputs)
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
+        """Reads what the teacher said of a batch.
+
+        Args:
+            inputs (Tensor): Images as the student's data preprocessor yields them, (N, 3, H, W).
+            data_samples (list, optional): Their data samples, which name sample and view.
+
+        Returns:
+            dict[str, Any]: For each tap an fp32 tensor on the images' device, or class maps.
+
+        Raises:
+            CacheError: If the images are not those of the cache.
+        """
+        if self._cache is None:
+            return self._as_stored(self.teacher(inputs, data_samples))
+        views, positions = self._places(data_samples)
+        if self._compared < COMPARED_BATCHES:
+            self._compare(inputs, views, positions)
+            self._compared += 1
+        names = [f'{tap}.{key}' for tap in self.layout for key in self._keys[tap]]
+        rows = self._cache.rows(views, positions, names, inputs.is_cuda)
+        for name, row in rows.items():
+            row = row.to(inputs.device, non_blocking=True)
+            rows[name] = row.float() if row.is_floating_point() else row
+        values = {}
+        for tap, (_, *shape) in self.layout.items():
+            stored = {key: rows[f'{tap}.{key}'] for key in self._keys[tap]}
+            values[tap] = self._decode(tap, stored, shape)
+        return values
+
+    def outputs(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Runs the teacher on images and brings what it says to the form that is stored.
+
+        Args:
+            inputs (Tensor): Images as the student's data preprocessor yields them, (N, 3, H, W).
+
+        Returns:
+            dict[str, Tensor]: Tensors with a row for each image, on the CPU.
+
+        Raises:
+            ValueError: If a value is not finite in half precision.
+        """
+        found = {'signature': signature(inputs).cpu()}
+        for tap, value in self.teacher(inputs).items():
+            for key, part in self._encode(tap, value).items():
+                part = (part.half() if part.is_floating_point() else part).cpu().contiguous()
+                if not part.isfinite().all():
+                    raise ValueError(
+                        f'teacher.cache: what the teacher has at tap {tap!r} is not finite, or beyond '
+                        'the 65504 of half precision, and cannot be stored; use it without '
+                        'CachedTeacher'
+                    )
+                found[f'{tap}.{key}'] = part
+        return found
+
+    def _as_stored(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values as they come back from the cache, without its rounding."""
+        return {
+            tap: self._decode(tap, self._encode(tap, value), first_tensor(value).shape[1:])
+            for tap, value in values.items()
+        }
+
+    def _encode(self, tap: str, value: Any) -> dict[str, Tensor]:
+        try:
+            return find_tap(tap).encode(value, self.top_k, self.resolution)
+        except ValueError as error:
+            raise ValueError(f'teacher.{error}') from None
+
+    def _decode(self, tap: str, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
+        taps = getattr(self.teacher, 'taps', None)  # an ensemble has none of its own
+        known = taps is not None and tap in taps.weights
+        module = taps.module(self.teacher.model, tap) if known else None
+        return find_tap(tap).decode(stored, shape, module)
+
+    def _places(self, data_samples: list | None) -> tuple[list[int], list[int]]:
+        """The views and positions of a batch, which must be of the cache's data."""
+        header = self._cache.header
+        try:
+            sources = {sample.source for sample in data_samples}
+            views = [sample.view for sample in data_samples]
+            positions = [sample.position for sample in data_samples]
+        except (AttributeError, TypeError):
+            raise CacheError(
+                'teacher.cache: the data samples do not say which view of which image they are; let '
+                'train_dataloader.dataset be of type SeededViews, around the data set'
+            ) from None
+        other = sources - {f'{header["data"]}.{header["pipeline"]}'}
+        if other:
+            data, _, pipeline = other.pop().partition('.')
+            raise foreign(self.folder, differences(header, dict(data=data, pipeline=pipeline)))
+        taps = {tap: header['taps'][tap] for tap in self.layout}
+        if taps != self.layout:
+            raise foreign(self.folder, differences(dict(taps=taps), dict(taps=self.layout)))
+        return views, positions
+
+    def _compare(self, inputs: Tensor, views: list[int], positions: list[int]) -> None:
+        """Refuses images that the teacher did not see."""
+        stored = self._cache.rows(views, positions, ['signature'])['signature']
+        far = other_images(signature(inputs).cpu(), stored)
+        if far:
+            raise CacheError(
+                f'teacher.cache: image {positions[far[0]]} in view {views[far[0]]} is not what the '
+                f'teacher saw ({len(far)} of the {len(positions)} of this batch). The pipeline, its '
+                'random numbers, the normalisation (data_preprocessor) or the image decoder may '
+                f'differ, or batch_augments mix images. Remove {self.folder}, or give teacher.cache '
+                f'another name, and write it: {COMMAND}'
+            )

@@ -1,0 +1,226 @@
+"""Comparing the names of a teacher's classes with the data set's, and putting them in its order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.visualization import Visualizer
+from torch import Tensor, nn
+
+from mmkdx.arguments import one_of
+from mmkdx.models.families import describe
+from mmkdx.models.flow import State, find_flow
+from mmkdx.models.heads import PrototypeHead
+from mmkdx.models.taps import Tap, TapSet
+
+
+def classes_in(checkpoint: dict) -> tuple[str, ...] | None:
+    """The names of the classes that a checkpoint of mmengine, or of mmcls, was trained on."""
+    meta = checkpoint.get('meta') or {}
+    names = (meta.get('dataset_meta') or {}).get('classes') or meta.get('CLASSES')
+    return tuple(map(str, names)) if names else None
+
+
+class ClassNames:
+    """What the names of a teacher's classes are compared with, and whether they are matched.
+
+    Args:
+        classes (str | Sequence[str], optional): 'match' puts the teacher's classes in the order of the
+            data set's by name; a list does so by these names of the teacher's. Defaults to None:
+            another order is an error.
+
+    Raises:
+        ValueError: If it is another value.
+    """
+
+    def __init__(self, classes: str | Sequence[str] | None = None) -> None:
+        listed = isinstance(classes, (list, tuple))
+        if not listed:
+            one_of('teacher.classes', classes, (None, 'match'))
+        #: The teacher's names, where they are given.
+        self.given = tuple(map(str, classes)) if listed else None
+        self.by_name = classes is not None
+        #: Whether the classes are still to be matched.
+        self.pending = self.by_name
+        #: The names of the data set's classes, where they are given; else those of the run count.
+        self.wanted: Sequence[str] | None = None
+        #: The names of the student's classes, where the student has some.
+        self.student: Sequence[str] | None = None
+        self._compared: Sequence[str] | None = None
+        self._earlier = _newest_dataset_meta()  # of a run before the teacher was built
+
+    def settle(
+        self, model: nn.Module, known: Sequence[str] | None, taps: TapSet | None
+    ) -> Sequence[str] | None:
+        """Compares the names, and puts the model's classes in the data set's order if asked.
+
+        Args:
+            model (nn.Module): The teacher's model, with its weights.
+            known (Sequence[str], optional): The names of its classes.
+            taps (TapSet, optional): What is read from it; with features alone nothing is compared.
+
+        Returns:
+            Sequence[str], optional: The names of its classes afterwards.
+
+        Raises:
+            ValueError: See ``class_order``; and if names are to be matched and the data set's are
+                unknown.
+        """
+        owner = taps.owner if taps else 'teacher'
+        meta = _newest_dataset_meta()
+        names = meta.get('classes') if meta and meta is not self._earlier else None
+        names = self.wanted or names or self.student
+        if not names:
+            if self.pending:
+                raise ValueError(
+                    f"{owner}.classes: the data set's names are unknown, so its classes cannot be "
+                    'matched; call match_classes(names) of the teacher'
+                )
+            return known
+        if names == self._compared or not (self.by_name or _reads_classes(model, taps)):
+            return known
+        order = class_order(names, known, self.by_name, owner)
+        self.pending, self._compared = False, names
+        if order is None:
+            return known
+        reorder(model, order)
+        return tuple(names)
+
+
+def class_order(
+    names: Sequence[str], known: Sequence[str] | None, by_name: bool, owner: str = 'teacher'
+) -> list[int] | None:
+    """Where the classes of a data set are among the teacher's.
+
+    Args:
+        names (Sequence[str]): The names of the data set's classes.
+        known (Sequence[str], optional): Those of the teacher's classes, if they are known.
+        by_name (bool): Whether another order is asked for.
+        owner (str): How messages call the teacher. Defaults to 'teacher'.
+
+    Returns:
+        list[int], optional: For each class of the data set the teacher's index; None where the order
+        is that of the teacher.
+
+    Raises:
+        ValueError: If the teacher has the same names in another order and ``by_name`` is False, or
+            with ``by_name`` the names do not correspond.
+    """
+    if known is None:
+        if by_name:
+            raise ValueError(
+                f"{owner}.classes='match' needs the names of the teacher's classes, and its checkpoint "
+                'has none: set teacher.classes to the list of names'
+            )
+        _warn(
+            f"the names of the {owner}'s classes are unknown, so their order is not compared with the "
+            'data set; set teacher.classes to the list of names'
+        )
+        return None
+    names, known = list(names), list(known)
+    if names == known:
+        return None
+    if by_name:
+        if sorted(names) != sorted(known) or len(set(names)) < len(names):
+            raise ValueError(
+                f"{owner}.classes: the classes cannot be matched by name, as the data set's "
+                f"{_examples(names, known)} and the teacher's {_examples(known, names)} are not unique "
+                'names of both'
+            )
+        return [known.index(name) for name in names]
+    places = {name: i for i, name in enumerate(known) if known.count(name) == 1}
+    for i, name in enumerate(names):
+        if names.count(name) == 1 and places.get(name, i) != i:
+            raise ValueError(
+                f'the {owner} has the classes in another order: {name!r} is class {i} of the data set '
+                f"and class {places[name]} of the teacher; set teacher=dict(classes='match') to match "
+                'them by name'
+            )
+    _warn(
+        f"the {owner}'s classes have other names than the data set's, such as "
+        f'{_examples(known, names)} and {_examples(names, known)}; they count as the same in this order'
+    )
+    return None
+
+
+def reorder(model: nn.Module, order: Sequence[int]) -> None:
+    """Puts the classes of a model in another order, in place.
+
+    The rows of the last linear layer change their places where its output is the logits as they are,
+    so that class maps in closed form stay possible. Else the logits do, at each forward.
+
+    Args:
+        model (nn.Module): The model.
+        order (Sequence[int]): For each new class its old index.
+
+    Raises:
+        ValueError: If the model has prototypes.
+    """
+    facts = describe(model)
+    if any(isinstance(each, PrototypeHead) for each in facts.model.modules()):
+        raise ValueError(
+            "teacher.classes: a teacher's prototypes belong to its classes, which cannot be put in "
+            "another order; train it with the data set's order"
+        )
+    linear = _last_linear(facts.model)
+    if linear is None:
+        module = facts.model.get_submodule(facts.logits_path)
+        device = next(facts.model.parameters()).device
+        module.register_buffer('class_order', torch.tensor(order, device=device), persistent=False)
+        module.register_forward_hook(_in_order)
+        return
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.copy_(parameter[list(order)])
+
+
+def _in_order(module: nn.Module, args: tuple, output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output[:, module.class_order]
+    if isinstance(output, (tuple, list)):
+        return type(output)(each[:, module.class_order] for each in output)
+    output.logits = output.logits[:, module.class_order]
+    return output
+
+
+def _last_linear(model: nn.Module) -> nn.Linear | None:
+    """The linear layer whose output is the logits, with nothing in between."""
+    try:
+        flow = find_flow(model)
+        linear = model.get_submodule(flow.classifier)
+        whole = flow.reading(Tap(flow.classifier)).state == State.of(flow.logits)
+    except Exception:  # it takes images of another size, or has no such layer
+        return None
+    return linear if whole and type(linear).forward is nn.Linear.forward else None
+
+
+def _newest_dataset_meta() -> dict | None:
+    """What the newest loop of mmengine's Runners said of its data set: one object for each loop.
+
+    A run names its classes here, before weights are initialised. A model is never given its Runner,
+    and a hook would have to stand in each config.
+    """
+    if not Visualizer._instance_dict:  # a request without an instance would keep a lock
+        return None
+    return Visualizer.get_current_instance().dataset_meta
+
+
+def _reads_classes(model: nn.Module, taps: TapSet | None) -> bool:
+    """Whether something is read that depends on the order of the classes, as an evaluation does."""
+    if taps is None or not taps.names:
+        return True
+    read = {'logits', 'cam', 'prototypes', describe(model).logits_path}
+    return bool(taps.explained or read & set(taps.names))
+
+
+def _examples(names: Sequence[str], other: Sequence[str]) -> str:
+    """The first names that are not among others."""
+    return ', '.join(repr(name) for name in names if name not in other)[:200] or repr(names[0])
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger='current', level=logging.WARNING)

@@ -1,0 +1,69 @@
+"""Stopping a training whose losses are no longer finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mmkdx.functional import full_precision
+
+#: What to do about each of what is watched; the others are terms.
+ADVICE = dict(
+    images='look at data_preprocessor (a std of 0) and at the data',
+    student='lower the learning rate, or look at the labels and the student',
+)
+
+
+class FiniteWatch:
+    """Stops training with the name of the first value that is not finite.
+
+    On an accelerator the flags are copied in the background and read when they have arrived, a step
+    or two later, so that the check never waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[tuple[str, ...], Tensor, torch.cuda.Event | None] | None = None
+
+    def __call__(self, values: Mapping[str, Tensor]) -> None:
+        """Looks at a step's values.
+
+        Args:
+            values (Mapping[str, Tensor]): Tensors of any shape on one device, by the names that messages
+                give them: 'images', 'student.<key>' and 'terms.<name>'. A value comes after those that
+                it is computed from.
+
+        Raises:
+            FloatingPointError: If one is NaN or infinite, or was a step or two ago.
+        """
+        self._report()
+        if self._pending is None and values:
+            # A sum is one pass over the images, and keeps NaN and infinity
+            flags = [full_precision(each.detach()).sum().isfinite() for each in values.values()]
+            flags = torch.stack(flags)
+            event = None
+            if flags.is_cuda:
+                flags = flags.to('cpu', non_blocking=True)
+                event = torch.cuda.Event()
+                event.record()
+            self._pending = tuple(values), flags, event
+        self._report()
+
+    def _report(self) -> None:
+        if self._pending is None:
+            return
+        names, flags, event = self._pending
+        if event is not None and not event.query():
+            return
+        self._pending = None
+        bad = [name for name, finite in zip(names, flags.tolist()) if not finite]
+        if bad:
+            advice = ADVICE.get(
+                bad[0].partition('.')[0],
+                'lower its weight or the learning rate, or look at what its taps hold',
+            )
+            raise FloatingPointError(f'{bad[0]} became NaN or infinite; {advice}')
+
+    def __deepcopy__(self, memo: dict) -> FiniteWatch:
+        return FiniteWatch()  # CUDA events cannot be copied

@@ -1,0 +1,64 @@
+"""Where a term reads: one tap of a model, or several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mmkdx.functional import ClassMaps
+
+#: One tap, or several whose values come as a list.
+Place = str | tuple[str, ...]
+#: What is read there; None where there is no teacher.
+Value = Tensor | ClassMaps | list | None
+
+
+def places(at: Any, taught: bool, loss: str) -> tuple[Place, Place | None]:
+    """The student's place and the teacher's, None without a teacher.
+
+    Args:
+        at (str | Sequence): The term's ``at``.
+        taught (bool): Whether the loss compares with a teacher.
+        loss (str): The name of the loss, for the message.
+
+    Raises:
+        ValueError: If ``at`` is of another form.
+    """
+    pair = (at, None) if not taught else (at, at) if isinstance(at, str) else at
+    if not (
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and all(map(_is_place, pair[: 1 + taught]))
+    ):
+        form = 'a tap, or the pair (student tap, teacher tap), each a tap or a list of taps'
+        if not taught:
+            form = f'a tap or a list of taps, as {loss} compares with no teacher'
+        raise ValueError(f'at is {at!r}; it must be {form}')
+    return tuple(tuple(place) if isinstance(place, list) else place for place in pair)
+
+
+def _is_place(place: Any) -> bool:
+    taps = [place] if isinstance(place, str) else place
+    return (
+        isinstance(taps, (list, tuple)) and bool(taps) and all(isinstance(tap, str) for tap in taps)
+    )
+
+
+def names_of(place: Place | None) -> tuple[str, ...]:
+    """The taps of a place."""
+    return (place,) if isinstance(place, str) else place or ()
+
+
+def value_at(values: Mapping[str, Any], place: Place | None) -> Value:
+    """What is at a place: the tap's value, or a list of several taps' values; None without a place."""
+    if place is None:
+        return None
+    return values[place] if isinstance(place, str) else [values[tap] for tap in place]
+
+
+def shape_text(value: Value) -> str:
+    """The shape of what is at a place, as text."""
+    shapes = value if isinstance(value, list) else [value]
+    return ', '.join(str(tuple(each.shape)) for each in shapes)

@@ -1,0 +1,106 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmkdx.distillation.teachers import BaseTeacher, build_teacher
+from mmkdx.functional import ClassMaps
+from mmkdx.models.families import describe
+from mmkdx.registry import MODELS
+
+
+@MODELS.register_module()
+class TeacherEnsemble(BaseTeacher):
+    """Several frozen teachers as one: each tap is the mean over the members.
+
+    For ``logits`` that is the mean of the logits. Members may differ in architecture as long as every
+    tap exists in each and has one shape.
+
+    Args:
+        teachers (list): The members, each in any form that ``Distiller`` takes for a teacher.
+
+    Raises:
+        ValueError: If there is no member, a member is trained along with the student, members turn
+            logits into probabilities in different ways, or (from ``resolve``) the members' shapes
+            differ at a tap.
+    """
+
+    def __init__(self, teachers: list) -> None:
+        super().__init__()
+        if not isinstance(teachers, (list, tuple)) or not teachers:
+            raise ValueError(f'teacher.teachers is {teachers!r}; it must be a list of teachers')
+        self.members = nn.ModuleList(build_teacher(member) for member in teachers)
+        if any(member.trained_along for member in self.members):
+            raise ValueError('teacher.teachers: an EMATeacher cannot be a member of an ensemble')
+        models = [member.model for member in self.members if hasattr(member, 'model')]
+        if len({describe(model).activation for model in models}) > 1:
+            raise ValueError(
+                'teacher.teachers: some members have softmax and some sigmoid heads, whose logits have '
+                'no mean; use members of one kind'
+            )
+
+    def bind(
+        self,
+        student: nn.Module,
+        taps: Mapping[str, str],
+        owner: str = 'teacher',
+        explained: Collection[str] = (),
+    ) -> None:
+        """Binds each member; see ``BaseTeacher``.
+
+        Raises:
+            ValueError: If gradients are to be taken, which the mean of several models does not have.
+        """
+        if explained:
+            raise ValueError(
+                f'{owner} is an ensemble, whose mean logits have no gradient by the mean of '
+                f"{', '.join(sorted(explained))}; use the tap 'cam', or one teacher"
+            )
+        for i, member in enumerate(self.members):
+            member.bind(student, taps, f'{owner}, member {i},', explained)
+
+    def resolve(self, inputs: Tensor) -> dict[str, Any]:
+        """Finds the taps in each member; see ``TapSet.resolve``."""
+        values = [member.resolve(inputs) for member in self.members]
+        for tap in values[0]:
+            shapes = [tuple(value[tap].shape) for value in values]
+            if len(set(shapes)) > 1:
+                raise ValueError(
+                    f'teacher.teachers: the members of the ensemble differ at tap {tap!r}: {shapes}'
+                )
+        return _mean(values)
+
+    def compile_model(self, **kwargs: Any) -> None:
+        """Compiles each member; see ``BaseTeacher``."""
+        for member in self.members:
+            member.compile_model(**kwargs)
+
+    def load(self) -> None:
+        """Loads the weights of each member."""
+        for member in self.members:
+            member.load()
+
+    def match_classes(self, names: Sequence[str] | None) -> None:
+        """Compares each member's classes with the data set's; see ``Teacher``."""
+        for member in self.members:
+            member.match_classes(names)
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
+        """Runs the members; see ``BaseTeacher``."""
+        return _mean([member(inputs, data_samples) for member in self.members])
+
+
+def _mean(values: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of tensors or class maps over the members of an ensemble."""
+    return {tap: _mean_of([value[tap] for value in values]) for tap in values[0]}
+
+
+def _mean_of(values: list[Any]) -> Any:
+    maps = isinstance(values[0], ClassMaps)
+    average = torch.stack([value.full() if maps else value for value in values]).mean(0)
+    return ClassMaps(average) if maps else average

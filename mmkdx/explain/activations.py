@@ -1,0 +1,87 @@
+"""The activations of layers in one forward, and gradients that are carried back to a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmkdx.explain.base import undisturbed, without_checkpointing
+from mmkdx.explain.layers import Layer
+from mmkdx.functional import full_precision
+from mmkdx.models.families import describe
+from mmkdx.models.taps import Tap, intercept
+
+
+def activations(model: nn.Module, inputs: Tensor, points: Sequence[Layer | Tap]) -> list[Tensor]:
+    """What passes layers and taps of a model, in eval mode, in fp32, without a graph.
+
+    Args:
+        model (nn.Module): The model.
+        inputs (Tensor): Images of shape (N, 3, H, W).
+        points (Sequence[Layer | Tap]): The layers, of which maps (N, C, h, w) are returned, and taps.
+
+    Returns:
+        list[Tensor]: One for each point.
+    """
+    kept: dict[Tap, Tensor] = {}
+
+    def keeper(tap: Tap):
+        def keep(value: Tensor) -> None:
+            kept[tap] = value.clone()  # what comes later may write in place
+
+        return keep
+
+    taps = [point.tap if isinstance(point, Layer) else point for point in points]
+    with undisturbed(model, inputs), torch.no_grad():
+        inputs = inputs.to(next(model.parameters(), inputs))
+        with intercept(model, {tap: keeper(tap) for tap in taps}):
+            describe(model).logits(inputs)
+    return [
+        full_precision(point.layout.to_map(kept[tap]) if isinstance(point, Layer) else kept[tap])
+        for point, tap in zip(points, taps)
+    ]
+
+
+def pushed_gradient(
+    model: nn.Module, inputs: Tensor, layer: Layer, tap: Tap, gradient: Tensor
+) -> Tensor:
+    """Brings a gradient by what passes a tap to what passes an earlier layer.
+
+    Args:
+        model (nn.Module): The model.
+        inputs (Tensor): Images of shape (N, 3, H, W).
+        layer (Layer): The earlier layer.
+        tap (Tap): The later tap.
+        gradient (Tensor): The gradient by the tensor there, averaged over space where it was.
+
+    Returns:
+        Tensor: The gradient by the layer's activations, of shape (N, C, h, w).
+
+    Raises:
+        ValueError: If the tap does not come after the layer.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def begin(value: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)
+        kept['layer'] = value.detach().requires_grad_()
+        passed = kept['layer'].clone()
+        return end(passed) if tap == layer.tap else passed
+
+    def end(value: Tensor) -> Tensor:
+        kept['features'] = value.clone()
+        return value
+
+    with undisturbed(model, inputs), without_checkpointing(model), torch.no_grad():
+        inputs = inputs.to(next(model.parameters(), inputs))
+        with intercept(model, {tap: end, layer.tap: begin}):
+            describe(model).logits(inputs)
+        features = kept['features']
+        if not features.requires_grad:
+            raise ValueError(f'UniCAM.features: {tap} does not come after layer {layer.name}')
+        if gradient.dim() == 2 and features.dim() == 4:
+            gradient = gradient[..., None, None].expand_as(features) / features[0, 0].numel()
+        (result,) = torch.autograd.grad(features, kept['layer'], gradient.to(features))
+    return full_precision(layer.layout.to_map(result))

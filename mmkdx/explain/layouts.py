@@ -1,0 +1,162 @@
+"""How activations lie in space, and what a model says of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+#: How many class, distillation and register tokens may stand before the image's.
+_MAX_EXTRA_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How activations of one image lie in space.
+
+    Args:
+        size (tuple[int, int]): Height and width of the map.
+        kind (str): 'nchw', 'nhwc', 'tokens' (of shape (N, extra + height · width, C)) or 'ncl' (of
+            shape (N, C, height · width)).
+        extra (int): Tokens in front that are no part of the image. Defaults to 0.
+    """
+
+    size: tuple[int, int]
+    kind: str
+    extra: int = 0
+
+    def to_map(self, value: Tensor) -> Tensor:
+        """Brings activations or their gradient to the shape (N, C, height, width)."""
+        if self.kind == 'nchw':
+            return value
+        if self.kind == 'nhwc':
+            return value.permute(0, 3, 1, 2)
+        if self.kind == 'ncl':
+            return value.unflatten(2, self.size)
+        return value[:, self.extra :].transpose(1, 2).unflatten(2, self.size)
+
+    @classmethod
+    def of(
+        cls,
+        shape: Sequence[int],
+        image: Sequence[int],
+        extra: int | None = None,
+        channels_last: bool | None = None,
+        grids: Collection[tuple[int, int]] = (),
+    ) -> Layout | None:
+        """Finds the layout of activations.
+
+        Args:
+            shape (Sequence[int]): Their shape, with the batch.
+            image (Sequence[int]): Height and width of the image.
+            extra (int, optional): The number of extra tokens, where the model says it. Defaults to
+                None: the first that leaves one of ``grids``, a grid of whole patches, or else of the
+                image's proportions, 0 to 2 before more.
+            channels_last (bool, optional): Whether it is rather tokens or (N, C, height · width), where
+                both could be, as with 1024 channels. Defaults to None (tokens of 0 to 2 extra ones).
+            grids (Collection[tuple[int, int]]): The sizes that the model's grid of patches may have.
+                Defaults to none (unknown).
+
+        Returns:
+            Layout, optional: The layout, or None if the activations have no extent in space.
+        """
+        if len(shape) == 4:
+            _, a, b, c = shape
+            if _is_grid(b, c, image):
+                return cls((b, c), 'nchw')
+            if _is_grid(a, b, image):
+                return cls((a, b), 'nhwc')
+        if len(shape) == 3:
+            _, a, b = shape
+            candidates = [
+                *(('tokens', a, n) for n in (range(3) if extra is None else [extra])),
+                ('ncl', b, 0),
+                *(('tokens', a, n) for n in range(3, _MAX_EXTRA_TOKENS + 1)),
+            ]
+            if channels_last is not None:
+                candidates.sort(key=lambda candidate: (candidate[0] == 'ncl') == channels_last)
+            if min(a, b) > 1:
+                return cls._fitting(candidates, image, extra is not None, grids)
+        return None
+
+    @classmethod
+    def of_tokens(
+        cls,
+        length: int,
+        image: Sequence[int],
+        extra: int | None = None,
+        grids: Collection[tuple[int, int]] = (),
+    ) -> Layout | None:
+        """Finds the layout of a sequence of tokens; see ``of``."""
+        counts = range(_MAX_EXTRA_TOKENS + 1) if extra is None else [extra]
+        candidates = [('tokens', length, n) for n in counts]
+        return cls._fitting(candidates, image, extra is not None, grids)
+
+    @classmethod
+    def _fitting(
+        cls,
+        candidates: Sequence[tuple[str, int, int]],
+        image: Sequence[int],
+        certain: bool,
+        grids: Collection[tuple[int, int]],
+    ) -> Layout | None:
+        """The first of some kinds, counts of positions and numbers of extra tokens that is a grid."""
+
+        def is_known(height: int, width: int, image: Sequence[int]) -> bool:
+            return (height, width) in grids
+
+        for fits in [is_known, *([] if certain else [_is_patched]), _is_grid]:
+            for kind, count, skipped in candidates:
+                for height in range(1, count - skipped + 1):
+                    width, rest = divmod(count - skipped, height)
+                    if not rest and fits(height, width, image):
+                        return cls((height, width), kind, skipped)
+        return None
+
+
+def extra_tokens(model: nn.Module) -> int | None:
+    """How many class, distillation and register tokens a model has before the image's; None: unknown."""
+    for owner in (getattr(model, 'backbone', None), getattr(model, 'model', None), model):
+        # mmpretrain's name and timm's
+        for name in ('num_extra_tokens', 'num_prefix_tokens'):
+            if isinstance(count := getattr(owner, name, None), int):
+                return count
+        # Hugging Face's, beside a class token
+        registers = getattr(getattr(owner, 'config', None), 'num_register_tokens', None)
+        if registers is not None:
+            return 1 + registers
+    return None
+
+
+def patch_grids(model: nn.Module, images: Tensor) -> set[tuple[int, int]]:
+    """The sizes that the grid of patches may have, rounded down or up; none without patch embedding.
+
+    Args:
+        model (nn.Module): The model.
+        images (Tensor): Images of shape (N, C, H, W).
+    """
+    _, channels, height, width = images.shape
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == channels:
+            (rows, columns), one = module.stride, (1, 1)
+            if module.kernel_size != module.stride or module.stride == one:
+                return set()
+            return {(height // rows, width // columns), (-(-height // rows), -(-width // columns))}
+    return set()
+
+
+def _is_grid(height: int, width: int, image: Sequence[int]) -> bool:
+    """Whether a size is the image's, reduced in proportion and rounded."""
+    return (
+        1 < height * width
+        and height <= image[0]
+        and width <= image[1]
+        and abs(width - height * image[1] / image[0]) < max(1, image[1] / image[0])
+    )
+
+
+def _is_patched(height: int, width: int, image: Sequence[int]) -> bool:
+    """Whether a size is that of square patches that leave no rest of the image."""
+    patch = image[0] // height
+    return height * width > 1 and (height * patch, width * patch) == tuple(image)

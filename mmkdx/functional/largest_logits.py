@@ -1,0 +1,33 @@
+"""The largest logits, and one number for all others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def largest_logits(logits: Tensor, k: int) -> dict[str, Tensor]:
+    """The k largest logits of each image, from which their probabilities at temperature 1 are exact.
+
+    Args:
+        logits (Tensor): Logits of shape (N, K), with K above k.
+        k (int): How many are kept.
+
+    Returns:
+        dict[str, Tensor]: 'values' and 'index' of shape (N, k), and the 'rest' of shape (N, 1), the
+        logarithm of the others' mean exponential.
+    """
+    values, index = logits.topk(k, dim=1)
+    others = logits.scatter(1, index, -math.inf)
+    rest = others.logsumexp(1, keepdim=True) - math.log(logits.shape[1] - k)
+    small = logits.shape[1] <= torch.iinfo(torch.int16).max
+    return dict(values=values, index=index.to(torch.int16 if small else torch.int32), rest=rest)
+
+
+def all_logits(largest: Mapping[str, Tensor], classes: int) -> Tensor:
+    """The logits (N, classes) of what ``largest_logits`` returned; all but the largest are equal."""
+    rest = largest['rest'].expand(-1, classes)
+    return rest.scatter(1, largest['index'].long(), largest['values'])

@@ -1,0 +1,247 @@
+"""Projecting prototypes onto patches of training images while a network is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mmkdx.arguments import flag, integer, number, positive
+from mmkdx.datasets.push_set import (
+    check_push_set,
+    images_of_classes,
+    listed,
+    push_dataloader,
+)
+from mmkdx.datasets.wrappers import class_names
+from mmkdx.hooks.prototype_stage_hook import models_of
+from mmkdx.models.classifier import prototype_head
+from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
+from mmkdx.models.heads.nearest_patches import find_nearest_patches
+from mmkdx.models.heads.push import push
+from mmkdx.models.taps import evaluating
+from mmkdx.registry import HOOKS
+
+
+@HOOKS.register_module()
+class PrototypePushHook(Hook):
+    """Projects every prototype onto the nearest patch of a training image, and tunes the last layer.
+
+    A push follows the epochs ``start``, ``start + interval``, ..., and the last one, so that what a
+    training yields are prototypes that are real patches. For each prototype the nearest patch of all
+    images that it may come from (of its class, in ``ProtoPNetHead``) takes its place, over all ranks;
+    of equally near ones that which comes first in the data set. Each prototype then knows its source
+    (see ``PrototypeHead``). Where there is a validation, its scores are logged for the network before
+    the push, pushed, and tuned, as ``prototypes/<pre_push | pushed | tuned>/<score>``.
+
+    After it the last layer alone is trained with Adam by the student's own losses, for some passes
+    over the training data. With ``prune`` the last push drops prototypes: of a ``ProtoPNetHead`` those
+    whose k nearest training images hold fewer than ``min_same_class`` of the prototype's class, after
+    which the last layer is tuned for ``tune_epochs`` more; of a ``ProtoTreeHead``, before the push, the
+    subtrees without a leaf whose largest probability is above ``threshold``.
+
+    Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2.2, and Nauta et al., "Neural
+    Prototype Trees", CVPR 2021, from their public code, where the statistics of batch norm move while
+    the last layer is tuned (``norm_eval=False``).
+
+    Args:
+        start (int): The first epoch, counted from 1, that a push follows.
+        interval (int): A push follows every so many epochs from there on. Defaults to 10.
+        dataloader (dict, optional): The images to project onto, without augmentation. Defaults to None:
+            ``push_dataloader`` of the config if there is one, else the training data set with the
+            pipeline of the validation.
+        tune_epochs (int): How many passes train the last layer after a push. Defaults to 20.
+        tune_lr (float): Their learning rate. Defaults to 1e-4.
+        norm_eval (bool): Whether the network is in eval mode in these passes. Defaults to True.
+        prune (dict, optional): 'k' (6), 'min_same_class' (3) and 'tune_epochs' (100) for a
+            ``ProtoPNetHead``, or 'threshold' (0.01) for a ``ProtoTreeHead``. Defaults to None.
+
+    Raises:
+        ValueError: If an argument is out of range; before training, if the images are augmented, or a
+            class has none.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        interval: int = 10,
+        dataloader: dict | None = None,
+        tune_epochs: int = 20,
+        tune_lr: float = 1e-4,
+        norm_eval: bool = True,
+        prune: dict | None = None,
+    ) -> None:
+        self.start = integer('PrototypePushHook.start', start, 1)
+        self.interval = integer('PrototypePushHook.interval', interval, 1)
+        self.dataloader: dict | DataLoader | None = dataloader
+        self.tune_epochs = integer('PrototypePushHook.tune_epochs', tune_epochs, 0)
+        self.tune_lr = positive('PrototypePushHook.tune_lr', tune_lr)
+        self.norm_eval = flag('PrototypePushHook.norm_eval', norm_eval)
+        self.prune = _checked_prune(prune)
+
+    def pushes_after(self, epoch: int, max_epochs: int) -> bool:
+        """Whether a push follows an epoch, counted from 1."""
+        regular = epoch >= self.start and (epoch - self.start) % self.interval == 0
+        return regular or epoch == max_epochs
+
+    def before_train(self, runner: Runner) -> None:
+        """Builds the push data and checks them."""
+        head = prototype_head(models_of(runner)[1], 'PrototypePushHook')
+        tree = not isinstance(head, ProtoPNetHead)
+        known = ('threshold',) if tree else ('k', 'min_same_class', 'tune_epochs')
+        if unknown := set(self.prune or ()) - set(known):
+            raise ValueError(
+                f'PrototypePushHook.prune has the unknown key {sorted(unknown)[0]!r}; for '
+                f'{type(head).__name__} there are {", ".join(known)}'
+            )
+        if tree and self.tune_epochs:
+            raise ValueError(
+                f'PrototypePushHook.tune_epochs is {self.tune_epochs} and {type(head).__name__} has no '
+                'last layer; set it to 0'
+            )
+        if not isinstance(self.dataloader, DataLoader):
+            self.dataloader = Runner.build_dataloader(
+                push_dataloader(runner.cfg, self.dataloader), seed=runner.seed
+            )
+        check_push_set(self.dataloader, head.num_classes)
+        if self.prune is not None and not tree:
+            self._warn_of_small_classes(runner, head)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Pushes, and tunes the last layer, where it is time."""
+        epoch = runner.epoch + 1
+        if not self.pushes_after(epoch, runner.max_epochs):
+            return
+        student = models_of(runner)[1]
+        head: PrototypeHead = student.head
+        prune = self.prune if epoch == runner.max_epochs else None
+        scores = dict(pre_push=self._evaluate(runner))
+        if prune is not None and not isinstance(head, ProtoPNetHead):
+            try:
+                count = head.prune(**prune)
+                runner.logger.info(f'Pruned {count} of {len(head.alive)} prototypes')
+            except ValueError as error:  # a long training should not end here
+                runner.logger.warning(f'PrototypePushHook.prune: nothing is pruned: {error}')
+        before = head.prototypes.detach().clone()
+        push(student, self.dataloader)
+        moved = (head.prototypes - before).norm(dim=1).mean()
+        scores['pushed'] = self._evaluate(runner)
+        self._tune(runner, student, self.tune_epochs)
+        if prune is not None and isinstance(head, ProtoPNetHead):
+            self._prune(runner, student, prune)
+            self._tune(runner, student, prune.get('tune_epochs', 100))
+        if self.tune_epochs or prune is not None:
+            scores['tuned'] = self._evaluate(runner)
+        lines = [
+            f'{state} ' + ', '.join(f'{name} {value:.4f}' for name, value in each.items())
+            for state, each in scores.items()
+        ]
+        runner.logger.info(
+            f'Push after epoch {epoch}: prototypes moved by {moved:.4f}; ' + '; '.join(lines)
+        )
+        logged = {
+            f'prototypes/{state}/{name}': value
+            for state, each in scores.items()
+            for name, value in each.items()
+        }
+        for name, value in logged.items():
+            runner.message_hub.update_scalar(f'val/{name}', value)
+        if logged:
+            runner.visualizer.add_scalars(logged, step=epoch)
+
+    def _warn_of_small_classes(self, runner: Runner, head: ProtoPNetHead) -> None:
+        """Names the classes of too few images for any of their prototypes to be kept."""
+        least = self.prune.get('min_same_class', 3)
+        dataset = self.dataloader.dataset
+        counts = images_of_classes(dataset, head.num_classes)
+        small = np.flatnonzero(counts < least).tolist()
+        if small:
+            runner.logger.warning(
+                f'PrototypePushHook.prune will drop all prototypes of {len(small)} classes, which have '
+                f'fewer than min_same_class={least} images to project onto: '
+                f'{listed(small, class_names(dataset))}; set prune.min_same_class to at most '
+                f'{counts.min()}, or leave prune out'
+            )
+
+    def _prune(self, runner: Runner, student: nn.Module, prune: dict) -> None:
+        """Drops prototypes of a ``ProtoPNetHead``, and says of which classes."""
+        head: ProtoPNetHead = student.head
+        before = head.alive.clone()
+        nearest = find_nearest_patches(student, self.dataloader, prune.get('k', 6))
+        count = head.prune(nearest.labels, prune.get('min_same_class', 3))
+        names = class_names(self.dataloader.dataset)
+        dropped = head.class_identity[before & ~head.alive].any(0).nonzero()[:, 0].tolist()
+        of = f', of the classes {listed(dropped, names)}' if dropped else ''
+        runner.logger.info(f'Pruned {count} of {len(before)} prototypes{of}')
+        if empty := head.classes_without_prototypes():
+            runner.logger.warning(
+                f'PrototypePushHook.prune left {len(empty)} of {head.num_classes} classes without '
+                f'prototypes: {listed(empty, names)}; no patch speaks for them any more'
+            )
+
+    @torch.no_grad()
+    def _evaluate(self, runner: Runner) -> dict[str, float]:
+        """The scores of the validation, without its hooks."""
+        loop = runner.val_loop
+        if loop is None:
+            return {}
+        with evaluating(runner.model):
+            for batch in loop.dataloader:
+                loop.evaluator.process(data_samples=runner.model.val_step(batch), data_batch=batch)
+        return loop.evaluator.evaluate(len(loop.dataloader.dataset))
+
+    def _tune(self, runner: Runner, student: nn.Module, epochs: int) -> None:
+        """Trains the last layer alone."""
+        if not epochs:
+            return
+        weight = student.head.last_layer.weight
+        optimizer = torch.optim.Adam([weight], lr=self.tune_lr)
+        modes = [(module, module.training) for module in student.modules()]
+        with _only(student, weight):
+            student.train(not self.norm_eval)
+            for epoch in range(epochs):
+                runner.train_dataloader.sampler.set_epoch(runner.epoch + epoch)
+                for batch in runner.train_dataloader:
+                    data = student.data_preprocessor(batch, True)
+                    loss, _ = student.parse_losses(student(**data, mode='loss'))
+                    optimizer.zero_grad()
+                    loss.backward()
+                    all_reduce(weight.grad, op='mean')
+                    optimizer.step()
+        for module, training in modes:
+            module.training = training
+        weight.grad = None
+
+
+def _checked_prune(prune: dict | None) -> dict | None:
+    """``PrototypePushHook.prune`` with values in their ranges; which keys it may have, the head says."""
+    if prune is None:
+        return None
+    key = 'PrototypePushHook.prune'
+    if not isinstance(prune, dict):
+        raise ValueError(f'{key} is {prune!r}; it must be a dict')
+    integer(f'{key}.k', prune.get('k', 6), 1)
+    integer(f'{key}.min_same_class', prune.get('min_same_class', 3), 0, prune.get('k', 6))
+    integer(f'{key}.tune_epochs', prune.get('tune_epochs', 100), 0)
+    number(f'{key}.threshold', prune.get('threshold', 0.01), 0, 1, open_high=True)
+    return prune
+
+
+@contextmanager
+def _only(model: nn.Module, parameter: Tensor) -> Iterator[None]:
+    """A context in which one parameter alone is trained."""
+    flags = [(each, each.requires_grad) for each in model.parameters()]
+    for each, _ in flags:
+        each.requires_grad_(each is parameter)
+    try:
+        yield
+    finally:
+        for each, flag in flags:
+            each.requires_grad_(flag)

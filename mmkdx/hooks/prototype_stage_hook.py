@@ -1,0 +1,189 @@
+"""Training a prototype network in stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from mmkdx.arguments import flag, integer, number
+from mmkdx.datasets.wrappers import class_names
+from mmkdx.distillation import Distiller
+from mmkdx.models.classifier import prototype_head
+from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
+from mmkdx.registry import HOOKS
+
+#: The parts of a prototype network that a stage can train.
+GROUPS = ('backbone', 'add_on', 'prototypes', 'last_layer')
+
+
+@HOOKS.register_module()
+class PrototypeStageHook(Hook):
+    """Trains the parts of a prototype network in stages.
+
+    A part that a stage does not train stays exactly as it is: it has no gradients, and its batch norms
+    normalise by their running statistics and keep them. The optimizer forgets its moments at the start
+    of a stage, as each stage of the public code has an optimizer of its own. Rates and weight decays
+    are the optimizer's: give them by ``optim_wrapper.paramwise_cfg.custom_keys`` for 'backbone',
+    'add_on', 'prototype_layer' and 'last_layer', and their schedule by ``param_scheduler``.
+
+    In distributed training set ``find_unused_parameters = True`` in the config.
+
+    Source: Chen et al., "This Looks Like That", NeurIPS 2019, and Keswani et al., "Proto2Proto", CVPR
+    2022, from their public code, where batch norm statistics move in all stages (``norm_eval=False``).
+
+    Args:
+        stages (Sequence[dict]): The stages in order, each with ``train``, the parts (of 'backbone',
+            'add_on', 'prototypes', 'last_layer'), ``epochs``, its length (the last takes the rest of
+            the training), and optionally ``student_weight``, which takes the place of the
+            distiller's during the stage.
+        norm_eval (bool): Whether the batch norms of parts that are not trained are in eval mode.
+            Defaults to True.
+        copy_last_layer (bool): Whether the student begins with the last layer of its teacher. Defaults
+            to False.
+
+    Raises:
+        ValueError: If a stage is not as above; before training, if the model, its teacher or the config
+            do not allow it.
+    """
+
+    def __init__(
+        self, stages: Sequence[dict], norm_eval: bool = True, copy_last_layer: bool = False
+    ) -> None:
+        if not isinstance(stages, list | tuple) or not all(isinstance(s, dict) for s in stages):
+            raise ValueError(f'PrototypeStageHook.stages is {stages!r}; it must be a list of dicts')
+        for i, stage in enumerate(stages):
+            key = f'PrototypeStageHook.stages[{i}]'
+            if unknown := set(stage) - {'epochs', 'train', 'student_weight'}:
+                raise ValueError(
+                    f'{key} has the unknown key {sorted(unknown)[0]!r}; a stage has train, epochs and '
+                    'student_weight'
+                )
+            train = stage.get('train')
+            if not isinstance(train, list | tuple) or not train or set(train) - set(GROUPS):
+                raise ValueError(
+                    f'{key}.train is {train!r}; it must list some of {", ".join(GROUPS)}'
+                )
+            if 'epochs' in stage:
+                integer(f'{key}.epochs', stage['epochs'], 1)
+            elif i < len(stages) - 1:
+                raise ValueError(f'{key}.epochs is missing; only the last stage may be open-ended')
+            if 'student_weight' in stage:
+                number(f'{key}.student_weight', stage['student_weight'], 0)
+        if not stages:
+            raise ValueError('PrototypeStageHook.stages is empty')
+        self.stages = stages
+        self.norm_eval = flag('PrototypeStageHook.norm_eval', norm_eval)
+        self.copy_last_layer = flag('PrototypeStageHook.copy_last_layer', copy_last_layer)
+        self._student_weight: float | None = None
+
+    def stage_at(self, epoch: int) -> tuple[int, bool]:
+        """Which stage an epoch, counted from 0, belongs to, and whether it is the stage's first."""
+        begin = 0
+        for i, stage in enumerate(self.stages[:-1]):
+            if epoch < begin + stage['epochs']:
+                return i, epoch == begin
+            begin += stage['epochs']
+        return len(self.stages) - 1, epoch == begin
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks that the stages can be trained, and copies the teacher's last layer."""
+        model, student = models_of(runner)
+        head = prototype_head(student, 'PrototypeStageHook')
+        if is_model_wrapper(runner.model) and not runner.cfg.get('find_unused_parameters'):
+            raise ValueError(
+                'PrototypeStageHook trains some parts only, for which distributed training needs '
+                'find_unused_parameters = True in the config'
+            )
+        if isinstance(model, Distiller):
+            self._student_weight = model.student_weight
+        elif any('student_weight' in stage for stage in self.stages):
+            raise ValueError(
+                'PrototypeStageHook.stages: student_weight is of a Distiller, and the model is a '
+                f'{type(model).__name__}'
+            )
+        for name in {name for stage in self.stages for name in stage['train']}:
+            if not _group(student, name):
+                raise ValueError(
+                    f'PrototypeStageHook.stages: {type(head).__name__} has no {name} to train'
+                )
+        if self.copy_last_layer:
+            self._copy_last_layer(runner, model, head)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Begins a stage, where one begins, and sets what is trained."""
+        number, first = self.stage_at(runner.epoch)
+        stage = self.stages[number]
+        model, student = models_of(runner)
+        if first:
+            runner.optim_wrapper.optimizer.state.clear()
+            runner.logger.info(f'Stage {number}: trains {", ".join(stage["train"])}')
+        for name in GROUPS:
+            for module in _group(student, name):
+                module.requires_grad_(name in stage['train'])
+                if name not in stage['train']:
+                    module.zero_grad(set_to_none=True)
+        if self._student_weight is not None:
+            model.student_weight = stage.get('student_weight', self._student_weight)
+        if hasattr(student.head, 'begin_epoch'):
+            student.head.begin_epoch(len(runner.train_dataloader))
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        """Puts the batch norms of what is not trained into eval mode, after the loop's ``train()``."""
+        if batch_idx or not self.norm_eval:
+            return
+        stage = self.stages[self.stage_at(runner.epoch)[0]]
+        student = models_of(runner)[1]
+        for name in set(GROUPS) - set(stage['train']):
+            for part in _group(student, name):
+                for module in part.modules():
+                    if isinstance(module, _NormBase):
+                        module.eval()
+
+    def _copy_last_layer(self, runner: Runner, model: nn.Module, head: PrototypeHead) -> None:
+        key = 'PrototypeStageHook.copy_last_layer'
+        teachers = getattr(model, 'teachers', ())
+        theirs = getattr(getattr(teachers[0], 'model', None), 'head', None) if teachers else None
+        if not (isinstance(theirs, ProtoPNetHead) and isinstance(head, ProtoPNetHead)):
+            raise ValueError(f'{key}: student and teacher must both have a ProtoPNetHead')
+        if not torch.equal(theirs.class_identity.cpu(), head.class_identity.cpu()):
+            raise ValueError(
+                f'{key}: the prototypes of the student belong to other classes than those of the '
+                'teacher; set student.head.num_classes and prototypes_per_class to those of the teacher'
+            )
+        names = class_names(runner.train_dataloader.dataset)
+        known = getattr(teachers[0], 'classes', None)
+        if names and known and list(names) != list(known):
+            i = next(
+                (i for i, pair in enumerate(zip(names, known)) if pair[0] != pair[1]),
+                min(len(names), len(known)),
+            )
+            raise ValueError(
+                f'{key}: the classes of the training data and those that the teacher was trained on '
+                f'have another order or other names, first at class {i}'
+            )
+        if runner.iter == 0:  # not after a resume
+            with torch.no_grad():
+                head.last_layer.weight.copy_(theirs.last_layer.weight)
+
+
+def models_of(runner: Runner) -> tuple[nn.Module, nn.Module]:
+    """A runner's model without its wrapper, and the student in it."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return model, model.student if isinstance(model, Distiller) else model
+
+
+def _group(student: nn.Module, name: str) -> list[nn.Module]:
+    """The modules of a part."""
+    if name == 'backbone':
+        return [part for part in (student.backbone, getattr(student, 'neck', None)) if part]
+    path = 'prototype_layer' if name == 'prototypes' else name
+    part = getattr(student.head, path, None)
+    return [] if part is None else [part]

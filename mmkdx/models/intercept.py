@@ -1,0 +1,158 @@
+"""Points in a model, and functions that are called with what passes them in a forward."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.compiler import set_stance
+
+_SYNTAX = re.compile(
+    r'(?P<path>\w[\w.]*)(?:@(?P<call>\d+))?(?::(?P<side>in|out))?(?:\[(?P<item>-?\d+)\])?'
+)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A point in a model: ``path[@call][:in|:out][[item]]``.
+
+    Args:
+        path (str): The dotted path of a module; '' is the model itself.
+        call (int, optional): Which call of a module that one forward calls several times, counted
+            from 0. Defaults to None (the last).
+        side (str): 'in' for the first argument, 'out' for the result. Defaults to 'out'.
+        item (int, optional): Which element of a tuple or list that stands there; None is all of it.
+            Defaults to -1.
+    """
+
+    path: str
+    call: int | None = None
+    side: str = 'out'
+    item: int | None = -1
+
+    @classmethod
+    def parse(cls, text: str) -> Tap:
+        """Reads a tap from its text.
+
+        Raises:
+            ValueError: If the text is not of the form above.
+        """
+        match = _SYNTAX.fullmatch(text)
+        if not match:
+            raise ValueError(
+                f"cannot have a tap {text!r}; write the name of a tap, such as 'logits', or "
+                "path[@call][:in|:out][[item]], as in 'backbone.layer3' or 'head.fc:in'"
+            )
+        path, call, side, item = match.group('path', 'call', 'side', 'item')
+        return cls(path, call and int(call), side or 'out', -1 if item is None else int(item))
+
+    def __str__(self) -> str:
+        call = '' if self.call is None else f'@{self.call}'
+        side = ':in' if self.side == 'in' else ''
+        return f'{self.path}{call}{side}' + ('' if self.item in (-1, None) else f'[{self.item}]')
+
+    def element(self, value: Any) -> int | None:
+        """The index of the element that is meant in a value; None where the value itself is."""
+        if self.item is None or not isinstance(value, (tuple, list)):
+            return None
+        return self.item if -len(value) <= self.item < len(value) else None
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A context in which a model is in eval mode; afterwards each module has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[0][1])  # some backbones prepare something in it
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def fake_forward(model: nn.Module) -> Iterator[None]:
+    """A context in which forwards yield shapes and no numbers, and leave the model as it was.
+
+    The model is in eval mode inside, where batch norm does not touch its statistics.
+    """
+    # torch would print a traceback of its own for a forward that fails, which becomes one sentence here.
+    logger = logging.getLogger('torch._subclasses.fake_tensor')
+    logger.disabled = True
+    try:
+        with evaluating(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            with set_stance('force_eager'):
+                yield
+    finally:
+        logger.disabled = False
+
+
+@contextmanager
+def intercept(
+    model: nn.Module, functions: Mapping[Tap, Callable[[Any], Tensor | None]]
+) -> Iterator[dict[Tap, int]]:
+    """Calls functions with what passes the taps of a model during the forwards of a ``with`` block.
+
+    Args:
+        model (nn.Module): The model.
+        functions (Mapping[Tap, Callable]): For each tap a function of the value there. A tensor that
+            it returns takes the value's place in the rest of the forward.
+
+    Yields:
+        dict[Tap, int]: How often each tap was passed, counted as the block runs.
+    """
+    calls = dict.fromkeys(functions, 0)
+
+    def pass_on(tap: Tap, value: Any) -> Any:
+        call, calls[tap] = calls[tap], calls[tap] + 1
+        if tap.call not in (None, call):
+            return value
+        index = tap.element(value)
+        result = functions[tap](value if index is None else value[index])
+        if result is None or index is None:
+            return value if result is None else result
+        items = list(value)
+        items[index] = result
+        return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
+
+    def before(tap: Tap, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            return (pass_on(tap, args[0]), *args[1:]), kwargs
+        first = next(iter(kwargs))
+        return args, {**kwargs, first: pass_on(tap, kwargs[first])}
+
+    def hook(tap: Tap) -> torch.utils.hooks.RemovableHandle:
+        module = model.get_submodule(tap.path)
+        if tap.side == 'in':
+            return module.register_forward_pre_hook(
+                lambda _, args, kwargs: before(tap, args, kwargs), with_kwargs=True
+            )
+        return module.register_forward_hook(lambda _, args, output: pass_on(tap, output))
+
+    handles = [hook(tap) for tap in functions]
+    try:
+        with set_stance('force_eager') if _compiled(model, functions) else nullcontext():
+            yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _compiled(model: nn.Module, taps: Collection[Tap]) -> bool:
+    """Whether a tap lies in a part of the model that is compiled, where its hook would not be called."""
+    for tap in taps:
+        module = model
+        for name in ['', *filter(None, tap.path.split('.'))]:
+            module = getattr(module, name) if name else module
+            wrapped = isinstance(getattr(module, '_orig_mod', None), nn.Module)
+            if wrapped or module._compiled_call_impl is not None:
+                return True
+    return False

@@ -1,0 +1,205 @@
+"""The taps that have a name: what each stands for in a model, and how a cache stores its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmkdx.functional import ClassMaps, full_precision
+from mmkdx.functional.largest_logits import all_logits, largest_logits
+from mmkdx.models.classifier import find_prototypes
+from mmkdx.models.families import describe
+from mmkdx.models.flow import Flow, State
+from mmkdx.models.intercept import Tap
+
+#: What a cache stores of a value: tensors with a row for each image.
+Stored = Mapping[str, Tensor]
+
+#: All named taps by name; a class of its own adds another.
+NAMED_TAPS: dict[str, NamedTap] = {}
+
+
+class Place(NamedTuple):
+    """Where a tap stands: the point that is read, and a module whose weights the value has, too."""
+
+    tap: Tap
+    weights: str = ''
+
+
+class NamedTap:
+    """What the name of a tap stands for.
+
+    A derived class registers itself: ``class Embedding(NamedTap, name='embedding')``.
+    """
+
+    #: Whether a graph starts here for a term that takes gradients of the logits by it.
+    starts_graph = True
+    #: Whether the value is weights of the model and no output.
+    of_weights = False
+
+    def __init_subclass__(cls, name: str = '') -> None:
+        if name:
+            NAMED_TAPS[name] = cls()
+
+    def locate(self, flow: Flow) -> Place:
+        """Finds the place in a model.
+
+        Raises:
+            ValueError: If there is none. The message continues a sentence that begins with the model.
+        """
+        raise NotImplementedError
+
+    def check(self, flow: Flow, place: Place) -> None:
+        """Refuses a model in which the value is not what the name says.
+
+        Raises:
+            ValueError: As ``locate``.
+        """
+
+    def read(self, value: Any, module: nn.Module) -> Any:
+        """The tap's value.
+
+        Args:
+            value (Any): What stood at the place in a forward.
+            module (nn.Module): The module of the place's weights; the model where it has none.
+        """
+        return value
+
+    def encode(self, value: Any, top_k: int | None, resolution: int | None) -> Stored:
+        """The tensors that a cache stores of a value, with a row for each image.
+
+        Args:
+            value (Any): The tap's value.
+            top_k (int, optional): How many logits are stored. None stores all.
+            resolution (int, optional): The side to which class maps are pooled. None keeps theirs.
+
+        Raises:
+            ValueError: If an option would leave nothing out.
+        """
+        return dict(values=full_precision(value))
+
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Any:
+        """The inverse of ``encode``.
+
+        Args:
+            stored (Mapping[str, Tensor]): What ``encode`` returned, or rows of it.
+            shape (Sequence[int]): The shape of one image's value.
+            module (nn.Module, optional): The module of the place's weights; None where the stored
+                value stands for itself, as the mean over several teachers does.
+        """
+        return stored['values']
+
+
+class Logits(NamedTap, name='logits'):
+    """The logits, of shape (N, K)."""
+
+    starts_graph = False
+
+    def locate(self, flow: Flow) -> Place:
+        """Where the model's family has its logits."""
+        path, logits = flow.facts.logits_path, flow.logits
+        output = flow.reading(Tap(path, item=None)).value
+        if isinstance(output, (tuple, list)):
+            # All of it where the logits are made of several tensors
+            found = (i for i, each in enumerate(output) if each is logits)
+            return Place(Tap(path, item=next(found, None)))
+        return Place(Tap(path))
+
+    def read(self, value: Any, module: nn.Module) -> Tensor:
+        """The logits in what stood there."""
+        return value if isinstance(value, Tensor) else describe(module).logits_in(value)
+
+    def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> Stored:
+        """The largest logits, their index, and the logarithm of the others' mean exponential."""
+        value, classes = full_precision(value), value.shape[1]
+        if top_k is None:
+            return dict(values=value)
+        if top_k >= classes:
+            raise ValueError(f'top_k is {top_k} and there are {classes} classes; leave top_k out')
+        return largest_logits(value, top_k)
+
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Tensor:
+        """The logits; those that are not stored are equal."""
+        return all_logits(stored, shape[0]) if 'index' in stored else stored['values']
+
+
+class Features(NamedTap, name='features'):
+    """What enters global average pooling, of shape (N, C, H, W)."""
+
+    def locate(self, flow: Flow) -> Place:
+        """What enters the pooling."""
+        return Place(flow.features)
+
+
+class Embedding(NamedTap, name='embedding'):
+    """What enters the linear classifier, of shape (N, C)."""
+
+    def locate(self, flow: Flow) -> Place:
+        """What enters the classifier."""
+        return Place(Tap(flow.classifier, side='in'))
+
+
+class Cam(NamedTap, name='cam'):
+    """The class maps of a classifier of global average pooling and one linear layer."""
+
+    starts_graph = False
+
+    def locate(self, flow: Flow) -> Place:
+        """What enters the pooling, and the classifier."""
+        return Place(flow.features, flow.classifier)
+
+    def check(self, flow: Flow, place: Place) -> None:
+        """Refuses a model whose logits are not ``linear(GAP(features))`` with nothing in between."""
+        path = place.weights
+        linear = flow.model.get_submodule(path)
+        where = ''
+        if flow.pooling.leaving != flow.reading(Tap(path, side='in')).state:
+            where = 'between its global average pooling and its last linear layer'
+        elif flow.reading(Tap(path)).state != State.of(flow.logits):
+            where = 'after its last linear layer'
+        elif type(linear).forward is not nn.Linear.forward:
+            where = f'within its last linear layer, a {type(linear).__name__}'
+        if where:
+            raise ValueError(
+                f'is not GAP + linear: another operation stands {where}, so its class maps have no '
+                'closed form'
+            )
+
+    def read(self, value: Tensor, module: nn.Module) -> ClassMaps:
+        """The class maps, which are kept once they are computed."""
+        return ClassMaps(value, module.weight, module.bias, keep=True)
+
+    def encode(self, value: ClassMaps, top_k: int | None, resolution: int | None) -> Stored:
+        """The features of which the classifier makes the maps."""
+        features, side = full_precision(value.features), min(value.shape[2:])
+        if resolution is None:
+            return dict(values=features)
+        if resolution > side:
+            raise ValueError(
+                f'resolution is {resolution} and the class maps have {side} positions a side; leave '
+                'resolution out'
+            )
+        return dict(values=F.adaptive_avg_pool2d(features, resolution))
+
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> ClassMaps:
+        """The class maps of the stored features."""
+        weights = (module.weight, module.bias) if module else ()
+        return ClassMaps(stored['values'], *weights, keep=True)
+
+
+class Prototypes(NamedTap, name='prototypes'):
+    """The prototypes of a prototype head, which are weights, of shape (P, D, 1, 1)."""
+
+    of_weights = True
+
+    def locate(self, flow: Flow) -> Place:
+        """The layer that holds them."""
+        path = find_prototypes(flow.model)
+        return Place(Tap(path), path)
+
+    def read(self, value: Any, module: nn.Module) -> Tensor:
+        """The layer's weights."""
+        return module.prototypes
