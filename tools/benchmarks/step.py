@@ -18,7 +18,6 @@ import argparse
 import atexit
 import copy
 import importlib.util
-import io
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from torch.utils.data import DataLoader
 
 from mmkdx.apis.dry_run import build_from_config, synthetic_batch
 from mmkdx.datasets import SeededViews
-from mmkdx.distillation.cached_teacher import write_cache
+from mmkdx.distillation.cache import CacheWriter
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.models import build_part
 from mmkdx.functional.class_maps import first_tensor
@@ -169,8 +168,7 @@ class Case:
             return {}
         items = [dict(inputs=i, data_samples=s) for i, s in zip(*self.data.values())]
         loader = DataLoader(SeededViews(items), self.batch_size, collate_fn=pseudo_collate)
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            write_cache(distiller, distiller.teachers[0], loader)
+        CacheWriter(distiller, distiller.teachers[0], loader).write()
         distiller.teachers[0].load()
         (data,) = loader
         return {'cached': self._step(distiller.train(), data)}
