@@ -18,7 +18,6 @@ import argparse
 import atexit
 import copy
 import importlib.util
-import io
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from torch.utils.data import DataLoader
 
 from mmkdx.apis.dry_run import build_from_config, synthetic_batch
 from mmkdx.datasets import SeededViews
-from mmkdx.distillation.cached_teacher import write_cache
+from mmkdx.distillation.cache import CacheWriter
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.models import build_part
 from mmkdx.functional.class_maps import first_tensor
@@ -169,8 +168,7 @@ class Case:
             return {}
         items = [dict(inputs=i, data_samples=s) for i, s in zip(*self.data.values())]
         loader = DataLoader(SeededViews(items), self.batch_size, collate_fn=pseudo_collate)
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            write_cache(distiller, distiller.teachers[0], loader)
+        CacheWriter(distiller, distiller.teachers[0], loader).write()
         distiller.teachers[0].load()
         (data,) = loader
         return {'cached': self._step(distiller.train(), data)}
@@ -343,28 +341,22 @@ def draw(found: dict[str, dict[str, Any]], title: str, file: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    names = list(found)[::-1]
-    left = [0.0] * len(names)
+    names, left = list(found)[::-1], [0.0] * len(found)
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.32 * len(names)), layout='constrained')
-    for part, color in zip(
-        (*FLOOR, 'framework', 'loss'), ('#4477aa', '#88aacc', '#222222', '#cc6644')
-    ):
+    for part in (*FLOOR, 'framework', 'loss'):
         shares = []
-        for name in names:
-            each = found[name]
+        for each in map(found.get, names):
             floor = sum(each['seconds'][key] for key in FLOOR)
             share = each['seconds'][part] / floor if part in FLOOR else each[f'{part}_overhead']
             shares.append(100 * max(share, 0))
-        axes.barh(names, shares, left=left, label=part, color=color)
+        axes.barh(names, shares, left=left, label=part)
         left = [a + b for a, b in zip(left, shares)]
     axes.axvline(100, color='black', linewidth=0.8, linestyle=':')
-    for i, name in enumerate(names):
-        over = sum(100 * found[name][f'{part}_overhead'] for part in ('framework', 'loss'))
+    for i, each in enumerate(map(found.get, names)):
+        over = 100 * (each['framework_overhead'] + each['loss_overhead'])
         axes.text(left[i], i, f' {over:+.1f} %', va='center', size='small')
-    axes.set_xlim(0, 1.1 * max(left))
-    axes.set(xlabel='% of the floor', title=title)
-    axes.title.set_size('small')
-    axes.spines[['top', 'right']].set_visible(False)
+    axes.set(xlabel='% of the floor', xlim=(0, 1.1 * max(left)))
+    axes.set_title(title, size='small')
     figure.legend(loc='outside lower center', ncols=4, frameon=False)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
