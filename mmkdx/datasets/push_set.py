@@ -16,7 +16,7 @@ from mmkdx.datasets.wrappers import (
     config_pipeline,
     images,
     labels,
-    leaves,
+    pipelines,
     with_pipeline,
 )
 
@@ -69,8 +69,8 @@ def check_push_set(dataloader: DataLoader, num_classes: int) -> None:
     dataset = dataloader.dataset
     named = [
         type(each).__name__
-        for leaf in leaves(dataset)
-        for each in getattr(getattr(leaf, 'pipeline', None), 'transforms', ())
+        for pipeline in pipelines(dataset)
+        for each in pipeline.transforms
         if any(word in type(each).__name__.lower() for word in _RANDOM)
     ]
     if named or _differs(dataset):

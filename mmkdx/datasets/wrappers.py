@@ -3,7 +3,8 @@
 Of a built data set:
 
 - ``positions``: which image each index shows (its ``sample_idx``); ``images``: an index of each image;
-- ``leaves``: the data sets without wrappers;
+- ``leaves``: the data sets without wrappers; ``locate``: the one that holds a sample;
+- ``pipelines``: their transforms;
 - ``labels`` and ``class_names``.
 
 Of the config of one:
@@ -60,6 +61,21 @@ def leaves(dataset: Any) -> list[Any]:
     """The data sets without wrappers, in order; the data set itself if it is none."""
     inner = parts(dataset)
     return [leaf for part in inner for leaf in leaves(part)] if inner else [dataset]
+
+
+def locate(dataset: Any, index: int) -> tuple[Any, int]:
+    """The data set without wrappers that holds a sample, and the sample's index in it."""
+    position = int(_positions(dataset, np.array([index]))[0])
+    for leaf in leaves(dataset):
+        if position < len(leaf):
+            break
+        position -= len(leaf)
+    return leaf, position
+
+
+def pipelines(dataset: Any) -> list[Compose]:
+    """The transforms of each data set without wrappers that has some."""
+    return [leaf.pipeline for leaf in leaves(dataset) if hasattr(leaf, 'pipeline')]
 
 
 def labels(dataset: Any) -> np.ndarray:

@@ -184,6 +184,5 @@ def _group(student: nn.Module, name: str) -> list[nn.Module]:
     """The modules of a part."""
     if name == 'backbone':
         return [part for part in (student.backbone, getattr(student, 'neck', None)) if part]
-    path = 'prototype_layer' if name == 'prototypes' else name
-    part = getattr(student.head, path, None)
+    part = getattr(student.head, dict(prototypes='prototype_layer').get(name, name), None)
     return [] if part is None else [part]

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from scipy import stats
 
-from mmkdx.datasets import Parts, parts
+from mmkdx.datasets import Parts, bird_drawing
 from mmkdx.registry import DATASETS
 
 REGIONS = ['background', 'tail', 'legs', 'body', 'crest', 'beak', 'head', 'wing', 'mark']
@@ -127,9 +127,9 @@ def test_images_are_those_of_this_version(plain):
 def draw(index, keep, mark=None):
     """Image and label map of a sample of which only some regions are drawn."""
     rng = np.random.default_rng((0, 0, index, 0))
-    _, layers, shapes = parts._scene(rng, index % 9)
+    _, layers, shapes = bird_drawing.scene(rng, index % 9)
     shapes = [shape for shape in shapes if keep(shape[1][3])]
-    return parts._develop(parts._paint(layers, shapes, 64), rng)
+    return bird_drawing.develop(bird_drawing.paint(layers, shapes, 64), rng)
 
 
 @pytest.mark.parametrize('part', range(1, MARK))
@@ -183,7 +183,7 @@ def test_each_class_has_a_mark_of_its_own():
     for label in range(9):
         for seed in range(2):  # the place does not matter
             canvas = np.zeros((128, 128, 4), np.uint8)
-            parts._paint_mark(canvas, label, np.random.default_rng(seed))
+            bird_drawing.paint_mark(canvas, label, np.random.default_rng(seed))
             plates.add(canvas[canvas[..., 3] == MARK].tobytes())
     assert len(plates) == 9
 
@@ -204,14 +204,14 @@ def test_the_class_is_the_crest_and_the_part_it_points_to(plain):
         label = 3 * list(variants).index(part) + variants[part].index(has[part])
         assert info['gt_label'] == label == index % 9
         assert info['deciding_labels'] == [REGIONS.index('crest'), REGIONS.index(part)]
-        assert parts.CLASSES[label] == f'{has["crest"]} crest, {has[part]} {part}'
+        assert bird_drawing.CLASSES[label] == f'{has["crest"]} crest, {has[part]} {part}'
 
 
 @pytest.mark.parametrize('part', ['tail', 'wing', 'beak', 'legs'])
 def test_other_parts_say_nothing(plain, part):
     rows = [i for i in plain if REGIONS.index(part) not in i['deciding_labels']]
     labels = sorted({i['gt_label'] for i in rows})
-    names = list(parts.VARIANTS[part])
+    names = list(bird_drawing.VARIANTS[part])
     table = np.zeros((len(labels), 3))
     for info in rows:
         table[labels.index(info['gt_label']), names.index(info['variants'][part])] += 1
@@ -220,7 +220,7 @@ def test_other_parts_say_nothing(plain, part):
     # nor do two of them together
     pairs = np.zeros((3, 3))
     for info in rows:
-        legs = list(parts.VARIANTS['legs']).index(info['variants']['legs'])
+        legs = list(bird_drawing.VARIANTS['legs']).index(info['variants']['legs'])
         pairs[names.index(info['variants'][part]), legs] += 1
     assert part == 'legs' or stats.chi2_contingency(pairs).pvalue > P
 

@@ -99,9 +99,7 @@ def test_as_many_other_classes(tmp_path):
 def test_images_are_missing(tmp_path):
     write_tiny_imagenet(tmp_path)
     (tmp_path / 'val/images/val_4.JPEG').unlink()
-    sentence = (
-        'val/images lacks 1 of the 6 images in val_annotations.txt, among them val_4.JPEG; unpack'
-    )
+    sentence = 'val/images lacks 1 of the 6 images that val_annotations.txt lists, among them val_4'
     with pytest.raises(FileNotFoundError, match=sentence):
         TinyImageNet(data_root=str(tmp_path), split='val')
 

@@ -36,9 +36,7 @@ def test_missing_images_of_the_split(tmp_path):
     name = next(row['img_filename'] for row in rows if row['split'] == 1)
     (tmp_path / name).unlink()
     assert len(Waterbirds(data_root=str(tmp_path), split='train')) == 4
-    sentence = (
-        f'{tmp_path} lacks 1 of the 4 images that metadata.csv lists, among them .*/{name}; unp'
-    )
+    sentence = f'{tmp_path} lacks 1 of the 4 images that metadata.csv lists, among them {name}; unp'
     with pytest.raises(FileNotFoundError, match=sentence):
         Waterbirds(data_root=str(tmp_path), split='val')
 

@@ -104,7 +104,10 @@ def test_numbers_and_labels(name):
     assert wrappers.class_names(dataset) == NAMES
     images = wrappers.images(dataset)
     assert list(images) == sorted(set(numbers))
-    assert all(isinstance(leaf, Listed) for leaf in wrappers.leaves(dataset))
+    for index in (0, len(dataset) - 1, -1):
+        leaf, inner = wrappers.locate(dataset, index)
+        assert isinstance(leaf, Listed) and leaf in wrappers.leaves(dataset)
+        assert torch.equal(leaf[inner]['inputs'], dataset[index % len(dataset)]['inputs'])
     assert all(numbers[index] == image for image, index in images.items())
 
 
@@ -199,6 +202,13 @@ def test_labels_of_other_data_sets():
 def test_samples_without_one_class(dataset, message):
     with pytest.raises(ValueError, match=message):
         wrappers.labels(dataset())
+
+
+def test_transforms_of_all_parts():
+    flipped = Listed([0], pipeline=[dict(type='RandomFlip', prob=1.0), PACK])
+    joined = TorchConcatDataset([a(), TensorDataset(torch.zeros(1)), RepeatDataset(flipped, 2)])
+    names = [[type(t).__name__ for t in each.transforms] for each in wrappers.pipelines(joined)]
+    assert names == [['PackInputs'], ['RandomFlip', 'PackInputs']]
 
 
 def test_parts_that_differ():
