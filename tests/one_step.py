@@ -51,6 +51,9 @@ def build(cfg: Config) -> nn.Module:
             if isinstance(part, Teacher):
                 part.loaded = True
         draw_weights(teacher, f'teacher{i}')
+    if hasattr(model, 'probe'):
+        # Fake images are in single precision
+        model.probe(synthetic_batch(cfg)['inputs'][0].shape[1:])
     return model.double()
 
 
