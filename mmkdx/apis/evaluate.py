@@ -35,8 +35,7 @@ def evaluate_explanations(
             is read by position, so its sampler does not matter.
         teacher (nn.Module | dict | str, optional): Another classifier of the same classes. Defaults
             to None.
-        base (nn.Module | dict | str, optional): The student trained alone, see ``ExplainHook``.
-            Defaults to None.
+        base (nn.Module | dict | str, optional): The student trained alone. Defaults to None.
         explainer (dict | str | Explainer): See ``ExplainHook``. Defaults to 'GradCAM'.
         metrics (Sequence[dict | str]): The metrics, each a type or a config. Defaults to
             ('DeletionInsertion', ).
@@ -94,12 +93,10 @@ def evaluate_explanations(
 def _restored(*models: Any) -> Iterator[None]:
     """A context after which modules have the modes and trainable parameters that they had before."""
     known = [model for model in models if isinstance(model, nn.Module)]
-    modes = [(module, module.training) for model in known for module in model.modules()]
-    flags = [(each, each.requires_grad) for model in known for each in model.parameters()]
+    before = [(each, 'training', each.training) for model in known for each in model.modules()]
+    before += [(p, 'requires_grad', p.requires_grad) for m in known for p in m.parameters()]
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for each, name, value in before:
+            setattr(each, name, value)

@@ -20,11 +20,11 @@ class ImageBatch:
 
     Args:
         inputs (Tensor): The images as the student takes them, of shape (N, C, H, W).
-        index (list[int]): Which image of the data set each is.
-        samples (list): Their data samples, or dicts; a label stands in 'gt_label'.
-        format (ImageFormat): What the student expects of images.
-        loaded (Sequence, optional): The images before the student's preprocessor. Defaults to None:
-            it has none.
+        index (list[int]): The number of each image in the data set.
+        samples (list): Their data samples, or dicts; a label is in 'gt_label'.
+        format (ImageFormat): The images that the student expects.
+        loaded (Sequence, optional): The images before the student's preprocessor. Defaults to None: it
+            has none.
         bgr (bool): Whether these have OpenCV's order of channels. Defaults to False.
     """
 
@@ -41,9 +41,7 @@ class ImageBatch:
             return as_rgb(self.loaded[i], self.bgr)
         image = self.inputs[i].float().cpu()
         if self.inputs.is_floating_point() and self.format.mean and self.format.std:
-            mean, std = (
-                torch.tensor(v)[:, None, None] for v in (self.format.mean, self.format.std)
-            )
+            mean, std = torch.tensor([self.format.mean, self.format.std])[..., None, None]
             image = (image * std + mean).clamp(0, 255).byte()
         return as_rgb(image)
 
@@ -55,24 +53,22 @@ def read_batch(
     index: Sequence[int] | None = None,
     chosen: Collection[int] | None = None,
 ) -> ImageBatch | None:
-    """Prepares what a data loader yields.
-
-    Of the views that test-time augmentation makes of an image the first is taken.
+    """Prepares what a data loader yields; with test-time augmentation the first view of an image.
 
     Args:
         data (Any): A dict with 'inputs' and 'data_samples', as mmpretrain's data loaders yield it, or
             (images, labels).
         model (nn.Module): The model whose ``data_preprocessor``, if it has one, prepares the images.
-        owner (str): Who reads, for messages.
-        index (Sequence[int], optional): Which image each is. Defaults to None: what the data samples
-            say ('sample_idx').
-        chosen (Collection[int], optional): Which images to keep. Defaults to None (all).
+        owner (str): The reader's name in messages.
+        index (Sequence[int], optional): The number of each image. Defaults to None: 'sample_idx' of the
+            data samples.
+        chosen (Collection[int], optional): The images to keep. Defaults to None (all).
 
     Returns:
         ImageBatch, optional: The batch; None where no image is chosen.
 
     Raises:
-        ValueError: If the batch has another form, or nothing says which images these are.
+        ValueError: If the batch has another form, or the images have no numbers.
     """
     model = unwrap(model)
     if isinstance(data, Mapping):
@@ -93,19 +89,18 @@ def read_batch(
                 f"{owner}: the data samples have no 'sample_idx'; let the dataset's PackInputs keep it "
                 '(meta_keys)'
             )
-        index = [int(sample.get('sample_idx')) for sample in samples]
+        index = [sample.get('sample_idx') for sample in samples]
     here = [i for i, each in enumerate(index) if chosen is None or each in chosen]
     if not here:
         return None
     samples, index = [samples[i] for i in here], [int(index[i]) for i in here]
     images = images[here] if isinstance(images, Tensor) else [images[i] for i in here]
-    facts = describe(model).images
+    expected = describe(model).images
     preprocessor = getattr(model, 'data_preprocessor', None)
     if preprocessor is None:
-        return ImageBatch(images.to(_device(model)), index, samples, facts)
+        device = next(model.parameters(), images).device
+        return ImageBatch(images.to(device), index, samples, expected)
     inputs = preprocessor(dict(inputs=images, data_samples=samples), False)['inputs']
-    return ImageBatch(inputs, index, samples, facts, images, getattr(preprocessor, 'to_rgb', False))
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters(), torch.empty(0)).device
+    return ImageBatch(
+        inputs, index, samples, expected, images, getattr(preprocessor, 'to_rgb', False)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +22,8 @@ from mmkdx.arguments import integer, one_of
 from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.evaluation.batches import ImageBatch, read_batch
-from mmkdx.evaluation.facts import FACTS, Facts
-from mmkdx.evaluation.gallery import ShownImage, gallery_item
-from mmkdx.evaluation.pair_evaluation import PairEvaluation, settings_of
+from mmkdx.evaluation.gallery import FACTS, Facts, ShownImage, gallery_item, one_label_each
+from mmkdx.evaluation.pairs import PairEvaluation, settings_of
 from mmkdx.evaluation.subjects import (
     TARGETS,
     Subject,
@@ -32,7 +32,7 @@ from mmkdx.evaluation.subjects import (
     find_subjects,
 )
 from mmkdx.explain import Explainer
-from mmkdx.metrics.base import Explained, ExplainedBatch, ScoreMetric, labels_of
+from mmkdx.metrics.base import Explained, ExplainedBatch, ScoreMetric
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
 from mmkdx.registry import METRICS
@@ -47,17 +47,17 @@ KEPT_BYTES = 2**30
 
 @dataclass
 class Evaluation:
-    """What an evaluation of explanations found; ``str`` of it is a table.
+    """The result of an evaluation of explanations; ``str`` of it is a table.
 
     Args:
         scores (dict[str, Score]): The scores, by name, on every rank.
         count (int): Number of explained images.
-        seconds (float): How long it took, on this rank.
+        seconds (float): Duration on this rank.
+        student (str): The student's name in tables and pictures.
         rows (dict): For each image its values, by the names of scores; on the main rank, as all below.
         gallery (list[GalleryItem]): The pictures.
         sections (list[PictureSection]): Further pictures.
-        facts (dict[str, Any]): What was explained, measured and compared, and how.
-        student (str): What tables and pictures call the student.
+        facts (dict[str, Any]): The settings: explained class, explainers, metrics, comparison.
         classes (tuple[str, ...], optional): The names of the classes.
         sample (str): Which images were explained.
     """
@@ -65,11 +65,11 @@ class Evaluation:
     scores: dict[str, Score]
     count: int
     seconds: float
+    student: str
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     gallery: list[GalleryItem] = field(default_factory=list)
     sections: list[PictureSection] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    student: str = 'student'
     classes: tuple[str, ...] | None = None
     sample: str = ''
 
@@ -80,13 +80,13 @@ class Evaluation:
 class ExplanationEvaluator:
     """Explains a sample of a data set by a student, its teacher and a base model, and measures it.
 
-    It takes no config and no Runner: ``begin``, then ``process`` for each batch, then ``finish``. What a
-    fixed teacher yields is computed once, also over several evaluations of one data set.
+    It takes no config and no Runner: ``begin``, then ``process`` for each batch, then ``finish``. The
+    values of a fixed teacher are computed once, also over several evaluations of one data set.
 
     Args:
         explainer, metrics, num_samples, show_samples, target, teacher, base, unicam, context_size, seed:
             As those of ``ExplainHook``; a metric may be its type alone, and a model a module.
-        owner (str): Whose arguments these are, for messages. Defaults to 'ExplanationEvaluator'.
+        owner (str): The owner of these arguments, for messages. Defaults to 'ExplanationEvaluator'.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -146,19 +146,19 @@ class ExplanationEvaluator:
             loader (DataLoader): Loads the images; ``process`` takes what it yields.
 
         Raises:
-            ValueError: If the models do not allow what is asked for.
+            ValueError: If models, target, metrics and data set do not fit.
             FileNotFoundError: If a checkpoint file does not exist.
         """
         if self._loader is None or loader.dataset is not self._loader.dataset:
             self._images = images(loader.dataset)
+            self._model = None  # the models' classes are compared with the data set's
             self._kept, self._kept_bytes = {}, 0
             for metric in self.metrics:
                 metric.forget()
         self._loader = loader
-        known = list(self._images)
-        order = np.random.RandomState(self.seed).permutation(len(known))[: self.num_samples]
-        self._sample = {known[i] for i in order}
-        self._shown = {known[i] for i in order[: self.show_samples]}
+        order = np.random.RandomState(self.seed).permutation(list(self._images)).tolist()
+        self._sample = set(order[: self.num_samples])
+        self._shown = set(order[: self.num_samples][: self.show_samples])
         self._pictures: list[ShownImage] = []
         self._seconds = 0.0
         if self._model is not unwrap(model):
@@ -168,9 +168,8 @@ class ExplanationEvaluator:
         """Explains and measures those images of a batch that are in the sample.
 
         Args:
-            data (Any): What the data loader yields; see ``read_batch``.
-            index (Sequence[int], optional): Which image of the data set each is. Defaults to None: what
-                the data samples say.
+            data (Any): A batch of the data loader; see ``read_batch``.
+            index (Sequence[int], optional): See ``read_batch``. Defaults to None.
         """
         start = time.perf_counter()
         batch = read_batch(data, self._model, self.owner, index, self._sample)
@@ -184,25 +183,18 @@ class ExplanationEvaluator:
         Raises:
             ValueError: If two metrics yield a score of one name.
         """
-        start = time.perf_counter()
-        own = []
-        if self.pairs is not None:
-            own = self.pairs.run(self._loader, self._model, self.place(), self.show_samples)
-        return self._gather(own, start)
+        return self._finish(self.show_samples)
 
     def try_out(self, model: nn.Module, loader: DataLoader) -> Evaluation:
-        """One image through everything that an evaluation does, so that mistakes show early."""
+        """Takes one image through a whole evaluation, so that mistakes show early."""
         self.begin(model, loader)
         whole, first = self._sample, min(self._sample)
         self._sample = self._shown = {first}
-        start = time.perf_counter()
-        plain = loader.collate_fn([loader.dataset[self._images[first]]])
-        self.process(plain, None if isinstance(plain, dict) else [first])
-        self._sample, own = whole, []
-        if self.pairs is not None:
-            own = self.pairs.run(loader, self._model, self.place(), 1, trial=True)
+        data = loader.collate_fn([loader.dataset[self._images[first]]])
+        self.process(data, None if isinstance(data, dict) else [first])
+        self._sample = whole
         with _quiet():  # what is said of one image is true of no evaluation
-            return self._gather(own, start)
+            return self._finish(1, trial=True)
 
     def shown_items(self, count: int) -> Iterator[tuple[str, Any]]:
         """Names and items of the data set for the first images that are drawn."""
@@ -215,7 +207,10 @@ class ExplanationEvaluator:
 
     def _find(self, model: nn.Module) -> None:
         """Finds the models, and whether metrics and target fit them."""
-        self.subjects = find_subjects(model, self.explainers, self.owner, self.teacher, self.base)
+        classes = class_names(self._loader.dataset)
+        self.subjects = find_subjects(
+            model, self.explainers, self.owner, self.teacher, self.base, classes
+        )
         self._model = model
         if self.pairs is not None:
             self.pairs.begin(self.subjects)
@@ -231,23 +226,10 @@ class ExplanationEvaluator:
                     f'teacher, and there is none: {advice}'
                 )
 
-    @property
-    def student_name(self) -> str:
-        """What tables call the student: a plain model's own name, where it stands alone."""
-        if len(self.subjects) > 1 or isinstance(self._model, Distiller):
-            return 'student'
-        return type(getattr(self._model, 'backbone', self._model)).__name__
-
     def _explain(self, batch: ImageBatch) -> None:
         models = self._models(batch)
-        explained = ExplainedBatch(
-            batch.inputs,
-            batch.index,
-            models,
-            batch.samples,
-            batch.format.mean,
-            batch.format.std,
-        )
+        mean, std = batch.format.mean, batch.format.std
+        explained = ExplainedBatch(batch.inputs, batch.index, models, batch.samples, mean, std)
         for metric in self.metrics:
             metric.process(explained)
         self._pictures += [
@@ -259,15 +241,14 @@ class ExplanationEvaluator:
     def _models(self, batch: ImageBatch) -> dict[str, Explained]:
         """Explains all models for the same classes; of fixed ones once in a run."""
         inputs, index = batch.inputs, batch.index
+        # For each model the logits, and its maps where these are fixed, too
         kept = {
-            name: [self._kept[name][i] for i in index]
-            for name in self._kept
-            if all(i in self._kept[name] for i in index)
+            name: [torch.stack(column).to(inputs.device) for column in zip(*map(rows.get, index))]
+            for name, rows in self._kept.items()
+            if all(i in rows for i in index)
         }
         logits = {
-            name: torch.stack([each[0] for each in kept[name]]).to(inputs.device)
-            if name in kept
-            else subject.predict(inputs)
+            name: kept[name][0] if name in kept else subject.predict(inputs)
             for name, subject in self.subjects.items()
         }
         classes = {name: values.shape[1] for name, values in logits.items()}
@@ -277,31 +258,33 @@ class ExplanationEvaluator:
                 f'({", ".join(f"{name} {count}" for name, count in classes.items())}), so they cannot '
                 'be explained for the same class'
             )
-        targets = choose_targets(self.policy, logits, _one_label_each(batch))
+        labels = one_label_each(batch.samples)
+        labels = None if labels is None else torch.tensor(labels, device=inputs.device)
+        targets = choose_targets(self.policy, logits, labels)
         models = {}
         for name, subject in self.subjects.items():
             # What depends on the student's prediction is new at every evaluation.
             fixed = subject.fixed and self.policy != 'student'
-            if name in kept and len(kept[name][0]) > 1:
-                maps = torch.stack([each[1] for each in kept[name]]).to(inputs.device)
-            else:
-                maps = subject.explain(inputs, targets[name])
+            known = kept.get(name, ())
+            maps = known[1] if len(known) > 1 else subject.explain(inputs, targets[name])
             models[name] = subject.explained(maps, logits[name], targets[name], fixed)
-            if subject.fixed and name not in kept:
+            if subject.fixed and not known:
                 self._keep(name, index, models[name])
         return models
 
     def _keep(self, name: str, index: list[int], model: Explained) -> None:
-        rows = [model.logits.cpu(), *([model.maps.cpu()] if model.fixed else [])]
-        size = sum(row.nbytes for row in rows)
+        values = [model.logits.cpu(), *([model.maps.cpu()] if model.fixed else [])]
+        size = sum(each.nbytes for each in values)
         if self._kept_bytes + size <= KEPT_BYTES:
             self._kept_bytes += size
-            self._kept.setdefault(name, {}).update(
-                {i: tuple(row[n] for row in rows) for n, i in enumerate(index)}
-            )
+            self._kept.setdefault(name, {}).update(zip(index, zip(*values)))
 
-    def _gather(self, own: list[PictureSection], start: float) -> Evaluation:
-        """Turns what was measured into scores and pictures."""
+    def _finish(self, show: int, trial: bool = False) -> Evaluation:
+        """Measures the pairs, and turns all values into scores and pictures."""
+        start = time.perf_counter()
+        own = []
+        if self.pairs is not None:
+            own = self.pairs.run(self._loader, self._model, self.place(), show, trial)
         scores: dict[str, Score] = {}
         for metric in (*self.metrics, *self.pair_metrics):
             for name, score in metric.evaluate().items():
@@ -312,7 +295,10 @@ class ExplanationEvaluator:
                     )
                 scores[name] = score
         pictures = collect_results(self._pictures, sys.maxsize, 'cpu')
-        result = Evaluation(scores, len(self._sample), 0.0, student=self.student_name)
+        student = 'student'
+        if len(self.subjects) == 1 and not isinstance(self._model, Distiller):
+            student = type(getattr(self._model, 'backbone', self._model)).__name__
+        result = Evaluation(scores, len(self._sample), 0.0, student)
         if is_main_process():
             self._complete(result, {each.index: each for each in pictures}, own)
         result.seconds = self._seconds + time.perf_counter() - start
@@ -328,35 +314,25 @@ class ExplanationEvaluator:
         for metric in self.metrics:
             for index, values in metric.rows.items():
                 result.rows.setdefault(index, {}).update(values)
-        known = {
-            *result.scores,
-            *(f'{model}{fact}' for model in ('', 'teacher/', 'base/') for fact in FACTS),
-        }
         for index, shown in sorted(pictures.items()):
-            row = {name: value for name, value in result.rows[index].items() if name in known}
-            own_targets = self.policy == 'own'
+            row = {
+                name: value
+                for name, value in result.rows[index].items()
+                if name in result.scores or name.rpartition('/')[2] in FACTS
+            }
             result.gallery.append(
-                gallery_item(shown, row, result.classes, own_targets, result.student)
+                gallery_item(shown, row, result.classes, self.policy == 'own', result.student)
             )
         offered = [each for metric in self.metrics for each in metric.report_sections()]
         drawn = (draw(each, result.classes) for each in (*own, *offered))
         result.sections = [section for section in drawn if section is not None]
+        explainers = {name: type(each.explainer).__name__ for name, each in self.subjects.items()}
         result.facts = dict(
             target=self.policy,
-            explainers={
-                name: type(each.explainer).__name__ for name, each in self.subjects.items()
-            },
+            explainers=explainers,
             metrics=[settings_of(each) for each in (*self.metrics[1:], *self.pair_metrics)],
             **({} if self.pairs is None else self.pairs.facts()),
         )
-
-
-def _one_label_each(batch: ImageBatch) -> Tensor | None:
-    """The labels of a batch, of shape (N, ); None where an image has none, or several."""
-    labels = [labels_of(sample) for sample in batch.samples]
-    if any(len(each) != 1 for each in labels):
-        return None
-    return torch.tensor(labels, device=batch.inputs.device)[:, 0]
 
 
 def _build_metric(spec: dict | str, owner: str) -> ScoreMetric:
@@ -376,10 +352,12 @@ def _build_metric(spec: dict | str, owner: str) -> ScoreMetric:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A context without warnings in the log."""
+    """A context without warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     finally:
         logging.disable(before)

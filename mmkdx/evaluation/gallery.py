@@ -1,4 +1,4 @@
-"""One explained image as a picture, with what a report tells of it."""
+"""Facts about each explained image, and its picture."""
 
 from __future__ import annotations
 
@@ -9,11 +9,51 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from mmkdx.evaluation.facts import FACTS
+from mmkdx.functional import degenerate_maps
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, labels_of
+from mmkdx.metrics.scores import Score
 from mmkdx.visualization.panel import explanation_panel
 from mmkdx.visualization.records import by_model
 from mmkdx.visualization.report import GalleryItem
 from mmkdx.visualization.sections import class_word
+
+#: Values of an image that are no scores.
+FACTS = ('target', 'prediction', 'confidence', 'degenerate', 'label')
+
+
+class Facts(ExplanationMetric):
+    """The classes of each image, the model's confidence, and whether its map is degenerate.
+
+    The prediction of a network with one logit is class 0, with the sigmoid as its confidence.
+    """
+
+    better = {'degenerate': 'lower'}
+    counts_degenerate = True
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:
+        """See the base class."""
+        facts = dict(
+            target=model.targets,
+            prediction=model.logits.argmax(1),
+            confidence=model.probabilities(model.logits).amax(1),
+            degenerate=degenerate_maps(model.maps).long(),
+        )
+        labels = one_label_each(batch.data_samples)
+        return dict(facts, label=labels) if labels else facts
+
+    def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
+        """The number of degenerate maps."""
+        names = dict.fromkeys(name for row in rows for name in row if 'degenerate' in name)
+        return {
+            name: Score(float(sum(row[name] for row in rows)), n=len(rows), better='lower')
+            for name in names
+        }
+
+
+def one_label_each(samples: Sequence[Any]) -> list[int] | None:
+    """The label of each data sample; None where one has no label, or several."""
+    labels = [labels_of(sample) for sample in samples]
+    return [label for (label,) in labels] if all(len(each) == 1 for each in labels) else None
 
 
 @dataclass
@@ -21,7 +61,7 @@ class ShownImage:
     """An image that is drawn.
 
     Args:
-        index (int): Which image of the data set it is.
+        index (int): Its number in the data set.
         image (np.ndarray): The RGB image, uint8 of shape (H, W, 3).
         maps (dict[str, Tensor]): The raw map (h, w) of each model.
     """
@@ -38,14 +78,14 @@ def gallery_item(
     own_targets: bool,
     student: str,
 ) -> GalleryItem:
-    """Draws an image and says what is to be known of it.
+    """Draws an image with its captions.
 
     Args:
         shown (ShownImage): The image.
         row (Mapping[str, Any]): Its values, by the names of scores and facts.
         classes (Sequence[str], optional): The names of the classes.
         own_targets (bool): Whether each model is explained for its own prediction.
-        student (str): What the student is called.
+        student (str): The student's name.
     """
     captions, predictions = {}, {}
     models = by_model(row)
@@ -59,23 +99,18 @@ def gallery_item(
     for name in shown.maps:
         prediction = class_word(models['prediction'][name], classes)
         predictions[student if name == 'student' else name] = prediction
-        captions[name] = [
-            f'{prediction} {models["confidence"][name]:.3f}',
-            *(
-                _line(each, models[each][name])
-                for each in own
-                if each not in pairs and name in models[each]
-            ),
-        ][:3]
+        values = [
+            _line(score, models[score][name])
+            for score in own
+            if score not in pairs and name in models[score]
+        ]
+        captions[name] = [f'{prediction} {models["confidence"][name]:.3f}', *values[:2]]
     captions['difference'] = [_line(name, row[name]) for name in pairs][:2]
     label = class_word(row['label'], classes) if 'label' in row else None
-    explained = (
-        'own prediction' if own_targets else class_word(models['target']['student'], classes)
-    )
-    captions['input'] = [
-        *([f'label: {label}'] if label is not None else []),
-        f'explained: {explained}',
-    ]
+    target = 'own prediction' if own_targets else class_word(models['target']['student'], classes)
+    captions['input'] = [f'explained: {target}']
+    if label is not None:
+        captions['input'].insert(0, f'label: {label}')
     return GalleryItem(
         picture=explanation_panel(shown.image, shown.maps, captions, student=student),
         index=shown.index,

@@ -8,21 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmkdx.evaluation.evaluator import Evaluation
-from mmkdx.visualization.records import (
-    append_scores,
-    append_values,
-    read_curves,
-    read_header,
-)
+from mmkdx.evaluation.subjects import TARGETS
+from mmkdx.visualization.records import append_scores, append_values, read_curves, read_header
 from mmkdx.visualization.report import write_report
-
-#: What the policies of ``target`` mean, for the report.
-TARGET_WORDS = {
-    'teacher': 'what the teacher predicts',
-    'student': 'what the student predicts',
-    'label': 'the label',
-    'own': 'what each model predicts itself',
-}
 
 
 def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None:
@@ -30,7 +18,7 @@ def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None
 
     Args:
         folder (Path): The folder; it is made if there is none.
-        mode (str): What the files are called, such as 'val' or 'test'.
+        mode (str): The name of the files, such as 'val' or 'test'.
         found (Evaluation): The evaluation.
         **step: The epoch or iteration.
     """
@@ -53,28 +41,33 @@ def write_page(
         folder (Path): A folder that exists.
         found (Evaluation): The evaluation.
         title (str): The headline.
-        facts (Mapping[str, str]): What is to be known of the models; empty ones are left out.
+        facts (Mapping[str, str]): Facts about the models; empty ones are left out.
         runs (Mapping[str, str], optional): Names and work directories of the runs whose curves it
             shows. Defaults to None: the models come from no run.
-        unit (str): What the curves run over. Defaults to 'epoch'.
+        unit (str): The unit of the curves' horizontal axis. Defaults to 'epoch'.
 
     Returns:
         Path: The file.
     """
     explainers = found.facts['explainers'].items()
+    curves: dict[str, dict[str, list]] = {}
+    for run, work_dir in (runs or {}).items():
+        for name, points in read_curves(work_dir).items():
+            if name != 'explain/seconds':
+                curves.setdefault(name, {})[run] = points
     return write_report(
         folder / 'report.html',
         title=title,
         facts={
             **facts,
             'explainer': ', '.join(f'{model}: {kind}' for model, kind in explainers),
-            'explained class': TARGET_WORDS[found.facts['target']],
+            'explained class': TARGETS[found.facts['target']],
             'images': found.sample,
             'made': time.strftime('%Y-%m-%d %H:%M'),
         },
         scores=found.scores,
         student=found.student,
-        curves=None if runs is None else _curves(runs),
+        curves=None if runs is None else curves,
         gallery=found.gallery,
         sections=found.sections,
         unit=unit,
@@ -82,14 +75,14 @@ def write_page(
 
 
 def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int) -> None:
-    """Writes everything once into a temporary folder beside the real one.
+    """Writes the files of a trial into a temporary folder beside the real one; see ``write_files``.
 
     Args:
-        folder (Path): Where an evaluation will be written.
-        mode (str): See ``write_files``.
+        folder (Path): The folder of the evaluation.
+        mode (str): The name of the files.
         found (Evaluation): The evaluation of a trial.
         key (str): The option that names the folder, for messages.
-        **step: See ``write_files``.
+        **step: The epoch or iteration.
 
     Raises:
         ValueError: If nothing can be written there, or earlier files there have other columns.
@@ -109,13 +102,3 @@ def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int)
         raise ValueError(
             f'{folder / mode}.csv has no column {", ".join(new)}; choose another {key}'
         )
-
-
-def _curves(runs: Mapping[str, str]) -> dict[str, dict[str, list]]:
-    """The curves of several runs by metric, then by run."""
-    curves: dict[str, dict[str, list]] = {}
-    for run, work_dir in runs.items():
-        for name, points in read_curves(work_dir).items():
-            if name != 'explain/seconds':
-                curves.setdefault(name, {})[run] = points
-    return curves

@@ -103,14 +103,14 @@ def images(n=8, seed=0):
     return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def subject(width, seed, convert=None, **options):
+def subject(width, seed, **options):
     torch.manual_seed(seed)
     model = build(classifier(width, **options)).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    return Subject(model, GradCAM(), convert)
+    return Subject(model, GradCAM())
 
 
 def subjects(**others):
