@@ -36,14 +36,14 @@ def evaluate_explanations(
         teacher (nn.Module | dict | str, optional): Another classifier of the same classes. Defaults
             to None.
         base (nn.Module | dict | str, optional): The student trained alone. Defaults to None.
-        explainer (dict | str | Explainer): See ``ExplainHook``. Defaults to 'GradCAM'.
+        explainer (dict | str | Explainer): See ``ExplanationEvaluator``. Defaults to 'GradCAM'.
         metrics (Sequence[dict | str]): The metrics, each a type or a config. Defaults to
             ('DeletionInsertion', ).
         out_dir (str | Path, optional): Where ``test.csv``, ``test.json``, ``test.txt`` and
             ``report.html`` are written, in place of those of an earlier call. Defaults to None: no
             files.
         **options: ``num_samples``, ``show_samples``, ``target``, ``unicam``, ``context_size`` and
-            ``seed`` of ``ExplainHook``.
+            ``seed`` of ``ExplanationEvaluator``.
 
     Returns:
         Evaluation: The ``scores`` by name, each image's values in ``rows``; printed it is a table.

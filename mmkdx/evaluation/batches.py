@@ -10,28 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmkdx.models.families import ImageFormat, describe, unwrap
+from mmkdx.metrics.base import ExplainedBatch
+from mmkdx.models.families import describe, unwrap
 from mmkdx.visualization.panel import as_rgb
 
 
 @dataclass
-class ImageBatch:
-    """A batch of images.
+class ImageBatch(ExplainedBatch):
+    """A batch of images, prepared for the student.
 
     Args:
-        inputs (Tensor): The images as the student takes them, of shape (N, C, H, W).
-        index (list[int]): The number of each image in the data set.
-        samples (list): Their data samples, or dicts; a label is in 'gt_label'.
-        format (ImageFormat): The images that the student expects.
         loaded (Sequence, optional): The images before the student's preprocessor. Defaults to None: it
             has none.
         bgr (bool): Whether these have OpenCV's order of channels. Defaults to False.
     """
 
-    inputs: Tensor
-    index: list[int]
-    samples: list[Any]
-    format: ImageFormat
     loaded: Sequence | None = None
     bgr: bool = False
 
@@ -40,8 +33,8 @@ class ImageBatch:
         if self.loaded is not None:
             return as_rgb(self.loaded[i], self.bgr)
         image = self.inputs[i].float().cpu()
-        if self.inputs.is_floating_point() and self.format.mean and self.format.std:
-            mean, std = torch.tensor([self.format.mean, self.format.std])[..., None, None]
+        if self.inputs.is_floating_point() and self.mean and self.std:
+            mean, std = torch.tensor([self.mean, self.std])[..., None, None]
             image = (image * std + mean).clamp(0, 255).byte()
         return as_rgb(image)
 
@@ -62,10 +55,8 @@ def read_batch(
         owner (str): The reader's name in messages.
         index (Sequence[int], optional): The number of each image. Defaults to None: 'sample_idx' of the
             data samples.
-        chosen (Collection[int], optional): The images to keep. Defaults to None (all).
-
-    Returns:
-        ImageBatch, optional: The batch; None where no image is chosen.
+        chosen (Collection[int], optional): The images to keep. Defaults to None (all). Without one
+            there is no batch.
 
     Raises:
         ValueError: If the batch has another form, or the images have no numbers.
@@ -98,9 +89,11 @@ def read_batch(
     expected = describe(model).images
     preprocessor = getattr(model, 'data_preprocessor', None)
     if preprocessor is None:
-        device = next(model.parameters(), images).device
-        return ImageBatch(images.to(device), index, samples, expected)
-    inputs = preprocessor(dict(inputs=images, data_samples=samples), False)['inputs']
+        inputs, loaded = images.to(next(model.parameters(), images).device), None
+    else:
+        inputs = preprocessor(dict(inputs=images, data_samples=samples), False)['inputs']
+        loaded = images
+    bgr = getattr(preprocessor, 'to_rgb', False)
     return ImageBatch(
-        inputs, index, samples, expected, images, getattr(preprocessor, 'to_rgb', False)
+        inputs, index, {}, samples, expected.mean, expected.std, loaded=loaded, bgr=bgr
     )

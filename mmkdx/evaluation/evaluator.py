@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from mmkdx.arguments import integer, one_of
 from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.evaluation.batches import ImageBatch, read_batch
-from mmkdx.evaluation.gallery import FACTS, Facts, ShownImage, gallery_item, one_label_each
+from mmkdx.evaluation.gallery import FACTS, Facts, gallery_item, one_label_each
 from mmkdx.evaluation.pairs import PairEvaluation, settings_of
 from mmkdx.evaluation.subjects import (
     TARGETS,
@@ -32,7 +32,7 @@ from mmkdx.evaluation.subjects import (
     find_subjects,
 )
 from mmkdx.explain import Explainer
-from mmkdx.metrics.base import Explained, ExplainedBatch, ScoreMetric
+from mmkdx.metrics.base import Explained, ScoreMetric
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
 from mmkdx.registry import METRICS
@@ -80,12 +80,30 @@ class Evaluation:
 class ExplanationEvaluator:
     """Explains a sample of a data set by a student, its teacher and a base model, and measures it.
 
-    It takes no config and no Runner: ``begin``, then ``process`` for each batch, then ``finish``. The
-    values of a fixed teacher are computed once, also over several evaluations of one data set.
+    It takes no config and no Runner: ``begin``, then ``process`` for each batch, then ``finish``. All
+    models are explained for the same class. The values of a frozen teacher are computed once, also over
+    several evaluations of one data set.
 
     Args:
-        explainer, metrics, num_samples, show_samples, target, teacher, base, unicam, context_size, seed:
-            As those of ``ExplainHook``; a metric may be its type alone, and a model a module.
+        explainer (dict | str | Explainer): The explainer, or a dict of one for each model ('student',
+            'teacher', 'base'). Defaults to 'GradCAM'.
+        metrics (Sequence[dict | str]): The metrics of explanations. A key 'name' stands in front of a
+            metric's scores, so that there may be two of one kind. Defaults to ().
+        num_samples (int, optional): Number of explained images. Defaults to 512. None: all.
+        show_samples (int): Number of images that are drawn. Defaults to 16.
+        target (str, optional): The explained class: what the 'teacher' or the 'student' predicts, the
+            'label', or for each model its 'own' prediction. Defaults to None: 'teacher', or 'student'
+            where there is no teacher.
+        teacher (int | dict | str | nn.Module | None): Which of the distiller's teachers (members of an
+            ensemble count each); or, for a model without a distiller, a teacher in any form that
+            ``Distiller`` takes; or None for none. Defaults to 0.
+        base (dict | str | nn.Module, optional): The student trained alone, in any form that
+            ``Distiller`` takes for a teacher. It is explained, too, and batches of the sample are
+            compared by ``unicam``, with ``FeatureSimilarityScore`` and ``RelevanceScore`` as default
+            metrics. Defaults to None.
+        unicam (dict | bool): The arguments of ``UniCAM``; False for no comparison. Defaults to True.
+        context_size (int): Images in a compared batch, an even number from 6 on. Defaults to 64.
+        seed (int): The random seed of the sample. Defaults to 0.
         owner (str): The owner of these arguments, for messages. Defaults to 'ExplanationEvaluator'.
 
     Raises:
@@ -134,8 +152,6 @@ class ExplanationEvaluator:
         self.subjects: dict[str, Subject] = {}
         self._loader: DataLoader | None = None
         self._model: nn.Module | None = None
-        self._kept: dict[str, dict[int, tuple[Tensor, ...]]] = {}
-        self._kept_bytes = 0
 
     def begin(self, model: nn.Module, loader: DataLoader) -> None:
         """Draws the sample and finds the models.
@@ -149,20 +165,23 @@ class ExplanationEvaluator:
             ValueError: If models, target, metrics and data set do not fit.
             FileNotFoundError: If a checkpoint file does not exist.
         """
-        if self._loader is None or loader.dataset is not self._loader.dataset:
+        model = unwrap(model)
+        new = model is not self._model or loader.dataset is not self._loader.dataset
+        self._loader = loader
+        if new:
+            self._model = None
             self._images = images(loader.dataset)
-            self._model = None  # the models' classes are compared with the data set's
-            self._kept, self._kept_bytes = {}, 0
+            self._kept: dict[tuple[str, str], dict[int, Tensor]] = {}
+            self._kept_bytes = 0
             for metric in self.metrics:
                 metric.forget()
-        self._loader = loader
         order = np.random.RandomState(self.seed).permutation(list(self._images)).tolist()
         self._sample = set(order[: self.num_samples])
         self._shown = set(order[: self.num_samples][: self.show_samples])
-        self._pictures: list[ShownImage] = []
+        self._pictures: dict[int, tuple[np.ndarray, dict[str, Tensor]]] = {}
         self._seconds = 0.0
-        if self._model is not unwrap(model):
-            self._find(unwrap(model))
+        if new:
+            self._find(model)
 
     def process(self, data: Any, index: Sequence[int] | None = None) -> None:
         """Explains and measures those images of a batch that are in the sample.
@@ -174,16 +193,14 @@ class ExplanationEvaluator:
         start = time.perf_counter()
         batch = read_batch(data, self._model, self.owner, index, self._sample)
         if batch is not None:
-            self._explain(batch)
+            batch.models = self._explain(batch)
+            for metric in self.metrics:
+                metric.process(batch)
+            for i, number in enumerate(batch.index):
+                if number in self._shown:
+                    maps = {name: model.maps[i].cpu() for name, model in batch.models.items()}
+                    self._pictures[number] = batch.picture(i), maps
         self._seconds += time.perf_counter() - start
-
-    def finish(self) -> Evaluation:
-        """Gathers what all ranks measured.
-
-        Raises:
-            ValueError: If two metrics yield a score of one name.
-        """
-        return self._finish(self.show_samples)
 
     def try_out(self, model: nn.Module, loader: DataLoader) -> Evaluation:
         """Takes one image through a whole evaluation, so that mistakes show early."""
@@ -194,7 +211,7 @@ class ExplanationEvaluator:
         self.process(data, None if isinstance(data, dict) else [first])
         self._sample = whole
         with _quiet():  # what is said of one image is true of no evaluation
-            return self._finish(1, trial=True)
+            return self.finish(trial=True)
 
     def shown_items(self, count: int) -> Iterator[tuple[str, Any]]:
         """Names and items of the data set for the first images that are drawn."""
@@ -213,7 +230,7 @@ class ExplanationEvaluator:
         )
         self._model = model
         if self.pairs is not None:
-            self.pairs.begin(self.subjects)
+            self.pairs.begin(self.subjects, self._loader.dataset, self.place())
         has_teacher = 'teacher' in self.subjects
         self.policy = self.target or ('teacher' if has_teacher else 'student')
         advice = f'use a Distiller with a teacher, or set {self.owner}.teacher'
@@ -226,29 +243,11 @@ class ExplanationEvaluator:
                     f'teacher, and there is none: {advice}'
                 )
 
-    def _explain(self, batch: ImageBatch) -> None:
-        models = self._models(batch)
-        mean, std = batch.format.mean, batch.format.std
-        explained = ExplainedBatch(batch.inputs, batch.index, models, batch.samples, mean, std)
-        for metric in self.metrics:
-            metric.process(explained)
-        self._pictures += [
-            ShownImage(number, batch.picture(i), {n: m.maps[i].cpu() for n, m in models.items()})
-            for i, number in enumerate(batch.index)
-            if number in self._shown
-        ]
-
-    def _models(self, batch: ImageBatch) -> dict[str, Explained]:
-        """Explains all models for the same classes; of fixed ones once in a run."""
+    def _explain(self, batch: ImageBatch) -> dict[str, Explained]:
+        """Explains all models for the same classes."""
         inputs, index = batch.inputs, batch.index
-        # For each model the logits, and its maps where these are fixed, too
-        kept = {
-            name: [torch.stack(column).to(inputs.device) for column in zip(*map(rows.get, index))]
-            for name, rows in self._kept.items()
-            if all(i in rows for i in index)
-        }
         logits = {
-            name: kept[name][0] if name in kept else subject.predict(inputs)
+            name: self._once((name, 'logits'), index, subject.fixed, subject.predict, inputs)
             for name, subject in self.subjects.items()
         }
         classes = {name: values.shape[1] for name, values in logits.items()}
@@ -258,33 +257,44 @@ class ExplanationEvaluator:
                 f'({", ".join(f"{name} {count}" for name, count in classes.items())}), so they cannot '
                 'be explained for the same class'
             )
-        labels = one_label_each(batch.samples)
+        labels = one_label_each(batch.data_samples)
         labels = None if labels is None else torch.tensor(labels, device=inputs.device)
         targets = choose_targets(self.policy, logits, labels)
         models = {}
         for name, subject in self.subjects.items():
             # What depends on the student's prediction is new at every evaluation.
             fixed = subject.fixed and self.policy != 'student'
-            known = kept.get(name, ())
-            maps = known[1] if len(known) > 1 else subject.explain(inputs, targets[name])
+            maps = self._once((name, 'maps'), index, fixed, subject.explain, inputs, targets[name])
             models[name] = subject.explained(maps, logits[name], targets[name], fixed)
-            if subject.fixed and not known:
-                self._keep(name, index, models[name])
         return models
 
-    def _keep(self, name: str, index: list[int], model: Explained) -> None:
-        values = [model.logits.cpu(), *([model.maps.cpu()] if model.fixed else [])]
-        size = sum(each.nbytes for each in values)
-        if self._kept_bytes + size <= KEPT_BYTES:
-            self._kept_bytes += size
-            self._kept.setdefault(name, {}).update(zip(index, zip(*values)))
+    def _once(
+        self, key: tuple[str, str], index: list[int], fixed: bool, compute: Callable, *args: Tensor
+    ) -> Tensor:
+        """A value of each image, computed once for a data set where it is fixed."""
+        rows = self._kept.setdefault(key, {})
+        if fixed and all(i in rows for i in index):
+            return torch.stack([rows[i] for i in index]).to(args[0].device)
+        values = compute(*args)
+        if fixed and self._kept_bytes + values.nbytes <= KEPT_BYTES:
+            self._kept_bytes += values.nbytes
+            rows.update(zip(index, values.cpu()))
+        return values
 
-    def _finish(self, show: int, trial: bool = False) -> Evaluation:
-        """Measures the pairs, and turns all values into scores and pictures."""
+    def finish(self, trial: bool = False) -> Evaluation:
+        """Compares student and base model, and gathers what all ranks measured.
+
+        Args:
+            trial (bool): Whether one small batch is compared. Defaults to False.
+
+        Raises:
+            ValueError: If two metrics yield a score of one name.
+        """
         start = time.perf_counter()
         own = []
         if self.pairs is not None:
-            own = self.pairs.run(self._loader, self._model, self.place(), show, trial)
+            show = 1 if trial else self.show_samples
+            own = self.pairs.run(self._loader, self._model, show, trial)
         scores: dict[str, Score] = {}
         for metric in (*self.metrics, *self.pair_metrics):
             for name, score in metric.evaluate().items():
@@ -294,42 +304,41 @@ class ExplanationEvaluator:
                         "give it a key 'name', which stands in front of its scores"
                     )
                 scores[name] = score
-        pictures = collect_results(self._pictures, sys.maxsize, 'cpu')
+        pictures = collect_results(list(self._pictures.items()), sys.maxsize, 'cpu')
         student = 'student'
         if len(self.subjects) == 1 and not isinstance(self._model, Distiller):
             student = type(getattr(self._model, 'backbone', self._model)).__name__
-        result = Evaluation(scores, len(self._sample), 0.0, student)
+        found = Evaluation(scores, len(self._sample), 0.0, student)
         if is_main_process():
-            self._complete(result, {each.index: each for each in pictures}, own)
-        result.seconds = self._seconds + time.perf_counter() - start
-        return result
+            self._complete(found, dict(pictures), own)
+        found.seconds = self._seconds + time.perf_counter() - start
+        return found
 
     def _complete(
-        self, result: Evaluation, pictures: dict[int, ShownImage], own: list[PictureSection]
+        self, found: Evaluation, pictures: dict[int, tuple], own: list[PictureSection]
     ) -> None:
         """Adds what the main rank writes."""
-        dataset = self._loader.dataset
-        result.classes = class_names(dataset) or self.subjects['student'].facts.classes
-        result.sample = f'{len(self._sample)} of {len(self._images)} (seed {self.seed})'
+        found.classes = class_names(self._loader.dataset) or self.subjects['student'].facts.classes
+        found.sample = f'{len(self._sample)} of {len(self._images)} (seed {self.seed})'
         for metric in self.metrics:
             for index, values in metric.rows.items():
-                result.rows.setdefault(index, {}).update(values)
-        for index, shown in sorted(pictures.items()):
+                found.rows.setdefault(index, {}).update(values)
+        for index, (picture, maps) in sorted(pictures.items()):
             row = {
                 name: value
-                for name, value in result.rows[index].items()
-                if name in result.scores or name.rpartition('/')[2] in FACTS
+                for name, value in found.rows[index].items()
+                if name in found.scores or name.rpartition('/')[2] in FACTS
             }
-            result.gallery.append(
-                gallery_item(shown, row, result.classes, self.policy == 'own', result.student)
+            own_targets = self.policy == 'own'
+            found.gallery.append(
+                gallery_item(index, picture, maps, row, found.classes, own_targets, found.student)
             )
         offered = [each for metric in self.metrics for each in metric.report_sections()]
-        drawn = (draw(each, result.classes) for each in (*own, *offered))
-        result.sections = [section for section in drawn if section is not None]
-        explainers = {name: type(each.explainer).__name__ for name, each in self.subjects.items()}
-        result.facts = dict(
+        drawn = (draw(each, found.classes) for each in (*own, *offered))
+        found.sections = [section for section in drawn if section is not None]
+        found.facts = dict(
             target=self.policy,
-            explainers=explainers,
+            explainers={name: type(e.explainer).__name__ for name, e in self.subjects.items()},
             metrics=[settings_of(each) for each in (*self.metrics[1:], *self.pair_metrics)],
             **({} if self.pairs is None else self.pairs.facts()),
         )

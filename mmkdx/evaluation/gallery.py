@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,23 +55,10 @@ def one_label_each(samples: Sequence[Any]) -> list[int] | None:
     return [label for (label,) in labels] if all(len(each) == 1 for each in labels) else None
 
 
-@dataclass
-class ShownImage:
-    """An image that is drawn.
-
-    Args:
-        index (int): Its number in the data set.
-        image (np.ndarray): The RGB image, uint8 of shape (H, W, 3).
-        maps (dict[str, Tensor]): The raw map (h, w) of each model.
-    """
-
-    index: int
-    image: np.ndarray
-    maps: dict[str, Tensor]
-
-
 def gallery_item(
-    shown: ShownImage,
+    index: int,
+    image: np.ndarray,
+    maps: Mapping[str, Tensor],
     row: Mapping[str, Any],
     classes: Sequence[str] | None,
     own_targets: bool,
@@ -81,8 +67,10 @@ def gallery_item(
     """Draws an image with its captions.
 
     Args:
-        shown (ShownImage): The image.
-        row (Mapping[str, Any]): Its values, by the names of scores and facts.
+        index (int): The image's number in the data set.
+        image (np.ndarray): The RGB image, uint8 of shape (H, W, 3).
+        maps (Mapping[str, Tensor]): The raw map (h, w) of each model.
+        row (Mapping[str, Any]): The image's values, by the names of scores and facts.
         classes (Sequence[str], optional): The names of the classes.
         own_targets (bool): Whether each model is explained for its own prediction.
         student (str): The student's name.
@@ -95,8 +83,8 @@ def gallery_item(
         for name in models
         if name not in FACTS and not any(name.startswith(f'{other}_') for other in models)
     ]
-    pairs = [name for name in own if 'teacher' in shown.maps and 'teacher' not in models[name]]
-    for name in shown.maps:
+    pairs = [name for name in own if 'teacher' in maps and 'teacher' not in models[name]]
+    for name in maps:
         prediction = class_word(models['prediction'][name], classes)
         predictions[student if name == 'student' else name] = prediction
         values = [
@@ -112,8 +100,8 @@ def gallery_item(
     if label is not None:
         captions['input'].insert(0, f'label: {label}')
     return GalleryItem(
-        picture=explanation_panel(shown.image, shown.maps, captions, student=student),
-        index=shown.index,
+        picture=explanation_panel(image, maps, captions, student=student),
+        index=index,
         label=label,
         predictions=predictions,
         scores={name: float(models[name]['student']) for name in own if 'student' in models[name]},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -64,42 +64,42 @@ class PairEvaluation:
         self.size = size
         self.seed = seed
         self.owner = owner
-        self._subjects: dict[str, Subject] = {}
         self._analysis: PairAnalysis | None = None
-        self._labels: tuple[Any, dict[int, int]] = (None, {})
 
-    def begin(self, subjects: dict[str, Subject]) -> None:
-        """Takes the models: 'student', 'base' and perhaps 'teacher'."""
+    def begin(self, subjects: dict[str, Subject], dataset: Any, place: dict[int, int]) -> None:
+        """Takes the models, and ``place``: for each image of the sample its index in the data set.
+
+        Raises:
+            ValueError: If an image has no label, or several.
+        """
+        try:
+            found = labels(Subset(dataset, list(place.values()))).tolist()
+        except ValueError as error:
+            raise ValueError(f'{self.owner}.base is compared by classes: {error}') from None
+        if any(label < 0 for label in found):
+            raise ValueError(f'{self.owner}.base is compared by classes, and an image has no label')
+        self._place, self._labels = place, dict(zip(place, found))
         self._subjects, self._analysis = subjects, None
 
     def run(
-        self,
-        loader: DataLoader,
-        model: nn.Module,
-        place: Mapping[int, int],
-        show: int,
-        trial: bool = False,
+        self, loader: DataLoader, model: nn.Module, show: int, trial: bool = False
     ) -> list[PictureSection]:
-        """Measures this rank's batches.
+        """Measures this rank's batches, and draws the maps of some images on the first rank.
 
         Args:
-            loader (DataLoader): The evaluation's, whose data set is read.
+            loader (DataLoader): The evaluation's data loader.
             model (nn.Module): The model whose preprocessor prepares the images.
-            place (Mapping[int, int]): For each image of the sample its index in the data set.
-            show (int): For how many images the first rank draws the maps.
+            show (int): Number of drawn images.
             trial (bool): Whether one small batch is enough. Defaults to False.
 
-        Returns:
-            list[PictureSection]: The pictures of what was distilled, on the first rank.
-
         Raises:
-            ValueError: If images have no labels, or not two classes.
+            ValueError: If there are too few images of two classes.
         """
-        batches = self._batches(loader.dataset, place, TRIAL_SIZE if trial else self.size)
-        own = list(enumerate(batches[:1] if trial else batches))[get_rank() :: get_world_size()]
+        batches = self._batches(TRIAL_SIZE if trial else self.size)[: 1 if trial else None]
+        own = list(enumerate(batches))[get_rank() :: get_world_size()]
         data = DataLoader(
             loader.dataset,
-            batch_sampler=[[place[image] for image in members] for _, members in own],
+            batch_sampler=[[self._place[image] for image in members] for _, members in own],
             num_workers=min(loader.num_workers, len(own)),
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
@@ -111,11 +111,10 @@ class PairEvaluation:
             images = read_batch(loaded, model, self.owner, members)
             if self._analysis is None or self._analysis.size != images.inputs.shape[2:]:
                 self._analysis = PairAnalysis(self._subjects, self.unicam, images.inputs[:1])
-            targets = torch.tensor(
-                [self._labels[1][i] for i in members], device=images.inputs.device
+            targets = torch.tensor([self._labels[i] for i in members], device=images.inputs.device)
+            batch = self._analysis.batch(
+                number, images.inputs, members, targets, images.mean, images.std
             )
-            mean, std = images.format.mean, images.format.std
-            batch = self._analysis.batch(number, images.inputs, members, targets, mean, std)
             for metric in self.metrics:
                 metric.process(batch)
             if number == 0 and show:
@@ -131,25 +130,16 @@ class PairEvaluation:
         }
         return dict(unicam=settings_of(self.unicam), layers=layers, context_size=self.size)
 
-    def _batches(self, dataset: Any, place: Mapping[int, int], size: int) -> list[list[int]]:
+    def _batches(self, size: int) -> list[list[int]]:
         """The images of each batch."""
-        if self._labels[0] is not dataset:
-            try:
-                found = labels(Subset(dataset, list(place.values()))).tolist()
-            except ValueError as error:
-                raise ValueError(f'{self.owner}.base is compared by classes: {error}') from None
-            self._labels = dataset, dict(zip(place, found))
-        known = self._labels[1]
-        if any(label < 0 for label in known.values()):
-            raise ValueError(f'{self.owner}.base is compared by classes, and an image has no label')
-        batches = context_batches(list(known.values()), size, self.seed)
+        images = list(self._labels)
+        batches = context_batches(list(self._labels.values()), size, self.seed)
         if not batches:
             raise ValueError(
-                f'{self.owner}.base: of the {len(known)} images of the sample no batch can be drawn, '
+                f'{self.owner}.base: of the {len(images)} images of the sample no batch can be drawn, '
                 'which takes four of each of two classes, or two of each of three; raise '
                 f'{self.owner}.num_samples'
             )
-        images = list(known)
         return [[images[i] for i in batch] for batch in batches]
 
 
@@ -184,15 +174,10 @@ class PairAnalysis:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> PairedBatch:
-        """Explains student and base model on a batch, and prepares the rest for metrics.
+        """Explains student and base model on images, and prepares the rest for metrics.
 
-        Args:
-            number (int): The number of the batch.
-            inputs (Tensor): Images of shape (n, 3, H, W), preprocessed for the student.
-            index (Sequence[int]): Their numbers in the data set.
-            labels (Tensor): Their labels, of shape (n, ).
-            mean (Sequence[float], optional): See ``ExplainedBatch``.
-            std (Sequence[float], optional): See ``ExplainedBatch``.
+        The images (n, 3, H, W) are preprocessed for the student; the labels have shape (n, ). See
+        ``PairedBatch`` for the rest.
         """
         student, base = self.subjects['student'], self.subjects['base']
         images = student.convert(inputs), base.convert(inputs)

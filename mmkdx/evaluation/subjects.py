@@ -68,12 +68,9 @@ class Subject:
 def choose_targets(
     policy: str, logits: dict[str, Tensor], labels: Tensor | None
 ) -> dict[str, Tensor]:
-    """The class indices (N, ) that each model is explained for.
+    """The class indices (N, ) that each model is explained for, by one of ``TARGETS``.
 
-    Args:
-        policy (str): One of ``TARGETS``.
-        logits (dict[str, Tensor]): Each model's logits of shape (N, K).
-        labels (Tensor, optional): The labels of shape (N, ).
+    They come from the models' logits (N, K) or from labels (N, ), where these are known.
 
     Raises:
         ValueError: If the policy needs labels and there are none.
@@ -132,8 +129,8 @@ def find_subjects(
         model (nn.Module): A distiller, or any classifier, which is the student then.
         explainers (dict[str, Explainer]): The explainers of ``build_explainers``.
         owner (str): The owner of the arguments ``teacher`` and ``base``, for messages.
-        teacher (int | dict | str | None): See ``ExplainHook``. Defaults to 0.
-        base (dict | str, optional): See ``ExplainHook``. Defaults to None.
+        teacher (int | dict | str | None): See ``ExplanationEvaluator``. Defaults to 0.
+        base (dict | str, optional): See ``ExplanationEvaluator``. Defaults to None.
         classes (Sequence[str], optional): The names of the data set's classes, with which those of a
             given teacher and base model are compared. Defaults to None (unknown).
 

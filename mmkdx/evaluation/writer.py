@@ -14,13 +14,9 @@ from mmkdx.visualization.report import write_report
 
 
 def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None:
-    """Appends an evaluation's values and scores to ``<mode>.csv`` and ``<mode>.json``.
+    """Appends each image's values to ``<mode>.csv`` and the scores to ``<mode>.json``.
 
-    Args:
-        folder (Path): The folder; it is made if there is none.
-        mode (str): The name of the files, such as 'val' or 'test'.
-        found (Evaluation): The evaluation.
-        **step: The epoch or iteration.
+    The folder is made if there is none. ``step`` is the epoch or iteration.
     """
     folder.mkdir(parents=True, exist_ok=True)
     append_values(folder / f'{mode}.csv', found.rows, **step)
@@ -35,19 +31,16 @@ def write_page(
     runs: Mapping[str, str] | None = None,
     unit: str = 'epoch',
 ) -> Path:
-    """Writes ``report.html``.
+    """Writes ``report.html`` into a folder that exists, and returns its path.
 
     Args:
-        folder (Path): A folder that exists.
+        folder (Path): The folder.
         found (Evaluation): The evaluation.
         title (str): The headline.
         facts (Mapping[str, str]): Facts about the models; empty ones are left out.
         runs (Mapping[str, str], optional): Names and work directories of the runs whose curves it
             shows. Defaults to None: the models come from no run.
         unit (str): The unit of the curves' horizontal axis. Defaults to 'epoch'.
-
-    Returns:
-        Path: The file.
     """
     explainers = found.facts['explainers'].items()
     curves: dict[str, dict[str, list]] = {}
@@ -77,15 +70,9 @@ def write_page(
 def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int) -> None:
     """Writes the files of a trial into a temporary folder beside the real one; see ``write_files``.
 
-    Args:
-        folder (Path): The folder of the evaluation.
-        mode (str): The name of the files.
-        found (Evaluation): The evaluation of a trial.
-        key (str): The option that names the folder, for messages.
-        **step: The epoch or iteration.
-
     Raises:
-        ValueError: If nothing can be written there, or earlier files there have other columns.
+        ValueError: If nothing can be written there, or earlier files there have other columns; it names
+            the option ``key``.
     """
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     try:

@@ -315,9 +315,8 @@ def test_pictures_of_normalised_images():
     net = nn.Sequential(nn.Conv2d(3, 2, 3))
     inputs = torch.linspace(-2, 2, 48).view(1, 3, 4, 4)
     unknown = read_batch([inputs, [0]], net, 'me', [0])
-    assert unknown.format.mean is None and unknown.picture(0).min() == 0
-    known = replace(unknown.format, mean=(100.0,) * 3, std=(50.0,) * 3)
-    picture = replace(unknown, format=known).picture(0)
+    assert unknown.mean is None and unknown.picture(0).min() == 0
+    picture = replace(unknown, mean=(100.0,) * 3, std=(50.0,) * 3).picture(0)
     assert picture.min() == 0 and picture.max() == 200
 
 
