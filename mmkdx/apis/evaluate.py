@@ -48,19 +48,14 @@ def evaluate_explanations(
     Returns:
         Evaluation: The ``scores`` by name, each image's values in ``rows``; printed it is a table.
 
-    Example:
-        >>> found = evaluate_explanations(resnet18(), loader, teacher=resnet50(), out_dir='report')
-        >>> print(found)
-        >>> found.scores['deletion'].value
-
     Raises:
         ValueError: If an argument is out of range, or models, data and metrics do not fit.
     """
     owner = 'evaluate_explanations'
     if not isinstance(data, DataLoader) or not hasattr(data.dataset, '__getitem__'):
         raise ValueError(f'{owner}: data must be a DataLoader whose data set is read by position')
-    models = dict(teacher=teacher, base=base)
-    evaluator = ExplanationEvaluator(explainer, metrics, **models, **options, owner=owner)
+    options.update(teacher=teacher, base=base, owner=owner)
+    evaluator = ExplanationEvaluator(explainer, metrics, **options)
     with _restored(teacher, base):
         trial = evaluator.try_out(student, data)
         if out_dir is not None:

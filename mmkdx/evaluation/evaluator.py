@@ -21,16 +21,9 @@ from torch.utils.data import DataLoader
 from mmkdx.arguments import integer, one_of
 from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.distillation.distiller import Distiller
-from mmkdx.evaluation.batches import ImageBatch, read_batch
-from mmkdx.evaluation.gallery import FACTS, Facts, gallery_item, one_label_each
+from mmkdx.evaluation.images import Facts, ImageBatch, gallery_item, one_label_each, read_batch
 from mmkdx.evaluation.pairs import PairEvaluation, settings_of
-from mmkdx.evaluation.subjects import (
-    TARGETS,
-    Subject,
-    build_explainers,
-    choose_targets,
-    find_subjects,
-)
+from mmkdx.evaluation.subjects import TARGETS, build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
 from mmkdx.metrics.base import Explained, ScoreMetric
 from mmkdx.metrics.scores import Score
@@ -40,9 +33,6 @@ from mmkdx.visualization import class_similarity  # noqa: F401 (registers how it
 from mmkdx.visualization.records import score_table
 from mmkdx.visualization.report import GalleryItem
 from mmkdx.visualization.sections import PictureSection, draw
-
-#: Bytes of maps and logits of fixed models that are kept between evaluations.
-KEPT_BYTES = 2**30
 
 
 @dataclass
@@ -97,10 +87,9 @@ class ExplanationEvaluator:
         teacher (int | dict | str | nn.Module | None): Which of the distiller's teachers (members of an
             ensemble count each); or, for a model without a distiller, a teacher in any form that
             ``Distiller`` takes; or None for none. Defaults to 0.
-        base (dict | str | nn.Module, optional): The student trained alone, in any form that
-            ``Distiller`` takes for a teacher. It is explained, too, and batches of the sample are
-            compared by ``unicam``, with ``FeatureSimilarityScore`` and ``RelevanceScore`` as default
-            metrics. Defaults to None.
+        base (dict | str | nn.Module, optional): The student trained alone, in such a form. It is
+            explained, too, and batches of the sample are compared by ``unicam``, with
+            ``FeatureSimilarityScore`` and ``RelevanceScore`` as default metrics. Defaults to None.
         unicam (dict | bool): The arguments of ``UniCAM``; False for no comparison. Defaults to True.
         context_size (int): Images in a compared batch, an even number from 6 on. Defaults to 64.
         seed (int): The random seed of the sample. Defaults to 0.
@@ -139,8 +128,8 @@ class ExplanationEvaluator:
             raise ValueError(f'{owner}.unicam is {unicam!r}; it must be a dict, True or False')
         self.pairs = None
         if base is not None and unicam is not False:
-            settings = {} if unicam is True else unicam
-            self.pairs = PairEvaluation(settings, self.pair_metrics, context_size, seed, owner)
+            unicam = {} if unicam is True else unicam
+            self.pairs = PairEvaluation(unicam, self.pair_metrics, context_size, seed, owner)
             self.pair_metrics = self.pairs.metrics
         elif self.pair_metrics:
             raise ValueError(
@@ -149,7 +138,6 @@ class ExplanationEvaluator:
             )
         self.teacher = teacher
         self.base = base
-        self.subjects: dict[str, Subject] = {}
         self._loader: DataLoader | None = None
         self._model: nn.Module | None = None
 
@@ -250,16 +238,13 @@ class ExplanationEvaluator:
             name: self._once((name, 'logits'), index, subject.fixed, subject.predict, inputs)
             for name, subject in self.subjects.items()
         }
-        classes = {name: values.shape[1] for name, values in logits.items()}
-        if len(set(classes.values())) > 1:
+        if len({values.shape[1] for values in logits.values()}) > 1:
+            counts = ', '.join(f'{name} {values.shape[1]}' for name, values in logits.items())
             raise ValueError(
-                f'{self.owner}: the models have different numbers of classes '
-                f'({", ".join(f"{name} {count}" for name, count in classes.items())}), so they cannot '
-                'be explained for the same class'
+                f'{self.owner}: the models have different numbers of classes ({counts}), so they '
+                'cannot be explained for the same class'
             )
-        labels = one_label_each(batch.data_samples)
-        labels = None if labels is None else torch.tensor(labels, device=inputs.device)
-        targets = choose_targets(self.policy, logits, labels)
+        targets = choose_targets(self.policy, logits, one_label_each(batch.data_samples))
         models = {}
         for name, subject in self.subjects.items():
             # What depends on the student's prediction is new at every evaluation.
@@ -276,7 +261,7 @@ class ExplanationEvaluator:
         if fixed and all(i in rows for i in index):
             return torch.stack([rows[i] for i in index]).to(args[0].device)
         values = compute(*args)
-        if fixed and self._kept_bytes + values.nbytes <= KEPT_BYTES:
+        if fixed and self._kept_bytes + values.nbytes <= 2**30:
             self._kept_bytes += values.nbytes
             rows.update(zip(index, values.cpu()))
         return values
@@ -324,15 +309,9 @@ class ExplanationEvaluator:
             for index, values in metric.rows.items():
                 found.rows.setdefault(index, {}).update(values)
         for index, (picture, maps) in sorted(pictures.items()):
-            row = {
-                name: value
-                for name, value in found.rows[index].items()
-                if name in found.scores or name.rpartition('/')[2] in FACTS
-            }
-            own_targets = self.policy == 'own'
-            found.gallery.append(
-                gallery_item(index, picture, maps, row, found.classes, own_targets, found.student)
-            )
+            row, own_targets = found.rows[index], self.policy == 'own'
+            words = found.scores, found.classes, own_targets, found.student
+            found.gallery.append(gallery_item(index, picture, maps, row, *words))
         offered = [each for metric in self.metrics for each in metric.report_sections()]
         drawn = (draw(each, found.classes) for each in (*own, *offered))
         found.sections = [section for section in drawn if section is not None]

@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader, Subset
 
 from mmkdx.arguments import integer
 from mmkdx.datasets.wrappers import class_names, labels
-from mmkdx.evaluation.batches import read_batch
+from mmkdx.evaluation.images import read_batch
 from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import LayerExplainer, UniCAM, build_explainer
 from mmkdx.explain.layers import Layer
 from mmkdx.explain.unicam import activations
 from mmkdx.functional.distance_correlation import pairwise_distances
+from mmkdx.metrics.base import ExplainedBatch
 from mmkdx.metrics.relevance import (
     FeatureSimilarityScore,
     PairedBatch,
@@ -49,7 +50,7 @@ class PairEvaluation:
         owner (str): The owner of these arguments, for messages.
 
     Raises:
-        ValueError: If the size is none of these.
+        ValueError: If the size is another number.
     """
 
     def __init__(
@@ -67,10 +68,10 @@ class PairEvaluation:
         self._analysis: PairAnalysis | None = None
 
     def begin(self, subjects: dict[str, Subject], dataset: Any, place: dict[int, int]) -> None:
-        """Takes the models, and ``place``: for each image of the sample its index in the data set.
+        """Takes the models, and draws batches of the images whose index in the data set is given.
 
         Raises:
-            ValueError: If an image has no label, or several.
+            ValueError: If an image has no label, or several, or there are too few of two classes.
         """
         try:
             found = labels(Subset(dataset, list(place.values()))).tolist()
@@ -78,7 +79,15 @@ class PairEvaluation:
             raise ValueError(f'{self.owner}.base is compared by classes: {error}') from None
         if any(label < 0 for label in found):
             raise ValueError(f'{self.owner}.base is compared by classes, and an image has no label')
-        self._place, self._labels = place, dict(zip(place, found))
+        sample = list(zip(place, place.values(), found))
+        drawn = context_batches(found, self.size, self.seed)
+        if not drawn:
+            raise ValueError(
+                f'{self.owner}.base: of the {len(sample)} images of the sample no batch can be drawn, '
+                'which takes four of each of two classes, or two of each of three; raise '
+                f'{self.owner}.num_samples'
+            )
+        self._batches = [[sample[i] for i in batch] for batch in drawn]
         self._subjects, self._analysis = subjects, None
 
     def run(
@@ -91,15 +100,12 @@ class PairEvaluation:
             model (nn.Module): The model whose preprocessor prepares the images.
             show (int): Number of drawn images.
             trial (bool): Whether one small batch is enough. Defaults to False.
-
-        Raises:
-            ValueError: If there are too few images of two classes.
         """
-        batches = self._batches(TRIAL_SIZE if trial else self.size)[: 1 if trial else None]
+        batches = [self._batches[0][:TRIAL_SIZE]] if trial else self._batches
         own = list(enumerate(batches))[get_rank() :: get_world_size()]
         data = DataLoader(
             loader.dataset,
-            batch_sampler=[[self._place[image] for image in members] for _, members in own],
+            batch_sampler=[[index for _, index, _ in members] for _, members in own],
             num_workers=min(loader.num_workers, len(own)),
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
@@ -108,13 +114,12 @@ class PairEvaluation:
         )
         sections = []
         for (number, members), loaded in zip(own, data):
-            images = read_batch(loaded, model, self.owner, members)
+            numbers, _, targets = zip(*members)
+            images = read_batch(loaded, model, self.owner, numbers)
             if self._analysis is None or self._analysis.size != images.inputs.shape[2:]:
                 self._analysis = PairAnalysis(self._subjects, self.unicam, images.inputs[:1])
-            targets = torch.tensor([self._labels[i] for i in members], device=images.inputs.device)
-            batch = self._analysis.batch(
-                number, images.inputs, members, targets, images.mean, images.std
-            )
+            targets = torch.tensor(targets, device=images.inputs.device)
+            batch = self._analysis.batch(number, images, targets)
             for metric in self.metrics:
                 metric.process(batch)
             if number == 0 and show:
@@ -129,18 +134,6 @@ class PairEvaluation:
             for model, found in self._analysis.layers.items()
         }
         return dict(unicam=settings_of(self.unicam), layers=layers, context_size=self.size)
-
-    def _batches(self, size: int) -> list[list[int]]:
-        """The images of each batch."""
-        images = list(self._labels)
-        batches = context_batches(list(self._labels.values()), size, self.seed)
-        if not batches:
-            raise ValueError(
-                f'{self.owner}.base: of the {len(images)} images of the sample no batch can be drawn, '
-                'which takes four of each of two classes, or two of each of three; raise '
-                f'{self.owner}.num_samples'
-            )
-        return [[images[i] for i in batch] for batch in batches]
 
 
 class PairAnalysis:
@@ -165,34 +158,21 @@ class PairAnalysis:
         )
         self._explainers: dict[tuple[str, str], LayerExplainer] = {}
 
-    def batch(
-        self,
-        number: int,
-        inputs: Tensor,
-        index: Sequence[int],
-        labels: Tensor,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> PairedBatch:
-        """Explains student and base model on images, and prepares the rest for metrics.
-
-        The images (n, 3, H, W) are preprocessed for the student; the labels have shape (n, ). See
-        ``PairedBatch`` for the rest.
-        """
+    def batch(self, number: int, images: ExplainedBatch, labels: Tensor) -> PairedBatch:
+        """Explains student and base model on n images with labels (n, ), for metrics."""
+        inputs = images.inputs
         student, base = self.subjects['student'], self.subjects['base']
-        images = student.convert(inputs), base.convert(inputs)
+        pair = student.convert(inputs), labels, base.convert(inputs)
         return PairedBatch(
             inputs,
-            index,
+            images.index,
             {name: self._model(name, inputs, labels) for name in self.layers},
-            mean=mean,
-            std=std,
+            mean=images.mean,
+            std=images.std,
             number=number,
             targets=labels,
             label_features=self.unicam.label_features(labels),
-            unique=self.unicam(
-                student.model, base.model, images[0], labels, images[1], self.layers
-            ),
+            unique=self.unicam(student.model, base.model, *pair, self.layers),
         )
 
     def _model(self, name: str, inputs: Tensor, labels: Tensor) -> PairedModel:
@@ -245,7 +225,7 @@ def context_batches(labels: Sequence[int], size: int, seed: int = 0) -> list[lis
 
     Distances between labels that are all equal, or all different, say nothing. Images of one class
     alone, and those that fill no batch, are left out. With fewer images than asked for there is one
-    batch of them all.
+    batch of them all; with less than four of each of two classes, or two of each of three, none.
 
     Args:
         labels (Sequence[int]): The label of each image.
@@ -253,8 +233,7 @@ def context_batches(labels: Sequence[int], size: int, seed: int = 0) -> list[lis
         seed (int): The random seed. Defaults to 0.
 
     Returns:
-        list[list[int]]: Positions in ``labels``, none twice; no batch if there are not four images of
-        each of two classes, or two of each of three.
+        list[list[int]]: Positions in ``labels``, none twice.
     """
     random = np.random.RandomState(seed)
     pairs: dict[Any, list[list[int]]] = {}

@@ -35,8 +35,7 @@ class Subject:
     Args:
         model (nn.Module): The classifier.
         explainer (Explainer): Its explainer.
-        convert (Callable): Brings images in the student's normalisation to the model's. Defaults to the
-            identity.
+        convert (Callable): From the student's normalisation to the model's. Defaults to the identity.
         fixed (bool): Whether the model is the same at every evaluation. Defaults to False.
     """
 
@@ -66,11 +65,11 @@ class Subject:
 
 
 def choose_targets(
-    policy: str, logits: dict[str, Tensor], labels: Tensor | None
+    policy: str, logits: dict[str, Tensor], labels: Sequence[int] | None
 ) -> dict[str, Tensor]:
     """The class indices (N, ) that each model is explained for, by one of ``TARGETS``.
 
-    They come from the models' logits (N, K) or from labels (N, ), where these are known.
+    They come from the models' logits (N, K) or from the N labels, where these are known.
 
     Raises:
         ValueError: If the policy needs labels and there are none.
@@ -83,7 +82,7 @@ def choose_targets(
         raise ValueError(
             "target='label' explains the labels, and the data samples have none ('gt_label')"
         )
-    return dict.fromkeys(logits, labels)
+    return dict.fromkeys(logits, torch.tensor(labels, device=logits['student'].device))
 
 
 def build_explainers(spec: dict | str | Explainer, owner: str) -> dict[str, Explainer]:
@@ -98,18 +97,18 @@ def build_explainers(spec: dict | str | Explainer, owner: str) -> dict[str, Expl
         ValueError: If there is no such explainer, or one explains several layers.
     """
     names = ('student', 'teacher', 'base')
-    several = isinstance(spec, dict) and 'type' not in spec
-    if several and (unknown := set(spec) - set(names)):
+    if not isinstance(spec, dict) or 'type' in spec:
+        explainers = dict.fromkeys(names, build_explainer(spec, f'{owner}.explainer'))
+    elif unknown := set(spec) - set(names):
         raise ValueError(
             f'{owner}.explainer has no type and the keys {", ".join(sorted(map(str, unknown)))}; give '
             f'a type, or an explainer for each of {", ".join(names)}'
         )
-    explainers = {
-        name: build_explainer(spec.get(name, 'GradCAM'), f'{owner}.explainer.{name}')
-        if several
-        else build_explainer(spec, f'{owner}.explainer')
-        for name in names
-    }
+    else:
+        explainers = {
+            name: build_explainer(spec.get(name, 'GradCAM'), f'{owner}.explainer.{name}')
+            for name in names
+        }
     if any(not isinstance(getattr(each, 'layer', ''), str) for each in explainers.values()):
         raise ValueError(f'{owner}.explainer.layer is a list; it takes one layer')
     return explainers

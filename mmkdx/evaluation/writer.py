@@ -33,14 +33,8 @@ def write_page(
 ) -> Path:
     """Writes ``report.html`` into a folder that exists, and returns its path.
 
-    Args:
-        folder (Path): The folder.
-        found (Evaluation): The evaluation.
-        title (str): The headline.
-        facts (Mapping[str, str]): Facts about the models; empty ones are left out.
-        runs (Mapping[str, str], optional): Names and work directories of the runs whose curves it
-            shows. Defaults to None: the models come from no run.
-        unit (str): The unit of the curves' horizontal axis. Defaults to 'epoch'.
+    It shows facts about the models, unless they are empty, and over epochs or iterations the curves of
+    runs, which are given by name and work directory.
     """
     explainers = found.facts['explainers'].items()
     curves: dict[str, dict[str, list]] = {}

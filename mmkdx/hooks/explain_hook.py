@@ -16,9 +16,6 @@ from mmkdx.evaluation.writer import try_files, write_files, write_page
 from mmkdx.models.taps import evaluating
 from mmkdx.registry import HOOKS
 
-#: Number of images whose deciding prototypes the report shows.
-SHOWN_DECISIONS = 8
-
 
 @HOOKS.register_module()
 class ExplainHook(Hook):
@@ -30,10 +27,9 @@ class ExplainHook(Hook):
     ``<log_dir>/explain/<val|test>.json`` hold them with their 95 % confidence intervals, and
     ``<val|test>.csv`` beside it each image's values. Pictures of some images go to the run's visualizer.
 
-    Before training one image goes through all of this on trial, files and the evaluator's metrics
-    included, so that a mistake in the config shows at once. With test-time augmentation the first view
-    of an image is explained. Data samples must have 'sample_idx', as ``PackInputs`` packs it. Without a
-    run use ``mmkdx.apis.evaluate_explanations``.
+    Before training one image goes through all of this, files and the evaluator's metrics included, so
+    that a mistake in the config shows at once. Data samples must have 'sample_idx', as ``PackInputs``
+    packs it. Without a run use ``mmkdx.apis.evaluate_explanations``.
 
     Args:
         interval (int): Explain at every so many-th evaluation in training. Defaults to 1.
@@ -41,16 +37,13 @@ class ExplainHook(Hook):
             and work directories adds the curves of these runs. Defaults to False.
         enable (bool): Whether to do all this. Defaults to True.
         out_dir (str, optional): The folder of the files. Defaults to None (``<log_dir>/explain``).
-        **options: The arguments of ``ExplanationEvaluator``: ``explainer``, ``metrics``,
-            ``num_samples``, ``show_samples``, ``target``, ``teacher``, ``base``, ``unicam``,
-            ``context_size`` and ``seed``.
+        **options: ``explainer``, ``metrics``, ``num_samples``, ``show_samples``, ``target``,
+            ``teacher``, ``base``, ``unicam``, ``context_size``, ``seed`` of ``ExplanationEvaluator``.
 
     Raises:
         ValueError: If an argument is out of range; before the first iteration, if model, data or a
             metric do not fit.
     """
-
-    priority = 'NORMAL'
 
     def __init__(
         self,
@@ -151,7 +144,7 @@ class ExplainHook(Hook):
             return
         # Another hook may know more, such as the images that prototypes come from
         offers = [hook.report_sections for hook in runner.hooks if hasattr(hook, 'report_sections')]
-        shown = list(self.evaluator.shown_items(SHOWN_DECISIONS)) if offers else []
+        shown = list(self.evaluator.shown_items(8)) if offers else []
         for offer in offers:
             found.sections += offer(runner, shown, found.classes)
         compare = self.report if isinstance(self.report, dict) else {}

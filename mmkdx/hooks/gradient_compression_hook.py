@@ -37,9 +37,8 @@ class GradientCompressionHook(Hook):
             ``matrix_approximation_rank`` and ``start_powerSGD_iter``.
 
     Raises:
-        ValueError: If ``kind`` is unknown, an option is not one of PowerSGD's, or (from
-            ``before_train``) there are several processes and their model is no
-            ``DistributedDataParallel``.
+        ValueError: If ``kind`` or an option is unknown; before training, if there are several processes
+            and their model is no ``DistributedDataParallel``.
     """
 
     def __init__(self, kind: str = 'bf16', **options: Any) -> None:

@@ -30,17 +30,15 @@ from mmkdx.visualization.sections import PictureSection
 class PrototypePushHook(Hook):
     """Projects every prototype onto the nearest patch of a training image, and tunes the last layer.
 
-    A push follows the epochs ``start``, ``start + interval``, ..., and the last one. Each prototype
-    moves to the nearest patch, over all ranks, of the images that it may come from (those of its class
-    in ``ProtoPNetHead``), of equally near ones to the first in the data set. It then knows its source
-    (see ``PrototypeHead``). The validation's scores before the push, after it and after the tuning are
-    logged as ``prototypes/<pre_push | pushed | tuned>/<score>``.
+    The last epoch is followed by a push, too. A prototype moves to the nearest patch, over all ranks, of
+    the images that it may come from (those of its class in ``ProtoPNetHead``), and then knows its source
+    (see ``PrototypeHead``). The student's own losses tune the last layer with Adam. Validation scores
+    are logged as ``prototypes/<pre_push | pushed | tuned>/<score>``.
 
-    After a push the last layer alone is trained with Adam by the student's own losses. With ``prune``
-    the last push drops prototypes. A ``ProtoPNetHead`` loses those whose k nearest training images hold
-    fewer than ``min_same_class`` of the prototype's class, and its last layer is tuned for
-    ``tune_epochs`` more. A ``ProtoTreeHead`` loses, before the push, the subtrees without a leaf whose
-    largest probability is above ``threshold``.
+    With ``prune`` the last push drops prototypes. A ``ProtoPNetHead`` loses those whose k nearest
+    training images hold fewer than ``min_same_class`` of the prototype's class, and its last layer is
+    tuned for ``tune_epochs`` more. A ``ProtoTreeHead`` loses, before the push, the subtrees without a
+    leaf whose largest probability is above ``threshold``.
 
     Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2.2, and Nauta et al., "Neural
     Prototype Trees", CVPR 2021, from their public code, where batch norm statistics move while the last
@@ -155,13 +153,7 @@ class PrototypePushHook(Hook):
     def report_sections(
         self, runner: Runner, shown: Sequence[tuple[str, dict]], classes: Sequence[str] | None
     ) -> list[PictureSection]:
-        """The prototypes that decide on some images, for ``ExplainHook``'s report.
-
-        Args:
-            runner (Runner): The runner.
-            shown (Sequence[tuple[str, dict]]): Names of images and their items of the data set.
-            classes (Sequence[str], optional): The names of the classes.
-        """
+        """The prototypes that decide on images, given by name and item, for ``ExplainHook``'s report."""
         student = models_of(runner)[1]
         if not isinstance(getattr(student, 'head', None), ProtoPNetHead) or not shown:
             return []
