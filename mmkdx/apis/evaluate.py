@@ -35,24 +35,18 @@ def evaluate_explanations(
             is read by position, so its sampler does not matter.
         teacher (nn.Module | dict | str, optional): Another classifier of the same classes. Defaults
             to None.
-        base (nn.Module | dict | str, optional): The student trained alone, see ``ExplainHook``.
-            Defaults to None.
-        explainer (dict | str | Explainer): See ``ExplainHook``. Defaults to 'GradCAM'.
+        base (nn.Module | dict | str, optional): The student trained alone. Defaults to None.
+        explainer (dict | str | Explainer): See ``ExplanationEvaluator``. Defaults to 'GradCAM'.
         metrics (Sequence[dict | str]): The metrics, each a type or a config. Defaults to
             ('DeletionInsertion', ).
         out_dir (str | Path, optional): Where ``test.csv``, ``test.json``, ``test.txt`` and
             ``report.html`` are written, in place of those of an earlier call. Defaults to None: no
             files.
         **options: ``num_samples``, ``show_samples``, ``target``, ``unicam``, ``context_size`` and
-            ``seed`` of ``ExplainHook``.
+            ``seed`` of ``ExplanationEvaluator``.
 
     Returns:
         Evaluation: The ``scores`` by name, each image's values in ``rows``; printed it is a table.
-
-    Example:
-        >>> found = evaluate_explanations(resnet18(), loader, teacher=resnet50(), out_dir='report')
-        >>> print(found)
-        >>> found.scores['deletion'].value
 
     Raises:
         ValueError: If an argument is out of range, or models, data and metrics do not fit.
@@ -60,8 +54,8 @@ def evaluate_explanations(
     owner = 'evaluate_explanations'
     if not isinstance(data, DataLoader) or not hasattr(data.dataset, '__getitem__'):
         raise ValueError(f'{owner}: data must be a DataLoader whose data set is read by position')
-    models = dict(teacher=teacher, base=base)
-    evaluator = ExplanationEvaluator(explainer, metrics, **models, **options, owner=owner)
+    options.update(teacher=teacher, base=base, owner=owner)
+    evaluator = ExplanationEvaluator(explainer, metrics, **options)
     with _restored(teacher, base):
         trial = evaluator.try_out(student, data)
         if out_dir is not None:
@@ -94,12 +88,10 @@ def evaluate_explanations(
 def _restored(*models: Any) -> Iterator[None]:
     """A context after which modules have the modes and trainable parameters that they had before."""
     known = [model for model in models if isinstance(model, nn.Module)]
-    modes = [(module, module.training) for model in known for module in model.modules()]
-    flags = [(each, each.requires_grad) for model in known for each in model.parameters()]
+    before = [(each, 'training', each.training) for model in known for each in model.modules()]
+    before += [(p, 'requires_grad', p.requires_grad) for m in known for p in m.parameters()]
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        for each, name, value in before:
+            setattr(each, name, value)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,19 +21,11 @@ from torch.utils.data import DataLoader
 from mmkdx.arguments import integer, one_of
 from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.distillation.distiller import Distiller
-from mmkdx.evaluation.batches import ImageBatch, read_batch
-from mmkdx.evaluation.facts import FACTS, Facts
-from mmkdx.evaluation.gallery import ShownImage, gallery_item
-from mmkdx.evaluation.pair_evaluation import PairEvaluation, settings_of
-from mmkdx.evaluation.subjects import (
-    TARGETS,
-    Subject,
-    build_explainers,
-    choose_targets,
-    find_subjects,
-)
+from mmkdx.evaluation.images import Facts, ImageBatch, gallery_item, one_label_each, read_batch
+from mmkdx.evaluation.pairs import PairEvaluation, settings_of
+from mmkdx.evaluation.subjects import TARGETS, build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
-from mmkdx.metrics.base import Explained, ExplainedBatch, ScoreMetric, labels_of
+from mmkdx.metrics.base import Explained, ScoreMetric
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
 from mmkdx.registry import METRICS
@@ -41,23 +34,20 @@ from mmkdx.visualization.records import score_table
 from mmkdx.visualization.report import GalleryItem
 from mmkdx.visualization.sections import PictureSection, draw
 
-#: Bytes of maps and logits of fixed models that are kept between evaluations.
-KEPT_BYTES = 2**30
-
 
 @dataclass
 class Evaluation:
-    """What an evaluation of explanations found; ``str`` of it is a table.
+    """The result of an evaluation of explanations; ``str`` of it is a table.
 
     Args:
         scores (dict[str, Score]): The scores, by name, on every rank.
         count (int): Number of explained images.
-        seconds (float): How long it took, on this rank.
+        seconds (float): Duration on this rank.
+        student (str): The student's name in tables and pictures.
         rows (dict): For each image its values, by the names of scores; on the main rank, as all below.
         gallery (list[GalleryItem]): The pictures.
         sections (list[PictureSection]): Further pictures.
-        facts (dict[str, Any]): What was explained, measured and compared, and how.
-        student (str): What tables and pictures call the student.
+        facts (dict[str, Any]): The settings: explained class, explainers, metrics, comparison.
         classes (tuple[str, ...], optional): The names of the classes.
         sample (str): Which images were explained.
     """
@@ -65,11 +55,11 @@ class Evaluation:
     scores: dict[str, Score]
     count: int
     seconds: float
+    student: str
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     gallery: list[GalleryItem] = field(default_factory=list)
     sections: list[PictureSection] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    student: str = 'student'
     classes: tuple[str, ...] | None = None
     sample: str = ''
 
@@ -80,13 +70,30 @@ class Evaluation:
 class ExplanationEvaluator:
     """Explains a sample of a data set by a student, its teacher and a base model, and measures it.
 
-    It takes no config and no Runner: ``begin``, then ``process`` for each batch, then ``finish``. What a
-    fixed teacher yields is computed once, also over several evaluations of one data set.
+    It takes no config and no Runner: ``begin``, then ``process`` for each batch, then ``finish``. All
+    models are explained for the same class. The values of a frozen teacher are computed once, also over
+    several evaluations of one data set.
 
     Args:
-        explainer, metrics, num_samples, show_samples, target, teacher, base, unicam, context_size, seed:
-            As those of ``ExplainHook``; a metric may be its type alone, and a model a module.
-        owner (str): Whose arguments these are, for messages. Defaults to 'ExplanationEvaluator'.
+        explainer (dict | str | Explainer): The explainer, or a dict of one for each model ('student',
+            'teacher', 'base'). Defaults to 'GradCAM'.
+        metrics (Sequence[dict | str]): The metrics of explanations. A key 'name' stands in front of a
+            metric's scores, so that there may be two of one kind. Defaults to ().
+        num_samples (int, optional): Number of explained images. Defaults to 512. None: all.
+        show_samples (int): Number of images that are drawn. Defaults to 16.
+        target (str, optional): The explained class: what the 'teacher' or the 'student' predicts, the
+            'label', or for each model its 'own' prediction. Defaults to None: 'teacher', or 'student'
+            where there is no teacher.
+        teacher (int | dict | str | nn.Module | None): Which of the distiller's teachers (members of an
+            ensemble count each); or, for a model without a distiller, a teacher in any form that
+            ``Distiller`` takes; or None for none. Defaults to 0.
+        base (dict | str | nn.Module, optional): The student trained alone, in such a form. It is
+            explained, too, and batches of the sample are compared by ``unicam``, with
+            ``FeatureSimilarityScore`` and ``RelevanceScore`` as default metrics. Defaults to None.
+        unicam (dict | bool): The arguments of ``UniCAM``; False for no comparison. Defaults to True.
+        context_size (int): Images in a compared batch, an even number from 6 on. Defaults to 64.
+        seed (int): The random seed of the sample. Defaults to 0.
+        owner (str): The owner of these arguments, for messages. Defaults to 'ExplanationEvaluator'.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -121,8 +128,8 @@ class ExplanationEvaluator:
             raise ValueError(f'{owner}.unicam is {unicam!r}; it must be a dict, True or False')
         self.pairs = None
         if base is not None and unicam is not False:
-            settings = {} if unicam is True else unicam
-            self.pairs = PairEvaluation(settings, self.pair_metrics, context_size, seed, owner)
+            unicam = {} if unicam is True else unicam
+            self.pairs = PairEvaluation(unicam, self.pair_metrics, context_size, seed, owner)
             self.pair_metrics = self.pairs.metrics
         elif self.pair_metrics:
             raise ValueError(
@@ -131,11 +138,8 @@ class ExplanationEvaluator:
             )
         self.teacher = teacher
         self.base = base
-        self.subjects: dict[str, Subject] = {}
         self._loader: DataLoader | None = None
         self._model: nn.Module | None = None
-        self._kept: dict[str, dict[int, tuple[Tensor, ...]]] = {}
-        self._kept_bytes = 0
 
     def begin(self, model: nn.Module, loader: DataLoader) -> None:
         """Draws the sample and finds the models.
@@ -146,63 +150,56 @@ class ExplanationEvaluator:
             loader (DataLoader): Loads the images; ``process`` takes what it yields.
 
         Raises:
-            ValueError: If the models do not allow what is asked for.
+            ValueError: If models, target, metrics and data set do not fit.
             FileNotFoundError: If a checkpoint file does not exist.
         """
-        if self._loader is None or loader.dataset is not self._loader.dataset:
+        model = unwrap(model)
+        new = model is not self._model or loader.dataset is not self._loader.dataset
+        self._loader = loader
+        if new:
+            self._model = None
             self._images = images(loader.dataset)
-            self._kept, self._kept_bytes = {}, 0
+            self._kept: dict[tuple[str, str], dict[int, Tensor]] = {}
+            self._kept_bytes = 0
             for metric in self.metrics:
                 metric.forget()
-        self._loader = loader
-        known = list(self._images)
-        order = np.random.RandomState(self.seed).permutation(len(known))[: self.num_samples]
-        self._sample = {known[i] for i in order}
-        self._shown = {known[i] for i in order[: self.show_samples]}
-        self._pictures: list[ShownImage] = []
+        order = np.random.RandomState(self.seed).permutation(list(self._images)).tolist()
+        self._sample = set(order[: self.num_samples])
+        self._shown = set(order[: self.num_samples][: self.show_samples])
+        self._pictures: dict[int, tuple[np.ndarray, dict[str, Tensor]]] = {}
         self._seconds = 0.0
-        if self._model is not unwrap(model):
-            self._find(unwrap(model))
+        if new:
+            self._find(model)
 
     def process(self, data: Any, index: Sequence[int] | None = None) -> None:
         """Explains and measures those images of a batch that are in the sample.
 
         Args:
-            data (Any): What the data loader yields; see ``read_batch``.
-            index (Sequence[int], optional): Which image of the data set each is. Defaults to None: what
-                the data samples say.
+            data (Any): A batch of the data loader; see ``read_batch``.
+            index (Sequence[int], optional): See ``read_batch``. Defaults to None.
         """
         start = time.perf_counter()
         batch = read_batch(data, self._model, self.owner, index, self._sample)
         if batch is not None:
-            self._explain(batch)
+            batch.models = self._explain(batch)
+            for metric in self.metrics:
+                metric.process(batch)
+            for i, number in enumerate(batch.index):
+                if number in self._shown:
+                    maps = {name: model.maps[i].cpu() for name, model in batch.models.items()}
+                    self._pictures[number] = batch.picture(i), maps
         self._seconds += time.perf_counter() - start
 
-    def finish(self) -> Evaluation:
-        """Gathers what all ranks measured.
-
-        Raises:
-            ValueError: If two metrics yield a score of one name.
-        """
-        start = time.perf_counter()
-        own = []
-        if self.pairs is not None:
-            own = self.pairs.run(self._loader, self._model, self.place(), self.show_samples)
-        return self._gather(own, start)
-
     def try_out(self, model: nn.Module, loader: DataLoader) -> Evaluation:
-        """One image through everything that an evaluation does, so that mistakes show early."""
+        """Takes one image through a whole evaluation, so that mistakes show early."""
         self.begin(model, loader)
         whole, first = self._sample, min(self._sample)
         self._sample = self._shown = {first}
-        start = time.perf_counter()
-        plain = loader.collate_fn([loader.dataset[self._images[first]]])
-        self.process(plain, None if isinstance(plain, dict) else [first])
-        self._sample, own = whole, []
-        if self.pairs is not None:
-            own = self.pairs.run(loader, self._model, self.place(), 1, trial=True)
+        data = loader.collate_fn([loader.dataset[self._images[first]]])
+        self.process(data, None if isinstance(data, dict) else [first])
+        self._sample = whole
         with _quiet():  # what is said of one image is true of no evaluation
-            return self._gather(own, start)
+            return self.finish(trial=True)
 
     def shown_items(self, count: int) -> Iterator[tuple[str, Any]]:
         """Names and items of the data set for the first images that are drawn."""
@@ -215,10 +212,13 @@ class ExplanationEvaluator:
 
     def _find(self, model: nn.Module) -> None:
         """Finds the models, and whether metrics and target fit them."""
-        self.subjects = find_subjects(model, self.explainers, self.owner, self.teacher, self.base)
+        classes = class_names(self._loader.dataset)
+        self.subjects = find_subjects(
+            model, self.explainers, self.owner, self.teacher, self.base, classes
+        )
         self._model = model
         if self.pairs is not None:
-            self.pairs.begin(self.subjects)
+            self.pairs.begin(self.subjects, self._loader.dataset, self.place())
         has_teacher = 'teacher' in self.subjects
         self.policy = self.target or ('teacher' if has_teacher else 'student')
         advice = f'use a Distiller with a teacher, or set {self.owner}.teacher'
@@ -231,77 +231,55 @@ class ExplanationEvaluator:
                     f'teacher, and there is none: {advice}'
                 )
 
-    @property
-    def student_name(self) -> str:
-        """What tables call the student: a plain model's own name, where it stands alone."""
-        if len(self.subjects) > 1 or isinstance(self._model, Distiller):
-            return 'student'
-        return type(getattr(self._model, 'backbone', self._model)).__name__
-
-    def _explain(self, batch: ImageBatch) -> None:
-        models = self._models(batch)
-        explained = ExplainedBatch(
-            batch.inputs,
-            batch.index,
-            models,
-            batch.samples,
-            batch.format.mean,
-            batch.format.std,
-        )
-        for metric in self.metrics:
-            metric.process(explained)
-        self._pictures += [
-            ShownImage(number, batch.picture(i), {n: m.maps[i].cpu() for n, m in models.items()})
-            for i, number in enumerate(batch.index)
-            if number in self._shown
-        ]
-
-    def _models(self, batch: ImageBatch) -> dict[str, Explained]:
-        """Explains all models for the same classes; of fixed ones once in a run."""
+    def _explain(self, batch: ImageBatch) -> dict[str, Explained]:
+        """Explains all models for the same classes."""
         inputs, index = batch.inputs, batch.index
-        kept = {
-            name: [self._kept[name][i] for i in index]
-            for name in self._kept
-            if all(i in self._kept[name] for i in index)
-        }
         logits = {
-            name: torch.stack([each[0] for each in kept[name]]).to(inputs.device)
-            if name in kept
-            else subject.predict(inputs)
+            name: self._once((name, 'logits'), index, subject.fixed, subject.predict, inputs)
             for name, subject in self.subjects.items()
         }
-        classes = {name: values.shape[1] for name, values in logits.items()}
-        if len(set(classes.values())) > 1:
+        if len({values.shape[1] for values in logits.values()}) > 1:
+            counts = ', '.join(f'{name} {values.shape[1]}' for name, values in logits.items())
             raise ValueError(
-                f'{self.owner}: the models have different numbers of classes '
-                f'({", ".join(f"{name} {count}" for name, count in classes.items())}), so they cannot '
-                'be explained for the same class'
+                f'{self.owner}: the models have different numbers of classes ({counts}), so they '
+                'cannot be explained for the same class'
             )
-        targets = choose_targets(self.policy, logits, _one_label_each(batch))
+        targets = choose_targets(self.policy, logits, one_label_each(batch.data_samples))
         models = {}
         for name, subject in self.subjects.items():
             # What depends on the student's prediction is new at every evaluation.
             fixed = subject.fixed and self.policy != 'student'
-            if name in kept and len(kept[name][0]) > 1:
-                maps = torch.stack([each[1] for each in kept[name]]).to(inputs.device)
-            else:
-                maps = subject.explain(inputs, targets[name])
+            maps = self._once((name, 'maps'), index, fixed, subject.explain, inputs, targets[name])
             models[name] = subject.explained(maps, logits[name], targets[name], fixed)
-            if subject.fixed and name not in kept:
-                self._keep(name, index, models[name])
         return models
 
-    def _keep(self, name: str, index: list[int], model: Explained) -> None:
-        rows = [model.logits.cpu(), *([model.maps.cpu()] if model.fixed else [])]
-        size = sum(row.nbytes for row in rows)
-        if self._kept_bytes + size <= KEPT_BYTES:
-            self._kept_bytes += size
-            self._kept.setdefault(name, {}).update(
-                {i: tuple(row[n] for row in rows) for n, i in enumerate(index)}
-            )
+    def _once(
+        self, key: tuple[str, str], index: list[int], fixed: bool, compute: Callable, *args: Tensor
+    ) -> Tensor:
+        """A value of each image, computed once for a data set where it is fixed."""
+        rows = self._kept.setdefault(key, {})
+        if fixed and all(i in rows for i in index):
+            return torch.stack([rows[i] for i in index]).to(args[0].device)
+        values = compute(*args)
+        if fixed and self._kept_bytes + values.nbytes <= 2**30:
+            self._kept_bytes += values.nbytes
+            rows.update(zip(index, values.cpu()))
+        return values
 
-    def _gather(self, own: list[PictureSection], start: float) -> Evaluation:
-        """Turns what was measured into scores and pictures."""
+    def finish(self, trial: bool = False) -> Evaluation:
+        """Compares student and base model, and gathers what all ranks measured.
+
+        Args:
+            trial (bool): Whether one small batch is compared. Defaults to False.
+
+        Raises:
+            ValueError: If two metrics yield a score of one name.
+        """
+        start = time.perf_counter()
+        own = []
+        if self.pairs is not None:
+            show = 1 if trial else self.show_samples
+            own = self.pairs.run(self._loader, self._model, show, trial)
         scores: dict[str, Score] = {}
         for metric in (*self.metrics, *self.pair_metrics):
             for name, score in metric.evaluate().items():
@@ -311,52 +289,38 @@ class ExplanationEvaluator:
                         "give it a key 'name', which stands in front of its scores"
                     )
                 scores[name] = score
-        pictures = collect_results(self._pictures, sys.maxsize, 'cpu')
-        result = Evaluation(scores, len(self._sample), 0.0, student=self.student_name)
+        pictures = collect_results(list(self._pictures.items()), sys.maxsize, 'cpu')
+        student = 'student'
+        if len(self.subjects) == 1 and not isinstance(self._model, Distiller):
+            student = type(getattr(self._model, 'backbone', self._model)).__name__
+        found = Evaluation(scores, len(self._sample), 0.0, student)
         if is_main_process():
-            self._complete(result, {each.index: each for each in pictures}, own)
-        result.seconds = self._seconds + time.perf_counter() - start
-        return result
+            self._complete(found, dict(pictures), own)
+        found.seconds = self._seconds + time.perf_counter() - start
+        return found
 
     def _complete(
-        self, result: Evaluation, pictures: dict[int, ShownImage], own: list[PictureSection]
+        self, found: Evaluation, pictures: dict[int, tuple], own: list[PictureSection]
     ) -> None:
         """Adds what the main rank writes."""
-        dataset = self._loader.dataset
-        result.classes = class_names(dataset) or self.subjects['student'].facts.classes
-        result.sample = f'{len(self._sample)} of {len(self._images)} (seed {self.seed})'
+        found.classes = class_names(self._loader.dataset) or self.subjects['student'].facts.classes
+        found.sample = f'{len(self._sample)} of {len(self._images)} (seed {self.seed})'
         for metric in self.metrics:
             for index, values in metric.rows.items():
-                result.rows.setdefault(index, {}).update(values)
-        known = {
-            *result.scores,
-            *(f'{model}{fact}' for model in ('', 'teacher/', 'base/') for fact in FACTS),
-        }
-        for index, shown in sorted(pictures.items()):
-            row = {name: value for name, value in result.rows[index].items() if name in known}
-            own_targets = self.policy == 'own'
-            result.gallery.append(
-                gallery_item(shown, row, result.classes, own_targets, result.student)
-            )
+                found.rows.setdefault(index, {}).update(values)
+        for index, (picture, maps) in sorted(pictures.items()):
+            row, own_targets = found.rows[index], self.policy == 'own'
+            words = found.scores, found.classes, own_targets, found.student
+            found.gallery.append(gallery_item(index, picture, maps, row, *words))
         offered = [each for metric in self.metrics for each in metric.report_sections()]
-        drawn = (draw(each, result.classes) for each in (*own, *offered))
-        result.sections = [section for section in drawn if section is not None]
-        result.facts = dict(
+        drawn = (draw(each, found.classes) for each in (*own, *offered))
+        found.sections = [section for section in drawn if section is not None]
+        found.facts = dict(
             target=self.policy,
-            explainers={
-                name: type(each.explainer).__name__ for name, each in self.subjects.items()
-            },
+            explainers={name: type(e.explainer).__name__ for name, e in self.subjects.items()},
             metrics=[settings_of(each) for each in (*self.metrics[1:], *self.pair_metrics)],
             **({} if self.pairs is None else self.pairs.facts()),
         )
-
-
-def _one_label_each(batch: ImageBatch) -> Tensor | None:
-    """The labels of a batch, of shape (N, ); None where an image has none, or several."""
-    labels = [labels_of(sample) for sample in batch.samples]
-    if any(len(each) != 1 for each in labels):
-        return None
-    return torch.tensor(labels, device=batch.inputs.device)[:, 0]
 
 
 def _build_metric(spec: dict | str, owner: str) -> ScoreMetric:
@@ -376,10 +340,12 @@ def _build_metric(spec: dict | str, owner: str) -> ScoreMetric:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A context without warnings in the log."""
+    """A context without warnings."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
     finally:
         logging.disable(before)

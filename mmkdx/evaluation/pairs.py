@@ -1,4 +1,4 @@
-"""A student, a base model and a teacher side by side on batches of images."""
+"""Compares a student with a base model and a teacher on batches of an evaluation's sample."""
 
 from __future__ import annotations
 
@@ -8,14 +8,132 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from mmengine.dist import get_rank, get_world_size
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
+from mmkdx.arguments import integer
+from mmkdx.datasets.wrappers import class_names, labels
+from mmkdx.evaluation.images import read_batch
 from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import LayerExplainer, UniCAM, build_explainer
 from mmkdx.explain.layers import Layer
 from mmkdx.explain.unicam import activations
 from mmkdx.functional.distance_correlation import pairwise_distances
-from mmkdx.metrics.relevance import PairedBatch, PairedModel
+from mmkdx.metrics.base import ExplainedBatch
+from mmkdx.metrics.relevance import (
+    FeatureSimilarityScore,
+    PairedBatch,
+    PairedModel,
+    PairMetric,
+    RelevanceScore,
+)
+from mmkdx.visualization.pair_panel import NOTE, pair_panel
+from mmkdx.visualization.sections import PictureSection, class_word
+
+#: Number of images of a trial.
+TRIAL_SIZE = 6
+
+
+class PairEvaluation:
+    """Runs ``UniCAM`` and metrics of pairs on batches with equal shares of the classes.
+
+    The batches are divided among the ranks. Each is measured as a whole on one rank, so that neither
+    features nor maps are exchanged.
+
+    Args:
+        unicam (dict): The arguments of ``UniCAM``.
+        metrics (Sequence[PairMetric]): The metrics; if there are none, ``FeatureSimilarityScore`` and
+            ``RelevanceScore``.
+        size (int): Images in a batch, an even number from 6 on.
+        seed (int): The random seed of the batches.
+        owner (str): The owner of these arguments, for messages.
+
+    Raises:
+        ValueError: If the size is another number.
+    """
+
+    def __init__(
+        self, unicam: dict, metrics: Sequence[PairMetric], size: int, seed: int, owner: str
+    ) -> None:
+        if integer(f'{owner}.context_size', size) < TRIAL_SIZE or size % 2:
+            raise ValueError(
+                f'{owner}.context_size is {size}; it must be an even number from {TRIAL_SIZE} on'
+            )
+        self.unicam = UniCAM(**unicam)
+        self.metrics = list(metrics) or [FeatureSimilarityScore(), RelevanceScore()]
+        self.size = size
+        self.seed = seed
+        self.owner = owner
+        self._analysis: PairAnalysis | None = None
+
+    def begin(self, subjects: dict[str, Subject], dataset: Any, place: dict[int, int]) -> None:
+        """Takes the models, and draws batches of the images whose index in the data set is given.
+
+        Raises:
+            ValueError: If an image has no label, or several, or there are too few of two classes.
+        """
+        try:
+            found = labels(Subset(dataset, list(place.values()))).tolist()
+        except ValueError as error:
+            raise ValueError(f'{self.owner}.base is compared by classes: {error}') from None
+        if any(label < 0 for label in found):
+            raise ValueError(f'{self.owner}.base is compared by classes, and an image has no label')
+        sample = list(zip(place, place.values(), found))
+        drawn = context_batches(found, self.size, self.seed)
+        if not drawn:
+            raise ValueError(
+                f'{self.owner}.base: of the {len(sample)} images of the sample no batch can be drawn, '
+                'which takes four of each of two classes, or two of each of three; raise '
+                f'{self.owner}.num_samples'
+            )
+        self._batches = [[sample[i] for i in batch] for batch in drawn]
+        self._subjects, self._analysis = subjects, None
+
+    def run(
+        self, loader: DataLoader, model: nn.Module, show: int, trial: bool = False
+    ) -> list[PictureSection]:
+        """Measures this rank's batches, and draws the maps of some images on the first rank.
+
+        Args:
+            loader (DataLoader): The evaluation's data loader.
+            model (nn.Module): The model whose preprocessor prepares the images.
+            show (int): Number of drawn images.
+            trial (bool): Whether one small batch is enough. Defaults to False.
+        """
+        batches = [self._batches[0][:TRIAL_SIZE]] if trial else self._batches
+        own = list(enumerate(batches))[get_rank() :: get_world_size()]
+        data = DataLoader(
+            loader.dataset,
+            batch_sampler=[[index for _, index, _ in members] for _, members in own],
+            num_workers=min(loader.num_workers, len(own)),
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+            # Its own, so that it takes none of the training's random numbers
+            generator=torch.Generator(),
+        )
+        sections = []
+        for (number, members), loaded in zip(own, data):
+            numbers, _, targets = zip(*members)
+            images = read_batch(loaded, model, self.owner, numbers)
+            if self._analysis is None or self._analysis.size != images.inputs.shape[2:]:
+                self._analysis = PairAnalysis(self._subjects, self.unicam, images.inputs[:1])
+            targets = torch.tensor(targets, device=images.inputs.device)
+            batch = self._analysis.batch(number, images, targets)
+            for metric in self.metrics:
+                metric.process(batch)
+            if number == 0 and show:
+                shown = [images.picture(i) for i in range(min(show, len(members)))]
+                sections = [_section(batch, shown, class_names(loader.dataset))]
+        return sections
+
+    def facts(self) -> dict[str, Any]:
+        """The settings of the comparison."""
+        layers = {
+            model: {stage: str(layer.tap) for stage, layer in found.items()}
+            for model, found in self._analysis.layers.items()
+        }
+        return dict(unicam=settings_of(self.unicam), layers=layers, context_size=self.size)
 
 
 class PairAnalysis:
@@ -23,8 +141,8 @@ class PairAnalysis:
 
     Args:
         subjects (dict[str, Subject]): The models: 'student', 'base' and perhaps 'teacher'.
-        unicam (UniCAM): What explains student and base model.
-        images (Tensor): One preprocessed image or more, of shape (N, 3, H, W), to find the layers with.
+        unicam (UniCAM): Explains student and base model.
+        images (Tensor): Preprocessed images of shape (N, 3, H, W), to find the layers with.
 
     Raises:
         ValueError: If there is no layer to compare; see ``UniCAM.find_layers``.
@@ -36,49 +154,25 @@ class PairAnalysis:
         #: Height and width of the images for which the layers are found.
         self.size = images.shape[2:]
         self.layers: dict[str, dict[str, Layer]] = unicam.find_layers(
-            {name: (subject.model, subject.converted(images)) for name, subject in subjects.items()}
+            {name: (subject.model, subject.convert(images)) for name, subject in subjects.items()}
         )
         self._explainers: dict[tuple[str, str], LayerExplainer] = {}
 
-    def batch(
-        self,
-        number: int,
-        inputs: Tensor,
-        index: Sequence[int],
-        labels: Tensor,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> PairedBatch:
-        """Explains student and base model on a batch, and prepares the rest for metrics.
-
-        Args:
-            number (int): Which batch it is.
-            inputs (Tensor): Images of shape (n, 3, H, W), preprocessed for the student.
-            index (Sequence[int]): Their positions in the data set.
-            labels (Tensor): Their labels, of shape (n, ).
-            mean (Sequence[float], optional): See ``ExplainedBatch``.
-            std (Sequence[float], optional): See ``ExplainedBatch``.
-        """
+    def batch(self, number: int, images: ExplainedBatch, labels: Tensor) -> PairedBatch:
+        """Explains student and base model on n images with labels (n, ), for metrics."""
+        inputs = images.inputs
         student, base = self.subjects['student'], self.subjects['base']
-        unique = self.unicam(
-            student.model,
-            base.model,
-            student.converted(inputs),
-            labels,
-            base.converted(inputs),
-            self.layers,
-        )
-        models = {name: self._model(name, inputs, labels) for name in self.layers}
+        pair = student.convert(inputs), labels, base.convert(inputs)
         return PairedBatch(
             inputs,
-            index,
-            models,
-            mean=mean,
-            std=std,
+            images.index,
+            {name: self._model(name, inputs, labels) for name in self.layers},
+            mean=images.mean,
+            std=images.std,
             number=number,
             targets=labels,
             label_features=self.unicam.label_features(labels),
-            unique=unique,
+            unique=self.unicam(student.model, base.model, *pair, self.layers),
         )
 
     def _model(self, name: str, inputs: Tensor, labels: Tensor) -> PairedModel:
@@ -90,7 +184,7 @@ class PairAnalysis:
             if repr(spec) not in known:
                 explainer = self._explainer(name, spec)
                 parts = [
-                    explainer(subject.model, subject.converted(images), targets)
+                    explainer(subject.model, subject.convert(images), targets)
                     for images, targets in zip(inputs.split(size), labels.split(size))
                 ]
                 known[repr(spec)] = dict(zip(layers, map(torch.cat, zip(*parts))))
@@ -99,15 +193,14 @@ class PairAnalysis:
         def distances(images: Tensor, names: list[str], normalize: bool) -> dict[str, Tensor]:
             chosen = [layers[each] for each in names]
             parts = [
-                activations(subject.model, subject.converted(part), chosen)
+                activations(subject.model, subject.convert(part), chosen)
                 for part in images.split(size)
             ]
             result = {}
             for each, *features in zip(names, *parts):
-                features = [part.flatten(1) for part in features]
-                if normalize:
-                    features = [torch.nn.functional.normalize(part) for part in features]
-                result[each] = pairwise_distances(torch.cat(features))
+                values = torch.cat([part.flatten(1) for part in features])
+                values = nn.functional.normalize(values) if normalize else values
+                result[each] = pairwise_distances(values)
             return result
 
         return PairedModel(maps, distances)
@@ -130,18 +223,17 @@ class PairAnalysis:
 def context_batches(labels: Sequence[int], size: int, seed: int = 0) -> list[list[int]]:
     """Draws batches with equal shares of the classes and at least two images of each that is in one.
 
-    Distances between labels that are all equal, or all different, say nothing. What is left over at the
-    end, and images of one class alone, are in no batch; with fewer images than asked for there is one
-    batch of them all.
+    Distances between labels that are all equal, or all different, say nothing. Images of one class
+    alone, and those that fill no batch, are left out. With fewer images than asked for there is one
+    batch of them all; with less than four of each of two classes, or two of each of three, none.
 
     Args:
         labels (Sequence[int]): The label of each image.
         size (int): Images in a batch, an even number.
-        seed (int): The seed of the drawing. Defaults to 0.
+        seed (int): The random seed. Defaults to 0.
 
     Returns:
-        list[list[int]]: Positions in ``labels``, none twice; no batch if there are not four images of
-        each of two classes, or two of each of three.
+        list[list[int]]: Positions in ``labels``, none twice.
     """
     random = np.random.RandomState(seed)
     pairs: dict[Any, list[list[int]]] = {}
@@ -154,7 +246,38 @@ def context_batches(labels: Sequence[int], size: int, seed: int = 0) -> list[lis
     while len(left := [label for label in turns if pairs[label]]) > 1:
         for label in left:
             drawn += pairs[label].pop()
-    count = len(drawn) // size
-    if count:
-        return [drawn[i * size : (i + 1) * size] for i in range(count)]
-    return [drawn] if len(drawn) >= 5 else []
+    batches = [drawn[i : i + size] for i in range(0, len(drawn) - size + 1, size)]
+    return batches or ([drawn] if len(drawn) >= 5 else [])
+
+
+def settings_of(part: Any) -> dict[str, Any]:
+    """The settings of a metric or of ``UniCAM``: its type and arguments."""
+    values = {
+        name: value
+        for name, parameter in signature(type(part)).parameters.items()
+        if (value := getattr(part, name, None)) is not None or parameter.default is not None
+    }
+    name = dict(name=part.name) if getattr(part, 'name', '') else {}
+    return dict(type=type(part).__name__, **name, **values)
+
+
+def _section(
+    batch: PairedBatch, images: Sequence[np.ndarray], classes: Sequence[str] | None
+) -> PictureSection:
+    """The maps of the first images of a batch, at each stage, as pictures."""
+    own = {name: model.maps('GradCAM') for name, model in batch.models.items()}
+    pictures, keys = [], []
+    for i, image in enumerate(images):
+        maps = {
+            stage: {
+                **{name: maps[stage][i].cpu() for name, maps in own.items()},
+                'distilled': unique.distilled[i].cpu(),
+                'residual': unique.residual[i].cpu(),
+            }
+            for stage, unique in batch.unique.items()
+        }
+        label, index = int(batch.targets[i]), int(batch.index[i])
+        picture = pair_panel(image, maps, class_word(label, classes))
+        pictures.append((f'image {index}', picture))
+        keys.append(f'distilled_{{mode}}_{index:05d}')
+    return PictureSection('What was distilled', NOTE, pictures, keys)

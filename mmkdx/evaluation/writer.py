@@ -8,31 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmkdx.evaluation.evaluator import Evaluation
-from mmkdx.visualization.records import (
-    append_scores,
-    append_values,
-    read_curves,
-    read_header,
-)
+from mmkdx.evaluation.subjects import TARGETS
+from mmkdx.visualization.records import append_scores, append_values, read_curves, read_header
 from mmkdx.visualization.report import write_report
-
-#: What the policies of ``target`` mean, for the report.
-TARGET_WORDS = {
-    'teacher': 'what the teacher predicts',
-    'student': 'what the student predicts',
-    'label': 'the label',
-    'own': 'what each model predicts itself',
-}
 
 
 def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None:
-    """Appends an evaluation's values and scores to ``<mode>.csv`` and ``<mode>.json``.
+    """Appends each image's values to ``<mode>.csv`` and the scores to ``<mode>.json``.
 
-    Args:
-        folder (Path): The folder; it is made if there is none.
-        mode (str): What the files are called, such as 'val' or 'test'.
-        found (Evaluation): The evaluation.
-        **step: The epoch or iteration.
+    The folder is made if there is none. ``step`` is the epoch or iteration.
     """
     folder.mkdir(parents=True, exist_ok=True)
     append_values(folder / f'{mode}.csv', found.rows, **step)
@@ -47,34 +31,30 @@ def write_page(
     runs: Mapping[str, str] | None = None,
     unit: str = 'epoch',
 ) -> Path:
-    """Writes ``report.html``.
+    """Writes ``report.html`` into a folder that exists, and returns its path.
 
-    Args:
-        folder (Path): A folder that exists.
-        found (Evaluation): The evaluation.
-        title (str): The headline.
-        facts (Mapping[str, str]): What is to be known of the models; empty ones are left out.
-        runs (Mapping[str, str], optional): Names and work directories of the runs whose curves it
-            shows. Defaults to None: the models come from no run.
-        unit (str): What the curves run over. Defaults to 'epoch'.
-
-    Returns:
-        Path: The file.
+    It shows facts about the models, unless they are empty, and over epochs or iterations the curves of
+    runs, which are given by name and work directory.
     """
     explainers = found.facts['explainers'].items()
+    curves: dict[str, dict[str, list]] = {}
+    for run, work_dir in (runs or {}).items():
+        for name, points in read_curves(work_dir).items():
+            if name != 'explain/seconds':
+                curves.setdefault(name, {})[run] = points
     return write_report(
         folder / 'report.html',
         title=title,
         facts={
             **facts,
             'explainer': ', '.join(f'{model}: {kind}' for model, kind in explainers),
-            'explained class': TARGET_WORDS[found.facts['target']],
+            'explained class': TARGETS[found.facts['target']],
             'images': found.sample,
             'made': time.strftime('%Y-%m-%d %H:%M'),
         },
         scores=found.scores,
         student=found.student,
-        curves=None if runs is None else _curves(runs),
+        curves=None if runs is None else curves,
         gallery=found.gallery,
         sections=found.sections,
         unit=unit,
@@ -82,17 +62,11 @@ def write_page(
 
 
 def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int) -> None:
-    """Writes everything once into a temporary folder beside the real one.
-
-    Args:
-        folder (Path): Where an evaluation will be written.
-        mode (str): See ``write_files``.
-        found (Evaluation): The evaluation of a trial.
-        key (str): The option that names the folder, for messages.
-        **step: See ``write_files``.
+    """Writes the files of a trial into a temporary folder beside the real one; see ``write_files``.
 
     Raises:
-        ValueError: If nothing can be written there, or earlier files there have other columns.
+        ValueError: If nothing can be written there, or earlier files there have other columns; it names
+            the option ``key``.
     """
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     try:
@@ -109,13 +83,3 @@ def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int)
         raise ValueError(
             f'{folder / mode}.csv has no column {", ".join(new)}; choose another {key}'
         )
-
-
-def _curves(runs: Mapping[str, str]) -> dict[str, dict[str, list]]:
-    """The curves of several runs by metric, then by run."""
-    curves: dict[str, dict[str, list]] = {}
-    for run, work_dir in runs.items():
-        for name, points in read_curves(work_dir).items():
-            if name != 'explain/seconds':
-                curves.setdefault(name, {})[run] = points
-    return curves

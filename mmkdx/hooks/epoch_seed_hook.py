@@ -14,10 +14,9 @@ from mmkdx.registry import HOOKS
 class EpochSeedHook(Hook):
     """Seeds Python, NumPy and torch anew at the start of each training epoch, by seed, epoch and rank.
 
-    A checkpoint does not hold the state of the random generators, so that after a resume dropout and
-    augmentation would draw other numbers than an uninterrupted run. With this hook a resumed run
-    repeats it exactly, as long as data are loaded in the main process (``num_workers=0``); worker
-    processes are seeded by mmengine.
+    A checkpoint does not hold the state of the random generators. With this hook a resumed run repeats
+    an uninterrupted one exactly, as long as data are loaded in the main process (``num_workers=0``);
+    mmengine seeds worker processes.
     """
 
     # Before the hooks that draw random numbers, if a user has any.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,89 +16,45 @@ from mmkdx.evaluation.writer import try_files, write_files, write_page
 from mmkdx.models.taps import evaluating
 from mmkdx.registry import HOOKS
 
-#: Number of images whose deciding prototypes the report shows.
-SHOWN_DECISIONS = 8
-
 
 @HOOKS.register_module()
 class ExplainHook(Hook):
     """Shows and measures at every evaluation where a student and its teacher look.
 
-    On a fixed sample of the validation or test images it explains the student, its teacher and, where
-    one is given, a base model, all for the same class. The scores stand as ``explain/…`` in the log, in
-    ``scalars.json``, in the ``metrics`` of the evaluation (so ``save_best='explain/…'`` works, with a
-    ``rule``), and in a printed table; each with its 95 % confidence interval in
-    ``<log_dir>/explain/<val|test>.json``, and each image's values in ``<val|test>.csv`` beside it.
-    Pictures of some images go to the run's visualizer. What a frozen teacher yields is computed once in
-    a run, and the log says how long it takes.
+    It explains a fixed sample of the validation or test images with an ``ExplanationEvaluator``. The
+    scores are called ``explain/…`` in the log, in ``scalars.json`` and in the ``metrics`` of the
+    evaluation, so ``save_best='explain/…'`` works, with a ``rule``. A printed table and
+    ``<log_dir>/explain/<val|test>.json`` hold them with their 95 % confidence intervals, and
+    ``<val|test>.csv`` beside it each image's values. Pictures of some images go to the run's visualizer.
 
-    Before training one image goes through all of this on trial, files and the evaluator's metrics
-    included, so that a mistake in the config shows at once. With test-time augmentation the first view
-    of an image is explained. Data samples must have 'sample_idx', as ``PackInputs`` packs it. Without a
-    run use ``mmkdx.apis.evaluate_explanations``.
+    Before training one image goes through all of this, files and the evaluator's metrics included, so
+    that a mistake in the config shows at once. Data samples must have 'sample_idx', as ``PackInputs``
+    packs it. Without a run use ``mmkdx.apis.evaluate_explanations``.
 
     Args:
-        explainer (dict | str): The explainer, or a dict of one for each model ('student', 'teacher',
-            'base'). Defaults to 'GradCAM'.
-        metrics (Sequence[dict]): The metrics of explanations. A key 'name' stands in front of a
-            metric's scores, so that there may be two of one kind. Defaults to ().
-        num_samples (int, optional): Number of explained images. Defaults to 512. None: all.
-        show_samples (int): Number of images that are drawn. Defaults to 16.
-        target (str, optional): The explained class: what the 'teacher' or the 'student' predicts, the
-            'label', or for each model its 'own' prediction. Defaults to None: 'teacher', or 'student'
-            where there is no teacher.
-        teacher (int | dict | str | None): Which of the distiller's teachers (members of an ensemble
-            count each); or, for a model without a distiller, a teacher in any form that ``Distiller``
-            takes; or None for none. Defaults to 0.
-        base (dict | str, optional): The student trained alone, in any form that ``Distiller`` takes for
-            a teacher. It is explained, too, and batches of the sample are compared by ``unicam``, with
-            ``FeatureSimilarityScore`` and ``RelevanceScore`` as default metrics. Defaults to None.
-        unicam (dict | bool): The arguments of ``UniCAM``; False for no comparison. Defaults to True.
-        context_size (int): Images in a compared batch, an even number from 6 on. Defaults to 64.
         interval (int): Explain at every so many-th evaluation in training. Defaults to 1.
-        seed (int): The seed of the sample. Defaults to 0.
         report (bool | dict): Whether a test writes ``<log_dir>/explain/report.html``; a dict of names
             and work directories adds the curves of these runs. Defaults to False.
         enable (bool): Whether to do all this. Defaults to True.
-        out_dir (str, optional): Where files are written. Defaults to None (``<log_dir>/explain``).
+        out_dir (str, optional): The folder of the files. Defaults to None (``<log_dir>/explain``).
+        **options: ``explainer``, ``metrics``, ``num_samples``, ``show_samples``, ``target``,
+            ``teacher``, ``base``, ``unicam``, ``context_size``, ``seed`` of ``ExplanationEvaluator``.
 
     Raises:
         ValueError: If an argument is out of range; before the first iteration, if model, data or a
             metric do not fit.
     """
 
-    priority = 'NORMAL'
-
     def __init__(
         self,
-        explainer: dict | str = 'GradCAM',
-        metrics: Sequence[dict] = (),
-        num_samples: int | None = 512,
-        show_samples: int = 16,
-        target: str | None = None,
-        teacher: int | dict | str | None = 0,
-        base: dict | str | None = None,
-        unicam: dict | bool = True,
-        context_size: int = 64,
+        *,
         interval: int = 1,
-        seed: int = 0,
         report: bool | dict[str, str] = False,
         enable: bool = True,
         out_dir: str | None = None,
+        **options: Any,
     ) -> None:
-        self.evaluator = ExplanationEvaluator(
-            explainer,
-            metrics,
-            num_samples,
-            show_samples,
-            target,
-            teacher,
-            base,
-            unicam,
-            context_size,
-            seed,
-            owner='ExplainHook',
-        )
+        self.evaluator = ExplanationEvaluator(**options, owner='ExplainHook')
         self.interval = integer('ExplainHook.interval', interval, 1)
         self.report = report if isinstance(report, dict) else flag('ExplainHook.report', report)
         self.enable = flag('ExplainHook.enable', enable)
@@ -122,9 +77,9 @@ class ExplainHook(Hook):
         if mode == 'train':
             return
         # What an evaluation leaves out must not be logged again
-        for name in list(runner.message_hub.log_scalars):
-            if name.startswith(f'{mode}/explain/'):
-                runner.message_hub.log_scalars.pop(name)
+        scalars = runner.message_hub.log_scalars
+        for name in [each for each in scalars if each.startswith(f'{mode}/explain/')]:
+            del scalars[name]
         self._mode = mode
         self._active = self.enable and (mode == 'test' or self._evaluations % self.interval == 0)
         self._evaluations += mode == 'val'
@@ -163,16 +118,13 @@ class ExplainHook(Hook):
         """Reports, and adds the scores to ``metrics``."""
         if not self._active:
             return
-        mode = self._mode
         found = self.evaluator.finish()
         if is_main_process():
-            self._write(runner, mode, found)
-        for name, score in found.scores.items():
-            metrics[f'explain/{name}'] = score.value
-        metrics['explain/seconds'] = found.seconds
-        for name in metrics:
-            if name.startswith('explain/'):
-                runner.message_hub.update_scalar(f'{mode}/{name}', metrics[name])
+            self._write(runner, self._mode, found)
+        values = {name: score.value for name, score in found.scores.items()}
+        for name, value in dict(values, seconds=found.seconds).items():
+            metrics[f'explain/{name}'] = value
+            runner.message_hub.update_scalar(f'{self._mode}/explain/{name}', value)
         runner.logger.info(f'Explained {found.count} images in {found.seconds:.1f} s\n{found}')
 
     after_test_epoch = after_val_epoch
@@ -192,21 +144,15 @@ class ExplainHook(Hook):
             return
         # Another hook may know more, such as the images that prototypes come from
         offers = [hook.report_sections for hook in runner.hooks if hasattr(hook, 'report_sections')]
-        shown = list(self.evaluator.shown_items(SHOWN_DECISIONS)) if offers else []
+        shown = list(self.evaluator.shown_items(8)) if offers else []
         for offer in offers:
             found.sections += offer(runner, shown, found.classes)
         compare = self.report if isinstance(self.report, dict) else {}
         own = Path(runner.work_dir).absolute()
         if all(Path(each).absolute() != own for each in compare.values()):
             compare = {own.name: runner.work_dir, **compare}
-        path = write_page(
-            folder,
-            found,
-            own.name,
-            {'config': runner.cfg.filename or '', 'checkpoint': runner._load_from or ''},
-            compare,
-            unit,
-        )
+        facts = dict(config=runner.cfg.filename or '', checkpoint=runner._load_from or '')
+        path = write_page(folder, found, own.name, facts, compare, unit)
         runner.logger.info(f'The report is {path}')
 
     def _folder(self, runner: Runner) -> Path:

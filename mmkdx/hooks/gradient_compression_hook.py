@@ -25,23 +25,20 @@ class GradientCompressionHook(Hook):
     """Lets ``DistributedDataParallel`` exchange compressed gradients, by torch's own functions.
 
     It is worth its rounding where processes wait for the network. With one process it does nothing.
+    Checkpoints do not hold PowerSGD's state: a resumed run begins with plain gradients again, until
+    ``start_powerSGD_iter``.
 
-    What PowerSGD keeps of one step for the next (its errors, its last factors) is in no checkpoint: a
-    resumed run begins with plain gradients again, until ``start_powerSGD_iter``.
-
-    Source of 'power_sgd': Vogels et al., "PowerSGD: Practical Low-Rank Gradient Compression for
-    Distributed Optimization", NeurIPS 2019.
+    Source of 'power_sgd': Vogels et al., "PowerSGD", NeurIPS 2019.
 
     Args:
-        kind (str): 'fp16' or 'bf16', which halve the bytes, or 'power_sgd', a low rank that keeps the
-            error of a step for the next. Defaults to 'bf16'.
+        kind (str): 'fp16' or 'bf16', which halve the bytes, or 'power_sgd', a low rank that carries the
+            error of a step over to the next. Defaults to 'bf16'.
         **options: For 'power_sgd', the arguments of torch's ``PowerSGDState``, such as
             ``matrix_approximation_rank`` and ``start_powerSGD_iter``.
 
     Raises:
-        ValueError: If ``kind`` is unknown, an option is not one of PowerSGD's, or (from
-            ``before_train``) there are several processes and their model is no
-            ``DistributedDataParallel``.
+        ValueError: If ``kind`` or an option is unknown; before training, if there are several processes
+            and their model is no ``DistributedDataParallel``.
     """
 
     def __init__(self, kind: str = 'bf16', **options: Any) -> None:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from mmkdx.arguments import flag, integer, number, positive
-from mmkdx.datasets.push_set import (
-    check_push_set,
-    images_of_classes,
-    listed,
-    push_dataloader,
-)
+from mmkdx.datasets.push_set import check_push_set, images_of_classes, listed, push_dataloader
 from mmkdx.datasets.wrappers import class_names
 from mmkdx.hooks.prototype_stage_hook import models_of
 from mmkdx.models.classifier import prototype_head
@@ -36,30 +30,27 @@ from mmkdx.visualization.sections import PictureSection
 class PrototypePushHook(Hook):
     """Projects every prototype onto the nearest patch of a training image, and tunes the last layer.
 
-    A push follows the epochs ``start``, ``start + interval``, ..., and the last one, so that what a
-    training yields are prototypes that are real patches. For each prototype the nearest patch of all
-    images that it may come from (of its class, in ``ProtoPNetHead``) takes its place, over all ranks;
-    of equally near ones that which comes first in the data set. Each prototype then knows its source
-    (see ``PrototypeHead``). Where there is a validation, its scores are logged for the network before
-    the push, pushed, and tuned, as ``prototypes/<pre_push | pushed | tuned>/<score>``.
+    The last epoch is followed by a push, too. A prototype moves to the nearest patch, over all ranks, of
+    the images that it may come from (those of its class in ``ProtoPNetHead``), and then knows its source
+    (see ``PrototypeHead``). The student's own losses tune the last layer with Adam. Validation scores
+    are logged as ``prototypes/<pre_push | pushed | tuned>/<score>``.
 
-    After it the last layer alone is trained with Adam by the student's own losses, for some passes
-    over the training data. With ``prune`` the last push drops prototypes: of a ``ProtoPNetHead`` those
-    whose k nearest training images hold fewer than ``min_same_class`` of the prototype's class, after
-    which the last layer is tuned for ``tune_epochs`` more; of a ``ProtoTreeHead``, before the push, the
-    subtrees without a leaf whose largest probability is above ``threshold``.
+    With ``prune`` the last push drops prototypes. A ``ProtoPNetHead`` loses those whose k nearest
+    training images hold fewer than ``min_same_class`` of the prototype's class, and its last layer is
+    tuned for ``tune_epochs`` more. A ``ProtoTreeHead`` loses, before the push, the subtrees without a
+    leaf whose largest probability is above ``threshold``.
 
     Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2.2, and Nauta et al., "Neural
-    Prototype Trees", CVPR 2021, from their public code, where the statistics of batch norm move while
-    the last layer is tuned (``norm_eval=False``).
+    Prototype Trees", CVPR 2021, from their public code, where batch norm statistics move while the last
+    layer is tuned (``norm_eval=False``).
 
     Args:
         start (int): The first epoch, counted from 1, that a push follows.
-        interval (int): A push follows every so many epochs from there on. Defaults to 10.
+        interval (int): Number of epochs from one push to the next. Defaults to 10.
         dataloader (dict, optional): The images to project onto, without augmentation. Defaults to None:
             ``push_dataloader`` of the config if there is one, else the training data set with the
             pipeline of the validation.
-        tune_epochs (int): How many passes train the last layer after a push. Defaults to 20.
+        tune_epochs (int): How many passes over the training data tune the last layer. Defaults to 20.
         tune_lr (float): Their learning rate. Defaults to 1e-4.
         norm_eval (bool): Whether the network is in eval mode in these passes. Defaults to True.
         prune (dict, optional): 'k' (6), 'min_same_class' (3) and 'tune_epochs' (100) for a
@@ -86,7 +77,15 @@ class PrototypePushHook(Hook):
         self.tune_epochs = integer('PrototypePushHook.tune_epochs', tune_epochs, 0)
         self.tune_lr = positive('PrototypePushHook.tune_lr', tune_lr)
         self.norm_eval = flag('PrototypePushHook.norm_eval', norm_eval)
-        self.prune = _checked_prune(prune)
+        if prune is not None:
+            key = 'PrototypePushHook.prune'
+            if not isinstance(prune, dict):
+                raise ValueError(f'{key} is {prune!r}; it must be a dict')
+            k = integer(f'{key}.k', prune.get('k', 6), 1)
+            integer(f'{key}.min_same_class', prune.get('min_same_class', 3), 0, k)
+            integer(f'{key}.tune_epochs', prune.get('tune_epochs', 100), 0)
+            number(f'{key}.threshold', prune.get('threshold', 0.01), 0, 1, open_high=True)
+        self.prune = prune
 
     def pushes_after(self, epoch: int, max_epochs: int) -> bool:
         """Whether a push follows an epoch, counted from 1."""
@@ -141,38 +140,26 @@ class PrototypePushHook(Hook):
             self._tune(runner, student, prune.get('tune_epochs', 100))
         if self.tune_epochs or prune is not None:
             scores['tuned'] = self._evaluate(runner)
-        lines = [
-            f'{state} ' + ', '.join(f'{name} {value:.4f}' for name, value in each.items())
-            for state, each in scores.items()
-        ]
-        said = '; '.join([f'prototypes moved by {moved:.4f}', *lines])
-        runner.logger.info(f'Push after epoch {epoch}: {said}')
-        logged = {
-            f'prototypes/{state}/{name}': value
-            for state, each in scores.items()
-            for name, value in each.items()
-        }
-        for name, value in logged.items():
-            runner.message_hub.update_scalar(f'val/{name}', value)
+        lines, logged = [f'prototypes moved by {moved:.4f}'], {}
+        for state, values in scores.items():
+            said = ', '.join(f'{name} {value:.4f}' for name, value in values.items())
+            lines.append(f'{state} {said}')
+            logged.update({f'prototypes/{state}/{name}': each for name, each in values.items()})
+        runner.logger.info(f'Push after epoch {epoch}: {"; ".join(lines)}')
+        runner.message_hub.update_scalars({f'val/{name}': each for name, each in logged.items()})
         if logged:
             runner.visualizer.add_scalars(logged, step=epoch)
 
     def report_sections(
         self, runner: Runner, shown: Sequence[tuple[str, dict]], classes: Sequence[str] | None
     ) -> list[PictureSection]:
-        """Which prototypes decide on some images, for ``ExplainHook``'s report.
-
-        Args:
-            runner (Runner): The runner.
-            shown (Sequence[tuple[str, dict]]): Names of images, and what the data set yields of them.
-            classes (Sequence[str], optional): The names of the classes.
-        """
+        """The prototypes that decide on images, given by name and item, for ``ExplainHook``'s report."""
         student = models_of(runner)[1]
         if not isinstance(getattr(student, 'head', None), ProtoPNetHead) or not shown:
             return []
         try:
             data = self.dataloader
-            if not isinstance(data, DataLoader):  # as after a training
+            if not isinstance(data, DataLoader):  # there was no training
                 data = Runner.build_dataloader(push_dataloader(runner.cfg, data))
             return [PrototypeSheets(student, data.dataset, classes).decisions(shown)]
         except (ValueError, FileNotFoundError) as error:
@@ -226,8 +213,10 @@ class PrototypePushHook(Hook):
             return
         weight = student.head.last_layer.weight
         optimizer = torch.optim.Adam([weight], lr=self.tune_lr)
-        modes = [(module, module.training) for module in student.modules()]
-        with _only(student, weight):
+        trained = [(each, each.requires_grad) for each in student.parameters()]
+        student.requires_grad_(False)
+        weight.requires_grad_()
+        with evaluating(student):  # restores the modes
             student.train(not self.norm_eval)
             for epoch in range(epochs):
                 runner.train_dataloader.sampler.set_epoch(runner.epoch + epoch)
@@ -238,33 +227,6 @@ class PrototypePushHook(Hook):
                     loss.backward()
                     all_reduce(weight.grad, op='mean')
                     optimizer.step()
-        for module, training in modes:
-            module.training = training
+        for parameter, before in trained:
+            parameter.requires_grad_(before)
         weight.grad = None
-
-
-def _checked_prune(prune: dict | None) -> dict | None:
-    """``PrototypePushHook.prune`` with values in their ranges; which keys it may have, the head says."""
-    if prune is None:
-        return None
-    key = 'PrototypePushHook.prune'
-    if not isinstance(prune, dict):
-        raise ValueError(f'{key} is {prune!r}; it must be a dict')
-    integer(f'{key}.k', prune.get('k', 6), 1)
-    integer(f'{key}.min_same_class', prune.get('min_same_class', 3), 0, prune.get('k', 6))
-    integer(f'{key}.tune_epochs', prune.get('tune_epochs', 100), 0)
-    number(f'{key}.threshold', prune.get('threshold', 0.01), 0, 1, open_high=True)
-    return prune
-
-
-@contextmanager
-def _only(model: nn.Module, parameter: Tensor) -> Iterator[None]:
-    """A context in which one parameter alone is trained."""
-    before = [(each, each.requires_grad) for each in model.parameters()]
-    for each, _ in before:
-        each.requires_grad_(each is parameter)
-    try:
-        yield
-    finally:
-        for each, trained in before:
-            each.requires_grad_(trained)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate, zip_longest
 
 import torch
 from mmengine.hooks import Hook
@@ -18,8 +20,13 @@ from mmkdx.models.classifier import prototype_head
 from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
 from mmkdx.registry import HOOKS
 
-#: The parts of a prototype network that a stage can train.
-GROUPS = ('backbone', 'add_on', 'prototypes', 'last_layer')
+#: The parts of a prototype network that a stage can train, and their modules.
+GROUPS = {
+    'backbone': ('backbone', 'neck'),
+    'add_on': ('head.add_on',),
+    'prototypes': ('head.prototype_layer',),
+    'last_layer': ('head.last_layer',),
+}
 
 
 @HOOKS.register_module()
@@ -27,12 +34,10 @@ class PrototypeStageHook(Hook):
     """Trains the parts of a prototype network in stages.
 
     A part that a stage does not train stays exactly as it is: it has no gradients, and its batch norms
-    normalise by their running statistics and keep them. The optimizer forgets its moments at the start
-    of a stage, as each stage of the public code has an optimizer of its own. Rates and weight decays
-    are the optimizer's: give them by ``optim_wrapper.paramwise_cfg.custom_keys`` for 'backbone',
-    'add_on', 'prototype_layer' and 'last_layer', and their schedule by ``param_scheduler``.
-
-    In distributed training set ``find_unused_parameters = True`` in the config.
+    keep their running statistics. The optimizer forgets its moments at the start of a stage, as each
+    stage of the public code has its own optimizer. Set the parts' learning rates and weight decays by
+    ``optim_wrapper.paramwise_cfg.custom_keys`` for 'backbone', 'add_on', 'prototype_layer' and
+    'last_layer'. In distributed training set ``find_unused_parameters = True``.
 
     Source: Chen et al., "This Looks Like That", NeurIPS 2019, and Keswani et al., "Proto2Proto", CVPR
     2022, from their public code, where batch norm statistics move in all stages (``norm_eval=False``).
@@ -40,8 +45,7 @@ class PrototypeStageHook(Hook):
     Args:
         stages (Sequence[dict]): The stages in order, each with ``train``, the parts (of 'backbone',
             'add_on', 'prototypes', 'last_layer'), ``epochs``, its length (the last takes the rest of
-            the training), and optionally ``student_weight``, which takes the place of the
-            distiller's during the stage.
+            the training), and optionally ``student_weight``, which replaces the distiller's.
         norm_eval (bool): Whether the batch norms of parts that are not trained are in eval mode.
             Defaults to True.
         copy_last_layer (bool): Whether the student begins with the last layer of its teacher. Defaults
@@ -84,12 +88,8 @@ class PrototypeStageHook(Hook):
 
     def stage_at(self, epoch: int) -> tuple[int, bool]:
         """Which stage an epoch, counted from 0, belongs to, and whether it is the stage's first."""
-        begin = 0
-        for i, stage in enumerate(self.stages[:-1]):
-            if epoch < begin + stage['epochs']:
-                return i, epoch == begin
-            begin += stage['epochs']
-        return len(self.stages) - 1, epoch == begin
+        ends = list(accumulate(stage['epochs'] for stage in self.stages[:-1]))
+        return bisect_right(ends, epoch), epoch in (0, *ends)
 
     def before_train(self, runner: Runner) -> None:
         """Checks that the stages can be trained, and copies the teacher's last layer."""
@@ -136,13 +136,12 @@ class PrototypeStageHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """Puts the batch norms of what is not trained into eval mode, after the loop's ``train()``."""
+        """Puts batch norms that are not trained into eval mode, after the loop's ``train()``."""
         if batch_idx or not self.norm_eval:
             return
         stage = self.stages[self.stage_at(runner.epoch)[0]]
-        student = models_of(runner)[1]
         for name in set(GROUPS) - set(stage['train']):
-            for part in _group(student, name):
+            for part in _group(models_of(runner)[1], name):
                 for module in part.modules():
                     if isinstance(module, _NormBase):
                         module.eval()
@@ -161,10 +160,8 @@ class PrototypeStageHook(Hook):
         names = class_names(runner.train_dataloader.dataset)
         known = getattr(teachers[0], 'classes', None)
         if names and known and list(names) != list(known):
-            i = next(
-                (i for i, pair in enumerate(zip(names, known)) if pair[0] != pair[1]),
-                min(len(names), len(known)),
-            )
+            pairs = enumerate(zip_longest(names, known))
+            i = next(i for i, (name, other) in pairs if name != other)
             raise ValueError(
                 f'{key}: the classes of the training data and those that the teacher was trained on '
                 f'have another order or other names, first at class {i}'
@@ -182,7 +179,5 @@ def models_of(runner: Runner) -> tuple[nn.Module, nn.Module]:
 
 def _group(student: nn.Module, name: str) -> list[nn.Module]:
     """The modules of a part."""
-    if name == 'backbone':
-        return [part for part in (student.backbone, getattr(student, 'neck', None)) if part]
-    part = getattr(student.head, dict(prototypes='prototype_layer').get(name, name), None)
-    return [] if part is None else [part]
+    modules = dict(student.named_modules())
+    return [modules[path] for path in GROUPS[name] if path in modules]

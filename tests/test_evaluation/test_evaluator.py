@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from mmkdx.evaluation import ExplanationEvaluator
-from mmkdx.evaluation.batches import read_batch
+from mmkdx.evaluation.images import read_batch
 from mmkdx.metrics import ExplanationMetric
 from mmkdx.registry import DATASETS, METRICS
 from mmkdx.visualization.report import _verdicts
@@ -144,6 +144,41 @@ def test_a_fixed_teacher_is_measured_once_and_again_for_other_data(model):
     # Student and teacher, then the student, then both
     assert Asking.asked == 24 + 12 + 12
     assert list(found.rows) == list(range(6))
+
+
+def test_another_student_brings_its_own_teacher():
+    torch.manual_seed(3)
+    networks = [build(dict(classifier(4), data_preprocessor=PREPROCESSOR)) for _ in 'abcd']
+    evaluator, data, found = ExplanationEvaluator(metrics=['Brightness']), loader(), []
+    for student, teacher in (networks[:2], networks[2:]):
+        evaluator.begin(distiller(student=student, teacher=dict(model=teacher)), data)
+        for i, batch in enumerate(data):
+            evaluator.process(batch, range(5 * i, 5 * i + len(batch[1])))
+        found.append(evaluator.finish().scores['teacher/map'].value)
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize('name', ['base', 'teacher'])
+def test_models_beside_the_student_have_the_data_sets_classes(name):
+    torch.manual_seed(0)
+    student, other = (build(dict(classifier(4), data_preprocessor=PREPROCESSOR)) for _ in 'ab')
+    data = pictures()
+    data.classes = ['a', 'b', 'c', 'd']
+    options = dict(unicam=False, target='own')
+    if name == 'base':
+        options['teacher'] = None
+    plain = evaluate(student, loader(data), **{name: other}, **options)
+    before = other.head.fc.weight.clone()
+    spec = dict(model=other, classes=['b', 'a', 'c', 'd'])
+    for _ in 'ab':  # the caller's module stays as it is
+        found = evaluate(student, loader(data), **{name: spec}, **options)
+        assert torch.equal(other.head.fc.weight, before)
+        for index, row in found.rows.items():
+            old = plain.rows[index][f'{name}/prediction']
+            assert row[f'{name}/prediction'] == [1, 0, 2, 3][old]
+    other._dataset_meta = dict(classes=['b', 'a', 'c', 'd'])
+    with pytest.raises(ValueError, match=f'{name}: .* classes in another order'):
+        evaluate(student, loader(data), **{name: other}, **options)
 
 
 # Data sets
@@ -315,9 +350,8 @@ def test_pictures_of_normalised_images():
     net = nn.Sequential(nn.Conv2d(3, 2, 3))
     inputs = torch.linspace(-2, 2, 48).view(1, 3, 4, 4)
     unknown = read_batch([inputs, [0]], net, 'me', [0])
-    assert unknown.format.mean is None and unknown.picture(0).min() == 0
-    known = replace(unknown.format, mean=(100.0,) * 3, std=(50.0,) * 3)
-    picture = replace(unknown, format=known).picture(0)
+    assert unknown.mean is None and unknown.picture(0).min() == 0
+    picture = replace(unknown, mean=(100.0,) * 3, std=(50.0,) * 3).picture(0)
     assert picture.min() == 0 and picture.max() == 200
 
 

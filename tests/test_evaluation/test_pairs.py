@@ -11,6 +11,7 @@ from mmkdx.evaluation.pairs import PairAnalysis, context_batches
 from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import GradCAM, UniCAM
 from mmkdx.functional.distance_correlation import pairwise_distances
+from mmkdx.metrics import ExplainedBatch
 
 pytestmark = pytest.mark.filterwarnings('ignore:UniCAM. .* images are few')
 
@@ -103,14 +104,14 @@ def images(n=8, seed=0):
     return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def subject(width, seed, convert=None, **options):
+def subject(width, seed, **options):
     torch.manual_seed(seed)
     model = build(classifier(width, **options)).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    return Subject(model, GradCAM(), convert)
+    return Subject(model, GradCAM())
 
 
 def subjects(**others):
@@ -122,7 +123,8 @@ def analysis(models, **unicam):
 
 
 def batch_of(models, n=8, **unicam):
-    return analysis(models, **unicam).batch(5, images(n), range(10, 10 + n), LABELS[:n])
+    batch = ExplainedBatch(images(n), range(10, 10 + n), {})
+    return analysis(models, **unicam).batch(5, batch, LABELS[:n])
 
 
 STAGES = {'stage1': 'backbone.stem', 'stage2': 'backbone.body'}
@@ -195,8 +197,9 @@ def test_what_only_one_model_has_is_unicams():
 
 def test_a_batch_knows_what_it_is_of():
     settings = analysis(subjects())
-    mean, std = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 2.0])
-    batch = settings.batch(3, images(), [4, 9, 1, 0, 7, 2, 3, 8], LABELS, mean, std)
+    units = dict(mean=torch.tensor([1.0, 2.0, 3.0]), std=torch.tensor([2.0, 2.0, 2.0]))
+    loaded = ExplainedBatch(images(), [4, 9, 1, 0, 7, 2, 3, 8], {}, **units)
+    batch = settings.batch(3, loaded, LABELS)
     assert batch.number == 3 and list(batch.index) == [4, 9, 1, 0, 7, 2, 3, 8]
     assert torch.equal(batch.targets, LABELS) and torch.equal(batch.inputs, images())
     assert torch.equal(batch.label_features.argmax(1), LABELS)

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from tiny import build, classifier
 
-from mmkdx.evaluation import gallery
+from mmkdx.evaluation import images
 from mmkdx.explain import GradCAM
 from mmkdx.hooks import ExplainHook
 from mmkdx.metrics import ExplanationMetric
@@ -327,9 +327,9 @@ def test_mistakes_show_on_trial(trained, hook, message):
 
 def test_a_trial_goes_through_everything_and_leaves_no_trace(trained, tmp_path, monkeypatch):
     drawn = []
-    panel = gallery.explanation_panel
+    panel = images.explanation_panel
     monkeypatch.setattr(
-        gallery, 'explanation_panel', lambda *a, **k: drawn.append(panel(*a, **k)) or drawn[-1]
+        images, 'explanation_panel', lambda *a, **k: drawn.append(panel(*a, **k)) or drawn[-1]
     )
     out = tmp_path / 'new' / 'folder'
     metrics = [dict(type='MapMean'), dict(type='ClassSimilarity')]
