@@ -25,7 +25,7 @@ from mmkdx.metrics.relevance import (
     PairMetric,
     RelevanceScore,
 )
-from mmkdx.visualization.pair_panel import NOTE, pair_panel
+from mmkdx.visualization.panel import PAIR_NOTE, pair_panel
 from mmkdx.visualization.sections import PictureSection
 
 #: Number of images of a trial.
@@ -189,7 +189,7 @@ def _section(
         word = str(label) if classes is None else str(classes[label])
         pictures.append((f'image {index}', pair_panel(image, maps, word)))
         keys.append(f'distilled_{{mode}}_{index:05d}')
-    return PictureSection('What was distilled', NOTE, pictures, keys)
+    return PictureSection('What was distilled', PAIR_NOTE, pictures, keys)
 
 
 def settings_of(part: Any) -> dict[str, Any]:
