@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from types import MappingProxyType
 
 import cv2
 import numpy as np
 
 from mmkdx.metrics.scores import Score
 from mmkdx.version import __version__
-from mmkdx.visualization.curves import Curves, curves_section
-from mmkdx.visualization.html import control_row, definition, page_section, select
+from mmkdx.visualization.curves import Curves, curve_figures
 from mmkdx.visualization.records import by_model, score_rows
 from mmkdx.visualization.sections import PictureSection
 
@@ -58,7 +56,7 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, str],
-    scores: Mapping[str, Score] = MappingProxyType({}),
+    scores: Mapping[str, Score] | None = None,
     student: str = 'student',
     curves: Curves | None = None,
     gallery: Sequence[GalleryItem] = (),
@@ -73,10 +71,10 @@ def write_report(
         path (str | Path): The file, in a folder that exists.
         title (str): The headline.
         facts (Mapping[str, str]): What is to be known of the run; empty ones are left out.
-        scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``. Defaults to {}.
+        scores (Mapping[str, Score], optional): Scores as of ``ExplanationMetric``. Defaults to None.
         student (str): What the table calls the student. Defaults to 'student'.
         curves (Mapping, optional): For each metric and run the pairs (epoch, value). Defaults to None:
-            the page is of no training, and has no such section.
+            there is no such section.
         gallery (Sequence[GalleryItem]): The pictures. Defaults to ().
         sections (Sequence[PictureSection]): Further pictures. Defaults to ().
         unit (str): What the curves run over. Defaults to 'epoch'.
@@ -91,19 +89,57 @@ def write_report(
     template = Template(Path(__file__).with_name('report.html').read_text(encoding='utf-8'))
     page = template.substitute(
         title=escape(title),
-        facts='\n'.join(definition(name, escape(fact)) for name, fact in facts.items() if fact),
-        curves='' if curves is None else curves_section(curves, unit),
-        scores=_scores(scores, student),
+        facts='\n'.join(_definition(name, escape(fact)) for name, fact in facts.items() if fact),
+        curves=_curves(curves, unit),
+        scores=_scores(scores or {}, student),
         gallery=_gallery(gallery),
         sections='\n'.join(_pictures(f'pictures-{i}', each) for i, each in enumerate(sections)),
         version=__version__,
     )
-    # Names of files may hold bytes that are no text.
+    # Names of files may hold bytes that are no text
     path.write_text(page, encoding='utf-8', errors='replace')
     return path
 
 
-# Scores
+def _section(name: str, heading: str, body: str) -> str:
+    """A section with its headline."""
+    return (
+        f'<section id="{name}" aria-labelledby="{name}-head">'
+        f'<h2 id="{name}-head">{heading}</h2>\n{body}\n</section>'
+    )
+
+
+def _controls(*parts: str) -> str:
+    """A row of choices, which the page's script shows."""
+    return f'<div class="controls" hidden>{"".join(parts)}</div>'
+
+
+def _select(name: str, label: str, options: Mapping[str, str]) -> str:
+    """A choice; '' if there is nothing to choose."""
+    if len(options) < 2:
+        return ''
+    items = ''.join(
+        f'<option value="{escape(value)}">{escape(text)}</option>'
+        for value, text in options.items()
+    )
+    return f'<label>{label}<select id="{name}" autocomplete="off">{items}</select></label>'
+
+
+def _definition(name: str, value: str) -> str:
+    """A name with its value, which is HTML."""
+    return f'<div><dt>{escape(name)}</dt><dd>{value}</dd></div>'
+
+
+def _curves(curves: Curves | None, unit: str) -> str:
+    """The section of all curves."""
+    if curves is None:
+        return ''
+    figures, choices = curve_figures(curves, unit)
+    body = '<p class="quiet">No log of a training was found.</p>'
+    if figures:
+        select = _select('metric', 'Metric', {each: each for each in choices})
+        body = (_controls(select) if select else '') + f'<div class="curves">{figures}</div>'
+    return _section('curves', 'Curves', body)
 
 
 def _scores(scores: Mapping[str, Score], student: str) -> str:
@@ -115,42 +151,32 @@ def _scores(scores: Mapping[str, Score], student: str) -> str:
     rows = []
     for name, better, *cells in lines:
         arrow = f'<span title="{better} is better">{ARROWS[better]}</span>' if better else ''
-        cells = ['–' if cell == '-' else cell for cell in cells]
-        rows.append(
-            f'<tr><th scope="row">{escape(name)}</th>'
-            + ''.join(f'<td>{cell}</td>' for cell in (arrow, *cells))
-            + '</tr>'
-        )
-    degenerate = by_model(scores).get('degenerate', {})
-    bad = {model: score for model, score in degenerate.items() if score.value > 0}
+        cells = [arrow, *('–' if cell == '-' else cell for cell in cells)]
+        values = ''.join(f'<td>{cell}</td>' for cell in cells)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>')
     notice = ', '.join(
         f'{escape(student if model == "student" else model)} {score.value:.0f} of {score.n}'
-        for model, score in bad.items()
+        for model, score in by_model(scores).get('degenerate', {}).items()
+        if score.value > 0
     )
-    return page_section(
-        'scores',
-        'Scores',
-        (
+    parts = []
+    if notice:
+        parts.append(
             f'<p class="notice" role="note">Maps that say nothing (constant or not finite): {notice}. '
             'Scores leave them out unless their protocol counts them, see n.</p>'
-            if bad
-            else ''
         )
-        + '<p class="quiet">Means with half of their 95 % confidence intervals over n images. '
+    parts.append(
+        '<p class="quiet">Means with half of their 95 % confidence intervals over n images. '
         '↑ higher is better, ↓ lower is better, – there is no value.'
-        + (
-            ' An n like 256 in 4 is of 4 batches whose values are averaged.'
-            if any(score.batches is not None for score in scores.values())
-            else ''
-        )
-        + '</p>'
-        '<div class="scroll" tabindex="0" role="region" aria-label="Scores">'
-        '<table aria-labelledby="scores-head">'
-        f'<thead><tr>{heads}</tr></thead>\n<tbody>{"".join(rows)}</tbody></table></div>',
     )
-
-
-# Gallery
+    if any(score.batches is not None for score in scores.values()):
+        parts.append(' An n like 256 in 4 is of 4 batches whose values are averaged.')
+    parts.append(
+        '</p><div class="scroll" tabindex="0" role="region" aria-label="Scores">'
+        '<table aria-labelledby="scores-head">'
+        f'<thead><tr>{heads}</tr></thead>\n<tbody>{"".join(rows)}</tbody></table></div>'
+    )
+    return _section('scores', 'Scores', ''.join(parts))
 
 
 def _gallery(gallery: Sequence[GalleryItem]) -> str:
@@ -160,23 +186,19 @@ def _gallery(gallery: Sequence[GalleryItem]) -> str:
     classes = sorted({item.label for item in gallery if item.label is not None})
     verdicts = [_verdicts(item) for item in gallery]
     possible = {key: text for key, text in VERDICTS.items() if any(key in v for v in verdicts)}
-    names = dict.fromkeys(name for item in gallery for name in item.scores)
-    selects = [
-        select('class', 'Class', {'': 'all', **{str(i): name for i, name in enumerate(classes)}}),
-        select('verdict', 'Predictions', {'': 'all', **possible}),
-        select('sort', 'Sort by', {'': 'index', **{name: name for name in names}}),
-        select('order', 'Order', {'up': 'lowest first', 'down': 'highest first'}),
+    names = {name: name for item in gallery for name in item.scores}
+    controls = _controls(
+        _select('class', 'Class', {'': 'all', **{str(i): name for i, name in enumerate(classes)}}),
+        _select('verdict', 'Predictions', {'': 'all', **possible}),
+        _select('sort', 'Sort by', {'': 'index', **names}),
+        _select('order', 'Order', {'up': 'lowest first', 'down': 'highest first'}),
         '<output id="count" for="class verdict"></output>',
-    ]
-    cards = []
-    for item, holds in zip(gallery, verdicts):
-        number = classes.index(item.label) if item.label is not None else ''
-        cards.append(_card(item, holds, number))
-    return page_section(
-        'gallery',
-        'Gallery',
-        f'{control_row(*selects)}<div class="cards">\n{"".join(cards)}</div>',
     )
+    cards = ''.join(
+        _card(item, holds, classes.index(item.label) if item.label is not None else '')
+        for item, holds in zip(gallery, verdicts)
+    )
+    return _section('gallery', 'Gallery', f'{controls}<div class="cards">\n{cards}</div>')
 
 
 def _verdicts(item: GalleryItem) -> list[str]:
@@ -207,44 +229,39 @@ def _card(item: GalleryItem, verdicts: Sequence[str], number: int | str) -> str:
         if item.label is not None:
             word, sign = ('right', '✓') if prediction == item.label else ('wrong', '✗')
             mark = f' <span class="{word}" role="img" aria-label="{word}">{sign}</span>'
-        rows.append(definition(model, escape(prediction) + mark))
+        rows.append(_definition(model, escape(prediction) + mark))
     values = [
-        definition(name, '–' if value is None else f'{value:.3f}') for name, value in scores.items()
+        _definition(name, '–' if value is None else f'{value:.3f}')
+        for name, value in scores.items()
     ]
-    url = _data_url(item.picture, f'GalleryItem.picture of image {item.index}')
-    height, width = item.picture.shape[:2]
+    alt = f'{head}, with the explanations of {escape(", ".join(item.predictions))}'
     return (
         f'<article data-index="{item.index}" data-class="{number}" '
         f'data-verdicts="{" ".join(verdicts)}" data-scores="{escape(json.dumps(scores))}">'
-        f'<h3>{head}</h3><div class="picture"><img width="{width}" height="{height}" '
-        f'alt="{head}, with the explanations of {escape(", ".join(item.predictions))}" '
-        f'src="{url}"></div>'
+        f'<h3>{head}</h3>{_image(item.picture, alt, f"GalleryItem.picture of image {item.index}")}'
         f'<dl class="values">{"".join(rows)}</dl><dl class="values">{"".join(values)}</dl></article>\n'
     )
 
 
 def _pictures(name: str, section: PictureSection) -> str:
     """A section of further pictures."""
-    figures = []
+    figures = ''
     for i, (caption, picture) in enumerate(section.pictures):
-        url = _data_url(picture, f'PictureSection.pictures[{i}] of {section.heading!r}')
-        height, width = picture.shape[:2]
-        figures.append(
-            f'<figure><div class="picture"><img width="{width}" height="{height}" '
-            f'alt="{escape(caption)}" src="{url}"></div></figure>\n'
-        )
-    return page_section(
-        name,
-        escape(section.heading),
-        f'<p class="quiet">{escape(section.note)}</p><div class="sheets">\n{"".join(figures)}</div>',
-    )
+        key = f'PictureSection.pictures[{i}] of {section.heading!r}'
+        figures += f'<figure>{_image(picture, escape(caption), key)}</figure>\n'
+    body = f'<p class="quiet">{escape(section.note)}</p><div class="sheets">\n{figures}</div>'
+    return _section(name, escape(section.heading), body)
 
 
-def _data_url(picture: np.ndarray, key: str) -> str:
+def _image(picture: np.ndarray, alt: str, key: str) -> str:
+    """A picture as HTML; ``key`` names it in errors."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(
             f'{key} is {picture.dtype} of shape {picture.shape}; it must be RGB, uint8 of shape '
             '(H, W, 3)'
         )
     data = cv2.imencode('.webp', picture[..., ::-1], (cv2.IMWRITE_WEBP_QUALITY, 90))[1]
-    return f'data:image/webp;base64,{base64.b64encode(data).decode()}'
+    return (
+        f'<div class="picture"><img width="{picture.shape[1]}" height="{picture.shape[0]}" '
+        f'alt="{alt}" src="data:image/webp;base64,{base64.b64encode(data).decode()}"></div>'
+    )
