@@ -51,10 +51,7 @@ PAIRS = 3
 def similarity_section(
     content: Similarities, classes: Sequence[str] | None = None
 ) -> PictureSection | None:
-    """The section of a report with the picture of ``similarity_panel``.
-
-    It is None for more than ``MOST_CLASSES``.
-    """
+    """The section with ``similarity_panel``; None for more than ``MOST_CLASSES``."""
     matrices = content.matrices
     if len(next(iter(matrices.values())).similarity) > MOST_CLASSES:
         return None
@@ -77,9 +74,6 @@ def similarity_panel(
     Args:
         matrices (Mapping[str, ClassMatrices]): Those of 'student', 'teacher' and 'base' there are.
         classes (Sequence[str], optional): The names of the classes. Defaults to None: their indices.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
     """
     models = {name: matrices[name] for name in ORDER if name in matrices}
     count = len(next(iter(models.values())).similarity)

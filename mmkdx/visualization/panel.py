@@ -1,4 +1,8 @@
-"""The pictures of one image's explanations: by one model or several, and at several stages."""
+"""The pictures of one image's explanations: by one model or several, and at several stages.
+
+Pictures are RGB, uint8 of shape (H, W, 3). Maps are drawn without negative evidence, each in its own
+range.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +51,6 @@ def explanation_panel(
 ) -> np.ndarray:
     """Draws an image, each model's map over it, and the student's map minus the teacher's.
 
-    Maps are drawn without negative evidence, each in its own range. A legend explains the colours.
-
     Args:
         image (np.ndarray | Tensor): The RGB or grey image, see ``as_rgb``.
         maps (Mapping[str, Tensor]): Raw maps of shape (h, w) of 'student' and, where there are such,
@@ -57,9 +59,6 @@ def explanation_panel(
             'input' and 'difference', under their names. Defaults to None.
         side (int): The size of each picture in pixels. Defaults to 224.
         student (str): What the student is called. Defaults to 'student'.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
     """
     captions = captions or {}
     image = as_rgb(image)
@@ -92,15 +91,10 @@ def pair_panel(
 ) -> np.ndarray:
     """Draws what was distilled: an image and its maps, a row for each stage.
 
-    Maps are drawn without negative evidence, each in its own range.
-
     Args:
         image (np.ndarray | Tensor): The RGB or grey image, see ``as_rgb``.
         maps (Mapping): For each stage the raw maps (h, w) of those of ``COLUMNS`` there are.
         label (str, optional): The name of its class. Defaults to None.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
     """
     side = 168
     image = as_rgb(image)
@@ -127,9 +121,6 @@ def as_rgb(image: np.ndarray | Tensor, from_bgr: bool = False) -> np.ndarray:
             or from 0 to 1. Other floats were normalised by the pipeline with an unknown mean and
             standard deviation; they are scaled to their own range.
         from_bgr (bool): Whether its channels are in the order of OpenCV. Defaults to False.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8 of shape (H, W, 3).
 
     Raises:
         ValueError: If it is no such image.

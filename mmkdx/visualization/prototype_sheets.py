@@ -101,11 +101,7 @@ class PrototypeSheets:
             return self.head.distances(self.model.extract_feat(inputs))
 
     def chosen(self, prototypes: Sequence[int] | None, num: int) -> list[int]:
-        """The prototypes to show: those asked for, or some, spread over all that are not pruned.
-
-        Raises:
-            ValueError: If there is no such prototype.
-        """
+        """The prototypes asked for, which must exist, or some, spread over all that are not pruned."""
         if prototypes is None:
             return spread(self.head.alive.nonzero()[:, 0].cpu().numpy(), num)
         count = len(self.head.alive)
@@ -139,7 +135,7 @@ class PrototypeSheets:
     def explain_prototype(
         self, j: int, neighbours: dict[str, tuple[Any, NearestPatches]], k: int = 5
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """The global analysis of a prototype: its source and the patches that are nearest to it.
+        """The picture and numbers of a prototype: its source and the patches nearest to it.
 
         The source itself is not among them.
 
@@ -147,9 +143,6 @@ class PrototypeSheets:
             j (int): The prototype.
             neighbours (dict[str, tuple]): Data sets and their nearest patches, by their names.
             k (int): Number of patches of each. Defaults to 5.
-
-        Returns:
-            tuple[np.ndarray, dict]: The picture and its numbers.
         """
         source, facts = self.source(j)
         inputs = self.prepare(self.dataset[self.shown[facts['source_image']]])[1]
@@ -206,7 +199,7 @@ class PrototypeSheets:
     def explain_image(
         self, item: dict, name: str, rows: int = 10
     ) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """The local analysis of an image: what speaks for the two classes with the largest logits.
+        """Pictures and numbers of an image: what speaks for the two classes with the largest logits.
 
         The prototypes with the largest contributions (similarity times weight) in magnitude are shown.
         The contributions of the others are added up.
@@ -215,9 +208,6 @@ class PrototypeSheets:
             item (dict): What the data set's pipeline yields.
             name (str): How the image is called.
             rows (int): Number of prototypes of each class. Defaults to 10.
-
-        Returns:
-            tuple[list[np.ndarray], dict]: The pictures, and the numbers.
 
         Raises:
             ValueError: If logits are no sum over prototypes.
@@ -287,11 +277,7 @@ class PrototypeSheets:
         return pictures, facts
 
     def decisions(self, shown: Sequence[tuple[str, dict]]) -> PictureSection:
-        """The section of a report with the local analysis of some images.
-
-        Args:
-            shown (Sequence[tuple[str, dict]]): Names of images, and what the data set yields of them.
-        """
+        """The section of a report with the local analysis of images, each a name and a sample."""
         pictures = []
         for name, item in shown:
             drawn, facts = self.explain_image(item, name)

@@ -1,4 +1,7 @@
-"""The pictures of prototype networks: where a prototype comes from, and what looks like it."""
+"""The pictures of prototype networks: where a prototype comes from, and what looks like it.
+
+Images and pictures are RGB, uint8 of shape (H, W, 3).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Patch:
     """A patch of an image.
 
     Args:
-        image (np.ndarray): The whole image, RGB, uint8 of shape (H, W, 3).
+        image (np.ndarray): The whole image.
         box (Sequence[int]): x0, y0, x1, y1 in its pixels; x1 and y1 are outside of the box.
         similarity (Tensor, optional): How similar each place of the image is to the prototype, raw, of
             shape (h, w). Defaults to None.
@@ -73,15 +76,8 @@ def draw_patch(patch: Patch, side: int = LARGE) -> np.ndarray:
     """Draws a patch's box on its image, inside of the box's edges, and a dot at its cell.
 
     The dot is where the similarity is highest. The box holds all places above a percentile, and so it
-    may be large where similar places lie apart.
-
-    Args:
-        patch (Patch): The patch.
-        side (int): A smaller image is first enlarged by the largest whole factor that fits, so that
-            the lines are fine. Defaults to ``LARGE``.
-
-    Returns:
-        np.ndarray: RGB, uint8.
+    may be large where similar places lie apart. An image smaller than ``side`` pixels is first enlarged
+    by a whole factor, so that the lines are fine.
 
     Raises:
         ValueError: See ``crop``.
@@ -116,19 +112,10 @@ def draw_patch(patch: Patch, side: int = LARGE) -> np.ndarray:
 def heat_map(
     image: np.ndarray, similarity: Tensor, cmap: str = 'viridis', side: int = LARGE
 ) -> np.ndarray:
-    """Lays a similarity map over an image, scaled to its own range.
+    """Lays a similarity map (h, w) over an image, scaled to its own range.
 
     With 'jet' it is the picture of prototype papers: half of the image and 0.3 of the colours. With
     other colour maps it is that of ``overlay``, whose image is grey.
-
-    Args:
-        image (np.ndarray): RGB, uint8 of shape (H, W, 3).
-        similarity (Tensor): Raw, of shape (h, w).
-        cmap (str): See ``colorize``. Defaults to 'viridis'.
-        side (int): See ``draw_patch``. Defaults to ``LARGE``.
-
-    Returns:
-        np.ndarray: RGB, uint8.
     """
     picture = enlarged(image, side)
     maps = resize_maps(similarity[None].float().cpu(), picture.shape[:2])
@@ -152,9 +139,6 @@ def global_sheet(
         neighbours (Mapping[str, Sequence[Patch]]): Patches under a heading each, the nearest first. All
             need similarity maps.
         cmap (str): See ``heat_map``. Defaults to 'viridis'.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
     """
     step = LARGE + GAP
     width = max([4, *map(len, neighbours.values())]) * step + GAP
@@ -184,12 +168,9 @@ def local_sheet(
     Args:
         title (Sequence[str]): The headline and lines under it.
         rows (Sequence[tuple]): For each prototype the patch of the image with its similarity map, the
-            prototype's source, and what is to be said, the last line being the result.
+            prototype's source, and lines of text, the last being the result.
         summary (Sequence[str]): Lines at the end.
         cmap (str): See ``heat_map``. Defaults to 'viridis'.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
     """
     heads = ('in this image', 'similarity', 'this patch', 'looks like this', 'taken from')
     body = []
@@ -206,13 +187,7 @@ def transfer_sheet(
 ) -> np.ndarray:
     """Draws prototypes of a teacher beside those of a student, one pair a row.
 
-    Args:
-        title (Sequence[str]): The headline and lines under it.
-        rows (Sequence[tuple]): For each pair the sources of the teacher's and of the student's
-            prototype, and what is to be said.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
+    A row has the teacher's and the student's source, and lines of text.
     """
     heads = ("teacher's prototype", 'taken from', "student's prototype", 'taken from')
     body = [

@@ -1,4 +1,7 @@
-"""Drawing maps: colours, overlays, differences, texts and grids."""
+"""Drawing maps: colours, overlays, differences, texts and grids.
+
+Pictures are RGB, uint8, in NumPy of shape (H, W, 3) and in tensors of shape (N, H, W, 3).
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,11 @@ DARK, QUIET = (24, 24, 24), (96, 96, 96)
 
 
 def colorize(maps: Tensor, cmap: str = 'viridis') -> Tensor:
-    """Gives maps colours.
+    """Gives maps colours, on their device.
 
     Args:
         maps (Tensor): Maps of shape (N, H, W) in [0, 1], for 'diverging' in [-1, 1].
         cmap (str): See ``color_table``. Defaults to 'viridis'.
-
-    Returns:
-        Tensor: RGB pictures of shape (N, H, W, 3), uint8, on the maps' device.
     """
     table = torch.from_numpy(color_table(cmap)).to(maps.device)
     if cmap == 'diverging':
@@ -49,14 +49,11 @@ def overlay(
     A map that says nothing (see ``degenerate_maps``) leaves its image without colour.
 
     Args:
-        images (Tensor): RGB images of shape (N, H, W, 3), uint8.
+        images (Tensor): The images, uint8 of shape (N, H, W, 3).
         maps (Tensor): Raw maps of shape (N, h, w); each is scaled to its own range.
         alpha (float): The share of the map's colour, from 0 to 1. Defaults to 0.6.
         cmap (str): See ``color_table``. Defaults to 'viridis'.
         relu (bool): Whether negative evidence is left out. Defaults to True.
-
-    Returns:
-        Tensor: RGB pictures of shape (N, H, W, 3), uint8.
     """
     number('alpha', alpha, 0, 1)
     scaled = normalize_maps(maps, relu)
@@ -71,14 +68,15 @@ def overlay(
 def difference(student: Tensor, teacher: Tensor, size: Sequence[int]) -> Tensor:
     """The student's map minus the teacher's, each without negative evidence and scaled to [0, 1].
 
+    A difference is NaN all over where one of the maps says nothing.
+
     Args:
         student (Tensor): Raw maps of shape (N, h, w).
         teacher (Tensor): Raw maps of shape (N, h', w').
         size (Sequence[int]): Height and width of the result.
 
     Returns:
-        Tensor: Differences of shape (N, height, width) in [-1, 1]; NaN all over where one of the maps
-        says nothing.
+        Tensor: Differences of shape (N, height, width) in [-1, 1].
     """
     scaled = [resize_maps(normalize_maps(maps, relu=True), size) for maps in (student, teacher)]
     empty = [degenerate_maps(maps.relu()) for maps in (student, teacher)]
@@ -120,7 +118,7 @@ def put_text(
     Letters that the font lacks are written as their Unicode numbers, so that no two texts look alike.
 
     Args:
-        picture (np.ndarray): RGB, uint8 of shape (H, W, 3), changed in place.
+        picture (np.ndarray): The picture, changed in place.
         text (str): The text.
         left (int): The column where it begins.
         baseline (int): The row on which it stands.
@@ -184,18 +182,12 @@ def grid(
     Small pictures are enlarged by whole factors, without smoothing; large ones are reduced.
 
     Args:
-        pictures (Sequence[np.ndarray]): RGB pictures, uint8 of shape (H, W, 3).
+        pictures (Sequence[np.ndarray]): The pictures.
         captions (Sequence[Sequence[str]], optional): For each picture its lines; the first is drawn
             stronger. Defaults to None.
         columns (int, optional): Pictures in a row. Defaults to None (all).
         side (int): Into which square, in pixels, each is fitted. Defaults to 224.
         gap (int): Pixels between them. Defaults to 12.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
-
-    Raises:
-        ValueError: If there are no pictures, or not as many captions.
     """
     captions = captions or [()] * len(pictures)
     if not pictures or len(captions) != len(pictures):
@@ -251,15 +243,10 @@ def joined(pictures: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
 
 
 def legend(width: int, scales: Sequence[tuple[str, str, str, int]]) -> np.ndarray:
-    """A strip with a colour bar for each scale.
+    """A strip of 28 pixels in height with a colour bar for each scale.
 
-    Args:
-        width (int): The strip's width in pixels.
-        scales (Sequence[tuple[str, str, str, int]]): For each scale what its lowest and its highest
-            value mean, its colour map, and the room for the first of these in pixels.
-
-    Returns:
-        np.ndarray: RGB, uint8 of shape (28, width, 3).
+    A scale is what its lowest and its highest value mean, its colour map, and the room for the first in
+    pixels.
     """
     strip = np.full((28, width, 3), 255, dtype=np.uint8)
     left = 12

@@ -75,12 +75,9 @@ def write_report(
         student (str): What the table calls the student. Defaults to 'student'.
         curves (Mapping, optional): For each metric and run the pairs (epoch, value). Defaults to None:
             there is no such section.
-        gallery (Sequence[GalleryItem]): The pictures. Defaults to ().
+        gallery (Sequence[GalleryItem]): The explained images. Defaults to ().
         sections (Sequence[PictureSection]): Further pictures. Defaults to ().
         unit (str): What the curves run over. Defaults to 'epoch'.
-
-    Returns:
-        Path: The file.
 
     Raises:
         ValueError: If a picture is not RGB in uint8.
