@@ -18,6 +18,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.utils import track_iter_progress
 from mmpretrain.apis import ImageClassificationInferencer
 from torch import Tensor, nn
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mmkdx.arguments import integer
 from mmkdx.datasets.wrappers import compose, config_class_names, file_pipeline
@@ -29,9 +30,6 @@ from mmkdx.functional import degenerate_maps
 from mmkdx.models.families import describe, unwrap
 from mmkdx.visualization.panel import as_rgb, explanation_panel
 from mmkdx.visualization.rendering import label_text
-
-#: What in a folder is taken for an image.
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
 class ExplainInferencer(ImageClassificationInferencer):
@@ -163,7 +161,7 @@ class ExplainInferencer(ImageClassificationInferencer):
             return [inputs]
         if not Path(inputs).is_dir():
             return [str(inputs)]
-        paths = sorted(p for p in Path(inputs).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        paths = sorted(p for p in Path(inputs).iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
         if not paths:
             raise ValueError(f'there is no image in the folder {inputs}')
         return [str(path) for path in paths]

@@ -91,17 +91,15 @@ def similarity_panel(
             _strip(f'{name}, {each.n} images', TEXT + 4, DARK),
             _strip(f'   ρ = {rho}', TEXT + 4, QUIET),
         ]
-        explained = [
-            _strip(WORDS['similarity'][0], TEXT, QUIET, margin),
-            _matrix(each.similarity, peaks['similarity'], 'diverging', cell, tiles, margin),
-            _pairs(each.similarity, names, True, margin),
-        ]
-        predicted = [
-            _strip(WORDS['confusion'][0], TEXT, QUIET, LEFT),
-            _matrix(each.confusion, peaks['confusion'], 'share', cell, tiles),
-            _pairs(each.confusion, names, False, LEFT),
-        ]
-        halves = [joined(explained), joined(predicted)]
+        halves = []
+        for key, cmap, room in (('similarity', 'diverging', margin), ('confusion', 'share', 0)):
+            values = getattr(each, key)
+            parts = [
+                _strip(WORDS[key][0], TEXT, QUIET, room or LEFT),
+                _matrix(values, peaks[key], cmap, cell, tiles, room),
+                _pairs(values, names, key, room or LEFT),
+            ]
+            halves.append(joined(parts))
         rows += [joined(head, 1), joined(halves, 1), np.full((GAP, 1, 3), 255, np.uint8)]
     high, share = f'{peaks["similarity"]:.2f}', f'{100 * peaks["confusion"]:.3g} %'
     bars = [
@@ -131,7 +129,7 @@ def _matrix(
     cmap: str,
     cell: int,
     tiles: Mapping[int, np.ndarray],
-    margin: int = 0,
+    margin: int,
 ) -> np.ndarray:
     """A matrix with the names of columns below and, if there is a margin for them, of rows."""
     table = _colors(cmap)
@@ -180,11 +178,11 @@ def _number(value: float, cmap: str, own: bool) -> str:
     return f'{100 * value:.0f}%' if own or value else ''
 
 
-def _pairs(matrix: np.ndarray, names: Sequence[str], alike: bool, margin: int) -> np.ndarray:
+def _pairs(matrix: np.ndarray, names: Sequence[str], key: str, margin: int) -> np.ndarray:
     """Lines that name the pairs of classes with the largest values."""
+    alike = key == 'similarity'
     if alike:  # of a pair both ways, which may differ
-        both = np.ma.masked_invalid([matrix, matrix.T]).mean(0).filled(0)
-        values = np.triu(both, 1)
+        values = np.triu(np.ma.masked_invalid([matrix, matrix.T]).mean(0).filled(0), 1)
     else:
         values = np.where(np.isfinite(matrix) & ~np.eye(len(matrix), dtype=bool), matrix, 0)
     lines = []
@@ -193,8 +191,7 @@ def _pairs(matrix: np.ndarray, names: Sequence[str], alike: bool, margin: int) -
         if (value := values[i, j]) > 0:
             shown, sign = (f'{value:.2f}', '–') if alike else (f'{100 * value:.0f} %', '→')
             lines.append(f'{shown}  {names[i]} {sign} {names[j]}')
-    words = WORDS['similarity' if alike else 'confusion'][1]
-    strips = [_strip(f'{words}: {"" if lines else "none"}', TEXT, QUIET, margin)]
+    strips = [_strip(f'{WORDS[key][1]}: {"" if lines else "none"}', TEXT, QUIET, margin)]
     strips += [_strip(line, TEXT, DARK, margin) for line in lines]
     blank = np.full(((PAIRS + 1 - len(strips)) * LINE, 1, 3), 255, np.uint8)
     return joined([*strips, blank])
