@@ -24,9 +24,6 @@ def run_tool(name: str) -> None:
 
     Args:
         name (str): 'train' or 'test'.
-
-    Raises:
-        FileNotFoundError: If this mmpretrain was installed without its tools.
     """
     own = _own_options() if name == 'test' else argparse.Namespace(report=False, base=None)
     tool = mmpretrain_tool(name)
@@ -47,13 +44,7 @@ def run_tool(name: str) -> None:
 
 
 def mmpretrain_tool(name: str) -> ModuleType:
-    """Imports a script of the installed mmpretrain's ``tools``.
-
-    Args:
-        name (str): 'train' or 'test'.
-
-    Returns:
-        ModuleType: The script as a module, with ``parse_args``, ``merge_args`` and ``main``.
+    """Imports a script of the installed mmpretrain's ``tools``, with ``parse_args`` and ``main``.
 
     Raises:
         FileNotFoundError: If this mmpretrain was installed without its tools.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,22 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
-from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from mmengine.utils import track_iter_progress
 from mmpretrain.apis import ImageClassificationInferencer
 from torch import Tensor, nn
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mmkdx.arguments import integer
 from mmkdx.datasets.wrappers import compose, config_class_names, file_pipeline
 from mmkdx.distillation.distiller import Distiller
-from mmkdx.distillation.models import read_config
+from mmkdx.distillation.models import build_part, read_config
 from mmkdx.evaluation.subjects import build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
 from mmkdx.functional import degenerate_maps
 from mmkdx.models.families import describe, unwrap
-from mmkdx.registry import MODELS
 from mmkdx.visualization.panel import as_rgb, explanation_panel
 from mmkdx.visualization.rendering import label_text
-
-#: What in a folder is taken for an image.
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
 class ExplainInferencer(ImageClassificationInferencer):
@@ -111,7 +106,7 @@ class ExplainInferencer(ImageClassificationInferencer):
             target (int | str, optional): The class to explain: its index, or 'teacher', 'student' or
                 'own' for that which is predicted. Defaults to None: the teacher's prediction, without
                 a teacher the model's own.
-            batch_size (int): How many images are explained at once. Defaults to 8.
+            batch_size (int): Number of images explained at once. Defaults to 8.
             show_dir (str, optional): Where a picture is written for each image. Defaults to None.
 
         Returns:
@@ -120,7 +115,7 @@ class ExplainInferencer(ImageClassificationInferencer):
             names are known, 'pred_class'; for each model under 'predictions' the class and its score,
             under 'targets' the explained class, under 'maps' the raw map of shape (h, w), under
             'degenerate' whether it says nothing; and 'picture', the path, with ``show_dir``. An image
-            that cannot be read has 'input' and 'error' alone, and the rest goes on.
+            that cannot be read has 'input' and 'error' alone.
 
         Raises:
             ValueError: If the target is no class of the model, or there is no image in a folder.
@@ -139,7 +134,8 @@ class ExplainInferencer(ImageClassificationInferencer):
         A batch's pictures are written before its results are yielded.
         """
         size = integer('batch_size', batch_size, 1)
-        images = [each for given in self._as_list(inputs) for each in self._inputs_to_list(given)]
+        given = [inputs] if isinstance(inputs, (str, Path, np.ndarray)) else inputs
+        images = [image for each in given for image in self._inputs_to_list(each)]
         names = list(_names(images))
         for start in track_iter_progress(range(0, len(images), size)):
             batch = [dict(input=image) for image in images[start : start + size]]
@@ -159,16 +155,13 @@ class ExplainInferencer(ImageClassificationInferencer):
                     self._draw(result, data['inputs'], Path(show_dir) / f'{name}.png')
             yield from batch
 
-    def _as_list(self, inputs: Any) -> list:
-        inputs = [inputs] if isinstance(inputs, (str, Path, np.ndarray)) else list(inputs)
-        return [str(each) if isinstance(each, Path) else each for each in inputs]
-
-    def _inputs_to_list(self, inputs: str | np.ndarray) -> list:
-        """Takes the images of a folder, in order."""
-        folder = isinstance(inputs, str) and Path(inputs).is_dir()
-        if not folder:
+    def _inputs_to_list(self, inputs: str | Path | np.ndarray) -> list[str | np.ndarray]:
+        """An image, or those of a folder in order."""
+        if isinstance(inputs, np.ndarray):
             return [inputs]
-        paths = sorted(p for p in Path(inputs).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not Path(inputs).is_dir():
+            return [str(inputs)]
+        paths = sorted(p for p in Path(inputs).iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
         if not paths:
             raise ValueError(f'there is no image in the folder {inputs}')
         return [str(path) for path in paths]
@@ -213,46 +206,39 @@ class ExplainInferencer(ImageClassificationInferencer):
             inputs = self.model.data_preprocessor(data, False)['inputs']
         logits = {name: subject.predict(inputs) for name, subject in self.subjects.items()}
         policy = target if target is not None else 'teacher' if 'teacher' in logits else 'student'
-        if isinstance(policy, str) and policy != 'own' and policy not in logits:
+        if not isinstance(policy, str):
+            targets = dict.fromkeys(logits, inputs.new_full((len(inputs),), policy).long())
+        elif policy in (*logits, 'own'):
+            targets = choose_targets(policy, logits, None)
+        else:
             raise ValueError(
                 f'target is {policy!r}; it must be a class index, '
                 f"{', '.join(map(repr, logits))} or 'own'"
             )
-        if isinstance(policy, str):
-            targets = choose_targets(policy, logits, None)
-        else:
-            targets = dict.fromkeys(logits, inputs.new_full((len(inputs),), policy).long())
-        maps = {
-            name: subject.explain(inputs, targets[name]).cpu()
-            for name, subject in self.subjects.items()
-        }
-        scores = {
-            name: subject.facts.probabilities(logits[name])
-            for name, subject in self.subjects.items()
-        }
+        maps, scores = {}, {}
+        for name, subject in self.subjects.items():
+            maps[name] = subject.explain(inputs, targets[name]).cpu()
+            scores[name] = subject.facts.probabilities(logits[name])
         for i, (result, *_) in enumerate(loaded):
-            result['predictions'] = {
-                name: self._prediction(values[i]) for name, values in scores.items()
-            }
+            predictions = {name: self._prediction(values[i]) for name, values in scores.items()}
             result.update(
-                {f'pred_{key}': value for key, value in result['predictions']['student'].items()}
+                predictions=predictions,
+                **{f'pred_{key}': value for key, value in predictions['student'].items()},
+                targets={name: int(values[i]) for name, values in targets.items()},
+                # A copy, as a row of a batch's maps would keep them all
+                maps={name: values[i].numpy().copy() for name, values in maps.items()},
+                degenerate={
+                    name: bool(degenerate_maps(values[i : i + 1])) for name, values in maps.items()
+                },
             )
-            result['targets'] = {name: int(values[i]) for name, values in targets.items()}
-            # A copy, as a row of a batch's maps would keep them all
-            result['maps'] = {name: values[i].numpy().copy() for name, values in maps.items()}
-            result['degenerate'] = {
-                name: bool(degenerate_maps(values[i : i + 1])) for name, values in maps.items()
-            }
 
     def _draw(self, result: dict[str, Any], image: Tensor, path: Path) -> None:
         captions = {
             name: [f'{label_text(each["label"], self.classes)} {each["score"]:.3f}']
             for name, each in result['predictions'].items()
         }
-        explained = sorted(
-            {label_text(label, self.classes) for label in result['targets'].values()}
-        )
-        captions['input'] = [f'explained: {", ".join(explained)}']
+        explained = {label_text(label, self.classes) for label in result['targets'].values()}
+        captions['input'] = [f'explained: {", ".join(sorted(explained))}']
         maps = {name: torch.from_numpy(each) for name, each in result['maps'].items()}
         rgb = as_rgb(image, self._bgr)
         picture = explanation_panel(rgb, maps, captions, student=self.student)
@@ -273,10 +259,10 @@ def _names(images: Sequence[str | np.ndarray]) -> Iterator[str]:
     """What the pictures of images are called: their stems, each once."""
     taken: set[str] = set()
     for i, image in enumerate(images):
-        stem = Path(image).stem if isinstance(image, str) else f'{i}'
-        # Folders may hold files of one name.
-        numbered = (f'{stem}_{n}' for n in count(i))
-        name = next(each for each in chain([stem], numbered) if each not in taken)
+        stem = name = Path(image).stem if isinstance(image, str) else f'{i}'
+        while name in taken:  # folders may hold files of one name
+            name = f'{stem}_{i}'
+            i += 1
         taken.add(name)
         yield name
 
@@ -287,8 +273,7 @@ def _build(config: str | Path | Config, checkpoint: bool | str) -> BaseModel:
         config = read_config(str(config), 'model')
     model = copy.deepcopy(config.model)
     model.setdefault('data_preprocessor', config.get('data_preprocessor'))
-    with DefaultScope.overwrite_default_scope('mmkdx'):
-        model = MODELS.build(model)
+    model = build_part(model)
     model._config = config
     model._dataset_meta = {}
     if isinstance(checkpoint, str):

@@ -13,7 +13,6 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmkdx.datasets.push_set import push_dataloader
@@ -27,6 +26,17 @@ from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets, sp
 from mmkdx.visualization.prototypes import transfer_sheet
 from mmkdx.visualization.report import write_report
 from mmkdx.visualization.sections import PictureSection
+
+#: What the pictures of the global analysis and of transfer show.
+GLOBAL_NOTE = (
+    'Where each prototype comes from, and the patches of other images that are nearest to it. The dot '
+    'is the patch, the box the region that is similar. A prototype stands for one thing if its patches '
+    'show the same part.'
+)
+TRANSFER_NOTE = (
+    "Each of the teacher's prototypes beside one of the student's, matched one to one so that over all "
+    'test images their nearest patches are most often at the same place.'
+)
 
 
 class PrototypeAnalysis:
@@ -70,42 +80,35 @@ class PrototypeAnalysis:
         load_weights(model, state, f'checkpoint {checkpoint}')
         self.model = model.to(device).eval()
         self.push_data, self.test_data = _push_data(config), _loader(config.test_dataloader)
-        self.classes = (state.get('meta', {}).get('dataset_meta') or {}).get(
-            'classes'
-        ) or class_names(self.test_data.dataset)
+        meta = state.get('meta', {}).get('dataset_meta') or {}
+        self.classes = meta.get('classes') or class_names(self.test_data.dataset)
         self.sheets = PrototypeSheets(
             self.model, self.push_data.dataset, self.classes, cmap, f'checkpoint {checkpoint}'
         )
-        if teacher is None and config.model.get('teacher') is not None:
-            teacher = config.model.teacher
-            teacher = teacher[0] if isinstance(teacher, (list, tuple)) else teacher
-        #: The teacher, in a form that ``Distiller`` takes.
-        self.teacher = teacher
+        teacher = config.model.get('teacher') if teacher is None else teacher
+        self.teacher = teacher[0] if isinstance(teacher, (list, tuple)) else teacher
 
     def prototypes(
         self, prototypes: Sequence[int] | None = None, num: int = 10, k: int = 5
     ) -> list[tuple[np.ndarray, dict[str, Any]]]:
         """The global analysis: prototypes with their nearest patches of training and test images.
 
+        Each has a picture and its numbers.
+
         Args:
             prototypes (Sequence[int], optional): Which. Defaults to None: some, spread over all.
-            num (int): How many, if they are not given. Defaults to 10.
-            k (int): How many patches of each. Defaults to 5.
-
-        Returns:
-            list[tuple[np.ndarray, dict]]: For each a picture and its numbers.
+            num (int): Number of prototypes, if they are not given. Defaults to 10.
+            k (int): Number of patches of each. Defaults to 5.
 
         Raises:
             ValueError: If there is no such prototype.
         """
         chosen = self.sheets.chosen(prototypes, num)
         # One more, as the nearest training image is mostly the source itself
+        sets = (('training', self.push_data, k + 1), ('test', self.test_data, k))
         neighbours = {
             name: (data.dataset, find_nearest_patches(self.model, data, count))
-            for name, data, count in (
-                ('training', self.push_data, k + 1),
-                ('test', self.test_data, k),
-            )
+            for name, data, count in sets
         }
         return [self.sheets.explain_prototype(j, neighbours, k) for j in chosen]
 
@@ -114,14 +117,13 @@ class PrototypeAnalysis:
     ) -> list[tuple[list[np.ndarray], dict[str, Any]]]:
         """The local analysis: what speaks for the predicted class of an image, and for the next one.
 
+        Each image has two pictures and their numbers.
+
         Args:
             images (Sequence[int | str | Path], optional): Files, and positions in the test data.
                 Defaults to None: some of the test data, spread over all.
-            num (int): How many, if they are not given. Defaults to 10.
-            rows (int): How many prototypes each picture shows. Defaults to 10.
-
-        Returns:
-            list[tuple[list[np.ndarray], dict]]: For each image its pictures and numbers.
+            num (int): Number of images, if they are not given. Defaults to 10.
+            rows (int): Number of prototypes in each picture. Defaults to 10.
 
         Raises:
             ValueError: If an image cannot be read, or logits are no sum over prototypes.
@@ -137,7 +139,7 @@ class PrototypeAnalysis:
                 item, name = dataset[each], f'test image {each}'
             else:
                 item, name = self._load(str(each)), Path(each).name
-            results.append(self.sheets.explain_image(item, name, rows=rows))
+            results.append(self.sheets.explain_image(item, name, rows))
         return results
 
     def transfer(
@@ -145,13 +147,12 @@ class PrototypeAnalysis:
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """The teacher's prototypes beside those of the student that match them on the test data.
 
+        There is one picture; its numbers hold all matches.
+
         Args:
             prototypes (Sequence[int], optional): Which of the teacher's. Defaults to None: some, spread
                 over all.
-            num (int): How many, if they are not given. Defaults to 10.
-
-        Returns:
-            tuple[np.ndarray, dict]: The picture and its numbers, among them all matches.
+            num (int): Number of prototypes, if they are not given. Defaults to 10.
 
         Raises:
             ValueError: If there is no teacher, or its prototypes cannot be compared.
@@ -169,7 +170,11 @@ class PrototypeAnalysis:
         teacher.bind(self.model, {}, 'teacher')
         teacher.load()
         teacher.to(self.device)
-        data = _teacher_data(self.teacher) or self.push_data
+        # A teacher that is named by the config of its training has images of its own
+        model = self.teacher.get('model') if isinstance(self.teacher, dict) else self.teacher
+        data = self.push_data
+        if isinstance(model, (str, Path)):
+            data = _push_data(read_config(str(model), 'teacher.model'))
         theirs = PrototypeSheets(
             teacher.model, data.dataset, self.classes, self.cmap, 'the teacher'
         )
@@ -202,48 +207,48 @@ class PrototypeAnalysis:
         prototypes: Sequence[int] | None = None,
         num: int = 10,
     ) -> Path:
-        """Writes pictures, a page with all of them, and their numbers.
+        """Writes pictures, their numbers, and a page with all of them, whose path it returns.
 
         Args:
-            folder (str | Path): Where to.
+            folder (str | Path): The folder; it is made if there is none.
             parts (Sequence[str], optional): Of 'global', 'local' and 'transfer'. Defaults to None: the
                 first two, and the third where there is a teacher.
             images (Sequence, optional): See ``images``. Defaults to None.
             prototypes (Sequence[int], optional): See ``prototypes``. Defaults to None.
-            num (int): How many of each, if they are not given. Defaults to 10.
-
-        Returns:
-            Path: The page, 'prototypes.html', beside 'prototypes.json' and the pictures.
+            num (int): Number of each, if they are not given. Defaults to 10.
         """
         if parts is None:
             parts = ['global', 'local', *(['transfer'] if self.teacher is not None else [])]
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         sections, numbers = [], {}
+
+        def add(heading: str, note: str, drawn: Sequence[tuple[str, str, np.ndarray]]) -> None:
+            for name, _, picture in drawn:
+                path = folder / f'{name}.png'
+                if not cv2.imwrite(str(path), picture[..., ::-1]):
+                    raise OSError(f'cannot write the picture {path}')
+            sections.append(PictureSection(heading, note, [each[1:] for each in drawn]))
+
         if 'global' in parts:
-            results = self.prototypes(prototypes, num)
-            numbers['global'] = [facts for _, facts in results]
-            drawn = {
-                f'global_{facts["prototype"]:04d}': (f'Prototype {facts["prototype"]}', picture)
-                for picture, facts in results
-            }
-            sections.append(_section(folder, 'Prototypes', GLOBAL_NOTE, drawn))
+            drawn, numbers['global'] = [], []
+            for picture, facts in self.prototypes(prototypes, num):
+                j = facts['prototype']
+                drawn.append((f'global_{j:04d}', f'Prototype {j}', picture))
+                numbers['global'].append(facts)
+            add('Prototypes', GLOBAL_NOTE, drawn)
         if 'local' in parts:
-            results = self.images(images, num)
-            numbers['local'] = [facts for _, facts in results]
-            drawn = {
-                f'local_{i:03d}_{rank}': (
-                    f'{facts["image"]}: {facts["classes"][rank]["class"]}',
-                    each,
-                )
-                for i, (pictures, facts) in enumerate(results)
-                for rank, each in enumerate(pictures)
-            }
-            sections.append(_section(folder, 'Decisions', LOCAL_NOTE, drawn))
+            drawn, numbers['local'] = [], []
+            for i, (pictures, facts) in enumerate(self.images(images, num)):
+                for rank, (picture, each) in enumerate(zip(pictures, facts['classes'])):
+                    words = f'{facts["image"]}: {each["class"]}'
+                    drawn.append((f'local_{i:03d}_{rank}', words, picture))
+                numbers['local'].append(facts)
+            add('Decisions', LOCAL_NOTE, drawn)
         if 'transfer' in parts:
             picture, numbers['transfer'] = self.transfer(prototypes, num)
-            drawn = {'transfer': ("The teacher's prototypes and the student's", picture)}
-            sections.append(_section(folder, 'Transfer', TRANSFER_NOTE, drawn))
+            words = "The teacher's prototypes and the student's"
+            add('Transfer', TRANSFER_NOTE, [('transfer', words, picture)])
         (folder / 'prototypes.json').write_text(json.dumps(numbers, indent=1))
         alive = self.sheets.head.alive
         return write_report(
@@ -267,48 +272,25 @@ class PrototypeAnalysis:
             raise ValueError(f'images: cannot read {name}: {error}') from error
 
     @torch.no_grad()
-    def _cells(self, teacher: Teacher) -> tuple[Tensor, Tensor]:
+    def _cells(self, teacher: Teacher) -> list[torch.Tensor]:
         """The flat cells (N, P) of the nearest patches in the test data, of teacher and student."""
-        cells: tuple[list[Tensor], list[Tensor]] = ([], [])
+        cells = []
         with evaluating(self.model):
             for batch in self.test_data:
                 inputs = self.model.data_preprocessor(batch, False)['inputs']
-                maps = []
-                for model, images in (
-                    (teacher.model, teacher.convert(inputs)),
-                    (self.model, inputs),
-                ):
-                    maps.append(model.head.distances(model.extract_feat(images)))
+                pairs = ((teacher.model, teacher.convert(inputs)), (self.model, inputs))
+                maps = [model.head.distances(model.extract_feat(images)) for model, images in pairs]
                 if maps[0].shape[1:] != maps[1].shape[1:]:
+                    sizes = [
+                        '{} prototypes on a grid of {} x {}'.format(*each.shape[1:])
+                        for each in maps
+                    ]
                     raise ValueError(
-                        f'the teacher has {_size(maps[0])} and the student {_size(maps[1])}; only alike '
-                        'ones can be matched'
+                        f'the teacher has {sizes[0]} and the student {sizes[1]}; only alike ones can '
+                        'be matched'
                     )
-                for each, distances in zip(cells, maps):
-                    each.append(distances.flatten(2).argmin(2))
-        return torch.cat(cells[0]), torch.cat(cells[1])
-
-
-GLOBAL_NOTE = (
-    'Where each prototype comes from, and the patches of other images that are nearest to it. The dot '
-    'is the patch, the box the region that is similar. A prototype stands for one thing if its patches '
-    'show the same part.'
-)
-TRANSFER_NOTE = (
-    "Each of the teacher's prototypes beside one of the student's, matched one to one so that over all "
-    'test images their nearest patches are most often at the same place.'
-)
-
-
-def _section(
-    folder: Path, heading: str, note: str, drawn: dict[str, tuple[str, np.ndarray]]
-) -> PictureSection:
-    """Writes pictures as files, by their names, and makes a section of them."""
-    for name, (_, picture) in drawn.items():
-        path = folder / f'{name}.png'
-        if not cv2.imwrite(str(path), picture[..., ::-1]):
-            raise OSError(f'cannot write the picture {path}')
-    return PictureSection(heading, note, list(drawn.values()))
+                cells.append([each.flatten(2).argmin(2) for each in maps])
+        return [torch.cat(each) for each in zip(*cells)]
 
 
 def _loader(config: dict) -> DataLoader:
@@ -326,15 +308,3 @@ def _push_data(config: Config) -> DataLoader:
         f'custom_hooks of {config.filename or "the config"} has no PrototypePushHook, which says onto '
         'which images prototypes were projected'
     )
-
-
-def _teacher_data(teacher: Any) -> DataLoader | None:
-    """The images of a teacher that is named by the config of its training."""
-    model = teacher.get('model') if isinstance(teacher, dict) else teacher
-    if not isinstance(model, (str, Path)):
-        return None
-    return _push_data(read_config(str(model), 'teacher.model'))
-
-
-def _size(maps: Tensor) -> str:
-    return f'{maps.shape[1]} prototypes on a grid of {maps.shape[2]} x {maps.shape[3]}'

@@ -28,7 +28,7 @@ from mmkdx.metrics.relevance import (
     PairMetric,
     RelevanceScore,
 )
-from mmkdx.visualization.pair_panel import NOTE, pair_panel
+from mmkdx.visualization.panel import PAIR_NOTE, pair_panel
 from mmkdx.visualization.sections import PictureSection, class_word
 
 #: Number of images of a trial.
@@ -280,4 +280,4 @@ def _section(
         picture = pair_panel(image, maps, class_word(label, classes))
         pictures.append((f'image {index}', picture))
         keys.append(f'distilled_{{mode}}_{index:05d}')
-    return PictureSection('What was distilled', NOTE, pictures, keys)
+    return PictureSection('What was distilled', PAIR_NOTE, pictures, keys)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mmkdx.metrics.class_similarity import ClassMatrices, Similarities
 from mmkdx.visualization.panel import ORDER
-from mmkdx.visualization.rendering import color_table, put_text
+from mmkdx.visualization.rendering import DARK, QUIET, color_table, joined, paste, put_text
 from mmkdx.visualization.sections import PictureSection, class_word, draw
 
 #: What the picture shows, for a report.
@@ -20,6 +20,12 @@ NOTE = (
     'which class. ρ is the rank correlation of both: where it is high, classes that a model explains '
     'alike are those that it confuses.'
 )
+
+#: What stands above the two matrices of a model, and above the pairs below them.
+WORDS = {
+    'similarity': ('explanations: how alike those of row and column are', 'most alike'),
+    'confusion': ('predictions: which images of row are taken for column', 'most confused'),
+}
 
 #: More classes are not drawn: a pixel for each would be more than a screen.
 MOST_CLASSES = 2000
@@ -34,9 +40,8 @@ TEXT, NAME_WIDTH = 12, 190
 #: matrix, of a line of text, and of the bar of a scale.
 GAP, LEFT, EDGE, LINE, BAR = 20, 12, 8, 18, 10
 
-#: Of the diagonal, which is no pair of classes, and of classes without images; between cells.
-NOTHING, GRID = (226, 226, 226), (238, 238, 238)
-DARK, QUIET, FRAME = (24, 24, 24), (96, 96, 96), (190, 190, 190)
+#: The colours of the diagonal and of classes without images, between cells, and around a matrix.
+NOTHING, GRID, FRAME = (226, 226, 226), (238, 238, 238), (190, 190, 190)
 
 #: How many pairs of classes are named.
 PAIRS = 3
@@ -46,15 +51,7 @@ PAIRS = 3
 def similarity_section(
     content: Similarities, classes: Sequence[str] | None = None
 ) -> PictureSection | None:
-    """The section of a report with the picture of ``similarity_panel``.
-
-    Args:
-        content (Similarities): What ``ClassSimilarity`` found.
-        classes (Sequence[str], optional): See ``similarity_panel``.
-
-    Returns:
-        PictureSection, optional: The section; None for more than ``MOST_CLASSES``.
-    """
+    """The section with ``similarity_panel``; None for more than ``MOST_CLASSES``."""
     matrices = content.matrices
     if len(next(iter(matrices.values())).similarity) > MOST_CLASSES:
         return None
@@ -77,17 +74,11 @@ def similarity_panel(
     Args:
         matrices (Mapping[str, ClassMatrices]): Those of 'student', 'teacher' and 'base' there are.
         classes (Sequence[str], optional): The names of the classes. Defaults to None: their indices.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
     """
     models = {name: matrices[name] for name in ORDER if name in matrices}
     count = len(next(iter(models.values())).similarity)
     names = [class_word(label, classes) for label in range(count)]
-    peaks = [
-        max(_largest(getattr(each, key)) for each in models.values())
-        for key in ('similarity', 'confusion')
-    ]
+    peaks = {key: max(_largest(getattr(each, key)) for each in models.values()) for key in WORDS}
     cell = -(-SIDE // count)
     # Every name if there is room, or every second, fifth, …
     step = next(n for n in (1, 2, 5, 10, 20, 50) if n * cell > TEXT + 2)
@@ -96,34 +87,28 @@ def similarity_panel(
     rows = []
     for name, each in models.items():
         rho = 'none' if math.isnan(each.correlation) else f'{each.correlation:.2f}'
-        head = _beside(
+        head = [
             _strip(f'{name}, {each.n} images', TEXT + 4, DARK),
             _strip(f'   ρ = {rho}', TEXT + 4, QUIET),
-        )
-        left = _matrix(each.similarity, peaks[0], 'diverging', cell, tiles, margin)
-        right = _matrix(each.confusion, peaks[1], 'share', cell, tiles)
-        left = _stack(
-            _strip('explanations: how alike those of row and column are', TEXT, QUIET, margin),
-            left,
-            _pairs('most alike', each.similarity, names, margin),
-        )
-        right = _stack(
-            _strip('predictions: which images of row are taken for column', TEXT, QUIET, LEFT),
-            right,
-            _pairs('most confused', each.confusion, names, LEFT),
-        )
-        rows += [head, _beside(left, right), np.full((GAP, 1, 3), 255, np.uint8)]
-        widths = left.shape[1], right.shape[1]
-    low, high = f'{-peaks[0]:.2f}'.replace('-', '−'), f'{peaks[0]:.2f}'
-    rows.append(
-        _beside(
-            _bar('diverging', (low, '0', high), widths[0], margin),
-            _bar('share', ('0 %', f'{100 * peaks[1]:.3g} %'), widths[1], LEFT),
-        )
-    )
+        ]
+        halves = []
+        for key, cmap, room in (('similarity', 'diverging', margin), ('confusion', 'share', 0)):
+            values = getattr(each, key)
+            parts = [
+                _strip(WORDS[key][0], TEXT, QUIET, room or LEFT),
+                _matrix(values, peaks[key], cmap, cell, tiles, room),
+                _pairs(values, names, key, room or LEFT),
+            ]
+            halves.append(joined(parts))
+        rows += [joined(head, 1), joined(halves, 1), np.full((GAP, 1, 3), 255, np.uint8)]
+    high, share = f'{peaks["similarity"]:.2f}', f'{100 * peaks["confusion"]:.3g} %'
+    bars = [
+        _bar('diverging', (f'−{high}', '0', high), halves[0].shape[1], margin),
+        _bar('share', ('0 %', share), halves[1].shape[1], LEFT),
+    ]
     note = 'grey: a class beside itself, and classes without images'
-    rows.append(_strip(note, TEXT, QUIET, margin))
-    return np.pad(_stack(*rows), ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
+    rows += [joined(bars, 1), _strip(note, TEXT, QUIET, margin)]
+    return np.pad(joined(rows), ((GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
 
 
 def _largest(matrix: np.ndarray) -> float:
@@ -144,7 +129,7 @@ def _matrix(
     cmap: str,
     cell: int,
     tiles: Mapping[int, np.ndarray],
-    margin: int = 0,
+    margin: int,
 ) -> np.ndarray:
     """A matrix with the names of columns below and, if there is a margin for them, of rows."""
     table = _colors(cmap)
@@ -170,15 +155,15 @@ def _matrix(
     below = (TEXT + 4 if flat else widest) + 12
     canvas = np.full((EDGE + side + 2 + below, left + side + 2 + EDGE, 3), 255, np.uint8)
     canvas[EDGE : EDGE + side + 2, left : left + side + 2] = FRAME
-    _paste(canvas, body, EDGE + 1, left + 1)
+    paste(canvas, body, EDGE + 1, left + 1)
     for i, tile in tiles.items():
         center = 1 + i * cell + cell // 2
         if margin:
             top = EDGE + center - tile.shape[0] // 2
-            _paste(canvas, tile, top, margin - 8 - tile.shape[1])
+            paste(canvas, tile, top, margin - 8 - tile.shape[1])
             canvas[EDGE + center, margin - 5 : margin] = FRAME
         tile = tile if flat else np.rot90(tile)
-        _paste(canvas, tile, EDGE + side + 10, left + center - tile.shape[1] // 2)
+        paste(canvas, tile, EDGE + side + 10, left + center - tile.shape[1] // 2)
         canvas[EDGE + side + 2 : EDGE + side + 7, left + center] = FRAME
     return canvas
 
@@ -193,29 +178,23 @@ def _number(value: float, cmap: str, own: bool) -> str:
     return f'{100 * value:.0f}%' if own or value else ''
 
 
-def _pairs(words: str, matrix: np.ndarray, names: Sequence[str], margin: int) -> np.ndarray:
+def _pairs(matrix: np.ndarray, names: Sequence[str], key: str, margin: int) -> np.ndarray:
     """Lines that name the pairs of classes with the largest values."""
-    cosines = words == 'most alike'
-    known = np.isfinite(matrix)
-    values, count = np.where(known, matrix, 0), known.astype(int)
-    if cosines:  # of a pair both ways, which may differ
-        values, count = values + values.T, count + count.T
-        count[np.tril_indices(len(count))] = 0
-    np.fill_diagonal(count, 0)
-    values = np.where(count > 0, values / np.maximum(count, 1), 0)
+    alike = key == 'similarity'
+    if alike:  # of a pair both ways, which may differ
+        values = np.triu(np.ma.masked_invalid([matrix, matrix.T]).mean(0).filled(0), 1)
+    else:
+        values = np.where(np.isfinite(matrix) & ~np.eye(len(matrix), dtype=bool), matrix, 0)
     lines = []
     for place in np.argsort(-values, axis=None, kind='stable')[:PAIRS]:
         i, j = np.unravel_index(place, values.shape)
-        if values[i, j] > 0:
-            lines.append(
-                f'{values[i, j]:.2f}  {names[i]} – {names[j]}'
-                if cosines
-                else f'{100 * values[i, j]:.0f} %  {names[i]} → {names[j]}'
-            )
-    strips = [_strip(f'{words}: {"" if lines else "none"}', TEXT, QUIET, margin)]
+        if (value := values[i, j]) > 0:
+            shown, sign = (f'{value:.2f}', '–') if alike else (f'{100 * value:.0f} %', '→')
+            lines.append(f'{shown}  {names[i]} {sign} {names[j]}')
+    strips = [_strip(f'{WORDS[key][1]}: {"" if lines else "none"}', TEXT, QUIET, margin)]
     strips += [_strip(line, TEXT, DARK, margin) for line in lines]
     blank = np.full(((PAIRS + 1 - len(strips)) * LINE, 1, 3), 255, np.uint8)
-    return _stack(*strips, blank)
+    return joined([*strips, blank])
 
 
 def _bar(cmap: str, ticks: Sequence[str], width: int, margin: int) -> np.ndarray:
@@ -227,7 +206,7 @@ def _bar(cmap: str, ticks: Sequence[str], width: int, margin: int) -> np.ndarray
     for place, text in zip(np.linspace(0, side, len(ticks)), ticks):
         tile = _tile(text, TEXT, DARK)
         left = min(max(int(place) - tile.shape[1] // 2, 0), side - tile.shape[1])
-        _paste(canvas, tile, BAR + 2, margin + left)
+        paste(canvas, tile, BAR + 2, margin + left)
     return canvas
 
 
@@ -248,25 +227,7 @@ def _strip(text: str, height: int, color: Sequence[int], margin: int = 0) -> np.
 def _write(place: np.ndarray, text: str, light: bool) -> None:
     """Writes into the middle of a cell, dark or light."""
     tile = _tile(text, TEXT - 1, (0, 0, 0))
-    top, left = ((a - b) // 2 for a, b in zip(place.shape[:2], tile.shape[:2]))
-    region = place[max(top, 0) :, max(left, 0) :][: len(tile), : tile.shape[1]]
+    top, left = (max((a - b) // 2, 0) for a, b in zip(place.shape, tile.shape[:2]))
+    region = place[top : top + len(tile), left : left + tile.shape[1]]
     tile = tile[: len(region), : region.shape[1]]
     region[:] = np.maximum(region, 255 - tile) if light else np.minimum(region, tile)
-
-
-def _paste(canvas: np.ndarray, tile: np.ndarray, top: int, left: int) -> None:
-    canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-
-
-def _beside(*pictures: np.ndarray) -> np.ndarray:
-    height = max(len(picture) for picture in pictures)
-    pads = [((0, height - len(picture)), (0, 0), (0, 0)) for picture in pictures]
-    return np.concatenate(
-        [np.pad(p, pad, constant_values=255) for p, pad in zip(pictures, pads)], 1
-    )
-
-
-def _stack(*pictures: np.ndarray) -> np.ndarray:
-    width = max(picture.shape[1] for picture in pictures)
-    pads = [((0, 0), (0, width - picture.shape[1]), (0, 0)) for picture in pictures]
-    return np.concatenate([np.pad(p, pad, constant_values=255) for p, pad in zip(pictures, pads)])

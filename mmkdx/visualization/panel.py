@@ -1,7 +1,12 @@
-"""The picture of one image's explanations: input, teacher, student and their difference."""
+"""The pictures of one image's explanations: by one model or several, and at several stages.
+
+Pictures are RGB, uint8 of shape (H, W, 3). Maps are drawn without negative evidence, each in its own
+range.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,10 +14,32 @@ import torch
 from torch import Tensor
 
 from mmkdx.functional import degenerate_maps
-from mmkdx.visualization.rendering import color_table, colorize, difference, grid, overlay, put_text
+from mmkdx.visualization.rendering import (
+    colorize,
+    difference,
+    enlarged,
+    grid,
+    joined,
+    legend,
+    overlay,
+)
 
 #: In which order the models stand.
 ORDER = ('teacher', 'student', 'base')
+
+#: The columns of ``pair_panel``: each model's maps, then what only one of two models has learned.
+COLUMNS = ('teacher', 'base', 'student', 'distilled', 'residual')
+
+#: What the pictures of ``pair_panel`` show, for a report.
+PAIR_NOTE = (
+    'Rows are stages. Teacher, base and student: where each sees the label. Distilled: where the '
+    'student sees what tells the labels apart and the base model has not learned; residual: where the '
+    'base model does and the student has not. Distilled and residual maps depend on the whole batch '
+    'of images that was compared.'
+)
+
+_EVIDENCE = ('none', 'most', 'viridis', 42)
+_DIFFERENCE = ('teacher more', 'student more', 'diverging', 96)
 
 
 def explanation_panel(
@@ -24,9 +51,6 @@ def explanation_panel(
 ) -> np.ndarray:
     """Draws an image, each model's map over it, and the student's map minus the teacher's.
 
-    Maps are drawn without negative evidence, each in its own range; a legend below says what the
-    colours mean.
-
     Args:
         image (np.ndarray | Tensor): The RGB or grey image, see ``as_rgb``.
         maps (Mapping[str, Tensor]): Raw maps of shape (h, w) of 'student' and, where there are such,
@@ -34,36 +58,58 @@ def explanation_panel(
         captions (Mapping[str, Sequence[str]], optional): Lines of text for each of these and for
             'input' and 'difference', under their names. Defaults to None.
         side (int): The size of each picture in pixels. Defaults to 224.
-        student (str): What the student is called, such as the name of a model that has no teacher.
-            Defaults to 'student'.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
+        student (str): What the student is called. Defaults to 'student'.
     """
     captions = captions or {}
     image = as_rgb(image)
     pictures, lines = [image], [['input', *captions.get('input', ())]]
-    canvas = torch.from_numpy(enlarged(image, side))[None]
+    canvas = enlarged(image, side)
     for name in ORDER:
         if name in maps:
-            values = maps[name][None].float()
-            pictures.append(overlay(canvas, values)[0].numpy())
-            words = remark(values)
+            picture, words = _over(canvas, maps[name])
+            pictures.append(picture)
             head = student if name == 'student' else name
-            lines.append([head, *captions.get(name, ()), *([words] if words else [])])
+            lines.append([head, *captions.get(name, ()), *words])
+    legends = [_EVIDENCE]
     if 'teacher' in maps:
-        gap = difference(maps['student'][None], maps['teacher'][None], canvas.shape[1:3])
+        legends.append(_DIFFERENCE)
+        gap = difference(maps['student'][None], maps['teacher'][None], canvas.shape[:2])
         if gap.isnan().any():
-            pictures.append(np.full_like(pictures[-1], 236))
+            pictures.append(np.full_like(canvas, 236))
             lines.append(['difference', 'none: a map says nothing'])
         else:
             pictures.append(colorize(gap, 'diverging')[0].numpy())
             lines.append(['difference', *captions.get('difference', ())])
     body = grid(pictures, lines, side=side)
-    legends = [('evidence', 'none', 'most', 'viridis')]
-    if 'teacher' in maps:
-        legends.append(('difference', 'teacher more', 'student more', 'diverging'))
-    return np.concatenate([body, legend(body.shape[1], legends)])
+    return joined([body, legend(body.shape[1], legends)])
+
+
+def pair_panel(
+    image: np.ndarray | Tensor,
+    maps: Mapping[str, Mapping[str, Tensor]],
+    label: str | None = None,
+) -> np.ndarray:
+    """Draws what was distilled: an image and its maps, a row for each stage.
+
+    Args:
+        image (np.ndarray | Tensor): The RGB or grey image, see ``as_rgb``.
+        maps (Mapping): For each stage the raw maps (h, w) of those of ``COLUMNS`` there are.
+        label (str, optional): The name of its class. Defaults to None.
+    """
+    side = 168
+    image = as_rgb(image)
+    canvas = enlarged(image, side)
+    pictures, lines = [], []
+    for stage, values in maps.items():
+        pictures.append(np.full_like(image, 255) if pictures else image)
+        lines.append([''] if lines else ['input', *textwrap.wrap(label or '', 22)[:3]])
+        for name in COLUMNS:
+            if name in values:
+                picture, words = _over(canvas, values[name])
+                pictures.append(picture)
+                lines.append([f'{name}, {stage}', *words])
+    body = grid(pictures, lines, len(pictures) // len(maps), side)
+    return joined([body, legend(body.shape[1], [_EVIDENCE])])
 
 
 def as_rgb(image: np.ndarray | Tensor, from_bgr: bool = False) -> np.ndarray:
@@ -72,12 +118,9 @@ def as_rgb(image: np.ndarray | Tensor, from_bgr: bool = False) -> np.ndarray:
     Args:
         image (np.ndarray | Tensor): An image with three channels, or a grey one with one channel, of
             shape (C, H, W), (H, W, C) or (H, W). Bytes are shown as they are, and floats from 0 to 255
-            or from 0 to 1. Floats outside these are an image that the pipeline normalised by a mean and
-            standard deviation that are not known here: they are scaled to their own range.
+            or from 0 to 1. Other floats were normalised by the pipeline with an unknown mean and
+            standard deviation; they are scaled to their own range.
         from_bgr (bool): Whether its channels are in the order of OpenCV. Defaults to False.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8 of shape (H, W, 3).
 
     Raises:
         ValueError: If it is no such image.
@@ -100,30 +143,13 @@ def as_rgb(image: np.ndarray | Tensor, from_bgr: bool = False) -> np.ndarray:
     return values.clamp(0, 255).byte().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
 
 
-def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """An image (H, W, 3), enlarged by a whole factor up to a side, so that maps over it stay smooth."""
-    factor = max(1, side // max(image.shape[:2]))
-    return image.repeat(factor, 0).repeat(factor, 1)
-
-
-def remark(maps: Tensor) -> str | None:
-    """What is to be said of a map (1, h, w) that says nothing, if it does."""
-    if not degenerate_maps(maps.relu())[0]:
-        return None
-    if maps.isfinite().all() and not degenerate_maps(maps)[0]:
-        return 'no positive evidence'
-    return 'no map: it is constant' if maps.isfinite().all() else 'no map: it is not finite'
-
-
-def legend(width: int, legends: Sequence[tuple[str, str, str, str]]) -> np.ndarray:
-    """A strip with a colour bar for each scale."""
-    strip = np.full((28, width, 3), 255, dtype=np.uint8)
-    left = 12
-    for _, low, high, cmap in legends:
-        put_text(strip, low, left, 18, 12, 92)
-        bar = color_table(cmap)[None].repeat(10, 0)[:, ::2]
-        begin = left + 8 + (88 if low == 'teacher more' else 34)
-        strip[8:18, begin : begin + bar.shape[1]] = bar
-        put_text(strip, high, begin + bar.shape[1] + 8, 18, 12, 96)
-        left = begin + bar.shape[1] + 8 + 70
-    return strip
+def _over(canvas: np.ndarray, values: Tensor) -> tuple[np.ndarray, list[str]]:
+    """A map (h, w) over an image, and what is to be said of it."""
+    values = values[None].float()
+    picture = overlay(torch.from_numpy(canvas)[None], values)[0].numpy()
+    if not degenerate_maps(values.relu())[0]:
+        return picture, []
+    if not values.isfinite().all():
+        return picture, ['no map: it is not finite']
+    constant = degenerate_maps(values)[0]
+    return picture, ['no map: it is constant' if constant else 'no positive evidence']

@@ -101,15 +101,10 @@ class PrototypeSheets:
             return self.head.distances(self.model.extract_feat(inputs))
 
     def chosen(self, prototypes: Sequence[int] | None, num: int) -> list[int]:
-        """The prototypes to show: those asked for, or some, spread over all that are not pruned.
-
-        Raises:
-            ValueError: If there is no such prototype.
-        """
-        count = len(self.head.alive)
+        """The prototypes asked for, which must exist, or some, spread over all that are not pruned."""
         if prototypes is None:
-            alive = self.head.alive.nonzero()[:, 0].cpu().numpy()
-            return spread(alive, num)
+            return spread(self.head.alive.nonzero()[:, 0].cpu().numpy(), num)
+        count = len(self.head.alive)
         for j in prototypes:
             if not 0 <= j < count:
                 raise ValueError(
@@ -140,77 +135,79 @@ class PrototypeSheets:
     def explain_prototype(
         self, j: int, neighbours: dict[str, tuple[Any, NearestPatches]], k: int = 5
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """The global analysis of a prototype: its source and the patches that are nearest to it.
+        """The picture and numbers of a prototype: its source and the patches nearest to it.
 
         The source itself is not among them.
 
         Args:
             j (int): The prototype.
             neighbours (dict[str, tuple]): Data sets and their nearest patches, by their names.
-            k (int): So many patches of each. Defaults to 5.
-
-        Returns:
-            tuple[np.ndarray, dict]: The picture and its numbers.
+            k (int): Number of patches of each. Defaults to 5.
         """
         source, facts = self.source(j)
         inputs = self.prepare(self.dataset[self.shown[facts['source_image']]])[1]
         source.similarity = self.head.similarity(self.distances(inputs)[0, j])
-        source.lines = _source_lines(facts)
+        (row, column), (x0, y0, x1, y1) = facts['source_cell'], facts['source_box']
+        source.lines = [
+            f'Taken from training image {facts["source_image"]}',
+            *([facts['source_path']] if facts['source_path'] else []),
+            facts['source_class'],
+            f'cell: row {row}, column {column}',
+            f'box: x {x0} to {x1}, y {y0} to {y1}',
+        ]
         if isinstance(self.head, ProtoPNetHead):
             weight, label = self.head.class_weights()[:, j].max(0)
             facts.update(weight=float(weight), weight_class=self.word(int(label)))
             source.lines.append(
-                f'speaks most for: {facts["weight_class"]} (weight {float(weight):.3f})'
+                f'speaks most for: {facts["weight_class"]} (weight {facts["weight"]:.3f})'
             )
         shown = {}
         for name, (dataset, nearest) in neighbours.items():
-            patches, rows = [], []
-            shown_by = images(dataset)
             own = facts['source_image'] if dataset is self.dataset else -1
+            shown_by, near = images(dataset), []
             for i, index in enumerate(nearest.images[j].tolist()):
-                if nearest.distances[j, i].isfinite() and index != own and len(rows) < k:
-                    image, inputs, sample = self.prepare(dataset[shown_by[index]])
-                    similarity = self.head.similarity(nearest.maps[j, i])
-                    box = _box(similarity, inputs)
-                    best = float(self.head.similarity(nearest.distances[j, i]))
-                    label = self.word(int(nearest.labels[j, i]))
-                    lines = [f'similarity {best:.3f}', label, f'image {index}']
-                    cell = nearest.cells[j, i].tolist()
-                    patches.append(Patch(image, box, similarity, cell, similarity.shape, lines))
-                    rows.append(
-                        {
-                            'image': index,
-                            'path': sample.get('img_path'),
-                            'class': label,
-                            'similarity': best,
-                            'cell': cell,
-                            'box': box,
-                        }
-                    )
-            shown[f'Nearest {name} images'] = patches
-            facts[name] = rows
-        title = [
-            f'Prototype {j}: {facts["source_class"]}' + ('' if facts['alive'] else ' (pruned)')
+                if nearest.distances[j, i].isfinite() and index != own and len(near) < k:
+                    near.append(self._neighbour(dataset[shown_by[index]], nearest, j, i))
+            shown[f'Nearest {name} images'] = [patch for patch, _ in near]
+            facts[name] = [each for _, each in near]
+        title = f'Prototype {j}: {facts["source_class"]}{"" if facts["alive"] else " (pruned)"}'
+        return global_sheet([title], source, shown, self.cmap), facts
+
+    def _neighbour(
+        self, item: dict, nearest: NearestPatches, j: int, i: int
+    ) -> tuple[Patch, dict[str, Any]]:
+        """The patch of an image that is the i-th nearest to a prototype, and its numbers."""
+        image, inputs, sample = self.prepare(item)
+        similarity = self.head.similarity(nearest.maps[j, i])
+        facts = {
+            'image': int(nearest.images[j, i]),
+            'path': sample.get('img_path'),
+            'class': self.word(int(nearest.labels[j, i])),
+            'similarity': float(self.head.similarity(nearest.distances[j, i])),
+            'cell': nearest.cells[j, i].tolist(),
+            'box': _box(similarity, inputs),
+        }
+        lines = [
+            f'similarity {facts["similarity"]:.3f}',
+            facts['class'],
+            f'image {facts["image"]}',
         ]
-        return global_sheet(title, source, shown, self.cmap), facts
+        patch = Patch(image, facts['box'], similarity, facts['cell'], similarity.shape, lines)
+        return patch, facts
 
     @torch.no_grad()
     def explain_image(
-        self, item: dict, name: str, num_classes: int = 2, rows: int = 10
+        self, item: dict, name: str, rows: int = 10
     ) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """The local analysis of an image: what speaks for the classes with the largest logits.
+        """Pictures and numbers of an image: what speaks for the two classes with the largest logits.
 
-        Of all prototypes those are shown whose contributions (similarity times weight) are largest in
-        magnitude, the largest first; the contributions of the others are added up.
+        The prototypes with the largest contributions (similarity times weight) in magnitude are shown.
+        The contributions of the others are added up.
 
         Args:
             item (dict): What the data set's pipeline yields.
             name (str): How the image is called.
-            num_classes (int): For how many classes there is a picture. Defaults to 2.
-            rows (int): How many prototypes each shows. Defaults to 10.
-
-        Returns:
-            tuple[list[np.ndarray], dict]: The pictures, and the numbers.
+            rows (int): Number of prototypes of each class. Defaults to 10.
 
         Raises:
             ValueError: If logits are no sum over prototypes.
@@ -224,9 +221,10 @@ class PrototypeSheets:
         distances = self.distances(inputs)[0]
         best, cells = distances.flatten(1).min(1)
         similarity = self.head.similarity(best)
-        terms = self.head.class_weights() * similarity  # (K, P)
+        weights = self.head.class_weights()  # (K, P)
+        terms = weights * similarity
         logits = terms.sum(1)
-        order = logits.argsort(descending=True, stable=True)[:num_classes].tolist()
+        order = logits.argsort(descending=True, stable=True)[:2].tolist()
         alive = int(self.head.alive.sum())
         label = sample.get('gt_label')
         facts: dict[str, Any] = {
@@ -237,73 +235,54 @@ class PrototypeSheets:
             'classes': [],
         }
         pictures = []
-        for rank, c in enumerate(order):
+        for c, what in zip(order, ('prediction', 'number 2 of the classes')):
             shown = terms[c].abs().argsort(descending=True, stable=True)[: min(rows, alive)]
-            shown = shown[terms[c, shown].argsort(descending=True, stable=True)].tolist()
-            others = float(logits[c] - terms[c, shown].sum())
+            shown = shown[terms[c, shown].argsort(descending=True, stable=True)]
+            logit, others = float(logits[c]), float(logits[c] - terms[c, shown].sum())
             drawn, numbers = [], []
-            for j in shown:
+            for j in shown.tolist():
+                source, origin = self.source(j)
                 similarities = self.head.similarity(distances[j])
-                box = _box(similarities, inputs)
-                values = dict(
+                each = dict(
                     similarity=float(similarity[j]),
-                    weight=float(self.head.class_weights()[c, j]),
+                    weight=float(weights[c, j]),
                     contribution=float(terms[c, j]),
                     cell=list(divmod(int(cells[j]), distances.shape[2])),
-                    box=box,
+                    box=_box(similarities, inputs),
+                    **origin,
                 )
-                source, origin = self.source(j)
-                numbers.append({**values, **origin})
+                numbers.append(each)
                 lines = [
                     f'prototype {j}',
-                    f'of {origin["source_class"]}',
-                    f'similarity {values["similarity"]:.3f}',
-                    f'× weight {values["weight"]:.3f}',
-                    f'= {values["contribution"]:+.3f}',
+                    f'of {each["source_class"]}',
+                    f'similarity {each["similarity"]:.3f}',
+                    f'× weight {each["weight"]:.3f}',
+                    f'= {each["contribution"]:+.3f}',
                 ]
-                drawn.append(
-                    (
-                        Patch(image, box, similarities, values['cell'], similarities.shape),
-                        source,
-                        lines,
-                    )
-                )
+                here = Patch(image, each['box'], similarities, each['cell'], similarities.shape)
+                drawn.append((here, source, lines))
             facts['classes'].append(
-                {
-                    'class': self.word(c),
-                    'logit': float(logits[c]),
-                    'others': others,
-                    'prototypes': numbers,
-                }
+                {'class': self.word(c), 'logit': logit, 'others': others, 'prototypes': numbers}
             )
-            what = 'prediction' if rank == 0 else f'number {rank + 1} of the classes'
+            known = '' if facts['label'] is None else f'; label: {facts["label"]}'
             title = [
                 f'{name}: what speaks for {self.word(c)}',
-                f'{what}, logit {float(logits[c]):.3f}'
-                + (f'; label: {facts["label"]}' if facts['label'] is not None else ''),
+                f'{what}, logit {logit:.3f}{known}',
             ]
-            rest = alive - len(shown)
-            sign = '+' if others >= 0 else '-'
-            summary = [
-                f'Logit {float(logits[c]):.3f} = {float(logits[c]) - others:.3f} (these {len(shown)} '
-                f'prototypes) {sign} {abs(others):.3f} (the other {rest})'
-            ]
-            pictures.append(local_sheet(title, drawn, summary, self.cmap))
+            summary = (
+                f'Logit {logit:.3f} = {logit - others:.3f} (these {len(shown)} prototypes) '
+                f'{"+" if others >= 0 else "-"} {abs(others):.3f} (the other {alive - len(shown)})'
+            )
+            pictures.append(local_sheet(title, drawn, [summary], self.cmap))
         return pictures, facts
 
     def decisions(self, shown: Sequence[tuple[str, dict]]) -> PictureSection:
-        """The section of a report with the local analysis of some images.
-
-        Args:
-            shown (Sequence[tuple[str, dict]]): Names of images, and what the data set yields of them.
-        """
+        """The section of a report with the local analysis of images, each a name and a sample."""
         pictures = []
         for name, item in shown:
             drawn, facts = self.explain_image(item, name)
-            pictures += [
-                (f'{name}: {each["class"]}', picture)
-                for each, picture in zip(facts['classes'], drawn)
-            ]
+            words = [f'{name}: {each["class"]}' for each in facts['classes']]
+            pictures += zip(words, drawn)
         return PictureSection('Prototypes', LOCAL_NOTE, pictures)
 
 
@@ -316,14 +295,3 @@ def spread(values: np.ndarray, num: int) -> list[int]:
 def _box(similarity: Tensor, inputs: Tensor) -> list[int]:
     """The box of high activation of a similarity map (h, w), in pixels of the input."""
     return high_activation_boxes(resize_maps(similarity[None], inputs.shape[2:]))[0].tolist()
-
-
-def _source_lines(facts: dict[str, Any]) -> list[str]:
-    (row, column), (x0, y0, x1, y1) = facts['source_cell'], facts['source_box']
-    return [
-        f'Taken from training image {facts["source_image"]}',
-        *([facts['source_path']] if facts['source_path'] else []),
-        facts['source_class'],
-        f'cell: row {row}, column {column}',
-        f'box: x {x0} to {x1}, y {y0} to {y1}',
-    ]

@@ -1,9 +1,12 @@
-"""The pictures of prototype networks: where a prototype comes from, and what looks like it."""
+"""The pictures of prototype networks: where a prototype comes from, and what looks like it.
+
+Images and pictures are RGB, uint8 of shape (H, W, 3).
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,12 +15,24 @@ import torch
 from torch import Tensor
 
 from mmkdx.functional import normalize_maps, resize_maps
-from mmkdx.visualization.rendering import color_table, colorize, grid, overlay, put_text
+from mmkdx.visualization.rendering import (
+    DARK,
+    QUIET,
+    colorize,
+    enlarged,
+    grid,
+    joined,
+    legend,
+    overlay,
+    put_text,
+)
 
 #: The colours of boxes.
 YELLOW, BLACK = (255, 255, 0), (0, 0, 0)
 #: Pixels between pictures, and of a line of text.
 GAP, LINE = 12, 20
+#: The size of each picture in pixels: in a global sheet, and in one with a row for each prototype.
+LARGE, SMALL = 192, 128
 
 
 @dataclass
@@ -25,12 +40,12 @@ class Patch:
     """A patch of an image.
 
     Args:
-        image (np.ndarray): The whole image, RGB, uint8 of shape (H, W, 3).
+        image (np.ndarray): The whole image.
         box (Sequence[int]): x0, y0, x1, y1 in its pixels; x1 and y1 are outside of the box.
         similarity (Tensor, optional): How similar each place of the image is to the prototype, raw, of
             shape (h, w). Defaults to None.
         cell (Sequence[int], optional): Row and column of its most similar place. Defaults to None.
-        grid (Sequence[int], optional): Of how many rows and columns. Defaults to None.
+        grid (Sequence[int], optional): Number of rows and columns. Defaults to None.
         lines (Sequence[str]): What is to be said of it. Defaults to ().
     """
 
@@ -43,14 +58,7 @@ class Patch:
 
 
 def crop(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
-    """The region of an image in a box.
-
-    Args:
-        image (np.ndarray): RGB, uint8 of shape (H, W, 3).
-        box (Sequence[int]): See ``Patch``.
-
-    Returns:
-        np.ndarray: RGB, uint8.
+    """The region of an image (H, W, 3) in a box, see ``Patch``.
 
     Raises:
         ValueError: If the box is empty, or passes the border of the image.
@@ -64,38 +72,32 @@ def crop(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
     return image[y0:y1, x0:x1]
 
 
-def draw_patch(patch: Patch, side: int = 192) -> np.ndarray:
+def draw_patch(patch: Patch, side: int = LARGE) -> np.ndarray:
     """Draws a patch's box on its image, inside of the box's edges, and a dot at its cell.
 
     The dot is where the similarity is highest. The box holds all places above a percentile, and so it
-    may be large where similar places lie apart.
-
-    Args:
-        patch (Patch): The patch.
-        side (int): A smaller image is enlarged before by the largest whole factor that fits, so that
-            the lines are fine. Defaults to 192.
-
-    Returns:
-        np.ndarray: RGB, uint8.
+    may be large where similar places lie apart. An image smaller than ``side`` pixels is first enlarged
+    by a whole factor, so that the lines are fine.
 
     Raises:
         ValueError: See ``crop``.
     """
     crop(patch.image, patch.box)
-    picture = _enlarged(patch.image, side)
-    factor = picture.shape[0] // patch.image.shape[0]
+    plain = enlarged(patch.image, side)
+    picture = plain.copy()
+    factor = plain.shape[0] // patch.image.shape[0]
     x0, y0, x1, y1 = (int(edge) * factor for edge in patch.box)
-    width = max(1, round(max(picture.shape) / 64))
+    width = max(1, round(max(plain.shape) / 64))
     dark = max(1, width // 3)
-    for inset, stroke, color in ((0, width + 2 * dark, BLACK), (dark, width, YELLOW)):
-        left, top, right, bottom = x0 + inset, y0 + inset, x1 - inset, y1 - inset
-        for rows, columns in (
-            (slice(top, min(top + stroke, bottom)), slice(left, right)),
-            (slice(max(bottom - stroke, top), bottom), slice(left, right)),
-            (slice(top, bottom), slice(left, min(left + stroke, right))),
-            (slice(top, bottom), slice(max(right - stroke, left), right)),
-        ):
-            picture[rows, columns] = color
+    # Each fills what the one before leaves inside
+    for inset, fill in (
+        (0, BLACK),
+        (dark, YELLOW),
+        (dark + width, BLACK),
+        (2 * dark + width, plain),
+    ):
+        region = np.s_[y0 + inset : max(y1 - inset, 0), x0 + inset : max(x1 - inset, 0)]
+        picture[region] = fill[region] if fill is plain else fill
     if patch.cell is not None:
         # The cell's centre, in OpenCV's order x, y
         center = [
@@ -108,23 +110,14 @@ def draw_patch(patch: Patch, side: int = 192) -> np.ndarray:
 
 
 def heat_map(
-    image: np.ndarray, similarity: Tensor, cmap: str = 'viridis', side: int = 192
+    image: np.ndarray, similarity: Tensor, cmap: str = 'viridis', side: int = LARGE
 ) -> np.ndarray:
-    """Lays a similarity map over an image, scaled to its own range.
+    """Lays a similarity map (h, w) over an image, scaled to its own range.
 
     With 'jet' it is the picture of prototype papers: half of the image and 0.3 of the colours. With
     other colour maps it is that of ``overlay``, whose image is grey.
-
-    Args:
-        image (np.ndarray): RGB, uint8 of shape (H, W, 3).
-        similarity (Tensor): Raw, of shape (h, w).
-        cmap (str): See ``colorize``. Defaults to 'viridis'.
-        side (int): See ``draw_patch``. Defaults to 192.
-
-    Returns:
-        np.ndarray: RGB, uint8.
     """
-    picture = _enlarged(image, side)
+    picture = enlarged(image, side)
     maps = resize_maps(similarity[None].float().cpu(), picture.shape[:2])
     if cmap == 'jet':
         heat = colorize(normalize_maps(maps), cmap)[0].numpy()
@@ -135,46 +128,33 @@ def heat_map(
 def global_sheet(
     title: Sequence[str],
     source: Patch,
-    neighbours: dict[str, Sequence[Patch]],
+    neighbours: Mapping[str, Sequence[Patch]],
     cmap: str = 'viridis',
-    side: int = 192,
 ) -> np.ndarray:
     """Draws a prototype's source, and the patches of other images that are nearest to it.
 
     Args:
         title (Sequence[str]): The headline and lines under it.
         source (Patch): Where the prototype comes from.
-        neighbours (dict[str, Sequence[Patch]]): Patches under a heading each, the nearest first. All
+        neighbours (Mapping[str, Sequence[Patch]]): Patches under a heading each, the nearest first. All
             need similarity maps.
         cmap (str): See ``heat_map``. Defaults to 'viridis'.
-        side (int): The size of each picture in pixels. Defaults to 192.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
     """
-    count = max([4, *map(len, neighbours.values())])
-    width = count * (side + GAP) + GAP
-    first = _row(
-        _views(source, cmap, side),
-        source.lines,
-        side,
-        width - 3 * (side + GAP) - GAP,
-        source.lines[:1],
-    )
-    parts = [_text(title, width), first]
+    step = LARGE + GAP
+    width = max([4, *map(len, neighbours.values())]) * step + GAP
+    views = _views(source, cmap, LARGE)
+    strong = source.lines[:1]
+    parts = [_text(title, width), _row(views, source.lines, LARGE, width - 3 * step - GAP, strong)]
     for heading, patches in neighbours.items():
-        views = [_views(patch, cmap, side) for patch in patches]
-        upper = [view[i] for i in range(2) for view in views]
-        lines = [
-            [part for line in patch.lines for part in _wrapped(line, side)] for patch in patches
-        ]
         parts.append(_text([heading], width))
-        if patches:
-            parts.append(grid(upper, columns=len(patches), side=side, gap=GAP)[:-GAP])
-            parts.append(grid([view[2] for view in views], lines, side=side, gap=GAP))
-        else:
+        if not patches:
             parts.append(_text(['', 'none'], width))
-    return _stacked([*parts, _legend(width, cmap)])
+            continue
+        boxes, heats, regions = zip(*(_views(patch, cmap, LARGE) for patch in patches))
+        lines = [[p for line in patch.lines for p in _wrapped(line, LARGE)] for patch in patches]
+        upper = grid([*boxes, *heats], columns=len(patches), side=LARGE, gap=GAP)
+        parts += [upper[:-GAP], grid(regions, lines, side=LARGE, gap=GAP)]
+    return joined([*parts, _legend(width, cmap)])
 
 
 def local_sheet(
@@ -182,58 +162,40 @@ def local_sheet(
     rows: Sequence[tuple[Patch, Patch, Sequence[str]]],
     summary: Sequence[str],
     cmap: str = 'viridis',
-    side: int = 128,
 ) -> np.ndarray:
     """Draws which patches of an image look like which prototypes, one prototype a row.
 
     Args:
         title (Sequence[str]): The headline and lines under it.
         rows (Sequence[tuple]): For each prototype the patch of the image with its similarity map, the
-            prototype's source, and what is to be said, the last line being the result.
+            prototype's source, and lines of text, the last being the result.
         summary (Sequence[str]): Lines at the end.
         cmap (str): See ``heat_map``. Defaults to 'viridis'.
-        side (int): The size of each picture in pixels. Defaults to 128.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
     """
     heads = ('in this image', 'similarity', 'this patch', 'looks like this', 'taken from')
     body = []
     for patch, source, lines in rows:
-        pictures = [
-            *_views(patch, cmap, side),
-            crop(source.image, source.box),
-            draw_patch(source, side),
-        ]
-        body.append(_row(pictures, lines, side, 264, [lines[0], lines[-1]]))
+        pictures = [*_views(patch, cmap, SMALL), *_origin(source)]
+        body.append(_row(pictures, lines, SMALL, 264, [lines[0], lines[-1]]))
     width = body[0].shape[1]
-    parts = [_text(title, width), _heads(heads, side, width), *body, _text(summary, width)]
-    return _stacked([*parts, _legend(width, cmap)])
+    end = [_text(summary, width), _legend(width, cmap)]
+    return joined([_text(title, width), _heads(heads, width), *body, *end])
 
 
 def transfer_sheet(
-    title: Sequence[str], rows: Sequence[tuple[Patch, Patch, Sequence[str]]], side: int = 128
+    title: Sequence[str], rows: Sequence[tuple[Patch, Patch, Sequence[str]]]
 ) -> np.ndarray:
     """Draws prototypes of a teacher beside those of a student, one pair a row.
 
-    Args:
-        title (Sequence[str]): The headline and lines under it.
-        rows (Sequence[tuple]): For each pair the sources of the teacher's and of the student's
-            prototype, and what is to be said.
-        side (int): The size of each picture in pixels. Defaults to 128.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
+    A row has the teacher's and the student's source, and lines of text.
     """
     heads = ("teacher's prototype", 'taken from', "student's prototype", 'taken from')
-    body = []
-    for teacher, student, lines in rows:
-        pictures = []
-        for patch in (teacher, student):
-            pictures += [crop(patch.image, patch.box), draw_patch(patch, side)]
-        body.append(_row(pictures, lines, side, 300, lines[::2]))
+    body = [
+        _row([*_origin(teacher), *_origin(student)], lines, SMALL, 300, lines[::2])
+        for teacher, student, lines in rows
+    ]
     width = body[0].shape[1]
-    return _stacked([_text(title, width), _heads(heads, side, width), *body])
+    return joined([_text(title, width), _heads(heads, width), *body])
 
 
 def _views(patch: Patch, cmap: str, side: int) -> list[np.ndarray]:
@@ -245,10 +207,9 @@ def _views(patch: Patch, cmap: str, side: int) -> list[np.ndarray]:
     ]
 
 
-def _enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """A copy, enlarged by a whole factor, so that pixels stay sharp."""
-    factor = max(1, side // max(image.shape[:2]))
-    return image.repeat(factor, 0).repeat(factor, 1)
+def _origin(source: Patch) -> list[np.ndarray]:
+    """The patch itself, and its image with the box."""
+    return [crop(source.image, source.box), draw_patch(source, SMALL)]
 
 
 def _row(
@@ -260,59 +221,40 @@ def _row(
 ) -> np.ndarray:
     """Pictures in a row, with text to the right of them, of which some lines are drawn stronger."""
     body = grid(pictures, side=side, gap=GAP)[:-GAP]
-    wrapped = [(line, part) for line in lines for part in _wrapped(line, text_width - GAP)]
+    room = text_width - GAP
+    wrapped = [(line in strong, part) for line in lines for part in _wrapped(line, room)]
     height = max(body.shape[0], GAP + LINE * len(wrapped) + 6)
-    picture = np.full((height, body.shape[1] + text_width, 3), 255, np.uint8)
-    picture[: body.shape[0], : body.shape[1]] = body
-    for n, (line, part) in enumerate(wrapped):
-        color = (24, 24, 24) if line in strong else (96, 96, 96)
-        put_text(picture, part, body.shape[1], GAP + 14 + LINE * n, 14, text_width - GAP, color)
-    return picture
+    text = np.full((height, text_width, 3), 255, np.uint8)
+    for n, (stronger, part) in enumerate(wrapped):
+        put_text(text, part, 0, GAP + 14 + LINE * n, 14, room, DARK if stronger else QUIET)
+    return joined([body, text], 1)
 
 
-def _heads(heads: Sequence[str], side: int, width: int) -> np.ndarray:
+def _heads(heads: Sequence[str], width: int) -> np.ndarray:
     """The heads of columns."""
     strip = np.full((LINE, width, 3), 255, np.uint8)
     for n, head in enumerate(heads):
-        put_text(strip, head, GAP + n * (side + GAP), 12, 13, side, (96, 96, 96))
+        put_text(strip, head, GAP + n * (SMALL + GAP), 12, 13, SMALL, QUIET)
     return strip
 
 
 def _text(lines: Sequence[str], width: int) -> np.ndarray:
     """A headline and lines under it."""
-    wrapped = [[part for part in _wrapped(line, width - 2 * GAP)] for line in lines]
-    count = sum(map(len, wrapped))
-    strip = np.full((LINE * count + 10, width, 3), 255, np.uint8)
-    n = 0
-    for first, parts in zip([True] + [False] * len(wrapped), wrapped):
-        for part in parts:
-            size, color = (16, (24, 24, 24)) if first else (14, (96, 96, 96))
-            put_text(strip, part, GAP, 6 + LINE * n + 16, size, width - 2 * GAP, color)
-            n += 1
+    room = width - 2 * GAP
+    wrapped = [(i == 0, part) for i, line in enumerate(lines) for part in _wrapped(line, room)]
+    strip = np.full((LINE * len(wrapped) + 10, width, 3), 255, np.uint8)
+    for n, (first, part) in enumerate(wrapped):
+        size, color = (16, DARK) if first else (14, QUIET)
+        put_text(strip, part, GAP, 22 + LINE * n, size, room, color)
     return strip
 
 
 def _legend(width: int, cmap: str) -> np.ndarray:
     """What the colours of similarity maps mean."""
-    strip = np.full((28, width, 3), 255, np.uint8)
-    put_text(strip, 'similarity, each map in its own range: lowest', GAP, 18, 12)
-    left = GAP + 276
-    bar = color_table(cmap)[None].repeat(10, 0)[:, ::2]
-    strip[8:18, left : left + bar.shape[1]] = bar
-    put_text(strip, 'highest', left + bar.shape[1] + 8, 18, 12)
-    return strip
+    low = 'similarity, each map in its own range: lowest'
+    return legend(width, [(low, 'highest', cmap, 276)])
 
 
 def _wrapped(line: str, width: int) -> list[str]:
     """A line in as many lines as it needs; letters are some eight pixels wide."""
     return textwrap.wrap(line, max(width // 8, 8)) or ['']
-
-
-def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Strips under each other, all as wide as the widest."""
-    width = max(part.shape[1] for part in parts)
-    fill = [
-        np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255)
-        for part in parts
-    ]
-    return np.concatenate(fill)

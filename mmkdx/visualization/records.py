@@ -13,21 +13,16 @@ from terminaltables import AsciiTable
 
 from mmkdx.metrics.scores import Score
 
-#: The models of an evaluation, and how a table calls them.
+#: The models of an evaluation, in the order of a table's columns.
 MODELS = ('student', 'teacher', 'base')
 
 
-def by_model(scores: Mapping[str, Score]) -> dict[str, dict[str, Score]]:
-    """Groups scores by what they are of.
+def by_model(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Groups scores, or a sample's values, by their plain names and then by their models.
 
-    Args:
-        scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``.
-
-    Returns:
-        dict[str, dict[str, Score]]: For each plain name the scores of 'student', 'teacher' and
-        'base'. A score that compares a student with its teacher has none of 'teacher'.
+    One that compares a student with its teacher has none of 'teacher'.
     """
-    grouped: dict[str, dict[str, Score]] = {}
+    grouped: dict[str, dict[str, Any]] = {}
     for name, score in scores.items():
         model, _, plain = name.rpartition('/')
         grouped.setdefault(plain, {})[model or 'student'] = score
@@ -39,42 +34,36 @@ def score_rows(scores: Mapping[str, Score], student: str = 'student') -> list[li
 
     Args:
         scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``.
-        student (str): What the student's column is headed. Defaults to 'student'.
+        student (str): The head of the student's column. Defaults to 'student'.
 
     Returns:
-        list[list[str]]: The head, then a row for each score: its name, what is better, its values,
-        and on how many samples they rest, as '256 in 4' of a mean over 4 batches.
+        list[list[str]]: The head, then a row for each score: its name, what is better, its values, and
+        the number of samples, like '256 in 4' for a mean over 4 batches.
     """
     grouped = by_model(scores)
     models = [model for model in MODELS if any(model in row for row in grouped.values())]
-    # Agreement with the teacher is a column of its own
+    # Agreement with the teacher is a column of its own; a mean over batches compares with the base
     compared = {
         name
         for name, row in grouped.items()
-        if 'teacher' in models
-        and 'teacher' not in row
-        and all(
-            score.batches is None for score in row.values()
-        )  # those compare with the base model
+        if 'teacher' in models and 'teacher' not in row
+        if all(score.batches is None for score in row.values())
     }
     columns = [(student if model == 'student' else model, model, False) for model in models]
     if compared:
-        columns += [
-            (f'{model} with teacher', model, True) for model in models if model != 'teacher'
-        ]
+        others = [model for model in models if model != 'teacher']
+        columns += [(f'{model} with teacher', model, True) for model in others]
     rows = [['score', 'better', *(head for head, _, _ in columns), 'n']]
     for name, row in grouped.items():
         cells = [
             format_score(row[model]) if model in row and (name in compared) == pair else ''
             for _, model, pair in columns
         ]
-        counts = ' / '.join(
-            dict.fromkeys(
-                str(score.n) if score.batches is None else f'{score.n} in {score.batches}'
-                for score in row.values()
-            )
+        counts = dict.fromkeys(
+            str(score.n) if score.batches is None else f'{score.n} in {score.batches}'
+            for score in row.values()
         )
-        rows.append([name, next(iter(row.values())).better or '', *cells, counts])
+        rows.append([name, next(iter(row.values())).better or '', *cells, ' / '.join(counts)])
     return rows
 
 
@@ -130,18 +119,18 @@ def read_header(path: Path) -> list[str]:
 
 
 def append_scores(path: Path, scores: Mapping[str, Score], **facts: Any) -> None:
-    """Appends the scores of an evaluation to a file of JSON lines.
-
-    Args:
-        path (Path): The file.
-        scores (Mapping[str, Score]): The scores.
-        **facts: What else is to be known of the evaluation.
-    """
-    # JSON has no NaN.
-    values = {name: _no_nan(score._asdict()) for name, score in scores.items()}
-    line = {**facts, 'scores': values}
+    """Appends the scores and facts of an evaluation to a file of JSON lines."""
+    values = {
+        name: {
+            # JSON has no NaN
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in score._asdict().items()
+            if value is not None or key == 'better'
+        }
+        for name, score in scores.items()
+    }
     with path.open('a') as file:
-        file.write(json.dumps(line) + '\n')
+        file.write(json.dumps({**facts, 'scores': values}) + '\n')
 
 
 def read_curves(work_dir: str | Path) -> dict[str, list]:
@@ -155,20 +144,11 @@ def read_curves(work_dir: str | Path) -> dict[str, list]:
     """
     curves: dict[str, dict[int, float]] = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for text in path.read_text().splitlines():
-            line = json.loads(text)
-            # Lines of training hold the learning rate.
+        for line in map(json.loads, path.read_text().splitlines()):
+            # Lines of training hold the learning rate
             if 'step' not in line or 'lr' in line:
                 continue
             for name, value in line.items():
                 if '/' in name and math.isfinite(value):
                     curves.setdefault(name, {})[line['step']] = value
     return {name: sorted(values.items()) for name, values in curves.items()}
-
-
-def _no_nan(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in values.items()
-        if value is not None or key == 'better'
-    }

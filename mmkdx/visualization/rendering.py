@@ -1,7 +1,6 @@
-"""Drawing maps: colours, overlays, differences and grids.
+"""Drawing maps: colours, overlays, differences, texts and grids.
 
-Maps are normalised and resized by ``mmkdx.functional`` (``normalize_maps``, ``resize_maps``); here
-numbers in [0, 1] or [-1, 1] become colours.
+Pictures are RGB, uint8, in NumPy of shape (H, W, 3) and in tensors of shape (N, H, W, 3).
 """
 
 from __future__ import annotations
@@ -21,37 +20,20 @@ from torch import Tensor
 from mmkdx.arguments import number
 from mmkdx.functional import degenerate_maps, normalize_maps, resize_maps
 
-#: Sequential colour maps, all of OpenCV; 'jet' is for comparison with papers, as its lightness goes up
-#: and down and colour-blind people cannot read it.
-COLORMAPS = {
-    'viridis': cv2.COLORMAP_VIRIDIS,
-    'cividis': cv2.COLORMAP_CIVIDIS,
-    'inferno': cv2.COLORMAP_INFERNO,
-    'magma': cv2.COLORMAP_MAGMA,
-    'jet': cv2.COLORMAP_JET,
-}
+#: Sequential colour maps of OpenCV. 'jet' is for comparison with papers: its lightness goes up and
+#: down, and colour-blind people cannot read it.
+COLORMAPS = ('viridis', 'cividis', 'inferno', 'magma', 'jet')
 
-# ColorBrewer's PuOr with 11 classes (Harrower and Brewer, The Cartographic Journal 2003), which colour-
-# blind people can read and which stays readable in print.
-_DIVERGING = (
-    (45, 0, 75), (84, 39, 136), (128, 115, 172), (178, 171, 210), (216, 218, 235), (247, 247, 247),
-    (254, 224, 182), (253, 184, 99), (224, 130, 20), (179, 88, 6), (127, 59, 8),
-)  # fmt: skip
+#: The colours of headlines and of other text.
+DARK, QUIET = (24, 24, 24), (96, 96, 96)
 
 
 def colorize(maps: Tensor, cmap: str = 'viridis') -> Tensor:
-    """Gives maps colours.
+    """Gives maps colours, on their device.
 
     Args:
         maps (Tensor): Maps of shape (N, H, W) in [0, 1], for 'diverging' in [-1, 1].
-        cmap (str): One of ``COLORMAPS``, or 'diverging' (violet below 0, white, orange above).
-            Defaults to 'viridis'.
-
-    Returns:
-        Tensor: RGB pictures of shape (N, H, W, 3), uint8, on the maps' device.
-
-    Raises:
-        ValueError: If there is no such colour map.
+        cmap (str): See ``color_table``. Defaults to 'viridis'.
     """
     table = torch.from_numpy(color_table(cmap)).to(maps.device)
     if cmap == 'diverging':
@@ -67,17 +49,11 @@ def overlay(
     A map that says nothing (see ``degenerate_maps``) leaves its image without colour.
 
     Args:
-        images (Tensor): RGB images of shape (N, H, W, 3), uint8.
+        images (Tensor): The images, uint8 of shape (N, H, W, 3).
         maps (Tensor): Raw maps of shape (N, h, w); each is scaled to its own range.
         alpha (float): The share of the map's colour, from 0 to 1. Defaults to 0.6.
-        cmap (str): See ``colorize``. Defaults to 'viridis'.
+        cmap (str): See ``color_table``. Defaults to 'viridis'.
         relu (bool): Whether negative evidence is left out. Defaults to True.
-
-    Returns:
-        Tensor: RGB pictures of shape (N, H, W, 3), uint8.
-
-    Raises:
-        ValueError: If there is no such colour map, or alpha is out of range.
     """
     number('alpha', alpha, 0, 1)
     scaled = normalize_maps(maps, relu)
@@ -92,14 +68,15 @@ def overlay(
 def difference(student: Tensor, teacher: Tensor, size: Sequence[int]) -> Tensor:
     """The student's map minus the teacher's, each without negative evidence and scaled to [0, 1].
 
+    A difference is NaN all over where one of the maps says nothing.
+
     Args:
         student (Tensor): Raw maps of shape (N, h, w).
         teacher (Tensor): Raw maps of shape (N, h', w').
         size (Sequence[int]): Height and width of the result.
 
     Returns:
-        Tensor: Differences of shape (N, height, width) in [-1, 1]; NaN all over where one of the maps
-        says nothing.
+        Tensor: Differences of shape (N, height, width) in [-1, 1].
     """
     scaled = [resize_maps(normalize_maps(maps, relu=True), size) for maps in (student, teacher)]
     empty = [degenerate_maps(maps.relu()) for maps in (student, teacher)]
@@ -110,20 +87,21 @@ def difference(student: Tensor, teacher: Tensor, size: Sequence[int]) -> Tensor:
 def color_table(cmap: str) -> np.ndarray:
     """The 256 RGB colours of a colour map, from its lowest to its highest value, uint8 of (256, 3).
 
+    Args:
+        cmap (str): One of ``COLORMAPS``, or 'diverging' (violet, white, orange).
+
     Raises:
         ValueError: If there is no such colour map.
     """
     if cmap == 'diverging':
-        places = np.linspace(0, 1, len(_DIVERGING))
-        steps = np.linspace(0, 1, 256)
-        channels = [np.interp(steps, places, channel) for channel in zip(*_DIVERGING)]
-        return np.stack(channels, 1).round().astype(np.uint8)
+        # ColorBrewer's PuOr, which can be read in print and by colour-blind people
+        return matplotlib.colormaps['PuOr_r'](np.arange(256), bytes=True)[:, :3].copy()
     if cmap not in COLORMAPS:
         raise ValueError(
             f'there is no colour map {cmap!r}; there are {", ".join(COLORMAPS)} and diverging'
         )
     ramp = np.arange(256, dtype=np.uint8)[:, None]
-    return cv2.applyColorMap(ramp, COLORMAPS[cmap])[:, 0, ::-1].copy()
+    return cv2.applyColorMap(ramp, getattr(cv2, f'COLORMAP_{cmap.upper()}'))[:, 0, ::-1].copy()
 
 
 def put_text(
@@ -140,17 +118,17 @@ def put_text(
     Letters that the font lacks are written as their Unicode numbers, so that no two texts look alike.
 
     Args:
-        picture (np.ndarray): RGB, uint8 of shape (H, W, 3), changed in place.
+        picture (np.ndarray): The picture, changed in place.
         text (str): The text.
-        left (int): Where it begins, in pixels.
-        baseline (int): On which row it stands.
+        left (int): The column where it begins.
+        baseline (int): The row on which it stands.
         height (int): The font's height in pixels. Defaults to 14.
-        width (int, optional): The most it may take. Defaults to None: up to the right edge.
+        width (int, optional): The most pixels it may take. Defaults to None: up to the right edge.
         color (Sequence[int]): RGB. Defaults to nearly black.
     """
     font = _font(height)
     width = picture.shape[1] - left if width is None else width
-    text = ''.join(each if is_drawable(each) else f'\\u{ord(each):04x}' for each in text)
+    text = ''.join(each if each in _letters() else f'\\u{ord(each):04x}' for each in text)
     if font.getlength(text) > width:
         # The end stays as well: there stand a class's number and its score
         count = len(text) - 1
@@ -163,22 +141,12 @@ def put_text(
 
 
 def label_text(label: int, classes: Sequence[str] | None) -> str:
-    """How a picture names a class: 'football helmet (560)'.
+    """How a picture names a class, like 'football helmet (560)'.
 
-    Args:
-        label (int): The class.
-        classes (Sequence[str], optional): The names of the classes, None where they are not known.
-
-    Returns:
-        str: Its name and number; the number alone where there is no name, or no glyph for a letter.
+    Where there is no name, or no glyph for one of its letters, it is the number alone.
     """
     name = classes[label] if classes is not None and label < len(classes) else ''
-    return f'{name} ({label})' if name and is_drawable(name) else f'{label}'
-
-
-def is_drawable(text: str) -> bool:
-    """Whether the font has a glyph for each letter of a text."""
-    return _letters().issuperset(map(ord, text))
+    return f'{name} ({label})' if name and _letters().issuperset(name) else f'{label}'
 
 
 def _without_middle(text: str, count: int) -> str:
@@ -198,8 +166,8 @@ def _font(height: int) -> ImageFont.FreeTypeFont:
 
 
 @lru_cache
-def _letters() -> frozenset[int]:
-    return frozenset(FT2Font(_FONT).get_charmap())
+def _letters() -> frozenset[str]:
+    return frozenset(map(chr, FT2Font(_FONT).get_charmap()))
 
 
 def grid(
@@ -214,18 +182,12 @@ def grid(
     Small pictures are enlarged by whole factors, without smoothing; large ones are reduced.
 
     Args:
-        pictures (Sequence[np.ndarray]): RGB pictures, uint8 of shape (H, W, 3).
+        pictures (Sequence[np.ndarray]): The pictures.
         captions (Sequence[Sequence[str]], optional): For each picture its lines; the first is drawn
             stronger. Defaults to None.
         columns (int, optional): Pictures in a row. Defaults to None (all).
         side (int): Into which square, in pixels, each is fitted. Defaults to 224.
         gap (int): Pixels between them. Defaults to 12.
-
-    Returns:
-        np.ndarray: The RGB picture, uint8.
-
-    Raises:
-        ValueError: If there are no pictures, or not as many captions.
     """
     captions = captions or [()] * len(pictures)
     if not pictures or len(captions) != len(pictures):
@@ -236,17 +198,14 @@ def grid(
     fitted = [_fit(picture, side) for picture in pictures]
     line = 20
     height = max(picture.shape[0] for picture in fitted)
-    step_y = height + line * max(map(len, captions)) + gap + 6
+    step = height + line * max(map(len, captions)) + gap + 6
     rows = -(-len(pictures) // columns)
-    canvas = np.full((rows * step_y + gap, columns * (side + gap) + gap, 3), 255, dtype=np.uint8)
+    canvas = np.full((rows * step + gap, columns * (side + gap) + gap, 3), 255, dtype=np.uint8)
     for i, (picture, lines) in enumerate(zip(fitted, captions)):
-        top, left = gap + i // columns * step_y, gap + i % columns * (side + gap)
-        shift = (side - picture.shape[1]) // 2
-        canvas[top : top + picture.shape[0], left + shift : left + shift + picture.shape[1]] = (
-            picture
-        )
+        top, left = gap + i // columns * step, gap + i % columns * (side + gap)
+        paste(canvas, picture, top, left + (side - picture.shape[1]) // 2)
         for n, text in enumerate(lines):
-            color = (24, 24, 24) if n == 0 else (96, 96, 96)
+            color = DARK if n == 0 else QUIET
             put_text(canvas, text, left, top + height + line * (n + 1), 14, side, color)
     return canvas
 
@@ -254,12 +213,49 @@ def grid(
 def _fit(picture: np.ndarray, side: int) -> np.ndarray:
     height, width = picture.shape[:2]
     factor = side / max(height, width)
-    if factor >= 1:
-        # Whole factors and then the rest keep the pixels of small images sharp.
-        whole = int(factor)
-        picture = picture.repeat(whole, 0).repeat(whole, 1)
     size = max(round(width * factor), 1), max(round(height * factor), 1)
+    # Whole factors and then the rest keep the pixels of small images sharp
+    picture = enlarged(picture, side)
     if picture.shape[1::-1] == size:
         return picture
     way = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     return cv2.resize(picture, size, interpolation=way)
+
+
+def enlarged(image: np.ndarray, side: int) -> np.ndarray:
+    """A copy of an image (H, W, 3), enlarged by the largest whole factor that fits into a side."""
+    factor = max(1, side // max(image.shape[:2]))
+    return image.repeat(factor, 0).repeat(factor, 1)
+
+
+def paste(canvas: np.ndarray, picture: np.ndarray, top: int, left: int) -> None:
+    """Lays a picture onto a larger one."""
+    canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+
+
+def joined(pictures: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
+    """Pictures under each other, for axis 1 beside each other; smaller ones get a white margin."""
+    across = max(picture.shape[1 - axis] for picture in pictures)
+    pads = np.zeros((len(pictures), 3, 2), int)
+    pads[:, 1 - axis, 1] = [across - picture.shape[1 - axis] for picture in pictures]
+    padded = [np.pad(each, pad, constant_values=255) for each, pad in zip(pictures, pads)]
+    return np.concatenate(padded, axis)
+
+
+def legend(width: int, scales: Sequence[tuple[str, str, str, int]]) -> np.ndarray:
+    """A strip of 28 pixels in height with a colour bar for each scale.
+
+    A scale is what its lowest and its highest value mean, its colour map, and the room for the first in
+    pixels.
+    """
+    strip = np.full((28, width, 3), 255, dtype=np.uint8)
+    left = 12
+    for low, high, cmap, room in scales:
+        put_text(strip, low, left, 18, 12, room)
+        bar = color_table(cmap)[None].repeat(10, 0)[:, ::2]
+        left += room
+        paste(strip, bar, 8, left)
+        left += bar.shape[1] + 8
+        put_text(strip, high, left, 18, 12, 96)
+        left += 70
+    return strip

@@ -7,22 +7,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from string import Template
-from types import MappingProxyType
+from typing import Any
 
 import cv2
 import numpy as np
+from jinja2 import Environment
 
 from mmkdx.metrics.scores import Score
 from mmkdx.version import __version__
-from mmkdx.visualization.curves import Curves, curves_section
-from mmkdx.visualization.html import control_row, definition, page_section, select
+from mmkdx.visualization.curves import Curves, charts
 from mmkdx.visualization.records import by_model, score_rows
 from mmkdx.visualization.sections import PictureSection
-
-ARROWS = {'higher': '↑', 'lower': '↓'}
 
 #: The choices of the gallery; each picture has those that hold of it.
 VERDICTS = {
@@ -58,7 +54,7 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, str],
-    scores: Mapping[str, Score] = MappingProxyType({}),
+    scores: Mapping[str, Score] | None = None,
     student: str = 'student',
     curves: Curves | None = None,
     gallery: Sequence[GalleryItem] = (),
@@ -73,110 +69,56 @@ def write_report(
         path (str | Path): The file, in a folder that exists.
         title (str): The headline.
         facts (Mapping[str, str]): What is to be known of the run; empty ones are left out.
-        scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``. Defaults to {}.
+        scores (Mapping[str, Score], optional): Scores as of ``ExplanationMetric``. Defaults to None.
         student (str): What the table calls the student. Defaults to 'student'.
         curves (Mapping, optional): For each metric and run the pairs (epoch, value). Defaults to None:
-            the page is of no training, and has no such section.
-        gallery (Sequence[GalleryItem]): The pictures. Defaults to ().
+            there is no such section.
+        gallery (Sequence[GalleryItem]): The explained images. Defaults to ().
         sections (Sequence[PictureSection]): Further pictures. Defaults to ().
         unit (str): What the curves run over. Defaults to 'epoch'.
-
-    Returns:
-        Path: The file.
 
     Raises:
         ValueError: If a picture is not RGB in uint8.
     """
-    path = Path(path)
-    template = Template(Path(__file__).with_name('report.html').read_text(encoding='utf-8'))
-    page = template.substitute(
-        title=escape(title),
-        facts='\n'.join(definition(name, escape(fact)) for name, fact in facts.items() if fact),
-        curves='' if curves is None else curves_section(curves, unit),
-        scores=_scores(scores, student),
-        gallery=_gallery(gallery),
-        sections='\n'.join(_pictures(f'pictures-{i}', each) for i, each in enumerate(sections)),
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = Path(__file__).with_name('report.html').read_text(encoding='utf-8')
+    scores = scores or {}
+    figures = None if curves is None else charts(curves)
+    degenerate = by_model(scores).get('degenerate', {})
+    page = environment.from_string(template).render(
+        title=title,
+        facts={name: fact for name, fact in facts.items() if fact},
+        charts=figures,
+        metrics=[(each['metric'], each['metric']) for each in figures or () if each['choice']],
+        unit=unit,
+        table=score_rows(scores, student) if scores else [],
+        degenerate=[
+            f'{student if model == "student" else model} {score.value:.0f} of {score.n}'
+            for model, score in degenerate.items()
+            if score.value > 0
+        ],
+        batches=any(score.batches is not None for score in scores.values()),
+        gallery=[_card(item) for item in gallery],
+        choices=_choices(gallery),
+        sections=[_pictures(section) for section in sections],
         version=__version__,
     )
-    # Names of files may hold bytes that are no text.
-    path.write_text(page, encoding='utf-8', errors='replace')
-    return path
+    # Names of files may hold bytes that are no text
+    Path(path).write_text(page, encoding='utf-8', errors='replace')
+    return Path(path)
 
 
-# Scores
-
-
-def _scores(scores: Mapping[str, Score], student: str) -> str:
-    """The table of scores, as ``score_table`` has it, and how many maps say nothing."""
-    if not scores:
-        return ''
-    head, *lines = score_rows(scores, student)
-    heads = ''.join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    rows = []
-    for name, better, *cells in lines:
-        arrow = f'<span title="{better} is better">{ARROWS[better]}</span>' if better else ''
-        cells = ['–' if cell == '-' else cell for cell in cells]
-        rows.append(
-            f'<tr><th scope="row">{escape(name)}</th>'
-            + ''.join(f'<td>{cell}</td>' for cell in (arrow, *cells))
-            + '</tr>'
-        )
-    degenerate = by_model(scores).get('degenerate', {})
-    bad = {model: score for model, score in degenerate.items() if score.value > 0}
-    notice = ', '.join(
-        f'{escape(student if model == "student" else model)} {score.value:.0f} of {score.n}'
-        for model, score in bad.items()
-    )
-    return page_section(
-        'scores',
-        'Scores',
-        (
-            f'<p class="notice" role="note">Maps that say nothing (constant or not finite): {notice}. '
-            'Scores leave them out unless their protocol counts them, see n.</p>'
-            if bad
-            else ''
-        )
-        + '<p class="quiet">Means with half of their 95 % confidence intervals over n images. '
-        '↑ higher is better, ↓ lower is better, – there is no value.'
-        + (
-            ' An n like 256 in 4 is of 4 batches whose values are averaged.'
-            if any(score.batches is not None for score in scores.values())
-            else ''
-        )
-        + '</p>'
-        '<div class="scroll" tabindex="0" role="region" aria-label="Scores">'
-        '<table aria-labelledby="scores-head">'
-        f'<thead><tr>{heads}</tr></thead>\n<tbody>{"".join(rows)}</tbody></table></div>',
-    )
-
-
-# Gallery
-
-
-def _gallery(gallery: Sequence[GalleryItem]) -> str:
-    """The section of all pictures, with what chooses among them."""
-    if not gallery:
-        return ''
+def _choices(gallery: Sequence[GalleryItem]) -> dict[str, Any]:
+    """The options by which images can be chosen and sorted, and the numbers of classes."""
     classes = sorted({item.label for item in gallery if item.label is not None})
-    verdicts = [_verdicts(item) for item in gallery]
-    possible = {key: text for key, text in VERDICTS.items() if any(key in v for v in verdicts)}
+    holds = {verdict for item in gallery for verdict in _verdicts(item)}
     names = dict.fromkeys(name for item in gallery for name in item.scores)
-    selects = [
-        select('class', 'Class', {'': 'all', **{str(i): name for i, name in enumerate(classes)}}),
-        select('verdict', 'Predictions', {'': 'all', **possible}),
-        select('sort', 'Sort by', {'': 'index', **{name: name for name in names}}),
-        select('order', 'Order', {'up': 'lowest first', 'down': 'highest first'}),
-        '<output id="count" for="class verdict"></output>',
-    ]
-    cards = []
-    for item, holds in zip(gallery, verdicts):
-        number = classes.index(item.label) if item.label is not None else ''
-        cards.append(_card(item, holds, number))
-    return page_section(
-        'gallery',
-        'Gallery',
-        f'{control_row(*selects)}<div class="cards">\n{"".join(cards)}</div>',
-    )
+    return {
+        'classes': {name: i for i, name in enumerate(classes)},
+        'class': [('', 'all'), *enumerate(classes)],
+        'verdict': [('', 'all'), *(each for each in VERDICTS.items() if each[0] in holds)],
+        'sort': [('', 'index'), *((name, name) for name in names)],
+    }
 
 
 def _verdicts(item: GalleryItem) -> list[str]:
@@ -194,57 +136,32 @@ def _verdicts(item: GalleryItem) -> list[str]:
     return holds
 
 
-def _card(item: GalleryItem, verdicts: Sequence[str], number: int | str) -> str:
-    """One image with its predictions and values."""
-    head = f'Image {item.index}' + ('' if item.label is None else f': {escape(item.label)}')
-    # JSON has no NaN.
+def _card(item: GalleryItem) -> tuple[GalleryItem, list[str], dict[str, Any], str]:
+    """An image of the gallery, its verdicts, its picture, and its scores for the page's script."""
+    # JSON has no NaN
     scores = {
         name: float(value) if math.isfinite(value) else None for name, value in item.scores.items()
     }
-    rows = []
-    for model, prediction in item.predictions.items():
-        mark = ''
-        if item.label is not None:
-            word, sign = ('right', '✓') if prediction == item.label else ('wrong', '✗')
-            mark = f' <span class="{word}" role="img" aria-label="{word}">{sign}</span>'
-        rows.append(definition(model, escape(prediction) + mark))
-    values = [
-        definition(name, '–' if value is None else f'{value:.3f}') for name, value in scores.items()
+    picture = _picture(item.picture, f'GalleryItem.picture of image {item.index}')
+    return item, _verdicts(item), picture, json.dumps(scores)
+
+
+def _pictures(section: PictureSection) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
+    """The headline, the note and the pictures of a section."""
+    pictures = [
+        (caption, _picture(picture, f'PictureSection.pictures[{i}] of {section.heading!r}'))
+        for i, (caption, picture) in enumerate(section.pictures)
     ]
-    url = _data_url(item.picture, f'GalleryItem.picture of image {item.index}')
-    height, width = item.picture.shape[:2]
-    return (
-        f'<article data-index="{item.index}" data-class="{number}" '
-        f'data-verdicts="{" ".join(verdicts)}" data-scores="{escape(json.dumps(scores))}">'
-        f'<h3>{head}</h3><div class="picture"><img width="{width}" height="{height}" '
-        f'alt="{head}, with the explanations of {escape(", ".join(item.predictions))}" '
-        f'src="{url}"></div>'
-        f'<dl class="values">{"".join(rows)}</dl><dl class="values">{"".join(values)}</dl></article>\n'
-    )
+    return section.heading, section.note, pictures
 
 
-def _pictures(name: str, section: PictureSection) -> str:
-    """A section of further pictures."""
-    figures = []
-    for i, (caption, picture) in enumerate(section.pictures):
-        url = _data_url(picture, f'PictureSection.pictures[{i}] of {section.heading!r}')
-        height, width = picture.shape[:2]
-        figures.append(
-            f'<figure><div class="picture"><img width="{width}" height="{height}" '
-            f'alt="{escape(caption)}" src="{url}"></div></figure>\n'
-        )
-    return page_section(
-        name,
-        escape(section.heading),
-        f'<p class="quiet">{escape(section.note)}</p><div class="sheets">\n{"".join(figures)}</div>',
-    )
-
-
-def _data_url(picture: np.ndarray, key: str) -> str:
+def _picture(picture: np.ndarray, key: str) -> dict[str, Any]:
+    """A picture with its size; ``key`` names it in errors."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(
             f'{key} is {picture.dtype} of shape {picture.shape}; it must be RGB, uint8 of shape '
             '(H, W, 3)'
         )
     data = cv2.imencode('.webp', picture[..., ::-1], (cv2.IMWRITE_WEBP_QUALITY, 90))[1]
-    return f'data:image/webp;base64,{base64.b64encode(data).decode()}'
+    url = f'data:image/webp;base64,{base64.b64encode(data).decode()}'
+    return dict(width=picture.shape[1], height=picture.shape[0], url=url)

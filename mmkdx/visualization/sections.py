@@ -30,12 +30,7 @@ class PictureSection:
 
 
 def class_word(label: int, classes: Sequence[str] | None) -> str:
-    """What to call a class: by its name, with the index where several have it; or by the index.
-
-    Args:
-        label (int): The class.
-        classes (Sequence[str], optional): The names of the data set; a head may have more classes.
-    """
+    """The name of a class, with the index where several have it; the index where it has none."""
     if classes is None or label >= len(classes):
         return str(label)
     name = str(classes[label])
@@ -47,17 +42,12 @@ def class_word(label: int, classes: Sequence[str] | None) -> str:
 def draw(content: Any, classes: Sequence[str] | None = None) -> PictureSection | None:
     """Draws what a metric's ``report_sections`` offers.
 
-    Register a function for a type of content by ``draw.register``.
+    Register a function for a type of content by ``draw.register``. It returns None where there is
+    nothing to draw.
 
     Args:
         content (Any): A ``PictureSection``, or content of a registered type.
         classes (Sequence[str], optional): The names of the classes. Defaults to None (unknown).
-
-    Returns:
-        PictureSection, optional: The section; None where there is nothing to draw.
-
-    Raises:
-        TypeError: If nothing is registered for such content.
     """
     raise TypeError(f'there is no picture of a {type(content).__name__}; register one by draw')
 

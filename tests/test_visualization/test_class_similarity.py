@@ -32,7 +32,7 @@ def drawn(monkeypatch) -> list[tuple[str, np.ndarray]]:
 
     def record(matrix, peak, cmap, *rest):
         piece = original(matrix, peak, cmap, *rest)
-        margin = rest[2] if len(rest) > 2 else module.LEFT
+        margin = rest[2] or module.LEFT
         side = rest[0] * len(matrix)
         top = module.EDGE + 1
         pieces.append((cmap, piece[top : top + side, margin + 1 : margin + 1 + side]))
