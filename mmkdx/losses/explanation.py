@@ -123,4 +123,6 @@ class E2KDLoss(DistillLoss):
         if isinstance(value, ClassMaps):
             return value.classes(classes[:, None])[:, 0].relu()
         features, logits = value
-        return self.explainer.from_forward(features, full_precision(logits), classes).relu()
+        return self.explainer.from_forward(
+            features, full_precision(logits), classes, self.size
+        ).relu()

@@ -292,8 +292,12 @@ class IntrospectiveLoss(DistillLoss):
                     '(at), or explain by the pixels'
                 )
             self._checked = True
-            to_map = tokens_to_map if features.dim() == 3 else lambda value: value
-            to_map = self._layout.to_map if self._layout else to_map
+
+            def to_map(value: Tensor) -> Tensor:
+                if self._layout:
+                    return self._layout.to_map(value)
+                return value if value.dim() != 3 else tokens_to_map(value, inputs.shape[2:])
+
             return gradient_similarity(
                 logits, features, target, self.explainer, relu=self.relu, to_map=to_map, **settings
             )
