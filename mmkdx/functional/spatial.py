@@ -35,17 +35,10 @@ def tokens_to_map(tokens: Tensor, image: Sequence[int] = (1, 1)) -> Tensor:
 
 
 def resize_map(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes maps: average pooling where no side grows, else bilinear (half-pixel centres).
+    """Resizes maps (N, C, H, W) to a height and width.
 
-    Bilinear sampling without a low-pass filter skips most positions when it shrinks a map, pooling
-    weighs every one.
-
-    Args:
-        maps (Tensor): Maps of shape (N, C, H, W).
-        size (Sequence[int]): The wanted height and width.
-
-    Returns:
-        Tensor: Maps of shape (N, C, height, width).
+    Average pooling where no side grows, as bilinear sampling would skip positions; else bilinear
+    (half-pixel centres).
     """
     size = tuple(size)
     if maps.shape[-2:] == size:

@@ -41,8 +41,8 @@ class DistillLoss(nn.Module):
 
     A subclass declares what it compares and what it needs. Its ``forward`` takes exactly that,
     ``student`` and then ``teacher``, ``target``, ``index``, ``inputs`` and ``model`` where it needs
-    them. It returns the unweighted loss, a scalar. Constructors refuse arguments out of their ranges with
-    a ``ValueError``.
+    them. It returns the unweighted loss, a scalar. Constructors refuse arguments out of their ranges
+    with a ``ValueError``.
 
     ``compares`` says which inputs ``forward`` takes, and so what ``adapter='auto'`` bridges:
 
