@@ -62,7 +62,10 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
     in_a_row = 2 if type_name(loader.get('sampler') or {}) == 'PairSampler' else 1
     pipelines = [
         compose(
-            step for step in file_pipeline(leaf, True) if not type_name(step).startswith('Load')
+            step
+            for step in file_pipeline(leaf, True)
+            # Made-up colours have no order
+            if not type_name(step).startswith('Load') and step.get('order') != 'rgb'
         )
         for leaf in leaf_configs(loader.dataset)
     ]
