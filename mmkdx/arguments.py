@@ -1,4 +1,4 @@
-"""Checks of arguments: type, finiteness and range, in one sentence that names the option."""
+"""Checks of arguments: type, finiteness and range; a ``ValueError`` of one sentence names the option."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """Checks a finite number and returns it.
+    """Checks a finite number (a boolean is none) and returns it.
 
     Args:
         name (str): What messages call the option, such as 'tau'.
@@ -26,9 +26,6 @@ def number(
         high (float): The greatest value. Defaults to inf (no bound).
         open_low (bool): Whether ``low`` itself is refused. Defaults to False.
         open_high (bool): Whether ``high`` itself is refused. Defaults to False.
-
-    Raises:
-        ValueError: If it is no number (a boolean is none), not finite or out of range.
     """
     return _checked(name, value, Real, 'a finite number', low, high, open_low, open_high)
 
@@ -44,22 +41,14 @@ def integer(name: str, value: Any, low: float = -math.inf, high: float = math.in
 
 
 def flag(name: str, value: Any) -> bool:
-    """Checks a boolean.
-
-    Raises:
-        ValueError: If it is neither True nor False.
-    """
+    """Checks a boolean."""
     if not isinstance(value, bool):
         raise ValueError(f'{name} is {value!r}; it must be True or False')
     return value
 
 
 def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
-    """Checks one of several values.
-
-    Raises:
-        ValueError: If it is none of them.
-    """
+    """Checks one of several values."""
     # By type as well, since True == 1
     if not any(value is each or (type(value) is type(each) and value == each) for each in choices):
         raise ValueError(f'{name} is {value!r}; it must be one of {", ".join(map(str, choices))}')
@@ -67,11 +56,7 @@ def one_of(name: str, value: Any, choices: Collection[Any]) -> Any:
 
 
 def size(name: str, value: Any, low: int = 1) -> tuple[int, int]:
-    """Checks a height and width, or one side of a square, and returns both.
-
-    Raises:
-        ValueError: If it is neither one nor two integers of at least ``low``.
-    """
+    """Checks a height and width, or one side of a square, and returns both."""
     sides = [value, value] if isinstance(value, Integral) else value
     if (
         not isinstance(sides, Sequence)

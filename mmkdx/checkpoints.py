@@ -59,18 +59,10 @@ def _download(url: str) -> Path:
 
 
 def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
-    """Loads a checkpoint without running code that it may carry.
+    """Loads a file that ``torch.save`` wrote without running code that it may carry.
 
-    Tensors, plain containers, numpy arrays and what mmengine's runner writes are loaded. For
-    anything else, ``MMKDX_UNSAFE_LOAD=1`` in the environment is the user's word that the file is
-    trusted.
-
-    Args:
-        path (str | os.PathLike): A file that ``torch.save`` wrote, in its present or older format.
-        map_location: As in :func:`torch.load`. Defaults to ``'cpu'``.
-
-    Returns:
-        Any: The object in the file.
+    Tensors, plain containers, numpy arrays and what mmengine's runner writes are loaded, anything else
+    only with ``MMKDX_UNSAFE_LOAD=1`` in the environment. ``map_location`` is that of :func:`torch.load`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -165,13 +157,8 @@ def _method_of_known_class(owner: Any, name: str) -> Callable:
 def last_whole_checkpoint(work_dir: str | os.PathLike) -> str | None:
     """Finds the checkpoint to resume from, also after a run that was killed while writing one.
 
-    Args:
-        work_dir (str | os.PathLike): The folder of the run.
-
-    Returns:
-        str | None: The first file that loads and holds weights and optimizer state. mmengine's
-        record of the last checkpoint is tried first, then every ``*.pth`` from the newest on, and
-        ``best_*`` after all others.
+    It is the first file that loads and holds weights and optimizer state. mmengine's record of the last
+    checkpoint is tried first, then every ``*.pth`` from the newest on, and ``best_*`` after all others.
 
     Raises:
         RefusedCheckpointError: A file is whole but needs the user's word, as older ones would too.
@@ -185,6 +172,10 @@ def last_whole_checkpoint(work_dir: str | os.PathLike) -> str | None:
         (path for folder in folders for path in folder.glob('*.pth')),
         key=lambda path: (path.name.startswith('best_'), -path.stat().st_mtime_ns),
     )
+
+    def warn(text: str) -> None:
+        print_log(text, logger='current', level=logging.WARNING)
+
     passed_over = False
     for path in dict.fromkeys(path.resolve() for path in candidates):
         try:
@@ -195,16 +186,12 @@ def last_whole_checkpoint(work_dir: str | os.PathLike) -> str | None:
         except RefusedCheckpointError:
             raise
         except (CheckpointError, FileNotFoundError) as error:
-            print_log(f'{error} It is passed over.', logger='current', level=logging.WARNING)
+            warn(f'{error} It is passed over.')
             passed_over = True
             continue
         if passed_over:
-            print_log(f'Resuming from {path} instead.', logger='current', level=logging.WARNING)
+            warn(f'Resuming from {path} instead.')
         return str(path)
     if passed_over:
-        print_log(
-            f'No checkpoint in {work_dir} can be resumed from.',
-            logger='current',
-            level=logging.WARNING,
-        )
+        warn(f'No checkpoint in {work_dir} can be resumed from.')
     return None

@@ -1,7 +1,7 @@
 """What today's mmengine needs to work with today's torch, setuptools and Python.
 
-``import mmkdx`` calls :func:`install`. Each shim is one small function that looks whether there is
-something to mend before it mends; its docstring says which upstream version makes it unnecessary.
+``import mmkdx`` calls :func:`install`. Each shim looks whether there is something to mend; its docstring
+says which upstream version makes it unnecessary.
 """
 
 from __future__ import annotations
@@ -82,9 +82,8 @@ def _rebind(old: Callable, new: Callable) -> None:
 def _load_checkpoints_safely() -> None:
     """Sends local files and URLs through :func:`load_checkpoint_file`.
 
-    mmengine 0.10.7 cannot resume from its own checkpoints under torch >= 2.6. onedl-mmengine
-    (0.10.12) can, but opens what it does not know with an unrestricted pickle, as both do with
-    every URL. Unnecessary once upstream does neither.
+    mmengine 0.10.7 cannot resume from its own checkpoints under torch >= 2.6. onedl-mmengine (0.10.12)
+    opens what it does not know with an unrestricted pickle, as both do with every URL.
     """
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     CheckpointLoader.register_scheme(
@@ -98,8 +97,7 @@ def _find_packages_without_pkg_resources() -> None:
     """Makes ``_base_ = ['mmpretrain::…']`` and ``mmengine.hub`` work with setuptools >= 82.
 
     mmengine 0.10.7 asks pkg_resources, which setuptools has dropped, and which looks for editable
-    installs in the wrong folder. Unnecessary with onedl-mmengine (0.10.12) and with any mmengine
-    that finds its own folder without pkg_resources.
+    installs in the wrong folder. Unnecessary with onedl-mmengine (0.10.12).
     """
     try:
         works = 'pkg_resources' not in is_installed.__code__.co_names and os.path.samefile(
@@ -156,9 +154,9 @@ def _mmcv_full_available() -> bool:
 def _checkpoint_activations_without_reentry() -> None:
     """Lets ``activation_checkpointing`` of a config keep all gradients.
 
-    mmengine 0.10.7 leaves torch's ``use_reentrant`` open, which then is True: the module runs without
-    a graph, taps inside it read tensors without gradients, and a module at the images, such as a whole
-    backbone, trains nothing. Unnecessary once mmengine says ``use_reentrant=False``.
+    mmengine 0.10.7 leaves torch's ``use_reentrant`` True: taps inside the module read tensors without
+    gradients, and a module at the images, such as a whole backbone, trains nothing. Unnecessary once
+    mmengine says ``use_reentrant=False``.
     """
     if 'use_reentrant' not in inspect.getsource(mmengine_activation_checkpointing):
         _rebind(turn_on_activation_checkpointing, _turn_on_activation_checkpointing)
@@ -181,8 +179,8 @@ def _turn_on_activation_checkpointing(model: nn.Module, modules: list[str] | str
 def _open_turbojpeg_when_it_is_used() -> None:
     """Makes ``imdecode_backend='turbojpeg'`` of a config work.
 
-    mmcv 2.2.0 opens the library in ``mmcv.use_backend`` alone, which a config cannot call, and fails
-    with a NoneType otherwise. Unnecessary once mmcv opens it for ``imdecode_backend``, too.
+    mmcv 2.2.0 opens the library in ``mmcv.use_backend`` alone, which a config cannot call. Unnecessary
+    once mmcv opens it for ``imdecode_backend``, too.
     """
     if getattr(mmcv_io, 'jpeg', 0) is None:
         mmcv_io.jpeg = _TurboJPEG()
@@ -225,9 +223,8 @@ def _load_optim_state_dict(strategy: FSDPStrategy, state_dict: dict) -> None:
 def prepare_cpu_launch(cfg: Config, launcher: str) -> None:
     """Lets a launcher start several processes on a machine without an accelerator.
 
-    mmengine selects a CUDA device in each process before it connects them. Without one, the
-    processes are connected here with gloo, and ``cfg`` is told to wrap the model for the CPU.
-    Call it before the runner is built.
+    mmengine selects a CUDA device in each process before it connects them. Without one, gloo connects
+    the processes, and ``cfg`` wraps the model for the CPU. Call it before the runner is built.
 
     Args:
         cfg (Config): The config of the run; changed in place.

@@ -1,8 +1,8 @@
 """Loads the packages that extend mmkdx, found by the entry point group ``mmkdx.plugins``.
 
-This module is the last location of every registry, so the first look-up imports it, and importing
-it loads the plugins, once in every process and without a line in a config. An entry point names a
-module that registers its parts when it is imported.
+This module is the last location of every registry, so the first look-up in a process imports it and
+loads the plugins, without a line in a config. An entry point names a module that registers its parts
+when it is imported.
 
 ``MMKDX_NO_PLUGINS=1`` in the environment loads none; with ``MMKDX_STRICT_PLUGINS=1`` a plugin that
 fails is an error, not a warning.
@@ -16,8 +16,6 @@ from importlib.metadata import entry_points
 from typing import NamedTuple
 
 from mmengine.logging import print_log
-
-__all__ = ['Plugin', 'loaded_plugins']
 
 
 class Plugin(NamedTuple):

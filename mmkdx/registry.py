@@ -15,12 +15,8 @@ def _child_of(parent: Registry, *locations: str) -> Registry:
     mmengine imports the locations of the registry that is asked, not those of its parents, so
     mmpretrain's are repeated here. Plugins come last, when all that they may build upon is there.
     """
-    return Registry(
-        parent.name,
-        parent=parent,
-        scope='mmkdx',
-        locations=[*parent._locations, *locations, 'mmkdx.plugins'],
-    )
+    locations = [*parent._locations, *locations, 'mmkdx.plugins']
+    return Registry(parent.name, parent=parent, scope='mmkdx', locations=locations)
 
 
 RUNNERS = _child_of(mmpretrain.RUNNERS)

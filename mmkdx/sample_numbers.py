@@ -2,8 +2,7 @@
 
 A data sample of mmengine has ``sample_idx``, which image it is. In a ``ConcatDataset`` each part counts
 from 0, so that two images have one number; ``number_concatenated_samples`` adds what comes before the
-part. It changes the class, not a data set, since a config may name it by string, by class or in any
-scope, and a program may build it.
+part. It changes the class, so that it does not matter who builds the data set.
 """
 
 from __future__ import annotations
@@ -61,10 +60,7 @@ def _counting(method: Callable) -> Callable:
 
 
 def _moved(item: Any, by: int) -> Any:
-    """A copy of an annotation, item or data sample with a higher ``sample_idx``, where it has one.
-
-    A copy, since a data set may keep what it yields.
-    """
+    """A copy, as data sets keep items, of an annotation, item or sample with a higher ``sample_idx``."""
     if isinstance(item, list):
         return [_moved(each, by) for each in item]
     if isinstance(item, dict):

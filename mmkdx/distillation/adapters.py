@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from mmkdx.functional import resize_map, tokens_to_map
@@ -43,6 +45,27 @@ class Adapter(nn.Module):
         if channels and student.shape[axis] != teacher.shape[axis]:
             widths = student.shape[axis], teacher.shape[axis]
             self.project = nn.Conv2d(*widths, 1) if axis == 1 else nn.Linear(*widths)
+
+    def check(
+        self, student: Tensor, teacher: Tensor, images: Sequence[Sequence[int] | None]
+    ) -> None:
+        """Refuses to lay out tokens of images that are not square.
+
+        Args:
+            student (Tensor): A student's activation.
+            teacher (Tensor): The teacher's.
+            images (Sequence[Sequence[int] | None]): Height and width of the student's images, and of
+                the teacher's.
+
+        Raises:
+            ValueError: If the grid does not follow from the number of tokens.
+        """
+        for value, image in zip((student, teacher), images):
+            if self.as_maps and value.dim() == 3 and image and image[0] != image[1]:
+                raise ValueError(
+                    f'the grid of {value.shape[1]} tokens is known for square images alone, and these '
+                    f'are {image[0]}x{image[1]}'
+                )
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Returns both activations in one layout, the student's in the teacher's shape."""

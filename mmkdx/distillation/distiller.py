@@ -211,7 +211,8 @@ class Distiller(BaseModel):
                     classes = Flow(describe(self.student), images).logits.shape[1]
                     check_maps(term.key, term.loss, term.student_tap, places[name][0], classes)
         for name, term in self.terms.items():
-            term.connect(*places[name], self.student)
+            resized = getattr(self._compared.get(term.teacher), 'size', None)
+            term.connect(*places[name], self.student, (size, resized or size))
             term.check(*places[name])
         self._probed.add(tuple(size))
         return places

@@ -108,7 +108,13 @@ class Term(nn.Module):
         if self.student_tap == 'auto':
             self.student_tap = self.loss.locate(model, size) or self.student_tap
 
-    def connect(self, student: Value, teacher: Value, model: nn.Module | None = None) -> None:
+    def connect(
+        self,
+        student: Value,
+        teacher: Value,
+        model: nn.Module | None = None,
+        images: Sequence[Sequence[int] | None] = (None, None),
+    ) -> None:
         """Checks that the loss takes what is at the taps and, the first time, builds what is missing.
 
         That is the adapter, and the layers of the loss's own.
@@ -117,6 +123,8 @@ class Term(nn.Module):
             student (Tensor | ClassMaps | list): What the student's tap holds, real or fake.
             teacher (Tensor | ClassMaps | list, optional): What the teacher's tap holds.
             model (nn.Module, optional): The student, for a loss that needs it. Defaults to None.
+            images (Sequence, optional): Height and width of the student's images, and of the
+                teacher's. Defaults to unknown.
 
         Raises:
             ValueError: If the two cannot be bridged, or are not of the kind that the loss compares.
@@ -136,9 +144,11 @@ class Term(nn.Module):
             raise ValueError(
                 f"{self.key}.at: {self.loss_name} compares tensors, and tap 'cam' holds class maps"
             )
-        elif self.auto and self.taught and self.adapter is None:
+        elif self.auto and self.taught:
             try:
-                self.adapter = Adapter(student, teacher, channels=self.compares == 'shape')
+                if self.adapter is None:
+                    self.adapter = Adapter(student, teacher, channels=self.compares == 'shape')
+                self.adapter.check(student, teacher, images)
             except ValueError as error:
                 raise ValueError(f'{self.key}.adapter: {error}; choose other taps (at)') from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -45,7 +46,13 @@ class BaseCAM(LayerExplainer):
             return [self.combine(each, None) for each in activations]
         return list(map(self.combine, activations, evidence.gradients(weights)))
 
-    def from_forward(self, activations: Tensor, logits: Tensor, targets: Targets = None) -> Tensor:
+    def from_forward(
+        self,
+        activations: Tensor,
+        logits: Tensor,
+        targets: Targets = None,
+        image: Sequence[int] | None = None,
+    ) -> Tensor:
         """Explains a forward that ran already, so that a loss can share the training step's.
 
         Args:
@@ -53,6 +60,7 @@ class BaseCAM(LayerExplainer):
                 tokens (N, L, C), with their graph.
             logits (Tensor): Its logits of shape (N, K).
             targets (int | str | Tensor | Sequence, optional): See ``__call__``; not 'all'.
+            image (Sequence[int], optional): Height and width of the images, which tokens need.
 
         Returns:
             Tensor: Raw maps of shape (N, h, w) that carry gradients to all that made them.
@@ -60,6 +68,8 @@ class BaseCAM(LayerExplainer):
         Raises:
             ValueError: If the activations carry no gradient, or the logits do not depend on them.
         """
+        if activations.dim() == 3 and image is None:
+            raise ValueError('image is None; tokens lie on a grid that follows from the image size')
         if not activations.requires_grad:
             raise ValueError(
                 f'{type(self).__name__}: the activations carry no gradient, so that a loss of the maps '
@@ -77,8 +87,8 @@ class BaseCAM(LayerExplainer):
                     f'{type(self).__name__}: the logits do not depend on the activations; both must '
                     'come from one forward'
                 )
-            gradients = full_precision(_as_map(gradients))
-        return self.combine(full_precision(_as_map(activations)), gradients)
+            gradients = full_precision(_as_map(gradients, image))
+        return self.combine(full_precision(_as_map(activations, image)), gradients)
 
 
 @EXPLAINERS.register_module()
@@ -187,8 +197,8 @@ class EigenGradCAM(BaseCAM):
         return _first_component(gradients * activations)
 
 
-def _as_map(values: Tensor) -> Tensor:
-    return tokens_to_map(values) if values.dim() == 3 else values
+def _as_map(values: Tensor, image: Sequence[int] | None) -> Tensor:
+    return tokens_to_map(values, image) if values.dim() == 3 else values
 
 
 def _first_component(activations: Tensor) -> Tensor:

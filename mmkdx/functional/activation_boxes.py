@@ -12,9 +12,8 @@ def high_activation_boxes(maps: Tensor, percentile: float = 95.0) -> Tensor:
     """The tightest box round all pixels that reach a percentile of their map.
 
     There is one box a map, also where the pixels lie apart; of a constant map it is the whole map.
-
-    Source: Chen et al., "This Looks Like That", NeurIPS 2019, as in the authors' public code, whose maps
-    are enlarged to the image by cubic interpolation before.
+    Source: Chen et al., "This Looks Like That", NeurIPS 2019, as in the authors' public code, which
+    enlarges maps to the image by cubic interpolation before.
 
     Args:
         maps (Tensor): Maps of shape (N, H, W).

@@ -18,10 +18,8 @@ class ClassMaps:
     For a classifier whose logits are ``W · GAP(A) + b`` the map of class k is ``sum_c W[k, c] A[c]``,
     and its mean over space is the logit without the bias. The projection acts on channels and pooling
     on space, so they commute: pooled maps are projected *after* pooling, and the maps of few classes
-    use only the rows of ``W`` that are asked for. Nothing is computed before it is asked for, no
-    backward pass is needed, and all results are differentiable in A, W and b.
-
-    All results are in fp32 at least, also under autocast.
+    use only their rows of ``W``. Results are computed when asked for, without a backward pass, and are
+    differentiable in A, W and b; they are in fp32 at least, also under autocast.
 
     Args:
         features (Tensor): A, what enters global average pooling, of shape (N, C, H, W).
@@ -86,14 +84,7 @@ class ClassMaps:
         return maps
 
     def classes(self, index: Tensor) -> Tensor:
-        """The maps of chosen classes at full resolution.
-
-        Args:
-            index (Tensor): Class indices of shape (N, n), chosen for each sample.
-
-        Returns:
-            Tensor: Maps of shape (N, n, H, W), without the bias.
-        """
+        """The maps (N, n, H, W), without the bias, of classes (N, n) that each sample chooses."""
         features = full_precision(self.features)
         if self.weight is None:
             return features.gather(1, index[..., None, None].expand(-1, -1, *features.shape[2:]))

@@ -9,8 +9,8 @@ visualising the knowledge transfer process", WACV 2025, Eq. 1-4, a student and i
 
 Features of n samples are compared only through their (n, n) matrices of distances, so that widths may
 differ. With :math:`P` the U-centred distances and :math:`\langle P, Q \rangle` their inner product, the
-correlation is :math:`R^* = \langle P, Q \rangle / \sqrt{\langle P, P \rangle \langle Q, Q \rangle}`. It
-estimates the *square* of the distance correlation without its bias. For what is independent it is 0 on
+correlation is :math:`R^* = \langle P, Q \rangle / \sqrt{\langle P, P \rangle \langle Q, Q \rangle}`, the
+estimate of the *squared* distance correlation without its bias. For independent features it is 0 on
 average, and thus negative half of the time: it is neither clamped nor rooted.
 
 Nothing adds an epsilon. What is undefined is NaN: the correlation with labels that all are the same, or
@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmkdx.arguments import integer
 from mmkdx.functional.distances import pairwise_distances
 from mmkdx.functional.precision import full_precision
 
@@ -36,17 +35,11 @@ _REMOVED = 1e-6
 
 
 def u_center(distances: Tensor) -> Tensor:
-    """U-centring, which makes all rows and columns sum to 0 and keeps a diagonal of 0.
+    """U-centring of distances (n, n) in fp64: all rows and columns sum to 0, and the diagonal is 0.
 
     Source: Székely and Rizzo 2014; Adhane et al., Eq. 2. It removes whatever has the form
     ``u[i] + u[j]``: also the distances between one-hot labels that are all the same, all different, or
     all the same but one. What remains of them is rounding, for which the result is exactly 0.
-
-    Args:
-        distances (Tensor): Distances in fp64 of shape (n, n).
-
-    Returns:
-        Tensor: Of the same shape.
 
     Raises:
         ValueError: If n is below 5.
@@ -61,47 +54,24 @@ def u_center(distances: Tensor) -> Tensor:
 
 
 def u_inner(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of U-centred matrices: the sum off the diagonal, over n (n - 3).
+    """The inner product of U-centred matrices (n, n): the sum off the diagonal, over n (n - 3).
 
-    Source: Székely and Rizzo 2014; Adhane et al., Eq. 4.
-
-    Args:
-        a (Tensor): Of shape (n, n).
-        b (Tensor): Of shape (n, n).
-
-    Returns:
-        Tensor: A scalar; of one matrix with itself its energy.
+    Source: Székely and Rizzo 2014; Adhane et al., Eq. 4. Of a matrix with itself it is its energy.
     """
     product = a * b
     return (product.sum() - product.trace()) / (len(a) * (len(a) - 3))
 
 
 def u_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """The cosine of the angle between U-centred matrices, which is R*.
-
-    Args:
-        a (Tensor): Of shape (n, n).
-        b (Tensor): Of shape (n, n).
-
-    Returns:
-        Tensor: A scalar in [-1, 1]; NaN if one of them is 0.
-    """
+    """R* in [-1, 1], the cosine between U-centred matrices (n, n); NaN if one of them is 0."""
     return u_inner(a, b) / (u_inner(a, a) * u_inner(b, b)).sqrt()
 
 
 def remove(p: Tensor, given: Tensor) -> Tensor:
     """What a U-centred matrix holds beyond another: the residual of its projection on it.
 
-    Source: Székely and Rizzo 2014; Adhane et al., Eq. 3. Of features that two models share, rounding
-    would remain, and it would correlate with anything: a residual whose share (``residual_share``) is
-    below 1e-6 becomes exactly 0.
-
-    Args:
-        p (Tensor): U-centred, of shape (n, n).
-        given (Tensor): U-centred, of the same shape. If it is 0, nothing is removed.
-
-    Returns:
-        Tensor: U-centred, orthogonal to ``given``.
+    Source: Székely and Rizzo 2014; Adhane et al., Eq. 3. A residual whose share (``residual_share``) is
+    below 1e-6 is rounding and becomes exactly 0. If ``given`` is 0, nothing is removed.
     """
     rest = _residual(p, given)
     with torch.no_grad():
@@ -110,16 +80,7 @@ def remove(p: Tensor, given: Tensor) -> Tensor:
 
 
 def residual_share(p: Tensor, given: Tensor) -> Tensor:
-    """Which share of the energy of a U-centred matrix another one leaves: 1 - R*².
-
-    Args:
-        p (Tensor): U-centred, of shape (n, n).
-        given (Tensor): U-centred, of the same shape.
-
-    Returns:
-        Tensor: A scalar in [0, 1], before ``remove`` takes what is below 1e-6 for nothing; NaN if ``p``
-            is 0.
-    """
+    """The share of the energy of a U-centred matrix that another one leaves, 1 - R*²; NaN if p is 0."""
     rest = _residual(p, given)
     return u_inner(rest, rest) / u_inner(p, p)
 
@@ -132,11 +93,11 @@ def bias_corrected_dcor(x: Tensor, y: Tensor) -> Tensor:
 
     Args:
         x (Tensor): Features of shape (n, ...).
-        y (Tensor): Features of the same samples, of shape (n, ...), of any width.
+        y (Tensor): Features of the same samples, of any width.
 
     Returns:
-        Tensor: A scalar in fp64 in [-1, 1], differentiable; NaN if it is undefined (see ``u_center``) or
-            a feature is not finite.
+        Tensor: A scalar in fp64 in [-1, 1], differentiable; NaN if it is undefined (see ``u_center``),
+            nothing of a feature is left (see ``remove``), or a feature is not finite.
 
     Raises:
         ValueError: If n is below 5, or not the same for both.
@@ -148,19 +109,7 @@ def part_dcor(x: Tensor, y: Tensor, given: Tensor) -> Tensor:
     """R* of y and of what x holds beyond ``given``: the part (semi-partial) correlation.
 
     The public code of both papers on networks calls it the partial one. It becomes strongly *negative*
-    if ``given`` tells of y what x does not: the removed part was informative, and that is all it says.
-
-    Args:
-        x (Tensor): Features of shape (n, ...).
-        y (Tensor): Features of the same samples, of any width.
-        given (Tensor): Features of the same samples, of any width, which are removed from x.
-
-    Returns:
-        Tensor: A scalar in fp64 in [-1, 1], differentiable; NaN if it is undefined, which it also is if
-            nothing of x is left (see ``remove``).
-
-    Raises:
-        ValueError: If n is below 5, or not the same for all.
+    if ``given`` tells of y what x does not. Values and errors are those of ``bias_corrected_dcor``.
     """
     p, q, z = _centred(x=x, y=y, given=given)
     return u_correlation(remove(p, z), q)
@@ -169,46 +118,18 @@ def part_dcor(x: Tensor, y: Tensor, given: Tensor) -> Tensor:
 def partial_dcor(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """The partial distance correlation: R* of what x and of what y hold beyond z.
 
-    Source: Székely and Rizzo 2014.
-
-    Args:
-        x (Tensor): Features of shape (n, ...).
-        y (Tensor): Features of the same samples, of any width.
-        z (Tensor): Features of the same samples, of any width, which are removed from both.
-
-    Returns:
-        Tensor: A scalar in fp64 in [-1, 1], differentiable; NaN if it is undefined, which it also is if
-            nothing of x or y is left (see ``remove``).
-
-    Raises:
-        ValueError: If n is below 5, or not the same for all.
+    Source: Székely and Rizzo 2014. Values and errors are those of ``bias_corrected_dcor``.
     """
     p, q, given = _centred(x=x, y=y, z=z)
     return u_correlation(remove(p, given), remove(q, given))
 
 
-def biased_dcor(x: Tensor, y: Tensor) -> Tensor:
+def biased_correlation(a: Tensor, b: Tensor) -> Tensor:
     """The squared distance correlation with its bias (the V-statistic), to compare with other work only.
 
     Source: Székely, Rizzo and Bakirov, "Measuring and testing dependence by correlation of distances",
     Annals of Statistics 2007. It says nothing about features of networks: in high dimension it tends
     to 1 for whatever is compared. Independent normal features, 1024 of 32 samples, have 0.99.
-
-    Args:
-        x (Tensor): Features of shape (n, ...).
-        y (Tensor): Features of the same samples, of any width.
-
-    Returns:
-        Tensor: A scalar in fp64 in [0, 1], differentiable; NaN if all samples of one are equal.
-
-    Raises:
-        ValueError: If n is below 5, or not the same for both.
-    """
-    return biased_correlation(*_distances(x=x, y=y))
-
-
-def biased_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """``biased_dcor`` of what is given as distances.
 
     Args:
         a (Tensor): Distances in fp64 of shape (n, n).
@@ -217,7 +138,12 @@ def biased_correlation(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         Tensor: A scalar in fp64 in [0, 1]; NaN if all distances of one are 0.
     """
-    a, b = _double_centred(a), _double_centred(b)
+
+    def centred(distances: Tensor) -> Tensor:
+        rows, columns = (distances.mean(axis, keepdim=True) for axis in (1, 0))
+        return distances - rows - columns + distances.mean()
+
+    a, b = centred(a), centred(b)
     return (a * b).mean() / (a.square().mean() * b.square().mean()).sqrt()
 
 
@@ -232,10 +158,9 @@ def pair_correlations(
         labels (Tensor, optional): Those of the labels. Defaults to None: only what needs none.
 
     Returns:
-        dict[str, Tensor]: Scalars: ``similarity`` of both models, and ``rho``, which share of the energy
-            of either is left without the other (see ``residual_share``); with labels, for the student,
-            and with ``base_`` in front for the base model, ``relevance``, ``part`` (see ``part_dcor``)
-            and ``partial`` (see ``partial_dcor``) without the other model.
+        dict[str, Tensor]: Scalars: ``similarity`` of both models, and ``rho``, their ``residual_share``;
+            with labels, for the student, and with ``base_`` in front for the base model, ``relevance``,
+            ``part`` (see ``part_dcor``) and ``partial`` (see ``partial_dcor``) without the other model.
     """
     values = dict(similarity=u_correlation(student, base), rho=residual_share(student, base))
     for prefix, own, other in (('', student, base), ('base_', base, student)):
@@ -247,59 +172,22 @@ def pair_correlations(
     return values
 
 
-def dcor_standard_error(n: int, batches: int = 1) -> float:
-    """The standard error of R* of independent features in high dimension, of a mean over batches.
+def dcor_standard_error(n: int) -> float:
+    """The standard error of R* of independent features in high dimension.
 
-    Source: the variance of the limit distribution of Székely and Rizzo 2013. Scores of what is not
-    independent vary in another way.
-
-    Args:
-        n (int): Samples in a batch.
-        batches (int): Over how many batches the mean is. Defaults to 1.
-
-    Returns:
-        float: sqrt(2 / (n (n - 3))) / sqrt(batches), for instance 0.046 for 32 samples.
-
-    Raises:
-        ValueError: If n is below 5, or ``batches`` below 1.
-    """
-    _check_number(n)
-    return math.sqrt(2 / (n * (n - 3) * integer('batches', batches, 1)))
-
-
-def dcor_t_statistic(r: float, n: int) -> tuple[float, int]:
-    """The t-statistic of R*, by which features in high dimension are tested for independence.
-
-    Source: Székely and Rizzo 2013: with ν = n (n - 3) / 2, T = sqrt(ν - 1) R* / sqrt(1 - R*²) has a
-    t-distribution with ν - 1 degrees of freedom if they are independent.
-
-    Args:
-        r (float): R* of one batch.
-        n (int): Its samples.
-
-    Returns:
-        tuple[float, int]: T, infinite where R* is 1 or -1, and the degrees of freedom.
+    Source: the variance of the limit distribution of Székely and Rizzo 2013, with n samples in a batch:
+    0.046 for n = 32. Scores of dependent features vary in another way.
 
     Raises:
         ValueError: If n is below 5.
     """
-    r, degrees = float(r), _check_number(n) * (n - 3) // 2 - 1
-    rest = 1 - r * r
-    return (math.copysign(math.inf, r) if rest <= 0 else r * math.sqrt(degrees / rest)), degrees
+    return math.sqrt(2 / (_check_number(n) * (n - 3)))
 
 
 def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """An embedding of classes: the direction in which the features of their samples lie on average.
+    """An embedding (C, d) of classes from features (N, d) and their labels (N, ), in fp32 or more.
 
     Features are scaled to length 1 and averaged by class, and the averages scaled to length 1.
-
-    Args:
-        features (Tensor): Of shape (N, d).
-        labels (Tensor): Integers of shape (N, ).
-        num_classes (int): C.
-
-    Returns:
-        Tensor: Of shape (C, d), in fp32 or more.
 
     Raises:
         ValueError: If a class has no samples, or a label is no class.
@@ -325,23 +213,14 @@ def _residual(p: Tensor, given: Tensor) -> Tensor:
     return p - u_inner(p, given) / energy.masked_fill(energy == 0, 1) * given
 
 
-def _double_centred(distances: Tensor) -> Tensor:
-    rows, columns = (distances.mean(axis, keepdim=True) for axis in (1, 0))
-    return distances - rows - columns + distances.mean()
-
-
-def _distances(**features: Tensor) -> list[Tensor]:
-    """Distances of the features of the same samples, once it is sure that they are."""
+def _centred(**features: Tensor) -> list[Tensor]:
+    """U-centred distances of features, once it is sure that they are of the same samples."""
     sizes = {name: len(each) for name, each in features.items()}
     if len(set(sizes.values())) > 1:
         text = ', '.join(f'{name} has {size}' for name, size in sizes.items())
         raise ValueError(f'features are not of the same samples: {text}')
     _check_number(next(iter(sizes.values())))
-    return [pairwise_distances(each) for each in features.values()]
-
-
-def _centred(**features: Tensor) -> list[Tensor]:
-    return [u_center(distances) for distances in _distances(**features)]
+    return [u_center(pairwise_distances(each)) for each in features.values()]
 
 
 def _check_number(n: int) -> int:

@@ -23,10 +23,10 @@ _CLOSE = 1e-4
 def pairwise_distances(x: Tensor) -> Tensor:
     """Euclidean distances between samples, in memory that grows with n d + n² and not with n² d.
 
-    They come from the Gram matrix of features less their mean, which is summed over blocks of columns:
-    products in fp32 (fp64 for fp64 and integers) without TF32, sums in fp64. Samples that are much
-    closer to each other than to the rest are compared directly, so that equal ones have a distance of
-    exactly 0. The gradient is the closed form of ``distance_gradient``; it has no gradient itself.
+    The Gram matrix of features less their mean is summed over blocks of columns: products in fp32 (fp64
+    for fp64 and integers) without TF32, sums in fp64. Samples much closer to each other than to the rest
+    are compared directly, so that equal ones have a distance of exactly 0. The gradient is the closed
+    form of ``distance_gradient``; it has no gradient itself.
 
     Args:
         x (Tensor): Features of shape (n, ...), of any type.
@@ -45,10 +45,8 @@ def distance_gradient(weights: Tensor, distances: Tensor, features: Tensor) -> T
     r"""The gradient of features, from that of their distances.
 
     With :math:`Q = (W + W^T) / 2D` it is :math:`\sum_j (W_{ij} + W_{ji}) / D_{ij} \, (x_i - x_j) = 2
-    (\mathrm{diag}(Q 1) - Q) X`, a product for each block of columns. As that is linear in X, features
-    averaged over positions yield the gradient's average over positions, with the same W and D.
-
-    Distances of 0 have the subgradient 0.
+    (\mathrm{diag}(Q 1) - Q) X`. As that is linear in X, features averaged over positions yield the
+    gradient's average over positions, with the same W and D. Distances of 0 have the subgradient 0.
 
     Args:
         weights (Tensor): W, the derivative by each distance, of shape (n, n).

@@ -10,11 +10,7 @@ from torch import Tensor
 
 
 def largest_logits(logits: Tensor, k: int) -> dict[str, Tensor]:
-    """The k largest logits of each image, from which their probabilities at temperature 1 are exact.
-
-    Args:
-        logits (Tensor): Logits of shape (N, K), with K above k.
-        k (int): How many are kept.
+    """The k largest of logits (N, K > k), from which their probabilities at temperature 1 are exact.
 
     Returns:
         dict[str, Tensor]: 'values' and 'index' of shape (N, k), and the 'rest' of shape (N, 1), the

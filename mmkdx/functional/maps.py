@@ -12,17 +12,10 @@ from mmkdx.functional.spatial import resize_map
 
 
 def degenerate_maps(maps: Tensor, tolerance: float = 1e-6) -> Tensor:
-    """Finds maps that say nothing: not finite, zero, or constant.
+    """Which maps (N, H, W) say nothing, of shape (N, ): those not finite, zero, or constant.
 
-    Normalising such a map would turn rounding errors into a picture.
-
-    Args:
-        maps (Tensor): Maps of shape (N, H, W).
-        tolerance (float): A map is constant when its range is at most this share of its largest
-            magnitude. Defaults to 1e-6.
-
-    Returns:
-        Tensor: Booleans of shape (N, ).
+    A map is constant when its range is at most ``tolerance`` times its largest magnitude. Normalising
+    it would turn rounding errors into a picture.
     """
     flat = full_precision(maps).flatten(1)
     low, high = flat.amin(1), flat.amax(1)
@@ -31,14 +24,10 @@ def degenerate_maps(maps: Tensor, tolerance: float = 1e-6) -> Tensor:
 
 
 def normalize_maps(maps: Tensor, relu: bool = False) -> Tensor:
-    """Scales each map to [0, 1] by its own minimum and maximum.
+    """Scales each map (N, H, W) to [0, 1] by its own minimum and maximum.
 
-    Args:
-        maps (Tensor): Maps of shape (N, H, W).
-        relu (bool): Whether negative evidence is set to 0 before. Defaults to False.
-
-    Returns:
-        Tensor: Maps of shape (N, H, W) in [0, 1]; a degenerate map (see ``degenerate_maps``) is all 0.
+    With ``relu`` negative evidence is set to 0 before. A map that says nothing (see
+    ``degenerate_maps``) is all 0.
     """
     maps = full_precision(maps)
     if relu:
@@ -51,13 +40,5 @@ def normalize_maps(maps: Tensor, relu: bool = False) -> Tensor:
 
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes maps without channels; see ``resize_map``.
-
-    Args:
-        maps (Tensor): Maps of shape (N, H, W).
-        size (Sequence[int]): The wanted height and width.
-
-    Returns:
-        Tensor: Maps of shape (N, height, width).
-    """
+    """Resizes maps (N, H, W) to a height and width; see ``resize_map``."""
     return resize_map(maps[:, None], size)[:, 0]

@@ -16,16 +16,10 @@ from mmkdx.functional.precision import full_precision, no_autocast
 
 
 def pixel_ranks(maps: Tensor) -> Tensor:
-    """Ranks the pixels of each map, the most relevant first.
+    """Ranks the pixels of each map (N, H, W) from 0, the most relevant, to H * W - 1.
 
     Pixels of equal value keep their reading order (row by row), so that ranks are the same on every
     device and in every batch.
-
-    Args:
-        maps (Tensor): Maps of shape (N, H, W).
-
-    Returns:
-        Tensor: Ranks from 0 (the largest value) to H * W - 1, integers of shape (N, H, W).
     """
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     # The inverse of a permutation is its own argsort
@@ -57,20 +51,11 @@ def keep_relevant(images: Tensor, maps: Tensor, share: float) -> Tensor:
 
 
 def blur(images: Tensor) -> Tensor:
-    """Blurs images as RISE does for insertion: a kernel of 11 × 11 with sigma 5, and zeros around.
-
-    The kernel of the public code is what scipy makes of an impulse in the middle of 11 × 11 pixels. It
-    sums to 1, but its tails are reflected at the border, which makes it flatter than a Gaussian that is
-    cut off.
+    """Blurs normalised images (N, C, H, W) as RISE does: a kernel of 11 × 11 with sigma 5, zeros around.
 
     Source: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC
-    2018; the kernel is that of github.com/eclique/RISE.
-
-    Args:
-        images (Tensor): Normalised images of shape (N, C, H, W).
-
-    Returns:
-        Tensor: Images of the same shape.
+    2018. The kernel of github.com/eclique/RISE is what scipy makes of an impulse amid 11 × 11 pixels.
+    Its tails are reflected at the border, so that it is flatter than a Gaussian that is cut off.
     """
     row = images.new_tensor(_rise_kernel())
     kernel = (row * row[:, None]).expand(images.shape[1], 1, -1, -1)
@@ -89,9 +74,8 @@ def linear_imputation(
     """Fills missing pixels so that each is the weighted mean of its neighbours.
 
     The four direct neighbours weigh 1/6 each and the four diagonal ones 1/12; at the border of the image
-    the weights that are left are scaled to sum to 1. These equations are sparse, symmetric and positive
-    definite, and are solved by conjugate gradients for all images and channels at once, each stopping by
-    itself.
+    the weights that are left are scaled to sum to 1. Conjugate gradients solve these equations for all
+    images and channels at once, each stopping by itself.
 
     Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML
     2022 (noisy linear imputation, here without the noise).
@@ -156,14 +140,5 @@ def _smooth(images: Tensor) -> Tensor:
 def sample_generators(
     index: Sequence[int], seed: int, device: torch.device
 ) -> list[torch.Generator]:
-    """A source of random numbers for each sample, which no other sample and no global state touches.
-
-    Args:
-        index (Sequence[int]): The positions of the samples in the data set.
-        seed (int): The seed of the data set.
-        device (torch.device): Where the numbers are drawn.
-
-    Returns:
-        list[torch.Generator]: One generator a sample.
-    """
+    """One generator for each sample at some positions of the data set, apart from any global state."""
     return [torch.Generator(device).manual_seed(seed + int(i)) for i in index]

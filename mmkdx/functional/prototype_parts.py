@@ -4,8 +4,10 @@ A prototype *covers* a part of an image when at least half of the part's points 
 prototype's region, a square around the cell where it is nearest. A key point is a part of one point, a
 mask one of many. Boxes are [y0, y1, x0, x1], from y0 up to, and without, y1.
 
-Each measure yields values of prototypes, and its score is their ``nanmean``: NaN stands for a prototype
-that no image counts for.
+There are N images, P prototypes and K parts. The booleans ``covered`` (N, P, K) say whether a prototype
+covers a part, ``shown`` (N, K) whether an image shows it, and ``own`` (N, P) whether an image counts
+for a prototype: in the papers whether it is of the prototype's class. A score is the ``nanmean`` of the
+values (P, ): NaN stands for a prototype that no image counts for.
 """
 
 from __future__ import annotations
@@ -25,9 +27,8 @@ def region_boxes(
 ) -> Tensor:
     """Squares around the centres of cells.
 
-    EvalProtoPNet takes 72 pixels of 224 for consistency and stability, around the highest pixel of
-    the map resized to the image, which can be some pixels away from the cell's centre; PIP-Net takes
-    32 for purity.
+    EvalProtoPNet takes 72 pixels of 224 for consistency and stability, around the highest pixel of the
+    resized map, some pixels away from the cell's centre; PIP-Net takes 32 for purity.
 
     Args:
         cells (Tensor): Flat indices ``row * width + column``, integers of any shape.
@@ -69,8 +70,7 @@ def covered_parts_from_points(
         image_size (Sequence[int]): Height and width of the images.
 
     Returns:
-        tuple[Tensor, Tensor]: Booleans of shape (N, P, K), whether a prototype covers a part, and of
-            shape (N, K), whether the image shows it: it is visible, and was not cropped away.
+        tuple[Tensor, Tensor]: ``covered`` and ``shown``; a point outside of the image is not shown.
     """
     x, y = points.unbind(-1)
     height, width = image_size
@@ -94,8 +94,7 @@ def covered_parts_from_label_map(
         boxes (Tensor): Each prototype's region in each image, of shape (N, P, 4).
 
     Returns:
-        tuple[Tensor, Tensor]: Booleans of shape (N, P, K), whether a prototype covers a part, and of
-            shape (N, K), whether the image shows it.
+        tuple[Tensor, Tensor]: ``covered`` and ``shown``.
 
     Raises:
         ValueError: If there are no parts, or boxes reach out of the maps.
@@ -129,20 +128,11 @@ def purity(distances: Tensor, covered: Tensor, shown: Tensor, k: int = 10) -> Te
     """How often a prototype's nearest images show it at one and the same part.
 
     Source: Nauta et al., "PIP-Net: Patch-based intuitive prototypes for interpretable image
-    classification", CVPR 2023, as its public code counts: of the k images that are nearest to a
-    prototype, the share in which it covers a part, among those that show the part; the largest share
-    of all parts. Left and right parts are merged there, and a patch has the size that the backbone's
-    stride suggests.
-
-    Args:
-        distances (Tensor): Each prototype's smallest distance in each image, of shape (N, P).
-        covered (Tensor): Booleans of shape (N, P, K), whether a prototype covers a part.
-        shown (Tensor): Booleans of shape (N, K), whether an image shows a part.
-        k (int): How many images; all, where there are fewer. Which of equally near ones are taken is
-            not defined. Defaults to 10.
-
-    Returns:
-        Tensor: Values of shape (P, ) in [0, 1]; 0 where none of the k images shows a part.
+    classification", CVPR 2023, as its public code counts: of the k images (all, where there are fewer)
+    that are nearest to a prototype, by its smallest distances (N, P), the share in which it covers a
+    part, among those that show the part; the largest share of all parts, in [0, 1]. It is 0 where none
+    of the k images shows a part. Left and right parts are merged there, and a patch has the size that
+    the backbone's stride suggests.
 
     Raises:
         ValueError: If k is below 1, or shapes do not fit.
@@ -158,18 +148,8 @@ def consistency(covered: Tensor, shown: Tensor, own: Tensor, threshold: float = 
     """Whether a prototype covers one and the same part in most images.
 
     Source: Huang et al., "Evaluation and improvement of interpretability for self-explainable
-    part-prototype networks", ICCV 2023. A prototype is consistent when, for some part, it covers it
-    in at least ``threshold`` of the images of its class that show it.
-
-    Args:
-        covered (Tensor): Booleans of shape (N, P, K), whether a prototype covers a part.
-        shown (Tensor): Booleans of shape (N, K), whether an image shows a part.
-        own (Tensor): Booleans of shape (N, P), whether an image counts for a prototype: in the paper
-            whether it is of the prototype's class.
-        threshold (float): The least share, above 0 and up to 1. Defaults to 0.8.
-
-    Returns:
-        Tensor: 1 or 0 for each prototype, of shape (P, ); NaN where no image counts for it.
+    part-prototype networks", ICCV 2023. A prototype's value is 1 when, for some part, it covers it in at
+    least ``threshold``, in (0, 1], of the images of its class that show it; else 0.
 
     Raises:
         ValueError: If ``threshold`` is out of its range, or shapes do not fit.
@@ -182,19 +162,10 @@ def consistency(covered: Tensor, shown: Tensor, own: Tensor, threshold: float = 
 
 
 def stability(covered: Tensor, noisy: Tensor, own: Tensor) -> Tensor:
-    """In how many images a prototype covers the same parts when noise is added to the image.
+    """The share of images in which a prototype covers the same parts when noise is added to them.
 
-    Source: see ``consistency``; there the noise is normal with a standard deviation of 0.2, clipped
-    to ±0.25, and added after normalisation.
-
-    Args:
-        covered (Tensor): Booleans of shape (N, P, K), whether a prototype covers a part.
-        noisy (Tensor): The same for the images with noise.
-        own (Tensor): See ``consistency``.
-
-    Returns:
-        Tensor: The share of the images that count in which the sets of parts are equal, of shape
-            (P, ); NaN where no image counts for a prototype.
+    ``noisy`` is ``covered`` of the images with noise. Source: see ``consistency``; there the noise is
+    normal with a standard deviation of 0.2, clipped to ±0.25, and added after normalisation.
 
     Raises:
         ValueError: If shapes do not fit.

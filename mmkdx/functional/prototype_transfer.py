@@ -3,7 +3,8 @@
 Source: Keswani et al., "Proto2Proto: Can you recognize the car, the way I do?", CVPR 2022, and its
 public code, by which the details are settled. Of each image and each prototype it takes the smallest
 distance over the cells of a grid, and the cell where that is: the prototype's *patch*. Cells are flat
-indices ``row * width + column``; of one grid, where two models are compared.
+indices ``row * width + column``; of one grid, where two models are compared. For N images and P
+prototypes, distances and cells have the shape (N, P); other values are refused with a ``ValueError``.
 """
 
 from __future__ import annotations
@@ -26,19 +27,8 @@ def active_patches(distances: Tensor, cells: Tensor, tau: float | None = None) -
     """The number of different cells that are the patch of an active prototype, for each image.
 
     The mean over images is AAP, the average number of active patches. It belongs to one model; a
-    student's should be near its teacher's.
-
-    Args:
-        distances (Tensor): Each prototype's smallest distance in each image, of shape (N, P).
-        cells (Tensor): The cell of that distance, integers of the same shape.
-        tau (float, optional): A prototype is active where its distance is at most this. Defaults to
-            None (everywhere, as with infinity).
-
-    Returns:
-        Tensor: Whole numbers in fp32, of shape (N, ); at most P, and at most the number of cells.
-
-    Raises:
-        ValueError: If the shapes differ, or ``cells`` holds no cells.
+    student's should be near its teacher's. A prototype is active where its distance is at most ``tau``,
+    by default everywhere. The whole numbers (N, ) are in fp32.
     """
     _check(cells=cells)
     return _active_cells(distances, cells, tau, _count(cells)).sum(1).float()
@@ -53,24 +43,10 @@ def patch_similarity(
 ) -> Tensor:
     """The Jaccard index of the sets of active cells of two models, for each image.
 
-    The mean over images is AJS, the average Jaccard similarity. With a large ``tau`` nearly all cells
-    are active, and any two models come out alike; small ones tell more.
-
-    The index is 0, and not 1, where neither model has an active cell, as in the authors' code. A model
-    compared with itself thus yields 1 where it has an active cell and 0 elsewhere.
-
-    Args:
-        teacher_distances (Tensor): The teacher's smallest distances, of shape (N, P).
-        teacher_cells (Tensor): Their cells, integers of the same shape.
-        student_distances (Tensor): The student's, of shape (N, P'); P' may be another number.
-        student_cells (Tensor): Their cells, on the same grid.
-        tau (float, optional): See ``active_patches``. Defaults to None.
-
-    Returns:
-        Tensor: Values of shape (N, ) in [0, 1].
-
-    Raises:
-        ValueError: If shapes do not fit, or cells are none.
+    The mean over images is AJS, the average Jaccard similarity. With a large ``tau`` (see
+    ``active_patches``) nearly all cells are active, and any two models come out alike; small ones tell
+    more. As in the authors' code the index is 0, and not 1, where neither model has an active cell.
+    The numbers of prototypes may differ.
     """
     _check(teacher_cells=teacher_cells, student_cells=student_cells)
     count = _count(teacher_cells, student_cells)
@@ -80,20 +56,10 @@ def patch_similarity(
 
 
 def cell_agreement(teacher_cells: Tensor, student_cells: Tensor) -> Tensor:
-    """In how many images a prototype of one model and one of another have the same patch.
+    """In how many images prototypes of two models have the same patch: int64 of shape (P, P').
 
     It is the product of one-hot cells, summed over blocks of images, so that memory does not grow
     with their number.
-
-    Args:
-        teacher_cells (Tensor): The teacher's cells, integers of shape (N, P).
-        student_cells (Tensor): The student's, of shape (N, P').
-
-    Returns:
-        Tensor: Counts from 0 to N of shape (P, P'), int64.
-
-    Raises:
-        ValueError: If shapes do not fit, or cells are none.
     """
     _check(teacher_cells=teacher_cells, student_cells=student_cells)
     count = _count(teacher_cells, student_cells)
@@ -113,16 +79,8 @@ def matching_caps(num_images: int, caps: int = 10, legacy: bool = False) -> rang
     """The caps of ``prototype_matching_score``: multiples of a share of the images.
 
     With the step ⌊N / caps⌋ they are 1, 2, … ``caps`` steps. Of fewer images than ``caps``, the step
-    is 1 and they are 1 … N. The authors' code takes all multiples below N, with a step of ⌊N / 10⌋:
-    9 where 10 divides N and 10 elsewhere, but up to 18 for fewer than 90 images.
-
-    Args:
-        num_images (int): N, the number of images.
-        caps (int): How many. Defaults to 10.
-        legacy (bool): Whether they are those of the authors' code. Defaults to False.
-
-    Returns:
-        range: The caps, from the smallest.
+    is 1 and they are 1 … N. With ``legacy``, as in the authors' code, they are all multiples below N: 9
+    where 10 divides N and 10 elsewhere, but up to 18 for fewer than 90 images.
 
     Raises:
         ValueError: If ``caps`` is below 1, or there are too few images for any.
@@ -145,25 +103,19 @@ def prototype_matching_score(
 
     .. math:: J_c(j, k) = \min(1, I_{jk} / c), \quad I_{jk} = |\{i : a^t_{ij} = a^s_{ik}\}|.
 
-    For each cap, prototypes are assigned one to one so that the sum is largest; the score is the mean
-    over pairs and caps. The paper has the caps 0.1 N, 0.2 N, … N; its code has slightly others,
+    For each cap, prototypes are assigned one to one so that the sum is largest, on the CPU; the score is
+    the mean over pairs and caps. The paper has the caps 0.1 N, 0.2 N, … N; its code has slightly others,
     ``matching_caps(N, legacy=True)``. Prototypes at random cells do not score 0: 200 of them on 49
     cells reach about 0.1.
-
-    The assignment runs on the CPU.
 
     Args:
         teacher_cells (Tensor): The teacher's cells, integers of shape (N, P).
         student_cells (Tensor): The student's, of the same shape.
         caps (int | Sequence[int]): How many caps (see ``matching_caps``), or the caps themselves, in
-            images. Defaults to 10.
+            images, from 1 to N. Defaults to 10.
 
     Returns:
         float: The score in [0, 1]; 1 for the same prototypes in any order.
-
-    Raises:
-        ValueError: If the numbers of prototypes or of images differ, cells are none, or a cap is not
-            from 1 to N.
     """
     agreement = _square_agreement(teacher_cells, student_cells)
     num_images, num_prototypes = teacher_cells.shape
@@ -179,21 +131,12 @@ def prototype_matching_score(
 
 
 def match_prototypes(teacher_cells: Tensor, student_cells: Tensor) -> Tensor:
-    """Pairs each prototype of the teacher with one of the student, to show them side by side.
+    """Pairs prototypes of the teacher and the student one to one, to show them side by side.
 
-    The pairs have the most patches in common, without a cap: caps, the lower the more, make pairs
-    equal that are not. Where several assignments are equally good, which is taken is not defined.
-
-    Args:
-        teacher_cells (Tensor): The teacher's cells, integers of shape (N, P).
-        student_cells (Tensor): The student's, of the same shape.
+    The pairs have the most patches in common, without a cap, which would make pairs equal that are not.
 
     Returns:
-        Tensor: For each of the teacher's prototypes the index of the student's, int64 of shape (P, ),
-            a permutation.
-
-    Raises:
-        ValueError: If the numbers of prototypes or of images differ, or cells are none.
+        Tensor: For each of the teacher's prototypes the index of the student's, int64 of shape (P, ).
     """
     agreement = _square_agreement(teacher_cells, student_cells)
     columns = linear_sum_assignment(agreement, maximize=True)[1]

@@ -9,27 +9,22 @@ from mmengine.logging import MessageHub, print_log
 
 from mmkdx.arguments import flag, integer, number, one_of
 
-CURVES = ('linear', 'cosine', 'sigmoid')
-
 
 class WeightSchedule:
     """Moves a factor from one value to another between two points of training.
 
-    The arguments are those of mmengine's parameter schedulers: before ``begin`` the factor is
-    ``start_factor``, from ``end - 1`` on it is ``end_factor``. So the warm-up ``min(epoch / W, 1)`` of
-    many papers, with epochs counted from 1, is
-    ``dict(type='linear', start_factor=1 / W, begin=0, end=W)``. The state is the runner's own epoch
-    and iteration, so a resumed run goes on where it stopped.
+    The arguments are those of mmengine's parameter schedulers. The warm-up ``min(epoch / W, 1)`` of many
+    papers, with epochs counted from 1, is ``dict(type='linear', start_factor=1 / W, end=W)``. The state
+    is the runner's own epoch and iteration, so a resumed run goes on where it stopped.
 
     Args:
         type (str): The curve: 'linear', 'cosine' (half a period), or 'sigmoid', exp(-5 (1 - t)^2) of the
             progress t, as in the code of ONE (Lan et al., NeurIPS 2018), which begins at 0.0067.
         begin (int): The epoch or iteration, counted from 0, where the change begins. Defaults to 0.
         end (int): The epoch or iteration before which the change is complete.
-        start_factor (float): The factor at ``begin``. Defaults to 0.
+        start_factor (float): The factor up to ``begin``. Defaults to 0.
         end_factor (float): The factor from ``end - 1`` on. Defaults to 1.
-        by_epoch (bool): Whether ``begin`` and ``end`` count epochs or else iterations. Defaults to
-            True.
+        by_epoch (bool): Whether ``begin`` and ``end`` count epochs, else iterations. Defaults to True.
 
     Raises:
         ValueError: If an argument is out of its range or no step lies between ``begin`` and ``end``.
@@ -45,7 +40,7 @@ class WeightSchedule:
         end_factor: float = 1.0,
         by_epoch: bool = True,
     ) -> None:
-        self.type = one_of('schedule.type', type, CURVES)
+        self.type = one_of('schedule.type', type, ('linear', 'cosine', 'sigmoid'))
         self.begin = integer('schedule.begin', begin, 0)
         self.end = integer('schedule.end', end)
         if end <= begin + 1:

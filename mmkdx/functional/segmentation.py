@@ -12,15 +12,7 @@ from mmkdx.functional.precision import full_precision
 
 
 def dilate(regions: Tensor, radius: float) -> Tensor:
-    """Adds to regions all positions at a distance of less than a radius.
-
-    Args:
-        regions (Tensor): Booleans of shape (N, H, W).
-        radius (float): The radius in pixels, at least 0; up to 1 it adds nothing.
-
-    Returns:
-        Tensor: Booleans of shape (N, H, W).
-    """
+    """Adds to regions, booleans (N, H, W), all positions nearer than a radius in pixels."""
     reach = math.ceil(radius) - 1
     if reach < 1:
         return regions

@@ -1,8 +1,8 @@
 """Soft targets from how alike a model's explanations of its classes are.
 
 A reading of Gu, Wu and Tresp, "Introspective Learning by Distilling Knowledge from Online
-Self-explanation", ACCV 2020, of which no more than the abstract could be read: what is explained, how
-explanations are compared and how targets are made of that are choices of ours.
+Self-explanation", ACCV 2020. We could read its abstract alone: what is explained, how explanations are
+compared and how targets are made of that are our choices.
 """
 
 from __future__ import annotations
@@ -36,20 +36,18 @@ def class_similarity(
 ) -> Tensor:
     """The cosine between each image's explanation of its label and that of every class.
 
-    All in closed form, without a backward pass, differentiable in features and weight. Explanations are
-    signed unless ``relu`` is set: a map without positive evidence still has a direction. Where one is
-    zero, its cosine is 0.
+    All in closed form, differentiable in features and weight. Where an explanation is zero, its cosine
+    is 0.
 
     Args:
         features (Tensor): What enters global average pooling, of shape (N, C, H, W).
         weight (Tensor): The weight of the linear classifier, of shape (K, C).
         labels (Tensor): Classes of shape (N, ).
         explainer (str): One of ``EXPLAINERS``. Defaults to 'cam'.
-        center (bool): Whether a logit is explained less the mean of all. Softmax does not change when
-            the same is added to all rows of the weight; only centred cosines do not, either. Defaults to
-            True.
-        relu (bool): Whether class activation maps keep their positive part alone, as those of Grad-CAM.
-            Opposite maps are then no further from each other than unrelated ones. Defaults to False.
+        center (bool): Whether a logit is explained less the mean of all. Like the softmax, centred
+            cosines do not change when the same is added to all rows of the weight. Defaults to True.
+        relu (bool): Whether class activation maps keep their positive part alone, as Grad-CAM's.
+            Opposite maps are then no further apart than unrelated ones. Defaults to False.
 
     Returns:
         Tensor: Cosines in fp32 at least, of shape (N, K), with 1 at the label.
@@ -78,15 +76,12 @@ def class_similarity(
 
 
 def cosines(products: Tensor, squares: Tensor, labels: Tensor) -> Tensor:
-    """The cosines of explanations to that of the label: 1 there, and 0 where one is zero.
+    """The cosines (N, K) of explanations to the label's: 1 there, and 0 where one is zero.
 
     Args:
         products (Tensor): Their inner products with the label's, of shape (N, K).
         squares (Tensor): Their squared norms, of shape (N, K).
         labels (Tensor): Classes of shape (N, ).
-
-    Returns:
-        Tensor: Cosines of shape (N, K).
     """
     own = labels[:, None]
     # The root's gradient at zero would be infinite, also where it is not chosen
@@ -116,8 +111,8 @@ def soft_targets(
         mode (str): 'mass' or 'softmax'. Defaults to 'mass'.
         eps (float): What goes to the other classes, in [0, 1]. Defaults to 0.1.
         tau (float): The temperature, above 0. Defaults to 0.25.
-        permute (bool): Whether the similarities of the other classes are shuffled, of each image by
-            itself, which keeps all but their meaning. Defaults to False.
+        permute (bool): Whether each image's similarities of the other classes are shuffled, which keeps
+            all but their meaning. Defaults to False.
 
     Returns:
         Tensor: Probabilities of shape (N, K).
@@ -138,12 +133,9 @@ def soft_targets(
 
 
 def tau_for_mass(classes: int, eps: float, mean: float = 0.0) -> float:
-    """The temperature of mode 'softmax' with which the label gets 1 - eps.
+    """The temperature of mode 'softmax' with which the label gets 1 - eps, with eps in (0, 1).
 
-    Args:
-        classes (int): How many.
-        eps (float): What goes to the other classes, above 0 and below 1.
-        mean (float): The mean similarity of the other classes. Defaults to 0.
+    ``mean`` is the mean similarity of the other classes.
     """
     return (1 - mean) / math.log((1 - eps) * (classes - 1) / eps)
 
@@ -163,9 +155,8 @@ def gradient_similarity(
     """``class_similarity`` by the gradients of the logits, for any head and any layer.
 
     One class is one vector-Jacobian product from the logits to the features. Where GAP + linear follows,
-    the result is that of the closed form. The parameters' gradients are left alone, and so is the graph.
-
-    Images must not mix between the features and the logits, as they do in a batch norm that trains.
+    the result is that of the closed form. The parameters' gradients and the graph are left alone. Images
+    must not mix between the features and the logits, as they do in a batch norm that trains.
 
     Args:
         logits (Tensor): Of shape (N, K), with a graph.
@@ -173,12 +164,12 @@ def gradient_similarity(
         labels (Tensor): Classes of shape (N, ).
         explainer (str): 'weight' explains by the gradient, 'grad_act' by gradient times activation,
             'cam' by the activations weighed with the gradient's mean over positions. Defaults to 'cam'.
-        center (bool): As of ``class_similarity``. Defaults to True.
-        relu (bool): As of ``class_similarity``. Defaults to False.
-        chunk (int): How many classes go through one backward pass together; so many times the features
-            are held. Defaults to 16.
-        candidates (int, optional): Of how many classes explanations are made, beside the label's: those
-            of the highest logits. The others get the mean of their similarities. Defaults to None (all).
+        center (bool): See ``class_similarity``. Defaults to True.
+        relu (bool): See ``class_similarity``. Defaults to False.
+        chunk (int): How many classes go through one backward pass together. Memory holds the features so
+            many times. Defaults to 16.
+        candidates (int, optional): How many classes of the highest logits are explained, beside the
+            label. The others get the mean of their similarities. Defaults to None (all).
         create_graph (bool): Whether the result has a graph. Defaults to False.
         to_map (Callable): Brings the features, and their gradients, to the shape (N, C, H, W), which
             'cam' needs. Defaults to leaving them as they are.
@@ -218,31 +209,20 @@ def gradient_similarity(
             index = torch.arange(classes, device=labels.device).expand(count, -1)
             place = labels
         else:
-            index = rivals(logits, labels, candidates)
-            place = torch.zeros_like(labels)
+            # The label first, then the other classes of the highest logits
+            others = logits.detach().scatter(1, labels[:, None], -torch.inf)
+            others = others.topk(min(candidates, classes - 1), 1).indices
+            index, place = torch.cat([labels[:, None], others], 1), torch.zeros_like(labels)
         own = explain(labels[:, None])[0]
         pairs = [
             ((maps * own).sum(2).T, maps.square().sum(2).T)
             for maps in map(explain, index.split(chunk, 1))
         ]
         found = cosines(*(torch.cat(column, 1) for column in zip(*pairs)), place)
-        return found if candidates is None else spread(found, index, classes)
-
-
-def rivals(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The label and the other classes of the highest logits, of shape (N, 1 + count)."""
-    own = labels[:, None]
-    others = logits.detach().scatter(1, own, -torch.inf)
-    return torch.cat([own, others.topk(min(count, logits.shape[1] - 1), 1).indices], 1)
-
-
-def spread(similarity: Tensor, index: Tensor, classes: int) -> Tensor:
-    """Similarities (N, n) of some classes (N, n), the label first, as those (N, K) of all.
-
-    A class that is not among them gets their mean, without the label's.
-    """
-    rest = similarity[:, 1:].mean(1, keepdim=True).expand(-1, classes)
-    return rest.scatter(1, index, similarity)
+        if candidates is None:
+            return found
+        rest = found[:, 1:].mean(1, keepdim=True).expand(-1, classes)
+        return rest.scatter(1, index, found)
 
 
 def gradient_products(
@@ -262,7 +242,7 @@ def gradient_products(
         inputs (Tensor): Images of shape (N, 3, H, W).
         labels (Tensor): Classes of shape (N, ).
         multiply (bool): Whether gradients are multiplied by the images. Defaults to False.
-        center (bool): As of ``class_similarity``. Defaults to True.
+        center (bool): See ``class_similarity``. Defaults to True.
 
     Returns:
         tuple[Tensor, Tensor]: The products, of shape (N, K), and the squared norm of the label's
@@ -287,18 +267,8 @@ def gradient_norms(
 ) -> Tensor:
     """Estimates of the squared norms of all classes' gradients, by Hutchinson's method.
 
-    Each is the mean of :math:`(J v)_k^2` over normal random v. The cosines that are made of them have an
-    error of about 0.03 with 8 probes, and of 0.01 with 32.
-
-    Args:
-        function (Callable): As of ``gradient_products``.
-        inputs (Tensor): Images of shape (N, 3, H, W).
-        probes (int): How many random vectors, each a JVP.
-        multiply (bool): As of ``gradient_products``. Defaults to False.
-        center (bool): As of ``gradient_products``. Defaults to True.
-
-    Returns:
-        Tensor: Squared norms of shape (N, K).
+    Each is the mean of :math:`(J v)_k^2` over ``probes`` normal random v. Cosines made of them have an
+    error of about 0.03 with 8 probes, and of 0.01 with 32. See ``gradient_products`` for the others.
     """
     squares = [
         _push(function, inputs, torch.randn_like(inputs), multiply, center).square()

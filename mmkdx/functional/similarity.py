@@ -1,4 +1,4 @@
-"""How alike two maps are: batches of pairs of one size, in fp32 or more."""
+"""How alike two maps are: batches (N, H, W) of one size, in fp32 or more; values (N, )."""
 
 from __future__ import annotations
 
@@ -15,42 +15,22 @@ SSIM_WINDOW = 7
 
 
 def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
-    """The cosine of the angle between maps.
-
-    Args:
-        first (Tensor): Maps of shape (N, H, W).
-        second (Tensor): Maps of the same shape.
-
-    Returns:
-        Tensor: Values of shape (N, ) in [-1, 1]; NaN where a map is all 0.
-    """
+    """The cosine of the angle between maps, in [-1, 1]; NaN where a map is all 0."""
     # torch bounds norms from below, which would count for maps with values near 1e-8
     scaled = (_flat(maps) / _flat(maps).abs().amax(1, keepdim=True) for maps in (first, second))
     return F.cosine_similarity(*scaled, dim=1)
 
 
 def pearson_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Pearson's correlation over the positions of maps.
-
-    Args:
-        first (Tensor): Maps of shape (N, H, W), not constant.
-        second (Tensor): Maps of the same shape.
-
-    Returns:
-        Tensor: Values of shape (N, ) in [-1, 1].
-    """
+    """Pearson's correlation over the positions of maps that are not constant, in [-1, 1]."""
     centred = (_flat(maps) - _flat(maps).mean(1, keepdim=True) for maps in (first, second))
     return cosine_similarity(*centred)
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1; equal values share the mean of theirs, as in ``scipy.stats.rankdata``.
+    """Ranks from 1 of rows (N, L) without NaN; equal values share the mean of theirs.
 
-    Args:
-        values (Tensor): Values of shape (N, L) without NaN.
-
-    Returns:
-        Tensor: Ranks of shape (N, L).
+    As ``scipy.stats.rankdata``, on any device.
     """
     ordered, order = full_precision(values).sort(1)
     place = torch.arange(1, values.shape[1] + 1, device=values.device).expand_as(order)
@@ -64,15 +44,7 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def spearman_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's rank correlation over the positions of maps, with average ranks for ties.
-
-    Args:
-        first (Tensor): Maps of shape (N, H, W), not constant.
-        second (Tensor): Maps of the same shape.
-
-    Returns:
-        Tensor: Values of shape (N, ) in [-1, 1].
-    """
+    """Spearman's rank correlation of maps that are not constant, with average ranks for ties."""
     return pearson_correlation(average_ranks(_flat(first)), average_ranks(_flat(second)))
 
 
@@ -82,14 +54,7 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE
     TIP 2004, Eq. 13, in the conventions of scikit-image's defaults with ``data_range=1``: a uniform
     window of 7 × 7, unbiased variances, K1 = 0.01, K2 = 0.03, the mean over all windows that lie in
-    the map.
-
-    Args:
-        first (Tensor): Maps of shape (N, H, W) in [0, 1].
-        second (Tensor): Maps of the same shape.
-
-    Returns:
-        Tensor: Values of shape (N, ) in [-1, 1].
+    the map. It lies in [-1, 1].
 
     Raises:
         ValueError: If the window is larger than the maps.
@@ -117,14 +82,8 @@ def jensen_shannon_divergence(first: Tensor, second: Tensor) -> Tensor:
     """The Jensen-Shannon divergence of maps as distributions over positions, in nats.
 
     Source: Lin, "Divergence measures based on the Shannon entropy", IEEE TIT 1991. It is the square of
-    SciPy's ``jensenshannon``, which is a distance.
-
-    Args:
-        first (Tensor): Maps of shape (N, H, W), not negative; they need not sum to 1.
-        second (Tensor): Maps of the same shape.
-
-    Returns:
-        Tensor: Values of shape (N, ) in [0, ln 2]; NaN where a map is all 0.
+    SciPy's ``jensenshannon``, in [0, ln 2]; NaN where a map is all 0. Maps must not be negative, and
+    need not sum to 1.
     """
     p, q = (_flat(maps) / _flat(maps).sum(1, keepdim=True) for maps in (first, second))
     middle = (p + q) / 2
@@ -134,17 +93,10 @@ def jensen_shannon_divergence(first: Tensor, second: Tensor) -> Tensor:
 
 
 def top_iou(first: Tensor, second: Tensor) -> Tensor:
-    """The intersection over union of the highest tenths of maps.
+    """The intersection over union of the highest tenths of maps, in [0, 1].
 
     A map's set is a tenth of its positions, rounded up, and all others that tie with the lowest of
     them: a tie broken by position would make maps alike that are not.
-
-    Args:
-        first (Tensor): Maps of shape (N, H, W).
-        second (Tensor): Maps of the same shape.
-
-    Returns:
-        Tensor: Values of shape (N, ) in [0, 1].
     """
     k = math.ceil(first[0].numel() / 10)
     one, two = (

@@ -7,43 +7,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def tokens_to_map(tokens: Tensor) -> Tensor:
-    """Lays transformer tokens out on their square grid.
+def tokens_to_map(tokens: Tensor, image: Sequence[int] = (1, 1)) -> Tensor:
+    """Lays transformer tokens out on a grid that has exactly the proportions of the images.
 
-    Class and distillation tokens come first and are left out. At most one of L, L - 1 and L - 2 is a
-    square number, so their count (0, 1 or 2) follows from L.
+    Class and distillation tokens come first and are left out. At most one number of them, 0 to 2,
+    leaves such a grid.
 
     Args:
         tokens (Tensor): Tokens of shape (N, L, C).
+        image (Sequence[int]): Height and width of the images. Defaults to those of a square.
 
     Returns:
-        Tensor: A map of shape (N, C, h, h), h * h <= L.
+        Tensor: A map of shape (N, C, h, w), h * w <= L.
 
     Raises:
-        ValueError: If no square grid fits.
+        ValueError: If no such grid fits.
     """
-    length = tokens.shape[1]
+    length, divisor = tokens.shape[1], math.gcd(*image)
+    unit = [side // divisor for side in image]
     for extra in (0, 1, 2):
-        side = math.isqrt(length - extra)
-        if side and side * side == length - extra:
-            return tokens[:, extra:].transpose(1, 2).unflatten(2, (side, side))
-    raise ValueError(
-        f'{length} tokens do not fill a square grid with 0, 1 or 2 extra tokens in front'
-    )
+        scale = math.isqrt((length - extra) // math.prod(unit)) if length > extra else 0
+        grid = [scale * side for side in unit]
+        if scale and math.prod(grid) == length - extra:
+            return tokens[:, extra:].transpose(1, 2).unflatten(2, grid)
+    shape = 'square grid' if unit == [1, 1] else f'grid of {unit[0]} to {unit[1]}, as the images,'
+    raise ValueError(f'{length} tokens do not fill a {shape} with 0, 1 or 2 extra tokens in front')
 
 
 def resize_map(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Resizes maps: average pooling where no side grows, else bilinear (half-pixel centres).
+    """Resizes maps (N, C, H, W) to a height and width.
 
-    Bilinear sampling without a low-pass filter skips most positions when it shrinks a map, pooling
-    weighs every one.
-
-    Args:
-        maps (Tensor): Maps of shape (N, C, H, W).
-        size (Sequence[int]): The wanted height and width.
-
-    Returns:
-        Tensor: Maps of shape (N, C, height, width).
+    Average pooling where no side grows, as bilinear sampling would skip positions; else bilinear
+    (half-pixel centres).
     """
     size = tuple(size)
     if maps.shape[-2:] == size:

@@ -11,16 +11,8 @@ from torch import Tensor
 from mmkdx.arguments import one_of
 
 #: What can be left of a teacher's probabilities; see ``component_target``.
-KINDS = (
-    'onehot',
-    'meanmass',
-    'uniform',
-    'permute',
-    'weightsim',
-    'classmean',
-    'classmean_instmass',
-    'full',
-)
+KINDS = ('onehot', 'meanmass', 'uniform', 'permute', 'weightsim', 'classmean')
+KINDS += ('classmean_instmass', 'full')
 
 #: Which class is the one that keeps its probability.
 ANCHORS = ('label', 'argmax')
@@ -47,22 +39,20 @@ def component_target(
     With y the label, what a kind keeps:
 
     - 'onehot': nothing; the label has all.
-    - 'meanmass': how sure the teacher is on average: y has the mean of t_y over the training images, the
-      other classes share the rest equally. That is label smoothing as strong as the teacher's.
-    - 'uniform': how sure it is of this image: y has t_y, the others share the rest equally.
-    - 'permute': t_y and the values of the others, which are dealt out to the others by lot, for each
-      image anew, so that entropy and all else but their meaning stay. Drawn with torch's global
-      generator.
-    - 'weightsim': t_y, and a similarity of classes that is the same for all images: the others have of
-      the rest the softmax of the cosines between the teacher's classifier weights of y and theirs.
-    - 'classmean': what the teacher says of the class: the mean of t over the training images of class y.
-    - 'classmean_instmass': t_y, and of the rest the others have the proportions of 'classmean'.
-    - 'full': all, t itself.
+    - 'meanmass': the teacher's average confidence: y has the mean of t_y over the training images, the
+      others share the rest equally. That is label smoothing as strong as the teacher's.
+    - 'uniform': its confidence in this image: y has t_y, the others share the rest equally.
+    - 'permute': t_y and the values of the others, permuted anew for each image with torch's global
+      generator, so that all but their meaning stays.
+    - 'weightsim': t_y; the others share the rest by the softmax of the cosines between the teacher's
+      classifier weights of y and theirs, which is the same for all images.
+    - 'classmean': the mean of t over the training images of class y.
+    - 'classmean_instmass': t_y; the others share the rest in the proportions of 'classmean'.
+    - 'full': t itself.
 
-    Sources: the permutation ("dark knowledge with permuted predictions") is that of Furlanello et al.,
-    "Born-Again Neural Networks", ICML 2018, who permute around the teacher's own prediction
-    (``anchor='argmax'``); the others are to hold apart what Tang et al., "Understanding and Improving
-    Knowledge Distillation", 2020, call universe, class-relation and instance knowledge.
+    Sources: Furlanello et al., "Born-Again Neural Networks", ICML 2018, permute predictions around the
+    teacher's own (``anchor='argmax'``). The other kinds tell apart what Tang et al., "Understanding and
+    Improving Knowledge Distillation", 2020, call universe, class-relation and instance knowledge.
 
     Args:
         target_probabilities (Tensor): The teacher's probabilities t of shape (N, K), at the temperature
@@ -70,10 +60,9 @@ def component_target(
         labels (Tensor, optional): Classes of shape (N, ). Not used with ``anchor='argmax'``, nor for
             'full'.
         kind (str): One of ``KINDS``.
-        statistics (Mapping[str, Tensor], optional): What is known of the teacher, where the kind needs
-            it (``NEEDS``): 'mass', the mean of t_y; 'class_mean' of shape (K, K), in row y the mean of t
-            over the images of class y; 'weight_similarity' of shape (K, K), the cosines. Defaults to
-            None.
+        statistics (Mapping[str, Tensor], optional): The teacher's statistics that the kind needs
+            (``NEEDS``): 'mass', the mean of t_y; 'class_mean', of shape (K, K) with row y of class y;
+            'weight_similarity', the cosines (K, K). Defaults to None.
         anchor (str): What y is: the 'label', or 'argmax', the class of the teacher's largest
             probability. Defaults to 'label'.
         similarity_tau (float): The temperature of the softmax of 'weightsim'. Defaults to 0.25.
@@ -114,15 +103,7 @@ def component_target(
 
 
 def shuffle_others(values: Tensor, labels: Tensor) -> Tensor:
-    """Shuffles in each row all entries but the label's, with torch's global generator.
-
-    Args:
-        values (Tensor): Of shape (N, K).
-        labels (Tensor): Classes of shape (N, ), whose entries stay.
-
-    Returns:
-        Tensor: The values of each row in another order, of shape (N, K).
-    """
+    """Permutes in each row (N, K) all entries but the label's, with torch's global generator."""
     others = torch.arange(values.shape[1] - 1, device=values.device)
     others = others + (others >= labels[:, None])  # all classes but the label, of shape (N, K - 1)
     order = torch.rand(others.shape, device=values.device).argsort(1)
@@ -130,15 +111,9 @@ def shuffle_others(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def cwtm_weights(confidences: Tensor) -> Tensor:
-    """How much each sample counts by the teacher's confidence: that over the batch's mean.
+    """Per-sample weights of mean 1: the teacher's largest probability (N, ) over the batch's mean.
 
     Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018, "confidence weighted by teacher
     max".
-
-    Args:
-        confidences (Tensor): The teacher's largest probability of each sample, of shape (N, ).
-
-    Returns:
-        Tensor: Weights of shape (N, ), whose mean is 1.
     """
     return confidences / confidences.mean()

@@ -7,13 +7,14 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from mmengine.dist import all_gather
 from torch import Tensor, nn
 
 from mmkdx.arguments import flag, integer, number, one_of, positive, size
 
 __all__ = ['DistillLoss', 'flag', 'integer', 'number', 'one_of', 'positive', 'size']
 
-#: What a loss may compare.
 COMPARES = ('shape', 'map_size', 'logits', 'class_maps', 'anything')
 
 #: What ``forward`` may take beside the student's value.
@@ -38,17 +39,17 @@ FORMER = dict(
 class DistillLoss(nn.Module):
     """Base of the losses that a term computes.
 
-    A subclass declares what it compares and what it needs, and has a ``forward`` that takes exactly
-    that: ``forward(student)``, then ``teacher``, ``target``, ``index``, ``inputs`` and ``model`` where
-    it needs them. It returns the unweighted loss, a scalar.
+    A subclass declares what it compares and what it needs. Its ``forward`` takes exactly that,
+    ``student`` and then ``teacher``, ``target``, ``index``, ``inputs`` and ``model`` where it needs
+    them. It returns the unweighted loss, a scalar. Constructors refuse arguments out of their ranges
+    with a ``ValueError``.
 
     ``compares`` says which inputs ``forward`` takes, and so what ``adapter='auto'`` bridges:
 
     - 'shape': tensors of one shape. Channels, sizes and layouts are bridged.
     - 'map_size': maps of shape (N, C, H, W) of one size. Sizes and layouts are bridged.
     - 'logits': tensors of shape (N, K) with the same classes. Nothing is bridged.
-    - 'class_maps': ``ClassMaps``, or tensors of shape (N, K, H, W) with the same classes. Nothing is
-      bridged.
+    - 'class_maps': ``ClassMaps`` or tensors (N, K, H, W) with the same classes. Nothing is bridged.
     - 'anything': anything, also a list of taps. Nothing is bridged.
 
     ``needs`` is a tuple of:
@@ -121,3 +122,22 @@ def _check_contract(loss: type[DistillLoss]) -> None:
                 f'{name}.{method} takes ({", ".join(taken)}), and with needs={loss.needs} it must '
                 f'take ({", ".join(wanted)})'
             )
+
+
+def gather(values: Tensor, dim: int = 0) -> Tensor:
+    """What all ranks have, along an axis."""
+    return torch.cat(all_gather(values.contiguous()), dim)
+
+
+def positions_on(device: torch.device, index: Tensor, num_samples: int) -> Tensor:
+    """Brings positions in the data set (N, ) to a device; on the CPU they are checked without a wait.
+
+    Raises:
+        ValueError: If a position is not below ``num_samples``.
+    """
+    if (last := int(index.max())) >= num_samples:
+        raise ValueError(
+            f'num_samples is {num_samples}, and there is a sample at position {last}; set it to the '
+            'size of the training data set'
+        )
+    return index.to(device, non_blocking=True)

@@ -17,6 +17,9 @@ from mmkdx.models.flow import find_flow
 from mmkdx.models.taps import fake_forward
 from mmkdx.registry import MODELS
 
+#: As in both authors' codes, and in most of mmpretrain's networks.
+INIT = dict(type='Kaiming', layer='Conv2d')
+
 
 @MODELS.register_module()
 class ONELoss(DistillLoss):
@@ -24,21 +27,20 @@ class ONELoss(DistillLoss):
 
     Source: Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, with
     the gate of the authors' code. The student is branch 0. Each further branch is a copy of its
-    last stage, pooling and classifier with weights of its own, after the same earlier stages. A
-    gate reads what enters the branches, pooled (a linear layer, batch norm, ReLU and the softmax
-    over branches), and weighs their logits to :math:`z_e = \sum_b g_b z_b`. Then
+    last stage, pooling and classifier with own weights. A gate (a linear layer, batch norm, ReLU and
+    softmax over branches) reads the pooled map that enters the branches, and weighs their logits to
+    :math:`z_e = \sum_b g_b z_b`. Then
 
     .. math:: L = CE_e + \sum_{b > 0} CE_b + w\,\tau^2 \sum_b KL(p_{e,\tau} \,\|\, p_{b,\tau}),
 
     with the ensemble's probabilities as constants in KL. The student's own cross entropy is its
     head's loss, so the published method is ``weight=1`` beside ``student_weight=1``. The authors'
-    code adds 1e-7 to each of the ensemble's probabilities; here logarithms are those of logits and
-    finite without.
+    code adds 1e-7 to the ensemble's probabilities; here logarithms come from logits and stay finite.
 
     The taps are what enters the stage, and the logits: ``at=['backbone.layer4:in', 'logits']``.
-    Branches and gate are trained by the student's optimizer and are part of a checkpoint, under
-    ``distill.``. The cross entropies are logged as ``<term>.ensemble.ce``, ``<term>.branch1.ce``
-    and so on, the last part of the loss without w as ``<term>.kl``.
+    The student's optimizer trains branches and gate; a checkpoint holds them under ``distill.``. Logged
+    are the cross entropies ``<term>.ensemble.ce``, ``<term>.branch1.ce`` and so on, and ``<term>.kl``,
+    the last part of the loss without w.
 
     Args:
         branch (str): The path of the student's last stage, such as 'backbone.layer4', which global
@@ -47,10 +49,6 @@ class ONELoss(DistillLoss):
         tau (float): The temperature, above 0. Defaults to 3.
         ramp (dict, optional): The arguments of ``WeightSchedule`` for w, ``dict(type='sigmoid',
             end=81)`` in the authors' code. Defaults to None (1 throughout, as in the paper).
-
-    Raises:
-        ValueError: If an argument is out of its range, or (from ``connect``) the student's last
-            stage is another.
     """
 
     compares = 'anything'
@@ -93,31 +91,23 @@ class ONELoss(DistillLoss):
         for module in self.branches.modules():
             if hasattr(module, 'reset_parameters'):
                 module.reset_parameters()
-        _init_convolutions(self.branches)
+        initialize(self.branches, INIT)
         # A frozen stage of the student's is not frozen in its copies
         self.branches.requires_grad_(True)
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(student[0].shape[1], self.num_branches + 1),
-            nn.BatchNorm1d(self.num_branches + 1),
+        count = self.num_branches + 1
+        gate = [
+            nn.Linear(student[0].shape[1], count),
+            nn.BatchNorm1d(count),
             nn.ReLU(),
             nn.Softmax(1),
-        ).to(student[0].device)
+        ]
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *gate)
+        self.gate.to(student[0].device)
 
     def forward(
         self, student: list[Tensor], target: Tensor, model: nn.Module | None = None
     ) -> Tensor:
-        """Trains branches and gate, and the student towards the ensemble.
-
-        Args:
-            student (list[Tensor]): What enters the branches, of shape (N, C, H, W), and the
-                student's logits, of shape (N, K).
-            target (Tensor): The classes, of shape (N, ).
-            model (nn.Module, optional): The student. Not used. Defaults to None.
-
-        Returns:
-            Tensor: A scalar.
+        """Compares the student's logits (N, K) with those of branches, which maps (N, C, H, W) enter.
 
         Raises:
             ValueError: If there is one image alone, which the gate's batch norm cannot take.
@@ -185,38 +175,31 @@ class BYOTLoss(DistillLoss):
 
     Source: Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural
     Networks via Self Distillation", ICCV 2019, with layers, weights and normalisation of the
-    authors' code. At each early stage an exit brings the map to channels and size of the last one,
-    by a bottleneck: convolutions of 1 × 1, of k × k with stride k (k is how much larger the map
-    is), and of 1 × 1, each with batch norm and ReLU, with a quarter of the channels inside. Its
-    features f are pooled and classified by a linear layer. With the student's own features F,
-    pooled, and its probabilities p,
+    authors' code. At each early stage an exit brings the map to channels and size of the last one by
+    a bottleneck: convolutions of 1 × 1, of k × k with stride k (k is how much larger the map is) and of
+    1 × 1, each with batch norm and ReLU, with a quarter of the channels inside. A linear layer
+    classifies its pooled features f. With the student's pooled features F and its probabilities p,
 
     .. math:: L = \sum_i (1 - \alpha)\,CE_i + \alpha\,\tau^2\,KL(p_\tau \,\|\, p_{i,\tau})
         + \beta\,\overline{(f_i - F)^2},
 
     where p and F are constants, and the last part is the mean over samples and channels. The
-    student's own cross entropy is its head's loss, and has the factor 1 - alpha as well: the
-    published method is ``weight=1`` beside ``student_weight=0.9``. The authors' code has cross
-    entropies with p in place of KL, with the same gradient.
-
-    Their code sums the squared differences over samples and channels, with the factor 1e-6: in
-    batches of 128 and with the 512 channels of ResNet-18 that is 1e-6 · 128 · 512 here, which is
-    the default, and four times as much for ResNet-50.
+    student's own cross entropy is its head's loss and has the factor 1 - alpha as well: the published
+    method is ``weight=1`` beside ``student_weight=0.9``. The authors' code has cross entropies with p
+    in place of KL, with the same gradient. It sums the squared differences and multiplies by 1e-6: for
+    batches of 128 and the 512 channels of ResNet-18 that is the default, 1e-6 · 128 · 512; four times
+    as much for ResNet-50.
 
     The taps are the early stages, what enters global average pooling and the logits:
-    ``at=['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'features', 'logits']``. Exits
-    are trained by the student's optimizer and are part of a checkpoint, under ``distill.``. The
-    cross entropies of exits are logged as ``<term>.exit1.ce`` and so on, the sums of the other two
-    parts, without alpha and beta, as ``<term>.kl`` and ``<term>.hint``.
+    ``at=['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'features', 'logits']``. The
+    student's optimizer trains the exits; a checkpoint holds them under ``distill.``. Logged are the
+    cross entropies ``<term>.exit1.ce`` and so on, and the sums of the other two parts, without alpha
+    and beta, ``<term>.kl`` and ``<term>.hint``.
 
     Args:
         alpha (float): The share of what the student's end teaches, in [0, 1]. Defaults to 0.1.
         beta (float): The weight of features, at least 0. Defaults to 0.065536.
         tau (float): The temperature, above 0. Defaults to 3.
-
-    Raises:
-        ValueError: If an argument is out of its range, or there are other things at the taps (from
-            ``connect``).
     """
 
     compares = 'anything'
@@ -246,16 +229,7 @@ class BYOTLoss(DistillLoss):
         self.exits.to(last.device)
 
     def forward(self, student: list[Tensor], target: Tensor) -> Tensor:
-        """Trains the exits, and the student by what they send back.
-
-        Args:
-            student (list[Tensor]): The maps of early stages and of the last, each of shape
-                (N, C, H, W), and the logits, of shape (N, K).
-            target (Tensor): The classes, of shape (N, ).
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """Compares the exits of early maps with the last map, (N, C, H, W), and the logits (N, K)."""
         *early, last, logits = map(full_precision, student)
         features, predictions = zip(*(leave(each) for leave, each in zip(self.exits, early)))
         labels = [F.cross_entropy(each, target) for each in predictions]
@@ -268,13 +242,7 @@ class BYOTLoss(DistillLoss):
 
 
 class _Exit(nn.Module):
-    """A bottleneck to the channels and the size of the last map, and a classifier.
-
-    Args:
-        early (Tensor): A map of an early stage, of shape (N, C, H, W).
-        last (Tensor): One of the last stage, of shape (N, D, h, w).
-        classes (int): How many.
-    """
+    """A bottleneck from a map (N, C, H, W) to the last one's shape (N, D, h, w), and a classifier."""
 
     def __init__(self, early: Tensor, last: Tensor, classes: int) -> None:
         super().__init__()
@@ -286,7 +254,7 @@ class _Exit(nn.Module):
             *_layer(inner, inner, step),
             *_layer(inner, channels, 1),
         )
-        _init_convolutions(self)
+        initialize(self, INIT)
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,8 +265,3 @@ class _Exit(nn.Module):
 
 def _layer(inputs: int, outputs: int, step: int | tuple[int, int]) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, step, step), nn.BatchNorm2d(outputs), nn.ReLU()]
-
-
-def _init_convolutions(module: nn.Module) -> None:
-    """As in both authors' codes, and in most of mmpretrain's networks."""
-    initialize(module, dict(type='Kaiming', layer='Conv2d'))

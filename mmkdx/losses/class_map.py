@@ -13,18 +13,9 @@ from mmkdx.registry import MODELS
 def class_attention_distance(
     student: Tensor, teacher: Tensor, normalize: bool = True, reduction: str = 'code'
 ) -> Tensor:
-    """The distance of CAT-KD between class maps of one resolution R × R.
+    """The distance of CAT-KD between class maps (N, K, R, R); see ``CATLoss``.
 
-    Args:
-        student (Tensor): Maps of shape (N, K, R, R).
-        teacher (Tensor): Maps of the same shape.
-        normalize (bool): Whether each map is divided by its L2 norm, or by 1e-6 if that is less.
-            Defaults to True.
-        reduction (str): 'code', the mean over all N · K · R² elements, or 'paper', that times R².
-            Defaults to 'code'.
-
-    Returns:
-        Tensor: A scalar; normalised, it lies in [0, 4 / R²] ('code') or [0, 4] ('paper').
+    Normalised, it lies in [0, 4 / R²] ('code') or [0, 4] ('paper').
     """
     student, teacher = (full_precision(maps).flatten(2) for maps in (student, teacher))
     positions = student.shape[2]
@@ -39,16 +30,14 @@ class CATLoss(DistillLoss):
 
     Source: Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, Sec. 3. The
     maps of all classes are average-pooled to R × R and, with ``normalize``, divided by their L2 norms;
-    the loss is their mean squared difference. The paper's training loss is the classification loss
-    plus this, without a temperature; without the classification loss (the paper's label-free CAT) is
-    ``student_weight=0`` of the ``Distiller``.
-
-    The paper's published weights belong to ``reduction='code'``, and to raw maps or normalised ones
-    as its configs say.
+    the loss is their mean squared difference. The paper adds it to the classification loss, without a
+    temperature; its label-free CAT is ``student_weight=0`` of the ``Distiller``. The published weights
+    belong to ``reduction='code'``, and to raw or normalised maps as the paper's configs say.
 
     Args:
         resolution (int): R, the side of the pooled maps. Defaults to 2.
-        normalize (bool): Whether each map is divided by its L2 norm. Defaults to True.
+        normalize (bool): Whether each map is divided by its L2 norm (1e-6 if that is less). Defaults
+            to True.
         cam_bias (str): 'drop' takes maps without the classifier's bias, as the authors do; 'keep' adds
             it at each position. Defaults to 'drop'.
         reduction (str): 'code' is the mean over all elements, 'paper' sums over the R² positions (R²
@@ -61,9 +50,6 @@ class CATLoss(DistillLoss):
         num_classes_selected (int, optional): How many for 'topk' and 'bottomk'. Defaults to None.
         legacy (bool): Whether as many classes are taken as the authors' code takes, which is off by
             one: one fewer for 'topk', one more for 'bottomk' (with 100 classes). Defaults to False.
-
-    Raises:
-        ValueError: If an argument is out of its range, or normalisation would leave nothing to learn.
     """
 
     compares = 'class_maps'
@@ -118,18 +104,10 @@ class CATLoss(DistillLoss):
                 )
 
     def forward(self, student: ClassMaps | Tensor, teacher: ClassMaps | Tensor) -> Tensor:
-        """Compares class maps.
-
-        Args:
-            student (ClassMaps | Tensor): The student's class maps, of shape (N, K, H, W).
-            teacher (ClassMaps | Tensor): The teacher's, which may have another H × W.
-
-        Returns:
-            Tensor: A scalar.
+        """Compares class maps (N, K, H, W); the teacher's H and W may differ.
 
         Raises:
-            ValueError: If the shapes are not of class maps of the same classes, or fewer classes exist
-                than are to be selected.
+            ValueError: If images or classes differ, or fewer classes exist than are to be selected.
         """
         student, teacher = ClassMaps.of(student), ClassMaps.of(teacher)
         if student.shape[:2] != teacher.shape[:2]:

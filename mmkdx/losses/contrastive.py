@@ -6,11 +6,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import all_gather
 from torch import Tensor, nn
 
 from mmkdx.functional import full_precision
-from mmkdx.losses.base import DistillLoss, integer, number, positive
+from mmkdx.losses.base import DistillLoss, gather, integer, number, positions_on, positive
 from mmkdx.registry import MODELS
 
 
@@ -29,14 +28,14 @@ class CRDLoss(DistillLoss):
     uniformly, with replacement, from the samples of other classes; a sample whose class was not seen
     yet counts as one of another. Draws follow torch's seed.
 
-    A bank holds each sample's last embedding (a moving average) for each network, ``num_samples ·
-    feat_dim`` numbers; all ranks hold the same. Banks are not part of a checkpoint: a resumed run
-    starts them anew, always with the same numbers, and has filled them after an epoch. Z is estimated
-    from the first batch of all ranks, and is part of the checkpoint.
+    For each network a bank on every rank holds a moving average of each sample's embeddings,
+    ``num_samples · feat_dim`` numbers. Banks are not part of a checkpoint: a resumed run starts them
+    anew, always with the same numbers, and has filled them after an epoch. Z is estimated from the first
+    batch of all ranks, and is part of the checkpoint.
 
-    Embeddings are multiplied with the whole bank, so a step needs memory for N · M scores and the
-    former bank of each network: 38 MB for one network with 64 of CIFAR's 50,000 samples, while
-    gathering the embeddings of the negatives, N · (K + 1) · ``feat_dim`` numbers, would need 537 MB.
+    Embeddings are multiplied with the whole bank. A step needs memory for N · M scores and the former
+    bank of each network: 38 MB for one network with 64 of CIFAR's 50,000 samples. The embeddings of the
+    negatives, N · (K + 1) · ``feat_dim`` numbers, would need 537 MB.
 
     Args:
         num_samples (int): M, the number of samples in the training data set.
@@ -44,9 +43,6 @@ class CRDLoss(DistillLoss):
         negatives (int): K. Defaults to 16384.
         tau (float): The temperature, above 0. Defaults to 0.07.
         momentum (float): The share of what the banks keep, in [0, 1). Defaults to 0.5.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     compares = 'anything'
@@ -96,34 +92,18 @@ class CRDLoss(DistillLoss):
         self.to(student.device)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        """Contrasts embeddings, and puts them into the banks when training.
-
-        Args:
-            student (Tensor): The student's embeddings, of shape (N, D).
-            teacher (Tensor): The teacher's, of shape (N, E).
-            target (Tensor): The classes, of shape (N, ).
-            index (Tensor): The samples' positions in the data set, of shape (N, ). On the CPU it is
-                looked at without waiting for the device.
-
-        Returns:
-            Tensor: A scalar.
+        """Contrasts embeddings (N, D) and (N, E), and puts them into the banks when training.
 
         Raises:
             ValueError: If a position is not below ``num_samples``.
         """
-        last = int(index.max())
-        if last >= self.num_samples:
-            raise ValueError(
-                f'num_samples is {self.num_samples}, and there is a sample at position {last}; set it '
-                'to the size of the training data set'
-            )
-        index = index.to(student.device, non_blocking=True)
+        index = positions_on(student.device, index, self.num_samples)
         student = F.normalize(self.project_student(full_precision(student)), dim=1)
         teacher = F.normalize(self.project_teacher(full_precision(teacher.detach())), dim=1)
         # A trial without gradients leaves the banks alone, and other ranks need not take part
         learning = self.training and torch.is_grad_enabled()
         if learning:
-            seen, classes = _gather(torch.stack([index, target])).unbind()
+            seen, classes = gather(torch.stack([index, target]), -1).unbind()
             self.labels[seen] = classes
         chosen = torch.cat([index[:, None], self.draw(target)], 1)
         # Each network's embedding is contrasted with the other's bank
@@ -153,7 +133,7 @@ class CRDLoss(DistillLoss):
         """The logarithms of Z, of shape (2, ): those of the first batch, M times the mean."""
         estimate = scores.flatten(1).logsumexp(1) - math.log(scores[0].numel() / self.num_samples)
         if learning:
-            estimates = _gather(estimate[:, None])
+            estimates = gather(estimate[:, None], -1)
             estimate = estimates.logsumexp(1) - math.log(estimates.shape[1])
         log_z = torch.where(self.log_z.isinf(), estimate, self.log_z)
         if learning:
@@ -161,14 +141,9 @@ class CRDLoss(DistillLoss):
         return log_z
 
     def _remember(self, seen: Tensor, student: Tensor, teacher: Tensor) -> None:
-        embeddings = _gather(torch.cat([student, teacher], 1).T).T.chunk(2, 1)
+        embeddings = gather(torch.cat([student, teacher], 1)).chunk(2, 1)
         for name, each in zip(('student_bank', 'teacher_bank'), embeddings):
             bank = getattr(self, name)
             average = self.momentum * bank[seen] + (1 - self.momentum) * each
             # A new tensor: the backward pass needs the former one
             setattr(self, name, bank.index_copy(0, seen, F.normalize(average, dim=1)))
-
-
-def _gather(values: Tensor) -> Tensor:
-    """What all ranks have, along the last axis."""
-    return torch.cat(all_gather(values.contiguous()), -1)

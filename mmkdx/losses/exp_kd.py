@@ -18,13 +18,13 @@ class ExpKDLoss(DistillLoss):
     r"""Exp-KD: at each position the class maps, as a distribution over classes, are to agree.
 
     A reading of Sun et al., "Explainability-based knowledge distillation", Pattern Recognition 2025,
-    after the first version of its public code; the paper's own formulas could not be read. With
+    after the first version of its public code; we could not read the paper's formulas. With
     :math:`M_{c} = relu(\frac{1}{D} \sum_d W_{c,d} A_d)` and the softmax over classes at each position,
 
     .. math:: L = \frac{1}{B} \sum_{b,c,i,j} (softmax(M^s / \tau) - softmax(M^t / \tau))^2.
 
-    The squares split exactly into what concerns the *label*, their part in the mean over positions,
-    and the *structure*, the rest; both are logged as ``<term>.label`` and ``<term>.structure``.
+    Logged are the part of the squares in the mean over positions, ``<term>.label``, and the rest,
+    ``<term>.structure``.
 
     The weight of a published pair is 100 times its ``FEAT_WEIGHT``, with ``reduction='sum'`` as it
     stands and with 'batchmean' times the batch size. Later versions of the public code take the
@@ -39,9 +39,6 @@ class ExpKDLoss(DistillLoss):
         channel_reduce (str): 'mean' divides by D, the number of channels, as the authors do; 'sum'
             keeps the scale of the logits. Defaults to 'mean'.
         reduction (str): 'batchmean', or 'sum' over the batch as well. Defaults to 'batchmean'.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     compares = 'class_maps'
@@ -82,15 +79,7 @@ class ExpKDLoss(DistillLoss):
             )
 
     def forward(self, student: ClassMaps | Tensor, teacher: ClassMaps | Tensor) -> Tensor:
-        """Compares class maps.
-
-        Args:
-            student (ClassMaps | Tensor): The student's class maps, of shape (N, K, H, W).
-            teacher (ClassMaps | Tensor): The teacher's, which may have another H × W.
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """Compares class maps (N, K, H, W); the teacher's H and W may differ."""
         student, teacher = ClassMaps.of(student), ClassMaps.of(teacher)
         index = None
         if self.topk is not None and self.topk < teacher.num_classes:

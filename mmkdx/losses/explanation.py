@@ -29,19 +29,14 @@ class E2KDLoss(DistillLoss):
 
     At ``at='cam'`` the Grad-CAM maps come in closed form and cost no backward pass. For any other head
     or layer, name the layer and the logits, ``at=(['backbone.layer4', 'logits'], ['backbone.layer4',
-    'logits'])``: then the explainer takes its gradients in the forwards of the training step. Gradients
-    flow into the student through its activations and through their weights. A map that is zero has
-    similarity 0 and no gradient; the shares of zero and constant maps are logged as ``<term>.dead``
-    and ``<term>.teacher_dead``.
+    'logits'])``: the explainer then takes its gradients in the step's own forwards. Gradients reach the
+    student through its activations and their weights. A zero map has similarity 0 and no gradient; the
+    shares of zero and constant maps are logged as ``<term>.dead`` and ``<term>.teacher_dead``.
 
     Args:
         size (int | Sequence[int]): Height and width of the images, to which maps are resized. The
             similarity of small maps depends on it.
         explainer (dict | str): A method of the CAM family. Defaults to 'GradCAM', the paper's.
-
-    Raises:
-        ValueError: If there is no such explainer, it is not of the CAM family, or what stands at the
-            taps cannot be explained.
     """
 
     compares = 'anything'
@@ -92,15 +87,12 @@ class E2KDLoss(DistillLoss):
             )
 
     def forward(self, student: Any, teacher: Any) -> Tensor:
-        """Compares the explanations of the class that the teacher predicts.
+        """Compares the explanations of the class that the teacher predicts; the loss lies in [0, 1].
 
         Args:
-            student (ClassMaps | list[Tensor]): The student's class maps; or its activations, of shape
-                (N, C, H, W) or tokens (N, L, C), and its logits (N, K).
+            student (ClassMaps | list[Tensor]): Class maps; or activations, of shape (N, C, H, W) or
+                tokens (N, L, C), and logits (N, K).
             teacher (ClassMaps | list[Tensor]): The teacher's.
-
-        Returns:
-            Tensor: A scalar in [0, 1].
         """
         logits = teacher.logits() if isinstance(teacher, ClassMaps) else teacher[1]
         classes = logits.argmax(1)
@@ -123,4 +115,6 @@ class E2KDLoss(DistillLoss):
         if isinstance(value, ClassMaps):
             return value.classes(classes[:, None])[:, 0].relu()
         features, logits = value
-        return self.explainer.from_forward(features, full_precision(logits), classes).relu()
+        return self.explainer.from_forward(
+            features, full_precision(logits), classes, self.size
+        ).relu()

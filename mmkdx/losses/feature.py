@@ -40,9 +40,6 @@ class ATLoss(DistillLoss):
 
     Args:
         p (float): The exponent, above 0. Defaults to 2.
-
-    Raises:
-        ValueError: If ``p`` is out of its range.
     """
 
     compares = 'map_size'

@@ -24,19 +24,16 @@ class CSKDLoss(KLDivLoss):
 
     mean over pairs. The published lambda (1; 3 for CUB-200-2011) is the weight of the term.
 
-    A batch holds pairs one after the other, x0, x0', x1, x1', ..., as the sampler ``PairSampler`` with
-    ``same='class'`` arranges them. Two things are not as in the authors' code, which runs the two halves
-    one after the other: the student's own loss is the mean over both images of each pair, not over x
-    alone, and batch norm sees both at once.
+    A batch holds pairs one after the other, x0, x0', x1, x1', ..., as ``PairSampler`` with
+    ``same='class'`` arranges them. The authors' code runs the two halves one after the other. Here the
+    student's own loss is the mean over both images of each pair, not over x alone, and batch norm sees
+    both at once.
 
-    Without a teacher. On the CPU the classes of all pairs are looked at, on another device those of the
-    first batch, so that steps do not wait for it.
+    Without a teacher. The classes of all pairs are checked on the CPU; on another device only those of
+    the first batch, so that steps do not wait for it.
 
     Args:
         tau (float): The temperature, above 0. Defaults to 4.
-
-    Raises:
-        ValueError: If ``tau`` is not above 0.
     """
 
     needs = ('class',)
@@ -68,26 +65,22 @@ class DDGSDLoss(DistillLoss):
     .. math:: L = \tau^2 (KL(p_a\,\|\,p_b) + KL(p_b\,\|\,p_a)) + \mu\,D(a, b),
 
     mean over pairs, with gradients into both views. D is the mean squared difference of the logits
-    (``at='logits'``), as in a public re-implementation, whose code was read; or of the features or
-    embeddings that stand first in ``at=['embedding', 'logits']``. The paper asks for equal
-    *distributions* of global features over a batch, which is less than equal features of each pair; its
-    formula could not be read. The parts, without their weights, are logged as ``<term>.kl`` and
-    ``<term>.discrepancy``.
+    (``at='logits'``), as in a public re-implementation; or of the features that stand first in
+    ``at=['embedding', 'logits']``. The paper asks for equal *distributions* of global features over a
+    batch, which is less than equal features of each pair; we could not read its formula. The parts,
+    without their weights, are logged as ``<term>.kl`` and ``<term>.discrepancy``.
 
-    A batch holds the two views one after the other, a0, b0, a1, b1, ..., as the sampler ``PairSampler``
-    with ``same='image'`` arranges them. The paper's objective sums the cross entropies of both views,
-    and the student's own loss is their mean: ``student_weight=2`` and ``weight=lambda``. The
-    re-implementation's KL is a mean over the K classes, without tau²: its lambda and mu are
-    ``weight=lambda / (K tau²)`` and ``mu=mu / weight``.
+    A batch holds the two views one after the other, a0, b0, a1, b1, ..., as ``PairSampler`` with
+    ``same='image'`` arranges them. The paper sums the cross entropies of both views, and the student's
+    own loss is their mean: ``student_weight=2`` and ``weight=lambda``. The re-implementation's KL is a
+    mean over the K classes, without tau²: its lambda and mu are ``weight=lambda / (K tau²)`` and
+    ``mu=mu / weight``.
 
     Without a teacher and without labels.
 
     Args:
         tau (float): The temperature, above 0. Defaults to 1.
         mu (float): The weight of the discrepancy beside the divergences. Defaults to 5e-4.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     compares = 'anything'
@@ -103,17 +96,12 @@ class DDGSDLoss(DistillLoss):
         """Compares the two views of images.
 
         Args:
-            student (Tensor | list[Tensor]): The logits, of shape (N, K); or features of shape
-                (N, ...) and the logits.
-            index (Tensor, optional): The samples' positions in the data set, of shape (N, ), to tell
-                whether there are two views of each image. Defaults to None.
-
-        Returns:
-            Tensor: A scalar.
+            student (Tensor | list[Tensor]): The logits (N, K); or features (N, ...) and the logits.
+            index (Tensor, optional): The samples' positions in the data set, of shape (N, ), which tell
+                whether the images are two views of one. Defaults to None.
 
         Raises:
-            ValueError: If ``student`` is something else, N is odd, or the views of a pair are of two
-                images.
+            ValueError: If ``student`` is something else, N is odd, or a pair shows two images.
         """
         values = student if isinstance(student, list) else [student]
         if len(values) > 2 or not all(isinstance(each, Tensor) for each in values):

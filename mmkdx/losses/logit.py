@@ -28,9 +28,6 @@ class KLDivLoss(DistillLoss):
         tau (float): The temperature, above 0. Defaults to 1.
         activation (str): What turns the logits into probabilities, 'softmax' or 'sigmoid'. Defaults to
             'softmax'.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     compares = 'logits'
@@ -64,18 +61,14 @@ class DKDLoss(DistillLoss):
         + \beta\,KL(\hat p^T \| \hat p^S)),
 
     mean over samples. With :math:`\alpha = 1` and :math:`\beta = 1 - p_t^T` for each sample this is
-    ``KLDivLoss``. Both parts are made of log-probabilities, so saturated logits stay finite, where the
-    logarithm of a sum of probabilities does not. The parts, without their weights, are logged as
-    ``<term>.label`` and ``<term>.others``.
+    ``KLDivLoss``. Both parts are made of log-probabilities, so saturated logits stay finite. The parts,
+    without their weights, are logged as ``<term>.label`` and ``<term>.others``.
 
     Args:
         tau (float): The temperature, above 0. Defaults to 4, the paper's for CIFAR-100.
         alpha (float): The weight of the label's class against the rest. Defaults to 1.
         beta (float): The weight of the other classes among themselves. Defaults to 8, the paper's for
             CIFAR-100 but for a few pairs.
-
-    Raises:
-        ValueError: If ``tau`` is not above 0.
     """
 
     compares = 'logits'
@@ -89,15 +82,7 @@ class DKDLoss(DistillLoss):
         _check_weights(alpha=alpha, beta=beta)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Compares logits.
-
-        Args:
-            student (Tensor): The student's logits, of shape (N, K).
-            teacher (Tensor): The teacher's, of the same shape.
-            target (Tensor): The labels' classes, of shape (N, ).
-
-        Returns:
-            Tensor: A scalar.
+        """Compares logits of shape (N, K), with labels' classes of shape (N, ).
 
         Raises:
             ValueError: If there are fewer than three classes.
@@ -139,18 +124,15 @@ class DISTLoss(DistillLoss):
 
     the first a mean over samples (between classes), the second over classes (within a class, over the
     samples of this process's batch). As in the authors' code, 1e-8 is added to the product of the two
-    norms: a class that hardly any sample of the batch has a probability of hardly counts, and the loss
-    of equal logits is that little above 0. A constant row or column, such as every column in a batch
-    of one sample, correlates with nothing: its correlation is 0, without a gradient. The parts,
-    without their weights, are logged as ``<term>.between`` and ``<term>.within``.
+    norms: a class of tiny probabilities hardly counts, and the loss of equal logits is that little
+    above 0. The correlation of a constant row or column, such as every column of one sample alone, is
+    0, without a gradient. The parts, without their weights, are logged as ``<term>.between`` and
+    ``<term>.within``.
 
     Args:
         tau (float): The temperature, above 0. Defaults to 1.
         beta (float): The weight of the relation between classes. Defaults to 1.
         gamma (float): The weight of the relation within classes. Defaults to 1.
-
-    Raises:
-        ValueError: If ``tau`` is not above 0.
     """
 
     compares = 'logits'
@@ -185,9 +167,6 @@ class LogitStdLoss(KLDivLoss):
     Args:
         tau (float): The temperature, above 0, in units of the standard deviation. Defaults to 2, the
             authors' for most pairs.
-
-    Raises:
-        ValueError: If ``tau`` is not above 0.
     """
 
     def __init__(self, tau: float = 2.0) -> None:
@@ -243,7 +222,7 @@ class CWTMLoss(DistillLoss):
     r"""Cross entropy with the labels, weighted per sample by the teacher's confidence.
 
     Source: Furlanello et al., "Born-Again Neural Networks", ICML 2018, "confidence weighted by teacher
-    max": nothing of what the teacher says of classes, only its largest probability
+    max":
 
     .. math:: L = \frac{\sum_n w_n\,CE(y_n, s_n)}{\sum_n w_n}, \quad w_n = \max_k softmax(t_n/\tau)_k,
 
@@ -251,9 +230,6 @@ class CWTMLoss(DistillLoss):
 
     Args:
         tau (float): The temperature of the teacher's probabilities, above 0. Defaults to 1.
-
-    Raises:
-        ValueError: If ``tau`` is not above 0.
     """
 
     compares = 'logits'
@@ -264,16 +240,7 @@ class CWTMLoss(DistillLoss):
         self.tau = positive('tau', tau)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Compares the student's logits with the labels.
-
-        Args:
-            student (Tensor): The student's logits, of shape (N, K).
-            teacher (Tensor): The teacher's, of the same shape.
-            target (Tensor): The labels' classes, of shape (N, ).
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """Compares the student's logits (N, K) with labels' classes (N, )."""
         student, teacher = map(full_precision, (student, teacher))
         weights = cwtm_weights((teacher / self.tau).softmax(1).amax(1))
         return (weights * F.cross_entropy(student, target, reduction='none')).mean()

@@ -32,22 +32,17 @@ class DMLLoss(DistillLoss):
     published method is ``weight=1`` beside ``student_weight=1``: the peers' cross entropies are
     part of the term, and scale with its weight and schedule.
 
-    Where the authors differ: their code sums over the other networks where the paper has the mean,
-    which is the same for one peer; it adds 1e-8 to probabilities, while here saturated logits are
-    finite without it; and it updates the networks one after the other, each with the newest
-    predictions of the others, while here all take one step together.
+    The authors' code sums over the other networks where the paper has the mean, which is the same for
+    one peer. It adds 1e-8 to probabilities; here saturated logits are finite without it. It updates
+    the networks one after the other; here all take one step together.
 
-    Peers see the images as the student does, preprocessed and augmented alike: a
-    ``data_preprocessor`` of theirs is not used. They are trained by the student's optimizer and are
-    part of a checkpoint, under ``distill.``. The cross entropies of peers are logged as
-    ``<term>.peer0.ce`` and so on, and the student's part of this loss as ``<term>.kl``.
+    Peers take the student's preprocessed images; their own ``data_preprocessor`` is not used. The
+    student's optimizer trains them; a checkpoint holds them under ``distill.``. Logged are the peers'
+    cross entropies ``<term>.peer0.ce`` and so on, and the student's part of this loss, ``<term>.kl``.
 
     Args:
         peers (Sequence[dict]): A model dict of mmpretrain's classifiers for each peer. They are
             initialised as their configs say, each from random numbers of its own.
-
-    Raises:
-        ValueError: If there are no peers, or one is no model dict of a classifier.
     """
 
     compares = 'logits'
@@ -78,16 +73,7 @@ class DMLLoss(DistillLoss):
                 )
 
     def forward(self, student: Tensor, target: Tensor, inputs: Tensor) -> Tensor:
-        """Trains the peers, and the student towards them.
-
-        Args:
-            student (Tensor): The student's logits, of shape (N, K).
-            target (Tensor): Classes of shape (N, ), or class probabilities of shape (N, K).
-            inputs (Tensor): The preprocessed images, of shape (N, 3, H, W).
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """Compares the student's logits (N, K) with those of the peers of the same images."""
         logits = [
             full_precision(each) for each in (student, *(peer(inputs) for peer in self.peers))
         ]

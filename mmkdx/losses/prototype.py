@@ -10,9 +10,6 @@ from torch import Tensor
 from mmkdx.losses.base import DistillLoss, number, one_of, positive
 from mmkdx.registry import MODELS
 
-MASK_SOURCES = ('teacher', 'student')
-REDUCTIONS = ('repo', 'per_image', 'mean_active')
-
 
 @MODELS.register_module()
 class GlobalExplanationLoss(DistillLoss):
@@ -21,8 +18,8 @@ class GlobalExplanationLoss(DistillLoss):
     ``mean_j ||p_j^S - p_j^T + eps||``, not squared. It also puts the student's prototypes in the order
     of the teacher's.
 
-    Source: Keswani et al., "Proto2Proto", CVPR 2022; a reading of the authors' public code, as the
-    paper's text was not at hand. Weight there: 10.
+    Source: Keswani et al., "Proto2Proto", CVPR 2022; a reading of the authors' public code. Weight
+    there: 10.
 
     Args:
         eps (float): Added to each difference, as torch's ``PairwiseDistance`` does, so that equal
@@ -44,15 +41,7 @@ class GlobalExplanationLoss(DistillLoss):
         check_counterparts(student.shape, teacher.shape)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss.
-
-        Args:
-            student (Tensor): The student's prototypes, (P, C) or (P, C, 1, 1).
-            teacher (Tensor): The teacher's prototypes, of the same shape.
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """Compares prototypes of shape (P, C) or (P, C, 1, 1)."""
         difference = student.flatten(1) - teacher.detach().flatten(1) + self.eps
         return torch.linalg.vector_norm(difference, dim=1).mean()
 
@@ -61,28 +50,24 @@ class GlobalExplanationLoss(DistillLoss):
 class PatchPrototypeLoss(DistillLoss):
     """The squared distance between student's and teacher's embeddings of active patches.
 
-    A position is active where it is the nearest of the image to any prototype, and nearer than ``tau``
-    (see ``active_mask``). With M the mask and n the number of active positions of the batch, the loss is
+    With M the mask of active positions (see ``active_mask``) and n their number in the batch, it is
     ``sum M ||w^T - w^S||²`` divided by
 
     - 'repo': 2 n + 1, as in the public code;
     - 'per_image': the number of images;
     - 'mean_active': n, or 1 where there is none.
 
-    Its place is two taps of each model: ``at=['head.add_on', 'head.prototype_layer']``.
+    The taps are two of each model: ``at=['head.add_on', 'head.prototype_layer']``.
 
     Source: Keswani et al., "Proto2Proto", CVPR 2022; a reading of its figure and of the authors' public
-    code. The figure masks both models with the teacher's positions; the public code, by what looks like
-    a slip, with the student's. Weight there: 10.
+    code. The figure takes the teacher's mask; the public code the student's, apparently by a slip.
+    Weight there: 10.
 
     Args:
         tau (float): The largest squared distance of an active patch. Defaults to 100.
         mask_source (str): Whose active positions count, 'teacher' (paper) or 'student' (public code).
             Defaults to 'teacher'.
         reduction (str): See above. Defaults to 'repo'.
-
-    Raises:
-        ValueError: If an argument is out of range.
     """
 
     compares = 'anything'
@@ -92,8 +77,9 @@ class PatchPrototypeLoss(DistillLoss):
     ) -> None:
         super().__init__()
         self.tau = positive('tau', tau)
-        self.mask_source = one_of('mask_source', mask_source, MASK_SOURCES)
-        self.reduction = one_of('reduction', reduction, REDUCTIONS)
+        self.mask_source = one_of('mask_source', mask_source, ('teacher', 'student'))
+        choices = ('repo', 'per_image', 'mean_active')
+        self.reduction = one_of('reduction', reduction, choices)
 
     def connect(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> None:
         """Refuses what has no counterpart.
@@ -123,15 +109,9 @@ class PatchPrototypeLoss(DistillLoss):
         )
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """The loss.
+        """Compares pairs of an embedding (N, C, H, W) and squared distances (N, P, H, W).
 
-        Args:
-            student (Sequence[Tensor]): The student's embedding (N, C, H, W) and squared distances
-                (N, P, H, W).
-            teacher (Sequence[Tensor]): The same of the teacher.
-
-        Returns:
-            Tensor: A scalar; 0 where no position is active.
+        The loss is 0 where no position is active.
         """
         mask = active_mask(dict(teacher=teacher, student=student)[self.mask_source][1], self.tau)
         squares = (student[0] - teacher[0].detach()).square().sum(1)
@@ -144,31 +124,16 @@ class PatchPrototypeLoss(DistillLoss):
 
 @torch.no_grad()
 def active_mask(distances: Tensor, tau: float) -> Tensor:
-    """The positions that are nearest to any prototype, and nearer than tau.
+    """The positions (N, H, W) that are the image's nearest to any prototype, and nearer than tau.
 
-    All of several equally near positions count.
-
-    Args:
-        distances (Tensor): Squared distances of shape (N, P, H, W).
-        tau (float): The bound; a distance equal to it is not below.
-
-    Returns:
-        Tensor: Booleans of shape (N, H, W).
+    Distances (N, P, H, W) and tau are squared. All of several equally near positions count.
     """
     nearest = distances == distances.amin((2, 3), keepdim=True)
     return (nearest & (distances < tau)).any(1)
 
 
 def check_counterparts(student: Sequence[int], teacher: Sequence[int]) -> None:
-    """Refuses prototypes that differ in number or size.
-
-    Args:
-        student (Sequence[int]): How many prototypes the student has, and the channels of each.
-        teacher (Sequence[int]): The same of the teacher.
-
-    Raises:
-        ValueError: If they do.
-    """
+    """Refuses prototypes that differ in number or channels, which both arguments begin with."""
     if student[0] != teacher[0]:
         raise ValueError(
             f'the student has {student[0]} prototypes and the teacher {teacher[0]}, which '

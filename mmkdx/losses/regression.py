@@ -21,11 +21,7 @@ class ConnectedLoss(DistillLoss, metaclass=ABCMeta):
     compares = 'anything'
 
     def connect(self, student: Tensor, teacher: Tensor) -> None:
-        """Builds the layers for maps of these shapes.
-
-        Args:
-            student (Tensor): The student's maps, of shape (N, C, H, W); they may be fake.
-            teacher (Tensor): The teacher's, of shape (N, D, H', W').
+        """Builds the layers for maps (N, C, H, W) and (N, D, H', W'), which may be fake.
 
         Raises:
             ValueError: If these are not two maps, or no layer leads from the one size to the other.
@@ -53,14 +49,12 @@ class FitNetLoss(ConnectedLoss):
     and ReLU, trained along in one stage: 3 × 3 with stride 2 where the student's map is twice as
     large, a transposed convolution where it is half as large, else a convolution without padding whose
     kernel takes the larger map to the smaller. The loss is the mean squared error over all elements,
-    without the paper's factor of one half.
-
-    ``MSELoss`` with ``adapter='auto'`` differs in its regressor: a 1 × 1 convolution with neither batch
-    norm nor ReLU, and pooling; where the shapes are the same already, it has none.
+    without the paper's factor of one half. ``MSELoss`` with ``adapter='auto'`` has a 1 × 1 convolution
+    and pooling instead, and neither where the shapes are the same.
 
     Args:
-        relu (bool): Whether the regressor ends with a ReLU. The paper asks for the non-linearity of the
-            teacher's layer: set False where the teacher's tap holds negative values. Defaults to True.
+        relu (bool): Whether the regressor ends with a ReLU. Set False where the teacher's tap holds
+            negative values. Defaults to True.
     """
 
     def __init__(self, relu: bool = True) -> None:
@@ -111,17 +105,12 @@ class VIDLoss(ConnectedLoss):
 
     .. math:: \frac{(t - \mu)^2}{2 \sigma_c^2} + \frac{1}{2} \log \sigma_c^2
 
-    over all elements, without the constant. Where sizes differ, the larger map is average-pooled to the
-    smaller.
-
-    The loss falls below 0 where the variances, which are learned, become small.
+    over all elements, without the constant; it falls below 0 where variances become small. Where sizes
+    differ, the larger map is average-pooled to the smaller.
 
     Args:
-        init_variance (float): The variance at the start. Defaults to 5.
+        init_variance (float): The variance at the start, above ``eps``. Defaults to 5.
         eps (float): The least variance. Defaults to 1e-5.
-
-    Raises:
-        ValueError: If the variance at the start is not above the least one.
     """
 
     def __init__(self, init_variance: float = 5.0, eps: float = 1e-5) -> None:
@@ -162,11 +151,10 @@ class OFDLoss(ConnectedLoss):
     teacher's response is not positive and the student's lies below it, there is no error; the loss is
     the mean of the squares over all elements. The authors sum over the elements of a map.
 
-    The taps are to hold features *before* a ReLU, such as ``backbone.layer2.1.relu@1:in`` (after the
-    addition) or ``backbone.layer2.1.bn2`` of a ResNet. The margins are the mean over all negative
-    responses since training began, of all ranks, in place of the authors' closed form from the
-    teacher's batch norm; they stand in the checkpoint. A channel without negative responses has the
-    margin 0.
+    The taps hold features *before* a ReLU, such as ``backbone.layer2.1.relu@1:in`` (after the addition)
+    or ``backbone.layer2.1.bn2`` of a ResNet. The margins are the mean over all negative responses since
+    training began, of all ranks, in place of the authors' closed form from the teacher's batch norm; a
+    checkpoint holds them. A channel without negative responses has the margin 0.
     """
 
     def build(self, student: torch.Size, teacher: torch.Size) -> None:

@@ -22,22 +22,14 @@ ANGLES_AT_ONCE = 2**22
 class SampleRelationLoss(DistillLoss, metaclass=ABCMeta):
     """Base of the losses between the relations of samples.
 
-    Student and teacher may have any shapes (N, ...), which are flattened to (N, D): only N must be the
-    same. The relations are those within this process's batch; ranks do not exchange samples. One
-    sample has no relation: its loss is 0, and so is the gradient.
+    Student and teacher may have any shapes (N, ...) of the same N. The relations are those within this
+    process's batch; ranks do not exchange samples. The loss and gradient of one sample alone are 0.
     """
 
     compares = 'anything'
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compares features.
-
-        Args:
-            student (Tensor): The student's features, of shape (N, ...).
-            teacher (Tensor): The teacher's, of shape (N, ...).
-
-        Returns:
-            Tensor: A scalar.
+        """Compares features (N, ...), flattened to (N, D).
 
         Raises:
             ValueError: If these are not two tensors, each with features of the same N samples.
@@ -62,15 +54,7 @@ class SampleRelationLoss(DistillLoss, metaclass=ABCMeta):
 
     @abstractmethod
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The loss of two or more samples.
-
-        Args:
-            student (Tensor): The student's features, of shape (N, D), in fp32 at least.
-            teacher (Tensor): The teacher's, of shape (N, E).
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """The loss of features (N, D) and (N, E), in fp32 at least, of two or more samples."""
 
 
 @MODELS.register_module()
@@ -79,10 +63,9 @@ class SPLoss(SampleRelationLoss):
 
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019. The similarities
     of the batch are the inner products of features, :math:`G = F F^\top`, each row divided by its L2
-    norm; the loss is :math:`\|G^S - G^T\|_F^2 / N^2`, the mean over the matrix.
-
-    The relations are those within this process's batch; one sample alone gives 0. A sample whose
-    features are 0 has similarities 0, without a gradient. Memory beyond the features: N × N.
+    norm; the loss is :math:`\|G^S - G^T\|_F^2 / N^2`, the mean over the matrix. Relations are those
+    within this process's batch. A sample whose features are 0 has similarities 0, without a gradient.
+    Memory beyond the features: N × N.
     """
 
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -98,10 +81,9 @@ class PKTLoss(SampleRelationLoss):
     ECCV 2018, with the cosine affinity :math:`K_{ij} = (\cos(f_i, f_j) + 1) / 2`. Each row divided by
     its sum is a distribution; the loss is :math:`KL(P^T \| P^S)`, summed over a row, mean over samples.
     As in the authors' code a sample counts among its own neighbours. 1e-7 is added to the affinities
-    (theirs adds it to the probabilities), so that opposite features stay finite.
-
-    The relations are those within this process's batch; one sample alone gives 0. A sample whose
-    features are 0 has cosines 0, without a gradient. Memory beyond the features: N × N.
+    (theirs adds it to the probabilities), so that opposite features stay finite. Relations are those
+    within this process's batch. A sample whose features are 0 has cosines 0, without a gradient.
+    Memory beyond the features: N × N.
     """
 
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -133,14 +115,12 @@ class RKDLoss(SampleRelationLoss):
     with the one at the angle, the cosine is 0, without a gradient. The parts, without their weights,
     are logged as ``<term>.distance`` and ``<term>.angle``.
 
-    The relations are those within this process's batch; one sample alone gives 0. Memory beyond the
-    features: N × N, and a few blocks of ``ANGLES_AT_ONCE`` (or N × N, if that is more), since angles
-    follow from distances and are computed again in the backward pass.
+    Relations are those within this process's batch. Memory beyond the features: N × N, and a few blocks
+    of ``ANGLES_AT_ONCE`` (or N × N, if that is more), as the backward pass computes angles again.
 
     Args:
-        distance (float): The weight of distances. Defaults to 1, that of the authors' code.
-        angle (float): The weight of angles; with 0 they are not computed. Defaults to 2, that of the
-            authors' code.
+        distance (float): The weight of distances. Defaults to 1, as the authors.
+        angle (float): The weight of angles; with 0 they are not computed. Defaults to 2, as the authors.
     """
 
     def __init__(self, distance: float = 1.0, angle: float = 2.0) -> None:
@@ -206,15 +186,7 @@ class NSTLoss(DistillLoss):
     compares = 'map_size'
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compares maps (N, C, H, W) with any channels; a student of another size is resized.
-
-        Args:
-            student (Tensor): The student's maps, of shape (N, C, H, W).
-            teacher (Tensor): The teacher's, of shape (N, C', H', W').
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """Compares maps (N, C, H, W) with any channels; a student of another size is resized."""
         student, teacher = map(full_precision, (student, teacher))
         student = resize_map(student, teacher.shape[-2:])
         student, teacher = (unit_vectors(maps.flatten(2)) for maps in (student, teacher))
@@ -230,27 +202,15 @@ class NSTLoss(DistillLoss):
 
 
 def unit_vectors(vectors: Tensor) -> Tensor:
-    """Divides vectors, along the last axis, by their L2 norms.
-
-    Args:
-        vectors (Tensor): Vectors of shape (..., D).
-
-    Returns:
-        Tensor: The same shape; a vector of norm 1e-12 or less becomes 0 and has no gradient.
-    """
+    """Divides vectors (..., D) by their L2 norms; one of 1e-12 or less becomes 0, without a gradient."""
     norm = vectors.norm(dim=-1, keepdim=True)
     return vectors / norm.masked_fill(norm <= 1e-12, torch.inf)
 
 
 def angle_cosines(distances: Tensor, vertices: slice) -> Tensor:
-    """The cosines of the angles at some samples between each two others, by the law of cosines.
+    """The cosines (V, N, N) of the angles at V vertices, by the law of cosines of distances (N, N).
 
-    Args:
-        distances (Tensor): The distances of N samples, of shape (N, N).
-        vertices (slice): Which V samples are the vertices.
-
-    Returns:
-        Tensor: Cosines of shape (V, N, N), 0 where a side has no length.
+    They are 0 where a side has no length.
     """
     sides = distances[vertices]
     square, inverse = sides.square(), sides.masked_fill(sides == 0, torch.inf).reciprocal()
@@ -259,11 +219,10 @@ def angle_cosines(distances: Tensor, vertices: slice) -> Tensor:
 
 
 class _Distances(torch.autograd.Function):
-    """Euclidean distances of features (N, D), of shape (N, N).
+    """Euclidean distances (N, N) of features (N, D); where one is 0 it has no gradient.
 
-    They are summed over differences: the matrix product of far-off features that are close to each
-    other is all rounding. For that form torch's own backward allocates N × N × D on an accelerator,
-    and this one is a matrix product. Where a distance is 0 it has no gradient.
+    They are summed over differences, as matrix products of close features are all rounding. Torch's
+    own backward of that form allocates N × N × D on an accelerator; this one is a matrix product.
     """
 
     @staticmethod

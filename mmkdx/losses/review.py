@@ -16,20 +16,17 @@ class AttentionFusion(nn.Module):
 
     Args:
         channels (int): Channels of the stage.
-        mid_channels (int): Channels of what is passed from stage to stage.
-        out_channels (int): Channels of the teacher's stage.
+        mid (int): Channels of what is passed from stage to stage.
+        out (int): Channels of the teacher's stage.
         last (bool): Whether it is the last stage, which has no later ones.
     """
 
-    def __init__(self, channels: int, mid_channels: int, out_channels: int, last: bool) -> None:
+    def __init__(self, channels: int, mid: int, out: int, last: bool) -> None:
         super().__init__()
-        self.enter = nn.Sequential(
-            nn.Conv2d(channels, mid_channels, 1, bias=False), nn.BatchNorm2d(mid_channels)
-        )
-        self.leave = nn.Sequential(
-            nn.Conv2d(mid_channels, out_channels, 3, 1, 1, bias=False), nn.BatchNorm2d(out_channels)
-        )
-        self.attention = None if last else nn.Conv2d(2 * mid_channels, 2, 1)
+        self.enter = nn.Sequential(nn.Conv2d(channels, mid, 1, bias=False), nn.BatchNorm2d(mid))
+        leave = nn.Conv2d(mid, out, 3, 1, 1, bias=False)
+        self.leave = nn.Sequential(leave, nn.BatchNorm2d(out))
+        self.attention = None if last else nn.Conv2d(2 * mid, 2, 1)
         for layer in (self.enter[0], self.leave[0]):
             nn.init.kaiming_uniform_(layer.weight, a=1)
 
@@ -63,9 +60,6 @@ class ReviewKDLoss(DistillLoss):
     Args:
         max_mid_channels (int): What is passed from stage to stage has the channels of the student's
             last stage, and at most so many. Defaults to 512.
-
-    Raises:
-        ValueError: If the taps are not lists of equally many maps or embeddings (from ``connect``).
     """
 
     compares = 'anything'
@@ -100,24 +94,11 @@ class ReviewKDLoss(DistillLoss):
         ).to(student[0].device)
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        """Compares the stages of both.
-
-        Args:
-            student (list[Tensor]): Maps (N, C, H, W) or embeddings (N, C), from the first stage on.
-            teacher (list[Tensor]): The teacher's.
-
-        Returns:
-            Tensor: A scalar.
-        """
-        teacher = [each.detach() for each in teacher]
-        student, teacher = (
-            [_as_map(full_precision(each)) for each in stages] for stages in (student, teacher)
-        )
-        later, loss = None, student[0].new_zeros(())
-        for fusion, features, goal in zip(
-            reversed(self.fusions), reversed(student), reversed(teacher)
-        ):
-            features, later = fusion(features, later, goal.shape[2:])
+        """Compares maps (N, C, H, W) or embeddings (N, C) of both, from the first stage on."""
+        later, loss = None, 0
+        for fusion, features, goal in zip(reversed(self.fusions), student[::-1], teacher[::-1]):
+            goal = _as_map(full_precision(goal.detach()))
+            features, later = fusion(_as_map(full_precision(features)), later, goal.shape[2:])
             loss = loss + hierarchical_context(features, goal)
         return loss
 

@@ -6,12 +6,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import all_gather
 from mmengine.logging import MessageHub
 from torch import Tensor
 
 from mmkdx.functional import full_precision
-from mmkdx.losses.base import DistillLoss, integer, number, one_of, positive
+from mmkdx.losses.base import (
+    DistillLoss,
+    gather,
+    integer,
+    number,
+    one_of,
+    positions_on,
+    positive,
+)
 from mmkdx.registry import MODELS
 
 
@@ -38,15 +45,14 @@ class OnlineLabelSmoothingLoss(DistillLoss):
     r"""Online label smoothing (OLS): labels are smoothed by what was predicted one epoch before.
 
     Source: Zhang et al., "Delving Deep into Label Smoothing", TIP 2021, with the details of the
-    authors' code. The cross entropy to the soft label :math:`S_y`, the mean of the softmax over the
-    images of class y that were classified correctly in the epoch before, as they were trained on;
-    uniform for a class without one, and zero, so that there is no loss, in the first epoch. The
-    published objective is 0.5 times the cross entropy to the label plus 0.5 times this:
+    authors' code. The cross entropy to the soft label :math:`S_y`: the mean softmax of the images of
+    class y that were classified correctly in the epoch before. It is uniform for a class without one,
+    and zero, so that there is no loss, in the first epoch. The published objective is
     ``student_weight=0.5`` and a weight of 0.5.
 
-    Without a teacher. The sums of an epoch are those of all ranks after each step, so that a
-    checkpoint of one rank holds all, and a resumed run goes on as if it had not stopped. An epoch ends
-    when the runner's counter moves on; a run that counts iterations is one epoch.
+    Without a teacher. All ranks hold the sums of all after each step, so that a resumed run goes on as
+    if it had not stopped. An epoch ends when the runner's counter moves on; a run that counts
+    iterations is one epoch.
     """
 
     compares = 'logits'
@@ -68,15 +74,7 @@ class OnlineLabelSmoothingLoss(DistillLoss):
         self.to(student.device)
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        """The cross entropy to the soft labels; when training, the predictions are added up.
-
-        Args:
-            student (Tensor): The logits, of shape (N, K).
-            target (Tensor): The classes, of shape (N, ).
-
-        Returns:
-            Tensor: A scalar.
-        """
+        """Compares logits (N, K) with the soft labels; when training, adds up the predictions."""
         student = full_precision(student)
         # A trial without gradients leaves the tables alone, and other ranks need not take part
         if self.training and torch.is_grad_enabled():
@@ -95,7 +93,7 @@ class OnlineLabelSmoothingLoss(DistillLoss):
                 self.counts.zero_()
             self.epoch.fill_(now)
             self._epoch = now
-        predicted, target = _gather(student.softmax(1).float()), _gather(target)
+        predicted, target = gather(student.softmax(1).float()), gather(target)
         right = (predicted.argmax(1) == target)[:, None]
         # A product, which adds up in the same order each time, also on CUDA
         right = F.one_hot(target, len(self.counts)) * right
@@ -115,9 +113,8 @@ class TfKDRegLoss(DistillLoss):
     2020, Sec. 5. The made-up teacher u gives the label ``correct`` and all other classes the same. Paper
     and code soften it in two ways:
 
-    - 'code': :math:`KL(softmax(u / \tau)\,\|\,softmax(z))`. The authors' code takes the softmax of
-      probabilities, so that the teacher is nearly uniform (with 100 classes and tau = 20 it gives the
-      label 0.0105), and does not soften the student. The published values belong to it.
+    - 'code': :math:`KL(softmax(u / \tau)\,\|\,softmax(z))`, to which the published values belong. The
+      softmax of probabilities is nearly uniform: with 100 classes and tau = 20 the label has 0.0105.
     - 'paper': :math:`\tau^2\,KL(softmax(\log u / \tau)\,\|\,softmax(z / \tau))`, distillation from a
       teacher whose probabilities are u.
 
@@ -129,9 +126,6 @@ class TfKDRegLoss(DistillLoss):
         tau (float): The temperature, above 0. Defaults to 20.
         correct (float): The made-up probability of the label, in (1 / K, 1). Defaults to 0.99.
         version (str): 'code' or 'paper'. Defaults to 'code'.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     compares = 'logits'
@@ -178,23 +172,18 @@ class PSKDLoss(DistillLoss):
     .. math:: (1 - \alpha_t)\,onehot(y) + \alpha_t\,p_{t-1}(x), \qquad
         \alpha_t = \alpha\,\frac{t + 1}{T},
 
-    with epochs t counted from 0, and the softmax :math:`p_{t-1}` of the image as it was trained on one
-    epoch before. An image that was not seen yet has its label instead. Where an image comes more than
-    once in an epoch (``RepeatDataset``), it is the softmax of the last time.
+    with epochs t counted from 0, and the softmax :math:`p_{t-1}` of the image as it was trained on last,
+    one epoch before. An image that was not seen yet has its label instead.
 
     This is the whole classification loss, so that it goes with ``student_weight=0``. Without a teacher.
-
-    All ranks hold the predictions of all samples, ``num_samples · K`` numbers on the device (20 MB for
-    CIFAR-100, 5 GB for ImageNet). They are part of the checkpoint.
+    All ranks and the checkpoint hold the predictions of all samples, ``num_samples · K`` numbers on the
+    device (20 MB for CIFAR-100, 5 GB for ImageNet).
 
     Args:
         num_samples (int): The number of samples in the training data set, without repetitions.
         alpha (float): What past predictions weigh in the last epoch, in [0, 1]. Defaults to 0.8.
         max_epochs (int, optional): T. Defaults to None: the number of epochs of the run, which is 1
             where a run counts iterations.
-
-    Raises:
-        ValueError: If an argument is out of its range.
     """
 
     compares = 'logits'
@@ -213,27 +202,12 @@ class PSKDLoss(DistillLoss):
         self.to(student.device)
 
     def forward(self, student: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        """The cross entropy to the softened labels; when training, predictions are remembered.
-
-        Args:
-            student (Tensor): The logits, of shape (N, K).
-            target (Tensor): The classes, of shape (N, ).
-            index (Tensor): The samples' positions in the data set, of shape (N, ). On the CPU it is
-                looked at without waiting for the device.
-
-        Returns:
-            Tensor: A scalar.
+        """Compares logits (N, K) with softened labels; when training, remembers the predictions.
 
         Raises:
             ValueError: If a position is not below ``num_samples``.
         """
-        last = int(index.max())
-        if last >= self.num_samples:
-            raise ValueError(
-                f'num_samples is {self.num_samples}, and there is a sample at position {last}; set it '
-                'to the size of the training data set'
-            )
-        index = index.to(student.device, non_blocking=True)
+        index = positions_on(student.device, index, self.num_samples)
         student = full_precision(student)
         label = F.one_hot(target, student.shape[1]).to(student.dtype)
         past = self.predictions[index].to(student.dtype)
@@ -244,7 +218,7 @@ class PSKDLoss(DistillLoss):
         return F.cross_entropy(student, label.lerp(past, self.share()))
 
     def _remember(self, index: Tensor, predicted: Tensor) -> None:
-        index, predicted = _gather(index), _gather(predicted)
+        index, predicted = gather(index), gather(predicted)
         # Where an image comes twice in a batch, the last one counts, on each rank and device alike
         order = index.argsort(stable=True)
         last = order[torch.searchsorted(index[order], index, right=True) - 1]
@@ -255,8 +229,3 @@ class PSKDLoss(DistillLoss):
         hub = MessageHub.get_current_instance()
         epochs = self.max_epochs or hub.get_info('max_epochs', 1)
         return self.alpha * min((hub.get_info('epoch', 0) + 1) / epochs, 1.0)
-
-
-def _gather(values: Tensor) -> Tensor:
-    """What all ranks have, along the first axis."""
-    return torch.cat(all_gather(values.contiguous()))

@@ -36,21 +36,16 @@ from mmkdx.registry import MODELS
 #: Explainers by the pixels, and what each is called where the pixels are the features.
 PIXEL_EXPLAINERS = dict(input_grad='weight', input_x_grad='grad_act')
 
-#: The share of training over which the loss grows, unless the config says otherwise.
-WARMUP = 0.05
-
 
 @MODELS.register_module()
 class IntrospectiveLoss(DistillLoss):
     r"""Soft targets that a model makes of its own explanations: classes of like explanations share them.
 
     A reading of Gu, Wu and Tresp, "Introspective Learning by Distilling Knowledge from Online
-    Self-explanation", ACCV 2020, of which no more than the abstract could be read: the paper distils
-    knowledge from explanations that the model gives while it trains, motivated by two things in a
-    teacher's output that help a student, the responses on the other classes and what they tell of the
-    classes' similarity. All else is a choice of ours, and an argument here. For an image of class y,
-    with :math:`s_k` the cosine between its explanations of y and of k (``class_similarity``), a target q
-    is made of s (``soft_targets``), and
+    Self-explanation", ACCV 2020. We could read its abstract alone: the paper distils knowledge from
+    explanations that the model gives while it trains. All else is our choice, and an argument here. For
+    an image of class y, :math:`s_k` is the cosine between its explanations of y and of k
+    (``class_similarity``), a target q is made of s (``soft_targets``), and
 
     .. math:: L = (1 - \lambda)\,CE(z, y) + \lambda T^2\,KL(q\,\|\,softmax(z / T)).
 
@@ -59,9 +54,9 @@ class IntrospectiveLoss(DistillLoss):
     ``'logits'`` for the pixels, or 'auto', which finds out. At 'cam' the logits are those without the
     head's dropout.
 
-    The mean and the spread of s over the other classes, the entropy of the target's part that is theirs,
-    the share of targets with another maximum than the label and the current λ are logged as
-    ``<term>.similarity``, ``<term>.spread``, ``<term>.entropy``, ``<term>.other`` and ``<term>.lam``.
+    Logged are the mean and spread of s over the other classes (``<term>.similarity``,
+    ``<term>.spread``), the entropy of the target over them (``<term>.entropy``), the share of targets
+    whose maximum is not the label (``<term>.other``), and the current λ (``<term>.lam``).
 
     Args:
         explainer (str): What an explanation of class k is: 'weight', the gradient of its logit by the
@@ -95,9 +90,6 @@ class IntrospectiveLoss(DistillLoss):
         probes (int, optional): With explainers by the pixels: takes one backward pass and one
             forward-mode derivative for all classes, and so many for their norms. It pays from some
             dozens of classes on. Defaults to None (a backward pass a class).
-
-    Raises:
-        ValueError: If an argument is out of its range or does not go with another.
     """
 
     compares = 'anything'
@@ -160,15 +152,9 @@ class IntrospectiveLoss(DistillLoss):
         self._layout: Layout | None = None
 
     def locate(self, model: nn.Module, size: Sequence[int]) -> str | tuple[str, ...]:
-        """Where a model is explained: in closed form if it can be, else by a layer and the logits.
+        """Where a model is explained: 'cam' if it can be, else a layer and 'logits'.
 
-        Args:
-            model (nn.Module): The classifier.
-            size (Sequence[int]): Height and width of the images.
-
-        Returns:
-            str | tuple[str, ...]: 'cam', a layer and 'logits', or, for explainers by the pixels,
-            'logits'.
+        For explainers by the pixels it is 'logits'.
         """
         if self.explainer in PIXEL_EXPLAINERS:
             return 'logits'
@@ -193,10 +179,6 @@ class IntrospectiveLoss(DistillLoss):
 
     def connect(self, student: Any, model: nn.Module) -> None:
         """Builds the class averages, and refuses what cannot be explained.
-
-        Args:
-            student (ClassMaps | Tensor | list): What is at the taps; it may be fake.
-            model (nn.Module): The student. Not used.
 
         Raises:
             ValueError: If what is at the taps cannot be explained.
@@ -236,11 +218,8 @@ class IntrospectiveLoss(DistillLoss):
                 the explainers by the pixels; or a layer's activations, of shape (N, C, H, W) or tokens
                 (N, L, C), and the logits.
             target (Tensor): Classes of shape (N, ).
-            inputs (Tensor, optional): The preprocessed images, for the explainers by the pixels.
-            model (nn.Module, optional): The model that took them.
-
-        Returns:
-            Tensor: A scalar.
+            inputs (Tensor, optional): The images, for the explainers by the pixels and for tokens.
+            model (nn.Module, optional): The model that took them, for the explainers by the pixels.
 
         Raises:
             ValueError: If images mix between the layer and the logits.
@@ -292,8 +271,12 @@ class IntrospectiveLoss(DistillLoss):
                     '(at), or explain by the pixels'
                 )
             self._checked = True
-            to_map = tokens_to_map if features.dim() == 3 else lambda value: value
-            to_map = self._layout.to_map if self._layout else to_map
+
+            def to_map(value: Tensor) -> Tensor:
+                if self._layout:
+                    return self._layout.to_map(value)
+                return value if value.dim() != 3 else tokens_to_map(value, inputs.shape[2:])
+
             return gradient_similarity(
                 logits, features, target, self.explainer, relu=self.relu, to_map=to_map, **settings
             )
@@ -340,11 +323,10 @@ class IntrospectiveLoss(DistillLoss):
             hub = MessageHub.get_current_instance()
             epochs, iterations = hub.get_info('max_epochs'), hub.get_info('max_iters')
             by_epoch = bool(self.warmup or (epochs or 0) > 1)
-            length = self.warmup or max(
-                1, round(WARMUP * ((epochs if by_epoch else iterations) or 0))
-            )
-            if (epochs if by_epoch else iterations) is None:
+            total = epochs if by_epoch else iterations
+            if total is None:
                 return 1.0
+            length = self.warmup or max(1, round(0.05 * total))
             self._schedule = WeightSchedule('linear', end=length + 1, by_epoch=by_epoch)
         return 1.0 if self._schedule is None else self._schedule()
 

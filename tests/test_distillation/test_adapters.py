@@ -138,3 +138,12 @@ def test_what_cannot_be_bridged(student, teacher, channels):
     assert str(error.value).startswith(start)
     if (2, 15, 8) in (student, teacher):
         assert '15 tokens do not fill a square grid' in str(error.value)
+
+
+def test_tokens_of_images_that_are_not_square():
+    wide = (96, 192)
+    student, teacher = torch.zeros(2, 37, 8), torch.zeros(2, 8, 4, 8)
+    Adapter(student, teacher).check(student, teacher, [(96, 96), wide])
+    Adapter(student, student).check(student, student, [wide, wide])
+    with pytest.raises(ValueError, match='the grid of 37 tokens is known for square images alone'):
+        Adapter(teacher, student).check(teacher, student, [(96, 96), wide])

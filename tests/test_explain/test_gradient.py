@@ -353,6 +353,9 @@ def test_forwards_of_which_there_is_no_map():
     ):
         GradCAM().from_forward(activations, activations.mean((2, 3)), 0)
     activations.requires_grad_()
+    tokens = activations.flatten(2).mT
+    with pytest.raises(ValueError, match='image is None; tokens lie on a grid that follows from'):
+        GradCAM().from_forward(tokens, tokens.mean(1), 0)
     other = random_maps(2, 4).requires_grad_()
     with pytest.raises(ValueError, match='HiResCAM: the logits do not depend on the activations'):
         HiResCAM().from_forward(activations, other, 0)

@@ -24,6 +24,20 @@ def test_tokens_that_fill_no_grid(length):
         tokens_to_map(torch.zeros(2, length, 3))
 
 
+def test_tokens_of_images_that_are_not_square():
+    """37 tokens are 1 + 6 x 6 of a square image only, and 2 x 6 are 3 x 4 of another image."""
+    tokens = torch.arange(37.0).view(1, 37, 1)
+    assert tokens_to_map(tokens, (96, 96)).shape == (1, 1, 6, 6)
+    for image in [(96, 192), (192, 96), (97, 192)]:
+        with pytest.raises(
+            ValueError, match='37 tokens do not fill a grid of .* as the images, with'
+        ):
+            tokens_to_map(tokens, image)
+    rows = tokens_to_map(tokens[:, :14], (60, 80))[0, 0]
+    assert torch.equal(rows, torch.arange(2.0, 14).view(3, 4))
+    assert tokens_to_map(tokens[:, :9], (64, 128)).flatten().tolist() == [*range(1, 9)]
+
+
 @pytest.mark.parametrize('size', [(4, 5), [4, 5], torch.Size([4, 5])])
 def test_maps_of_the_right_size_stay_what_they_are(size):
     maps = torch.randn(2, 3, 4, 5)

@@ -170,6 +170,8 @@ def test_tokens_are_laid_out():
     torch.testing.assert_close(
         loss(row, forward(other)).double(), loss(maps, forward(other)).double()
     )
+    with pytest.raises(ValueError, match='17 tokens do not fill a grid of 1 to 2, as the images,'):
+        E2KDLoss((8, 16))(row, forward(other))
 
 
 # In a distiller

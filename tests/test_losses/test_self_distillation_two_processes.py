@@ -33,9 +33,9 @@ for epoch in range(3):
         part = slice(rank * 8 // world, (rank + 1) * 8 // world)
         if rank == 1:
             with torch.no_grad():  # a trial that the other rank does not make
-                ols(torch.randn(2, 4), None, torch.tensor([0, 1]))
-                pskd(torch.randn(2, 4), None, torch.tensor([0, 1]), torch.arange(2))
-        own = logits[part], None, index[part] % 4
+                ols(torch.randn(2, 4), torch.tensor([0, 1]))
+                pskd(torch.randn(2, 4), torch.tensor([0, 1]), torch.arange(2))
+        own = logits[part], index[part] % 4
         values.append(torch.stack([ols(*own), pskd(*own, index[part])]))
         tables.append(dict(ols.state_dict(), predictions=pskd.predictions.clone()))
         tables[-1] = {name: value.clone() for name, value in tables[-1].items()}

@@ -445,10 +445,14 @@ def test_tokens():
     weight = torch.randn(4, 6)
     target = torch.tensor([1, 3])
     loss = IntrospectiveLoss()
-    found = loss.similarity([tokens, tokens[:, 1:].mean(1) @ weight.T], target)
-    grid = tokens[:, 1:].transpose(1, 2).unflatten(2, (3, 3))
-    expected = class_similarity(grid, weight, target).detach()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    student = [tokens, tokens[:, 1:].mean(1) @ weight.T]
+    for image, size in [((12, 12), (3, 3)), ((18, 2), (9, 1))]:
+        found = loss.similarity(student, target, torch.zeros(2, 3, *image))
+        grid = tokens[:, 1:].transpose(1, 2).unflatten(2, size)
+        expected = class_similarity(grid, weight, target).detach()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match='10 tokens do not fill a grid of 1 to 3, as the images,'):
+        loss.similarity(student, target, torch.zeros(2, 3, 8, 24))
 
 
 # Bad input

@@ -11,7 +11,7 @@ from torch import tensor
 from mmkdx.explain import PairExplanation
 from mmkdx.functional.distance_correlation import (
     bias_corrected_dcor,
-    biased_dcor,
+    biased_correlation,
     pairwise_distances,
     part_dcor,
     partial_dcor,
@@ -101,7 +101,8 @@ def test_biased_similarity(normalize):
     if normalize:
         pair = [each / each.norm(dim=1, keepdim=True) for each in pair]
     found = scores(metric, one)
-    assert found['base/fss_a'].value == pytest.approx(biased_dcor(*pair).item(), abs=1e-12)
+    biased = biased_correlation(*map(pairwise_distances, pair)).item()
+    assert found['base/fss_a'].value == pytest.approx(biased, abs=1e-12)
 
 
 @pytest.mark.parametrize('layer', LAYERS)
