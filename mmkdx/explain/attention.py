@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmkdx.explain.base import Explainer
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
-from mmkdx.explain.targets import Targets, class_weights
+from mmkdx.explain.targets import Targets
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
 from mmkdx.registry import EXPLAINERS
@@ -23,12 +23,10 @@ class AttentionRollout(Explainer):
     """The product over layers of ``(attention + identity) / 2``, averaged over heads.
 
     The map is the class token's row, or without a class token the mean over all rows. It is the same
-    for all classes.
+    for all classes. All tokens must attend to all (ViT, DeiT, BEiT, …); local attention, as in Swin,
+    has no such product.
 
     Source: Abnar and Zuidema, "Quantifying attention flow in transformers", ACL 2020, Sec. 3.
-
-    Needs a transformer in which all tokens attend to all (ViT, DeiT, BEiT, …); where attention is
-    local, as in Swin, there is no such product.
     """
 
     class_specific = False
@@ -65,10 +63,7 @@ class AttentionRollout(Explainer):
             rollout = attention if rollout is None else attention @ rollout
         row = rollout[:, 0] if layout.extra else rollout.mean(1)
         maps = layout.to_map(row[..., None])[:, 0]
-        if isinstance(targets, str) and targets == 'all':
-            return maps[:, None].expand(-1, logits.shape[1], -1, -1)
-        class_weights(targets, logits)  # refuses targets that are none
-        return maps
+        return self.for_targets(lambda weights: [maps], targets, logits)[0]
 
 
 class _AttentionRecorder(TorchFunctionMode):
