@@ -37,7 +37,7 @@ class AttentionRollout(Explainer):
         with set_stance('force_eager'), _AttentionRecorder(len(inputs)) as recorder:
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
                 logits = describe(model).logits(inputs)
-        attentions = recorder.attentions
+        attentions = [full_precision(each) for each in recorder.attentions]
         lengths = {attention.shape[-1] for attention in attentions}
         whole = all(each.shape[:2] == (len(inputs), *lengths) for each in attentions)
         if not attentions or not whole:
@@ -55,12 +55,9 @@ class AttentionRollout(Explainer):
                 f'image of {size} pixels after {"up to 8" if extra is None else extra} other tokens; '
                 'use GradCAM'
             )
-        rollout = None
+        rollout = identity = torch.eye(length).to(attentions[0])
         for attention in attentions:
-            attention = full_precision(attention)
-            identity = torch.eye(attention.shape[-1], device=attention.device)
-            attention = (attention + identity) / 2
-            rollout = attention if rollout is None else attention @ rollout
+            rollout = (attention + identity) / 2 @ rollout
         row = rollout[:, 0] if layout.extra else rollout.mean(1)
         maps = layout.to_map(row[..., None])[:, 0]
         return self.for_targets(lambda weights: [maps], targets, logits)[0]
