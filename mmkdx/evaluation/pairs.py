@@ -255,6 +255,7 @@ def settings_of(part: Any) -> dict[str, Any]:
     values = {
         name: value
         for name, parameter in signature(type(part)).parameters.items()
+        if name not in ('collect_device', 'prefix')  # mmengine's
         if (value := getattr(part, name, None)) is not None or parameter.default is not None
     }
     name = dict(name=part.name) if getattr(part, 'name', '') else {}

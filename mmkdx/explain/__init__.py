@@ -2,8 +2,8 @@
 
 from mmkdx.explain.attention import AttentionRollout
 from mmkdx.explain.base import Explainer, LayerExplainer, build_explainer, explainer_names
-from mmkdx.explain.class_maps import CAM
 from mmkdx.explain.gradient import (
+    CAM,
     BaseCAM,
     EigenCAM,
     EigenGradCAM,

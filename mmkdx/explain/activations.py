@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +16,25 @@ from mmkdx.models.taps import Tap, intercept
 
 
 def activations(model: nn.Module, inputs: Tensor, points: Sequence[Layer | Tap]) -> list[Tensor]:
-    """What passes layers and taps of a model, in eval mode, in fp32, without a graph.
+    """The values at layers and taps of a model, in eval mode, in fp32, without a graph.
 
     Args:
         model (nn.Module): The model.
         inputs (Tensor): Images of shape (N, 3, H, W).
-        points (Sequence[Layer | Tap]): The layers, of which maps (N, C, h, w) are returned, and taps.
+        points (Sequence[Layer | Tap]): Layers, for maps (N, C, h, w), and taps.
 
     Returns:
         list[Tensor]: One for each point.
     """
     kept: dict[Tap, Tensor] = {}
 
-    def keeper(tap: Tap):
-        def keep(value: Tensor) -> None:
-            kept[tap] = value.clone()  # what comes later may write in place
-
-        return keep
+    def keep(tap: Tap, value: Tensor) -> None:
+        kept[tap] = value.clone()  # what comes later may write in place
 
     taps = [point.tap if isinstance(point, Layer) else point for point in points]
     with undisturbed(model, inputs), torch.no_grad():
         inputs = inputs.to(next(model.parameters(), inputs))
-        with intercept(model, {tap: keeper(tap) for tap in taps}):
+        with intercept(model, {tap: partial(keep, tap) for tap in taps}):
             describe(model).logits(inputs)
     return [
         full_precision(point.layout.to_map(kept[tap]) if isinstance(point, Layer) else kept[tap])
@@ -47,17 +45,14 @@ def activations(model: nn.Module, inputs: Tensor, points: Sequence[Layer | Tap])
 def pushed_gradient(
     model: nn.Module, inputs: Tensor, layer: Layer, tap: Tap, gradient: Tensor
 ) -> Tensor:
-    """Brings a gradient by what passes a tap to what passes an earlier layer.
+    """The gradient (N, C, h, w) by a layer's activations, from the gradient by a later tap.
 
     Args:
         model (nn.Module): The model.
         inputs (Tensor): Images of shape (N, 3, H, W).
-        layer (Layer): The earlier layer.
+        layer (Layer): The layer.
         tap (Tap): The later tap.
-        gradient (Tensor): The gradient by the tensor there, averaged over space where it was.
-
-    Returns:
-        Tensor: The gradient by the layer's activations, of shape (N, C, h, w).
+        gradient (Tensor): The gradient by the value there, or by its average over space.
 
     Raises:
         ValueError: If the tap does not come after the layer.

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmkdx.explain.base import Explainer
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
-from mmkdx.explain.targets import Targets, class_weights
+from mmkdx.explain.targets import Targets
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
 from mmkdx.registry import EXPLAINERS
@@ -23,12 +23,10 @@ class AttentionRollout(Explainer):
     """The product over layers of ``(attention + identity) / 2``, averaged over heads.
 
     The map is the class token's row, or without a class token the mean over all rows. It is the same
-    for all classes.
+    for all classes. All tokens must attend to all (ViT, DeiT, BEiT, …); local attention, as in Swin,
+    has no such product.
 
     Source: Abnar and Zuidema, "Quantifying attention flow in transformers", ACL 2020, Sec. 3.
-
-    Needs a transformer in which all tokens attend to all (ViT, DeiT, BEiT, …); where attention is
-    local, as in Swin, there is no such product.
     """
 
     class_specific = False
@@ -39,7 +37,7 @@ class AttentionRollout(Explainer):
         with set_stance('force_eager'), _AttentionRecorder(len(inputs)) as recorder:
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
                 logits = describe(model).logits(inputs)
-        attentions = recorder.attentions
+        attentions = [full_precision(each) for each in recorder.attentions]
         lengths = {attention.shape[-1] for attention in attentions}
         whole = all(each.shape[:2] == (len(inputs), *lengths) for each in attentions)
         if not attentions or not whole:
@@ -57,18 +55,12 @@ class AttentionRollout(Explainer):
                 f'image of {size} pixels after {"up to 8" if extra is None else extra} other tokens; '
                 'use GradCAM'
             )
-        rollout = None
+        rollout = identity = torch.eye(length).to(attentions[0])
         for attention in attentions:
-            attention = full_precision(attention)
-            identity = torch.eye(attention.shape[-1], device=attention.device)
-            attention = (attention + identity) / 2
-            rollout = attention if rollout is None else attention @ rollout
+            rollout = (attention + identity) / 2 @ rollout
         row = rollout[:, 0] if layout.extra else rollout.mean(1)
         maps = layout.to_map(row[..., None])[:, 0]
-        if isinstance(targets, str) and targets == 'all':
-            return maps[:, None].expand(-1, logits.shape[1], -1, -1)
-        class_weights(targets, logits)  # refuses targets that are none
-        return maps
+        return self.for_targets(lambda weights: [maps], targets, logits)[0]
 
 
 class _AttentionRecorder(TorchFunctionMode):

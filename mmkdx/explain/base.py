@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.arguments import flag
 from mmkdx.explain.layers import Layer, find_layers
-from mmkdx.explain.targets import Targets, class_weights, every_class
+from mmkdx.explain.targets import Targets, class_weights
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe, unwrap
 from mmkdx.models.taps import evaluating, intercept
@@ -26,18 +27,16 @@ from mmkdx.registry import EXPLAINERS
 class Explainer(metaclass=ABCMeta):
     """Base of all explainers: ``explainer(model, inputs, targets)`` yields raw maps.
 
-    Maps are signed, in fp32 at least, on the model's device, and at the resolution at which they
-    arise; normalising, resizing and drawing are functions of their own. What is explained is the logit
-    of a class, or a weighted sum of logits.
+    Maps are signed, in fp32 at least, on the model's device, and have the resolution at which they
+    arise. They explain the logit of a class, or a weighted sum of logits.
 
-    The model comes out as it was: modes, gradients, ``requires_grad``, hooks and random states. It runs
-    in eval mode and without autocast, also inside ``torch.no_grad`` and with frozen parameters. Wrappers
-    come off, see ``mmkdx.models.families.unwrap``.
+    A call restores the model's modes, gradients, ``requires_grad``, hooks and random states. The model
+    runs in eval mode and without autocast, also inside ``torch.no_grad`` and with frozen parameters.
+    Wrappers are removed, see ``mmkdx.models.families.unwrap``.
 
     Args:
-        differentiable (bool): Whether a loss can be made of the maps: they carry gradients to the
-            parameters, all factors of the map included, and the model runs in the mode it is in.
-            Defaults to False.
+        differentiable (bool): Whether a loss can use the maps: they carry gradients to the parameters
+            through all factors, and the model runs in its current mode. Defaults to False.
     """
 
     #: Whether maps of different classes differ.
@@ -55,13 +54,13 @@ class Explainer(metaclass=ABCMeta):
             model (nn.Module): A classifier, see ``mmkdx.models.describe``.
             inputs (Tensor): Preprocessed images of shape (N, C, H, W).
             targets (int | str | Tensor | Sequence, optional): What is explained: one class for all
-                images; one for each (N integers); weights of the classes, of shape (N, K), as soft
-                labels are; mmpretrain's data samples, whose labels are taken; 'pred', the predicted
-                classes; or 'all', every class in turn. Defaults to None ('pred').
+                images; one for each (N integers); weights of the classes, of shape (N, K), like soft
+                labels; mmpretrain's data samples, by their labels; 'pred', the predicted classes; or
+                'all', every class in turn. Defaults to None ('pred').
 
         Returns:
-            Tensor | list[Tensor]: Maps of shape (N, h, w), with 'all' (N, K, h, w). A list of these
-            where a list of layers was asked for.
+            Tensor | list[Tensor]: Maps of shape (N, h, w), with 'all' (N, K, h, w); a list of these for
+            a list of layers.
 
         Raises:
             ValueError: If there is no image, the model is a ScriptModule or returns no logits, a target
@@ -93,31 +92,45 @@ class Explainer(metaclass=ABCMeta):
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor | list[Tensor]:
         """What ``__call__`` does, with the model prepared."""
 
+    def for_targets(
+        self, make: Callable[[Tensor], list[Tensor]], targets: Targets, logits: Tensor
+    ) -> list[Tensor]:
+        """The maps of targets in any form, also of 'all'.
+
+        Args:
+            make (Callable): Makes lists of maps (N, h, w) from class weights (N, K).
+            targets (int | str | Tensor | Sequence, optional): See ``__call__``.
+            logits (Tensor): The logits of shape (N, K).
+        """
+        if not (isinstance(targets, str) and targets == 'all'):
+            return make(class_weights(targets, logits))
+        classes = logits.shape[1]
+        if not self.class_specific:
+            once = make(class_weights(None, logits))
+            return [maps[:, None].expand(-1, classes, -1, -1) for maps in once]
+        columns = [make(class_weights(index, logits)) for index in range(classes)]
+        return [torch.stack(column, 1) for column in zip(*columns)]
+
 
 @contextmanager
 def undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """A context of eval mode, full precision and gradients, whatever is around it.
+    """A context of eval mode, full precision and gradients; the model's modes come back afterwards.
 
     Args:
-        model (nn.Module): The model; its modes are restored afterwards.
+        model (nn.Module): The model.
         inputs (Tensor): A tensor on the device of the computation.
     """
-    with torch.inference_mode(False), torch.enable_grad(), no_autocast(inputs):
-        if not any(module.training for module in model.modules()):
-            yield
-            return
-        with evaluating(model):
-            yield
+    training = any(module.training for module in model.modules())
+    mode = evaluating(model) if training else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), no_autocast(inputs), mode:
+        yield
 
 
 @contextmanager
 def without_checkpointing(model: nn.Module) -> Iterator[None]:
     """A context in which mmpretrain's backbones keep all activations, also those built ``with_cp``.
 
-    Their kind of checkpointing knows ``backward()`` alone and refuses the gradient by a layer.
-
-    Args:
-        model (nn.Module): The model.
+    Their checkpointing supports ``backward()`` alone and refuses the gradient by a layer.
     """
     modules = [module for module in model.modules() if vars(module).get('with_cp') is True]
     for module in modules:
@@ -133,15 +146,13 @@ class LayerExplainer(Explainer):
     """Base of the explainers whose maps are made of a layer's activations.
 
     Up to the layer the model runs without a graph, and the gradient goes from the score down to the
-    layer and no further. Where the layer is followed by global average pooling and a linear classifier
-    alone, the gradient is known (the classifier's weights over the number of positions) and there is
-    no backward pass at all.
+    layer and no further. Before global average pooling and a linear classifier the gradient is known
+    (the classifier's weights over the number of positions), and there is no backward pass.
 
     Args:
-        layer (str | Sequence[str]): The path of a layer as of a tap, like 'backbone.layer4',
-            'features' for what enters global average pooling, or 'auto' for the last layer of which
-            maps can be made (see ``mmkdx.explain.layers.find_layers``); or several of these. Defaults
-            to 'auto'.
+        layer (str | Sequence[str]): A layer's path as of a tap, like 'backbone.layer4'; 'features' for
+            the input of global average pooling; 'auto' for the last layer that maps can be made of (see
+            ``mmkdx.explain.layers.find_layers``); or a list of these. Defaults to 'auto'.
         differentiable (bool): See ``Explainer``.
     """
 
@@ -151,26 +162,14 @@ class LayerExplainer(Explainer):
     def __init__(self, layer: str | Sequence[str] = 'auto', differentiable: bool = False) -> None:
         super().__init__(differentiable)
         names = [layer] if isinstance(layer, str) else layer
-        if (
-            not isinstance(names, Sequence)
-            or not names
-            or not all(isinstance(n, str) for n in names)
-        ):
+        if not (isinstance(names, Sequence) and names and all(isinstance(n, str) for n in names)):
             raise ValueError(f'layer is {layer!r}; it must be a path, or a list of paths')
         self.layer = layer if isinstance(layer, str) else list(layer)
         self._layers: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
     @abstractmethod
     def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
-        """The method.
-
-        Args:
-            evidence (Evidence): What the maps are made of.
-            weights (Tensor): The weights of the classes, of shape (N, K).
-
-        Returns:
-            list[Tensor]: Raw maps of shape (N, h, w) for each layer.
-        """
+        """The method: raw maps (N, h, w) of each layer, for weights of the classes (N, K)."""
 
     def layers(self, model: nn.Module, inputs: Tensor) -> list[Layer]:
         """The layers that are explained, searched for once a model and image size."""
@@ -185,18 +184,7 @@ class LayerExplainer(Explainer):
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor | list[Tensor]:
         """See ``Explainer``."""
         evidence = self.observe(model, inputs)
-        if not (isinstance(targets, str) and targets == 'all'):
-            maps = self.maps(evidence, class_weights(targets, evidence.logits))
-        elif self.class_specific:
-            columns = [
-                self.maps(evidence, class_weights(index, evidence.logits))
-                for index in every_class(*evidence.logits.shape, inputs.device)
-            ]
-            maps = [torch.stack(column, 1) for column in zip(*columns)]
-        else:
-            classes = evidence.logits.shape[1]
-            once = self.maps(evidence, class_weights(None, evidence.logits))
-            maps = [each[:, None].expand(-1, classes, -1, -1) for each in once]
+        maps = self.for_targets(partial(self.maps, evidence), targets, evidence.logits)
         return maps[0] if isinstance(self.layer, str) else maps
 
     def observe(self, model: nn.Module, inputs: Tensor) -> Evidence:
@@ -212,26 +200,22 @@ class LayerExplainer(Explainer):
         cut = self.needs_gradients and not closed and not self.differentiable
         values: dict[Layer, Tensor] = {}
 
-        def keeper(layer: Layer) -> Callable[[Tensor], Tensor]:
-            def keep(value: Tensor) -> Tensor:
-                if self.differentiable and not value.requires_grad:
-                    raise ValueError(
-                        f'{type(self).__name__}: layer {layer.name!r} carries no gradient (frozen '
-                        'parameters, or torch.no_grad), so that a loss of its map would train nothing'
-                    )
-                if cut:
-                    # From the first layer on a graph is recorded; what came before it has none.
-                    torch.set_grad_enabled(True)
-                    if not value.requires_grad:
-                        value = value.detach().requires_grad_()
-                values[layer] = value
-                # The rest of the model may overwrite what it gets in place.
-                return value.clone()
-
-            return keep
+        def keep(layer: Layer, value: Tensor) -> Tensor:
+            if self.differentiable and not value.requires_grad:
+                raise ValueError(
+                    f'{type(self).__name__}: layer {layer.name!r} carries no gradient (frozen '
+                    'parameters, or torch.no_grad), so that a loss of its map would train nothing'
+                )
+            if cut:
+                # From the first layer on a graph is recorded; what came before it has none.
+                torch.set_grad_enabled(True)
+                if not value.requires_grad:
+                    value = value.detach().requires_grad_()
+            values[layer] = value
+            return value.clone()  # the rest of the model may overwrite it in place
 
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            with intercept(model, {layer.tap: keeper(layer) for layer in layers}):
+            with intercept(model, {layer.tap: partial(keep, layer) for layer in layers}):
                 logits = full_precision(describe(model).logits(inputs))
         heads = [model.get_submodule(layer.classifier) for layer in layers] if closed else None
         values = {layer: values[layer] for layer in layers}
@@ -240,7 +224,7 @@ class LayerExplainer(Explainer):
 
 @dataclass
 class Evidence:
-    """What maps are made of: a forward's activations and logits, and gradients when asked for.
+    """What maps are made of: a forward's activations and logits, and gradients on demand.
 
     Args:
         model (nn.Module): The model.
@@ -250,7 +234,7 @@ class Evidence:
         heads (list[nn.Linear], optional): For each layer the linear classifier behind global average
             pooling, which saves the backward pass; None for any other head.
         differentiable (bool): Whether all results have graphs.
-        memo (dict): What a method wants to keep between classes.
+        memo (dict): What a method keeps between classes.
     """
 
     model: nn.Module
@@ -271,12 +255,11 @@ class Evidence:
     def gradients(self, weights: Tensor) -> list[Tensor]:
         """The gradients of the weighted logits by the activations, of shape (N, C, h, w) each."""
         if self.heads is not None:
-            return [
-                (weights @ full_precision(head.weight) / math.prod(value.shape[2:]))[
-                    ..., None, None
-                ].expand_as(value)
-                for head, value in zip(self.heads, self.activations)
-            ]
+            gradients = []
+            for head, value in zip(self.heads, self.activations):
+                means = weights @ full_precision(head.weight) / math.prod(value.shape[2:])
+                gradients.append(means[..., None, None].expand_as(value))
+            return gradients
         gradients = torch.autograd.grad(
             (self.logits * weights).sum(),
             list(self.values.values()),
@@ -290,7 +273,7 @@ class Evidence:
 
 
 def explainer_names() -> list[str]:
-    """The names of all explainers of single models, with those of plugins, in alphabetical order."""
+    """The sorted names of all explainers of single models, with those of plugins."""
     EXPLAINERS.import_from_location()
     kinds = EXPLAINERS.module_dict.items()
     return sorted(name for name, kind in kinds if issubclass(kind, Explainer))
@@ -300,12 +283,8 @@ def build_explainer(spec: dict | str | Explainer, key: str = 'explainer') -> Exp
     """Builds an explainer.
 
     Args:
-        spec (dict | str | Explainer): A dict with the type and the arguments, the type alone, or an
-            explainer.
+        spec (dict | str | Explainer): A config, its type alone, or an explainer.
         key (str): The config key that error messages name. Defaults to 'explainer'.
-
-    Returns:
-        Explainer: The explainer.
 
     Raises:
         ValueError: If it is none of these, there is no such explainer, or it has no such argument.

@@ -6,11 +6,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmkdx.explain.base import Evidence, LayerExplainer
 from mmkdx.explain.targets import Targets, class_weights
-from mmkdx.functional import full_precision, tokens_to_map
+from mmkdx.functional import ClassMaps, full_precision, tokens_to_map
 from mmkdx.registry import EXPLAINERS
 
 
@@ -29,14 +29,9 @@ class BaseCAM(LayerExplainer):
 
     @abstractmethod
     def combine(self, activations: Tensor, gradients: Tensor | None) -> Tensor:
-        """The method.
+        """The method: raw maps (N, h, w) from activations and gradients (N, C, h, w).
 
-        Args:
-            activations (Tensor): Of shape (N, C, h, w).
-            gradients (Tensor, optional): Of the score by the activations, of the same shape.
-
-        Returns:
-            Tensor: Raw maps of shape (N, h, w).
+        The gradients are the score's by the activations; None unless ``needs_gradients``.
         """
 
     def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
@@ -53,7 +48,7 @@ class BaseCAM(LayerExplainer):
         targets: Targets = None,
         image: Sequence[int] | None = None,
     ) -> Tensor:
-        """Explains a forward that ran already, so that a loss can share the training step's.
+        """Explains a forward that ran already, like the training step's.
 
         Args:
             activations (Tensor): The layer's activations in that forward, of shape (N, C, h, w) or
@@ -63,7 +58,7 @@ class BaseCAM(LayerExplainer):
             image (Sequence[int], optional): Height and width of the images, which tokens need.
 
         Returns:
-            Tensor: Raw maps of shape (N, h, w) that carry gradients to all that made them.
+            Tensor: Raw maps of shape (N, h, w), with gradients to all that made them.
 
         Raises:
             ValueError: If the activations carry no gradient, or the logits do not depend on them.
@@ -92,6 +87,41 @@ class BaseCAM(LayerExplainer):
 
 
 @EXPLAINERS.register_module()
+class CAM(BaseCAM):
+    """``sum_c W_kc A_c``, with W the classifier's weight: the maps whose mean is the logit.
+
+    Needs a classifier of global average pooling and one linear layer. ``GradCAM`` is the same there,
+    divided by the number of positions, and takes any head.
+
+    Source: Zhou et al., "Learning deep features for discriminative localization", CVPR 2016, Eq. 2.
+
+    Args:
+        differentiable (bool): See ``Explainer``.
+    """
+
+    def __init__(self, differentiable: bool = False) -> None:
+        super().__init__('auto', differentiable)
+
+    def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
+        """See ``Explainer``."""
+        evidence = self.observe(model, inputs)
+        if evidence.heads is None:
+            raise ValueError(
+                f'CAM needs a classifier of global average pooling and one linear layer, and '
+                f'{type(model).__name__} is none (or drops out in between); use GradCAM'
+            )
+        (activations,), (head,) = evidence.activations, evidence.heads
+        if isinstance(targets, str) and targets == 'all':
+            return ClassMaps(activations, head.weight).full()
+        weights = class_weights(targets, evidence.logits)
+        return weighted_sum(weights @ full_precision(head.weight), activations)
+
+    def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
+        """See ``BaseCAM``: of gradients that are equal at all positions."""
+        return weighted_sum(gradients.sum((2, 3)), activations)
+
+
+@EXPLAINERS.register_module()
 class GradCAM(BaseCAM):
     """``sum_c mean(g_c) A_c``, with A the activations and g the score's gradient by them.
 
@@ -108,9 +138,8 @@ class GradCAM(BaseCAM):
 class GradCAMPlusPlus(BaseCAM):
     """``sum_c w_c A_c`` with ``w_c = sum_ij α_ij relu(g_ij)`` and ``α = g² / (2 g² + S_c g³)``.
 
-    ``S_c`` is the sum of A_c over space. α, and with it its share of the weight, is 0 where the
-    gradient or the denominator is not positive; for activations after a ReLU the denominator always
-    is.
+    ``S_c`` is the sum of A_c over space. α is 0 where the gradient or the denominator is not positive;
+    after a ReLU the denominator always is.
 
     Source: Chattopadhay et al., "Grad-CAM++: Generalized gradient-based visual explanations for deep
     convolutional networks", WACV 2018, Eq. 6 and 19, for the score ``exp(logit)``, whose derivatives
@@ -131,8 +160,7 @@ class XGradCAM(BaseCAM):
     """``sum_c w_c A_c`` with ``w_c = sum_ij(g_c A_c) / sum_ij A_c``.
 
     Source: Fu et al., "Axiom-based Grad-CAM: Towards accurate visualization and explanation of CNNs",
-    BMVC 2020, Eq. 8. A channel whose activations sum up to 0 has weight 0 after a ReLU, where it is
-    zero; a signed channel that does gets a large one.
+    BMVC 2020, Eq. 8. A channel with the sum 0 has weight 0 after a ReLU; a signed one gets a large one.
     """
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
@@ -172,9 +200,8 @@ class EigenCAM(BaseCAM):
     """The projection of the centred activations on their first principal component.
 
     Source: Muhammad and Yeasin, "Eigen-CAM: Class activation map using principal components", IJCNN
-    2020, Sec. III; centred over positions, as its public implementations are. The sign of a principal
-    component is arbitrary; here the map correlates positively with the mean activation. The map is the
-    same for all classes.
+    2020, Sec. III; centred over positions, like its public implementations. The sign is arbitrary; here
+    the map correlates positively with the mean activation. The map is the same for all classes.
     """
 
     needs_gradients = False
@@ -206,10 +233,9 @@ def _first_component(activations: Tensor) -> Tensor:
     values = activations.flatten(2).transpose(1, 2)
     values = values - values.mean(1, keepdim=True)
     _, positions, channels = values.shape
-    # The smaller of the two Gram matrices; both have the same leading eigenvalue.
+    # The smaller of the two Gram matrices; both have the same leading eigenvalue
     gram = values @ values.mT if positions <= channels else values.mT @ values
-    # Two dead channels have the same eigenvalue, of which the gradient is NaN: what is below rounding
-    # tells them apart.
+    # Equal eigenvalues, as of two dead channels, have the gradient NaN: shifts below rounding part them
     size = gram.detach().diagonal(dim1=1, dim2=2).mean(1)[:, None]
     size = torch.where(size > 0, size, 1)
     steps = torch.arange(gram.shape[1], device=gram.device) * torch.finfo(gram.dtype).eps

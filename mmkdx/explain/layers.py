@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from mmkdx.functional import no_autocast
 from mmkdx.models.families import describe
 from mmkdx.models.taps import Tap, TapSet, evaluating, intercept
 
-#: Whose results 'auto' does not take: parts of an attention, and projections within a block.
+#: Modules that 'auto' does not take: parts of an attention, and projections within a block.
 _NOT_CHOSEN = (nn.Linear, nn.Softmax, _DropoutNd)
 
 
@@ -25,9 +26,9 @@ class Layer:
     """A layer to make maps of.
 
     Args:
-        name (str): What the user or the search called it.
+        name (str): Its name for the user.
         tap (Tap): Where it is.
-        layout (Layout): How its activations lie in space.
+        layout (Layout): The arrangement of its activations in space.
         classifier (str, optional): The path of the linear layer that alone follows, after global
             average pooling; None for any other head.
     """
@@ -50,9 +51,6 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
         inputs (Tensor): Images of shape (N, 3, H, W).
         names (Sequence[str]): Names or paths as those of taps, or 'auto'.
 
-    Returns:
-        list[Layer]: The layers.
-
     Raises:
         ValueError: If a layer does not exist, has no extent in space or does not move the score, or
             'auto' finds none; the message names near or possible layers.
@@ -73,7 +71,15 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
     pooled = next((each.state for each in reversed(passings) if each.tap == pooling), None)
     layers = []
     for name in names:
-        chosen = _last_moving(passings) if name == 'auto' else _passing(passings, given.taps[name])
+        if name == 'auto':
+            chosen = _last_moving(passings)
+        else:
+            tap = given.taps[name]
+            chosen = next((each for each in reversed(passings) if each.tap == tap), None)
+            if chosen is None:
+                raise ValueError(
+                    f'layer {tap} does not move the score: no gradient flows through it'
+                )
         if chosen.layout is None:
             raise ValueError(
                 f'layer {name!r} has no extent in space: its activations have the shape '
@@ -92,26 +98,20 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
 
 
 def find_stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
-    """Finds the last layer at each size of map, as the ends of a CNN's stages.
-
-    A transformer whose maps are of one size has one.
+    """Finds the last layer at each size of map, like the ends of a CNN's stages, in forward order.
 
     Args:
         model (nn.Module): The classifier.
         inputs (Tensor): Images of shape (N, 3, H, W).
 
-    Returns:
-        list[Layer]: The layers, in the order of the forward.
-
     Raises:
         ValueError: If no layer moves the score and has an extent in space.
     """
-    with no_autocast(inputs), evaluating(model):
-        passings = _trace(model, inputs[:1], set())
+    passings = _trace(model, inputs[:1], set())
     _last_moving(passings)
     image = (*inputs.shape[2:], inputs.shape[1])
-    # Any share of positions that move the score will do, as a narrow network may have dead units.
-    # Windows of an image are no map of it, and what has its size and channels is the image itself.
+    # Any share of positions that move the score is enough, as a narrow network may have dead units.
+    # Left out are windows of an image, and what has its size and channels: the image itself.
     candidates = [
         each
         for each in _possible(passings, 0.0)
@@ -121,7 +121,7 @@ def find_stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
     sizes = {each.tap.path: each.layout.size for each in passings if each.layout is not None}
 
     def depth(each: _Passing) -> int:
-        """Within how many modules it is that yield another size."""
+        """In how many modules it is whose outputs have another size."""
         parts = each.tap.path.split('.')
         parents = ('.'.join(parts[:n]) for n in range(1, len(parts)))
         return sum(sizes.get(parent, each.layout.size) != each.layout.size for parent in parents)
@@ -147,7 +147,7 @@ class _Passing:
     layout: Layout | None
     #: Whether 'auto' may choose it
     eligible: bool
-    #: At which share of its positions the score moves with it
+    #: The share of positions that move the score
     share: float = 0.0
 
 
@@ -158,25 +158,19 @@ def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
     widths = {norm.normalized_shape[-1] for norm in norms}
     passings: list[_Passing] = []
 
-    def recorder(tap: Tap, module: nn.Module) -> Callable[[Any], None]:
-        def record(value: Any) -> None:
-            if isinstance(value, Tensor) and value.requires_grad:
-                size = image.shape[2:]
-                last = _channels_last(value, widths)
-                layout = Layout.of(value.shape, size, extra, last, grids) or Layout.of(
-                    value.shape, size, None, last, grids
-                )
-                state = (value.untyped_storage()._cdata, value._version, value.shape)
-                passings.append(
-                    _Passing(tap, value, state, layout, not isinstance(module, _NOT_CHOSEN))
-                )
+    def record(tap: Tap, value: Any) -> None:
+        if isinstance(value, Tensor) and value.requires_grad:
+            last = _channels_last(value, widths)
+            layouts = (Layout.of(value.shape, size, n, last, grids) for n in (extra, None))
+            state = (value.untyped_storage()._cdata, value._version, value.shape)
+            eligible = not isinstance(model.get_submodule(tap.path), _NOT_CHOSEN)
+            passings.append(
+                _Passing(tap, value, state, next(filter(None, layouts), None), eligible)
+            )
 
-        return record
-
-    modules = {Tap(path): module for path, module in model.named_modules() if path}
-    recorders = {tap: recorder(tap, module) for tap, module in modules.items()}
-    for tap in taps - modules.keys():
-        recorders[tap] = recorder(tap, model.get_submodule(tap.path))
+    size = image.shape[2:]
+    modules = {Tap(path) for path, _ in model.named_modules() if path}
+    recorders = {tap: partial(record, tap) for tap in modules | taps}
     with evaluating(model), no_autocast(image), torch.enable_grad():
         image = image.detach().clone().requires_grad_()
         with intercept(model, recorders):
@@ -201,20 +195,10 @@ def _channels_last(value: Tensor, widths: Collection[int]) -> bool | None:
     return None
 
 
-def _passing(passings: list[_Passing], tap: Tap) -> _Passing:
-    """What passed a tap that was asked for."""
-    for each in reversed(passings):
-        if each.tap == tap:
-            return each
-    raise ValueError(f'layer {tap} does not move the score: no gradient flows through it')
-
-
 def _possible(passings: list[_Passing], least: float = 0.5) -> list[_Passing]:
-    """What maps can be made of, from the first to the last, each under its shortest path.
+    """What maps can be made of, in forward order, each under its shortest path.
 
-    Args:
-        passings (list[_Passing]): What passed all modules.
-        least (float): Above which share of positions the score must move. Defaults to 0.5.
+    The score must move at more than the share ``least`` of its positions.
     """
     states: dict[tuple, list[_Passing]] = {}
     for each in passings:
@@ -222,21 +206,12 @@ def _possible(passings: list[_Passing], least: float = 0.5) -> list[_Passing]:
             states.setdefault(each.state, []).append(each)
     # Modules that a forward calls twice need a number behind their path
     calls = Counter(each.tap for each in passings)
-    possible = []
-    for same in states.values():
-        once = [each for each in same if calls[each.tap] == 1]
-        if once:
-            possible.append(
-                min(
-                    once,
-                    key=lambda each: (
-                        each.tap.side == 'in',
-                        each.tap.path == 'backbone',
-                        each.tap.path.count('.'),
-                    ),
-                )
-            )
-    return possible
+    once = [[each for each in same if calls[each.tap] == 1] for same in states.values()]
+
+    def length(each: _Passing) -> tuple[bool, bool, int]:
+        return each.tap.side == 'in', each.tap.path == 'backbone', each.tap.path.count('.')
+
+    return [min(same, key=length) for same in once if same]
 
 
 def _last_moving(passings: list[_Passing]) -> _Passing:

@@ -1,4 +1,4 @@
-"""How activations lie in space, and what a model says of its tokens."""
+"""The arrangement of activations in space, and of a model's tokens."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-#: How many class, distillation and register tokens may stand before the image's.
+#: The most class, distillation and register tokens before the image's.
 _MAX_EXTRA_TOKENS = 8
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How activations of one image lie in space.
+    """The arrangement of activations in space.
 
     Args:
         size (tuple[int, int]): Height and width of the map.
-        kind (str): 'nchw', 'nhwc', 'tokens' (of shape (N, extra + height · width, C)) or 'ncl' (of
-            shape (N, C, height · width)).
+        kind (str): 'nchw', 'nhwc', 'tokens' (N, extra + height · width, C) or 'ncl' (N, C, height ·
+            width).
         extra (int): Tokens in front that are no part of the image. Defaults to 0.
     """
 
@@ -45,21 +45,19 @@ class Layout:
         channels_last: bool | None = None,
         grids: Collection[tuple[int, int]] = (),
     ) -> Layout | None:
-        """Finds the layout of activations.
+        """Finds the layout of activations; None if they have no extent in space.
 
         Args:
             shape (Sequence[int]): Their shape, with the batch.
             image (Sequence[int]): Height and width of the image.
-            extra (int, optional): The number of extra tokens, where the model says it. Defaults to
-                None: the first that leaves one of ``grids``, a grid of whole patches, or else of the
-                image's proportions, 0 to 2 before more.
-            channels_last (bool, optional): Whether it is rather tokens or (N, C, height · width), where
-                both could be, as with 1024 channels. Defaults to None (tokens of 0 to 2 extra ones).
-            grids (Collection[tuple[int, int]]): The sizes that the model's grid of patches may have.
-                Defaults to none (unknown).
-
-        Returns:
-            Layout, optional: The layout, or None if the activations have no extent in space.
+            extra (int, optional): The number of extra tokens, if known. Defaults to None: the first that
+                leaves one of ``grids``, a grid of whole patches, or else of the image's proportions, 0
+                to 2 before more.
+            channels_last (bool, optional): Whether tokens or (N, C, height · width) are more likely,
+                where both are possible, as with 1024 channels. Defaults to None (tokens with 0 to 2
+                extra ones).
+            grids (Collection[tuple[int, int]]): Possible sizes of the model's grid of patches. Defaults
+                to none (unknown).
         """
         if len(shape) == 4:
             _, a, b, c = shape
@@ -101,7 +99,7 @@ class Layout:
         certain: bool,
         grids: Collection[tuple[int, int]],
     ) -> Layout | None:
-        """The first of some kinds, counts of positions and numbers of extra tokens that is a grid."""
+        """The first of (kind, count of positions, extra tokens) that is a grid."""
         known = [lambda *sides: sides[:2] in grids] if grids else []
         for fits in [*known, *([] if certain else [_is_patched]), _is_grid]:
             for kind, count, skipped in candidates:
@@ -113,7 +111,7 @@ class Layout:
 
 
 def extra_tokens(model: nn.Module) -> int | None:
-    """How many class, distillation and register tokens a model has before the image's; None: unknown."""
+    """The number of a model's class, distillation and register tokens; None if unknown."""
     for owner in (getattr(model, 'backbone', None), getattr(model, 'model', None), model):
         # mmpretrain's name and timm's
         for name in ('num_extra_tokens', 'num_prefix_tokens'):
@@ -127,12 +125,7 @@ def extra_tokens(model: nn.Module) -> int | None:
 
 
 def patch_grids(model: nn.Module, images: Tensor) -> set[tuple[int, int]]:
-    """The sizes that the grid of patches may have, rounded down or up; none without patch embedding.
-
-    Args:
-        model (nn.Module): The model.
-        images (Tensor): Images of shape (N, C, H, W).
-    """
+    """The possible sizes of the grid of patches, rounded down or up; none without patch embedding."""
     _, channels, height, width = images.shape
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == channels:

@@ -13,7 +13,7 @@ from mmkdx.arguments import integer
 from mmkdx.explain.base import Evidence, LayerExplainer
 from mmkdx.explain.gradient import weighted_sum
 from mmkdx.explain.layers import Layer
-from mmkdx.functional import full_precision, normalize_maps
+from mmkdx.functional import full_precision, normalize_maps, resize_maps
 from mmkdx.models.families import describe
 from mmkdx.models.taps import intercept
 from mmkdx.registry import EXPLAINERS
@@ -24,7 +24,7 @@ class PerturbationCAM(LayerExplainer):
 
     Args:
         layer (str | Sequence[str]): See ``LayerExplainer``.
-        max_batch (int): How many of these forwards run at once. Defaults to 32.
+        max_batch (int): The most of these forwards at once. Defaults to 32.
     """
 
     def __init__(self, layer: str | Sequence[str] = 'auto', max_batch: int = 32) -> None:
@@ -38,28 +38,13 @@ class PerturbationCAM(LayerExplainer):
         """The logits (M, K) of M samples, each with one channel masked or removed."""
 
     def channel_logits(self, evidence: Evidence, layer: Layer, channels: Tensor) -> Tensor:
-        """The logits of all samples and some channels, computed once for all classes.
-
-        Args:
-            evidence (Evidence): What the maps are made of.
-            layer (Layer): The layer.
-            channels (Tensor): Channels of each sample, of shape (N, n).
-
-        Returns:
-            Tensor: Logits of shape (N, n, K).
-        """
+        """The logits (N, n, K) of all samples for channels (N, n), computed once for all classes."""
         if layer not in evidence.memo:
-            samples = torch.arange(len(channels), device=channels.device)[:, None].expand_as(
-                channels
-            )
+            count, each = channels.shape
+            samples = torch.arange(count, device=channels.device).repeat_interleave(each)
+            parts = zip(samples.split(self.max_batch), channels.flatten().split(self.max_batch))
             with torch.no_grad():
-                logits = [
-                    self.forward_channels(evidence, layer, *pairs)
-                    for pairs in zip(
-                        samples.flatten().split(self.max_batch),
-                        channels.flatten().split(self.max_batch),
-                    )
-                ]
+                logits = [self.forward_channels(evidence, layer, *part) for part in parts]
             evidence.memo[layer] = full_precision(torch.cat(logits)).unflatten(0, channels.shape)
         return evidence.memo[layer]
 
@@ -71,16 +56,15 @@ class ScoreCAM(PerturbationCAM):
     A mask is the activation resized to the image's size, then scaled to [0, 1].
 
     Source: Wang et al., "Score-CAM: Score-weighted visual explanations for convolutional neural
-    networks", CVPR workshops 2020, Eq. 4 to 8; the score of the baseline image is left out, as the
-    softmax does not depend on it.
+    networks", CVPR workshops 2020, Eq. 4 to 8, without the baseline's score, which the softmax cancels.
 
     Args:
         layer (str | Sequence[str]): See ``LayerExplainer``.
-        channels (int, optional): Use only as many channels, those with the largest variance over
-            positions: faster in proportion, and no longer the exact map. Defaults to None (all).
-        size (int, optional): Mask images reduced to this height and width: faster with the square, and
-            no longer the exact map. Defaults to None (the images' own).
-        max_batch (int): How many masked images run at once. Defaults to 32.
+        channels (int, optional): Number of channels used, those with the largest variance over
+            positions: faster in proportion, but not the exact map. Defaults to None (all).
+        size (int, optional): Height and width to which masked images are reduced: faster with the
+            square, but not the exact map. Defaults to None (the images' own).
+        max_batch (int): The most masked images at once. Defaults to 32.
     """
 
     def __init__(
@@ -103,9 +87,8 @@ class ScoreCAM(PerturbationCAM):
         for layer, activations in zip(evidence.values, evidence.activations):
             count = min(self.channels or activations.shape[1], activations.shape[1])
             chosen = activations.flatten(2).var(2).topk(count, 1).indices
-            scores = torch.einsum(
-                'nck,nk->nc', self.channel_logits(evidence, layer, chosen), weights
-            )
+            logits = self.channel_logits(evidence, layer, chosen)
+            scores = torch.einsum('nck,nk->nc', logits, weights)
             used = activations.gather(1, chosen[..., None, None].expand(-1, -1, *layer.layout.size))
             maps.append(weighted_sum(scores.softmax(1), used))
         return maps
@@ -118,10 +101,8 @@ class ScoreCAM(PerturbationCAM):
         if self.size:
             images = F.interpolate(images, (self.size, self.size), mode='bilinear', antialias=True)
         activations = full_precision(layer.layout.to_map(evidence.values[layer]))
-        masks = F.interpolate(
-            activations[samples, channels][:, None], images.shape[2:], mode='bilinear'
-        )
-        masks = normalize_maps(masks[:, 0])[:, None]
+        masks = resize_maps(activations[samples, channels], images.shape[2:])
+        masks = normalize_maps(masks)[:, None]
         return describe(evidence.model).logits(images[samples] * masks.to(images))
 
 
@@ -129,9 +110,8 @@ class ScoreCAM(PerturbationCAM):
 class AblationCAM(PerturbationCAM):
     """``sum_c w_c A_c`` with ``w_c = (s - s without A_c) / |s|``.
 
-    The paper divides by the score s itself. A logit may be negative, and the map of the paper's formula
-    then shows the evidence *against* the class as positive. The magnitude keeps the paper's map where s
-    is positive, and the sign of the evidence elsewhere.
+    The paper divides by the score s itself. For a negative logit its map shows the evidence *against*
+    the class as positive. The magnitude keeps the sign of the evidence.
 
     For a classifier of global average pooling and one linear layer the drop of the score is known
     (``W_c mean(A_c)``), and no further forward runs.
@@ -141,7 +121,7 @@ class AblationCAM(PerturbationCAM):
 
     Args:
         layer (str | Sequence[str]): See ``LayerExplainer``.
-        max_batch (int): How many ablations run at once. Defaults to 32.
+        max_batch (int): The most ablations at once. Defaults to 32.
     """
 
     def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
@@ -151,15 +131,12 @@ class AblationCAM(PerturbationCAM):
         maps = []
         for i, (layer, activations) in enumerate(zip(evidence.values, evidence.activations)):
             if evidence.heads is not None:
-                drop = (weights @ full_precision(evidence.heads[i].weight)) * activations.mean(
-                    (2, 3)
-                )
+                weight = full_precision(evidence.heads[i].weight)
+                drop = (weights @ weight) * activations.mean((2, 3))
             else:
-                count = activations.shape[1]
-                channels = torch.arange(count, device=activations.device)
-                logits = self.channel_logits(
-                    evidence, layer, channels.expand(len(activations), count)
-                )
+                count, width = activations.shape[:2]
+                channels = torch.arange(width, device=activations.device).expand(count, -1)
+                logits = self.channel_logits(evidence, layer, channels)
                 drop = score - torch.einsum('nck,nk->nc', logits, weights)
             maps.append(weighted_sum(drop / scale, activations))
         return maps

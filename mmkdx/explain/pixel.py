@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkdx.arguments import flag, integer, number
 from mmkdx.explain.base import Explainer
-from mmkdx.explain.targets import Targets, class_weights, every_class
+from mmkdx.explain.targets import Targets
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
 from mmkdx.models.taps import Tap, intercept
@@ -24,28 +25,16 @@ class PixelExplainer(Explainer):
 
     @abstractmethod
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
-        """The method.
-
-        Args:
-            model (nn.Module): The model.
-            inputs (Tensor): Images of shape (N, 3, H, W).
-            weights (Tensor): The weights of the classes, of shape (N, K).
-
-        Returns:
-            Tensor: Maps of shape (N, H, W).
-        """
+        """The method: maps (N, H, W) for weights of the classes (N, K)."""
 
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
         """See ``Explainer``."""
         with torch.no_grad():
             logits = describe(model).logits(inputs)
-        if not (isinstance(targets, str) and targets == 'all'):
-            return full_precision(self.attribute(model, inputs, class_weights(targets, logits)))
-        maps = [
-            self.attribute(model, inputs, class_weights(index, logits))
-            for index in every_class(*logits.shape, inputs.device)
-        ]
-        return full_precision(torch.stack(maps, 1))
+        (maps,) = self.for_targets(
+            lambda weights: [self.attribute(model, inputs, weights)], targets, logits
+        )
+        return full_precision(maps)
 
     def gradient(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
         """The gradient of the weighted logits by the pixels, of shape (N, 3, H, W)."""
@@ -87,8 +76,7 @@ class IntegratedGradients(PixelExplainer):
     Args:
         steps (int): Points of the integral, each a forward and a backward pass. Defaults to 50, as in
             captum; the paper uses 20 to 300 with a Riemann sum.
-        baseline (float): The value of all pixels of x0 after preprocessing. Defaults to 0, the mean
-            colour.
+        baseline (float): The value of all pixels of x0 after preprocessing. Defaults to 0 (mean colour).
         differentiable (bool): See ``Explainer``.
     """
 
@@ -125,11 +113,7 @@ class SmoothGrad(PixelExplainer):
     """
 
     def __init__(
-        self,
-        samples: int = 50,
-        noise: float = 0.15,
-        seed: int = 0,
-        differentiable: bool = False,
+        self, samples: int = 50, noise: float = 0.15, seed: int = 0, differentiable: bool = False
     ) -> None:
         super().__init__(differentiable)
         self.samples = integer('samples', samples, 1)
@@ -155,10 +139,10 @@ class SmoothGrad(PixelExplainer):
 class FullGrad(PixelExplainer):
     """``ψ(g ⊙ x) + sum_l sum_c ψ(g_lc b_lc)``: the input's gradient and those of all biases.
 
-    ψ takes magnitudes, scales each image's to [0, 1] over a layer and resizes them to the image's
-    size. Biases are those of convolutions and batch norm (``β - γ mean / sqrt(var + ε)``); of a
-    network of these, linear layers and ReLU, the score is the sum of all terms without ψ and those of
-    the linear layers' biases (``bias_gradients`` gives them).
+    ψ takes magnitudes, scales them to [0, 1] over an image's layer and resizes them to the image.
+    Biases are those of convolutions and batch norm (``β - γ mean / sqrt(var + ε)``). In a network of
+    these, linear layers and ReLU, the terms without ψ (see ``bias_gradients``) and those of the linear
+    layers' biases sum up to the score.
 
     Source: Srinivas and Fleuret, "Full-gradient representation for neural network visualization",
     NeurIPS 2019, Eq. 4 and Sec. 5.
@@ -167,10 +151,7 @@ class FullGrad(PixelExplainer):
     def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
         """See ``PixelExplainer``."""
         pixels, layers = self.bias_gradients(model, inputs, weights)
-        total = self._visible(pixels, inputs)
-        for layer in layers:
-            total = total + self._visible(layer, inputs)
-        return total
+        return sum(self._visible(each, inputs) for each in (pixels, *layers))
 
     def bias_gradients(
         self, model: nn.Module, inputs: Tensor, weights: Tensor
@@ -188,22 +169,19 @@ class FullGrad(PixelExplainer):
         """
         outputs: list[tuple[Tensor, Tensor]] = []
 
-        def keeper(bias: Tensor):
-            def keep(value: Tensor) -> Tensor | None:
-                if value.dim() != 4:
-                    return None
-                outputs.append((value, bias))
-                return value.clone()  # the rest may overwrite it in place
+        def keep(bias: Tensor, value: Tensor) -> Tensor | None:
+            if value.dim() != 4:
+                return None
+            outputs.append((value, bias))
+            return value.clone()  # the rest may overwrite it in place
 
-            return keep
-
-        biases = {
-            Tap(path): bias
+        keepers = {
+            Tap(path): partial(keep, bias)
             for path, module in model.named_modules()
             if (bias := _bias(module)) is not None
         }
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        with intercept(model, {tap: keeper(bias) for tap, bias in biases.items()}):
+        with intercept(model, keepers):
             score = (describe(model).logits(inputs) * weights).sum()
         gradients = torch.autograd.grad(
             score,
@@ -221,12 +199,10 @@ class FullGrad(PixelExplainer):
     @staticmethod
     def _visible(values: Tensor, inputs: Tensor) -> Tensor:
         values = full_precision(values).abs()
-        low, high = (f(values.flatten(1), 1)[:, None, None, None] for f in (torch.amin, torch.amax))
+        low, high = (f(values, (1, 2, 3), keepdim=True) for f in (torch.amin, torch.amax))
         values = (values - low) / torch.where(high > low, high - low, 1)
-        # Resizing is linear, so the channels are summed up first.
-        return F.interpolate(
-            values.sum(1, keepdim=True), inputs.shape[2:], mode='bilinear', align_corners=False
-        )[:, 0]
+        # Resizing is linear, so the channels are summed up first
+        return F.interpolate(values.sum(1, keepdim=True), inputs.shape[2:], mode='bilinear')[:, 0]
 
 
 def _bias(module: nn.Module) -> Tensor | None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import integer
 from mmkdx.explain.base import Explainer
-from mmkdx.explain.targets import Targets, class_weights
+from mmkdx.explain.targets import Targets
 from mmkdx.functional import full_precision
 from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.families import describe
@@ -17,14 +17,14 @@ from mmkdx.registry import EXPLAINERS
 
 @EXPLAINERS.register_module()
 class PrototypeMap(Explainer):
-    """The similarity of each position to the prototypes, weighted as they speak for the class.
+    """The similarity of each position to the prototypes, weighted by their weights for the class.
 
     The map is ``sum_j W[k, j] s_j(h, w)`` over all prototypes, or ``s_j(h, w)`` of a single one, which
-    is then the same for all classes. Where ``ProtoPNetHead`` takes the largest similarity of an image,
-    the map shows that of every position.
+    is the same for all classes. ``ProtoPNetHead`` takes an image's largest similarity; the map shows
+    that of every position.
 
-    Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2.3, of which the maps of single
-    prototypes are.
+    Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2.3, which has the maps of single
+    prototypes.
 
     Args:
         prototype (int, optional): The index of a single prototype. Defaults to None (all).
@@ -52,19 +52,18 @@ class PrototypeMap(Explainer):
             with intercept(model, {Tap(path): distances.append}):
                 logits = describe(model).logits(inputs)
             similarity = model.head.similarity(distances[-1])
-            every = isinstance(targets, str) and targets == 'all'
-            # also refuses targets that are none
-            chosen = logits.new_ones(0) if every else class_weights(targets, logits)
-            if self.prototype is not None:
-                count = similarity.shape[1]
-                if self.prototype >= count:
-                    raise ValueError(
-                        f'PrototypeMap.prototype is {self.prototype} and the model has {count} '
-                        'prototypes, counted from 0'
-                    )
-                maps = similarity[:, self.prototype]
-                return maps[:, None].expand(-1, logits.shape[1], -1, -1) if every else maps
-            weights = full_precision(model.head.class_weights())
-            if every:
-                return torch.einsum('kp,nphw->nkhw', weights, similarity)
-            return torch.einsum('np,nphw->nhw', full_precision(chosen) @ weights, similarity)
+            count = similarity.shape[1]
+            if self.prototype is not None and self.prototype >= count:
+                raise ValueError(
+                    f'PrototypeMap.prototype is {self.prototype} and the model has {count} '
+                    'prototypes, counted from 0'
+                )
+            prototypes = full_precision(model.head.class_weights())
+
+            def make(weights: Tensor) -> list[Tensor]:
+                if self.prototype is not None:
+                    return [similarity[:, self.prototype]]
+                weights = full_precision(weights) @ prototypes
+                return [torch.einsum('np,nphw->nhw', weights, similarity)]
+
+            return self.for_targets(make, targets, logits)[0]

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: A class index, one for each image, class weights (N, K), mmpretrain's data samples (their labels),
-#: 'pred', 'all', or None for 'pred'.
+#: See ``Explainer.__call__``.
 Targets = int | str | Tensor | Sequence | None
 
 
 def class_weights(targets: Targets, logits: Tensor) -> Tensor:
-    """Brings targets to one form, the weight of each class.
+    """The weights (N, K) of the classes; one-hot for class indices.
 
     Args:
-        targets (int | str | Tensor | Sequence, optional): All forms of ``Explainer.__call__`` but
-            'all'.
+        targets (int | str | Tensor | Sequence, optional): See ``Explainer.__call__``; not 'all'.
         logits (Tensor): The logits of shape (N, K).
-
-    Returns:
-        Tensor: Weights of shape (N, K), with which the logits are summed; one-hot for class indices.
 
     Raises:
         ValueError: If a target is no class of the model, or there are more or fewer than images.
@@ -71,9 +66,3 @@ def _labels(data_samples: Sequence[Any]) -> Tensor:
                 )
             return torch.stack(labels).squeeze(1)
     raise ValueError("targets are data samples without labels ('gt_label'); use 'pred'")
-
-
-def every_class(count: int, classes: int, device: torch.device) -> Iterator[Tensor]:
-    """The targets of 'all', one class after the other, each of shape (count, )."""
-    for index in range(classes):
-        yield torch.full((count,), index, device=device)

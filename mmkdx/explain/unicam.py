@@ -1,4 +1,4 @@
-"""UniCAM: where one of two models sees what the other has not learned."""
+"""UniCAM: where one of two models uses features that the other has not learned."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,27 +30,27 @@ from mmkdx.models.families import unwrap
 from mmkdx.models.taps import Tap, TapSet
 from mmkdx.registry import EXPLAINERS
 
-#: What is differentiated: how what only one model has learned correlates with the labels, or the sum
-#: over images of its largest entry.
+#: What is differentiated: the labels' correlation with the features that only one model has learned, or
+#: the sum over images of these features' largest entry.
 TARGETS = ('gt_correlation', 'row_max')
 
-#: How many stages are compared at most, the last ones.
+#: At most so many stages, the last ones, are compared.
 MAX_STAGES = 4
 
-#: Below so many images of a batch the correlations are mostly noise.
+#: With fewer images in a batch the correlations are mostly noise.
 FEW_IMAGES = 16
 
 
 @dataclass
 class PairExplanation:
-    """What UniCAM says of one layer of a student and a base model, for a batch of n images.
+    """UniCAM's result for one layer of a student and a base model, for a batch of n images.
 
     Args:
-        distilled (Tensor): Raw maps (n, h, w), signed, of what the student has and the base model has
-            not; all zero where nothing can be said.
-        residual (Tensor): The same of what the base model has and the student has not, (n, h', w').
+        distilled (Tensor): Raw maps (n, h, w), signed, of what only the student has learned; all zero
+            where this is not defined.
+        residual (Tensor): The same for the base model, (n, h', w').
         scores (dict[str, float]): The correlations of the features and the labels, and rho; see
-            ``mmkdx.functional.distance_correlation.pair_correlations``. NaN where one is not defined.
+            ``mmkdx.functional.distance_correlation.pair_correlations``. NaN where not defined.
     """
 
     distilled: Tensor
@@ -61,36 +62,34 @@ class PairExplanation:
 class UniCAM:
     """Maps of what a student has learned and a base model has not, and the other way round.
 
-    Both models see the same images. From the distances between the images' features in the student
-    those in the base model are projected out; how the rest correlates with the labels is differentiated
-    by the student's activations, which are weighted by the mean gradient as in Grad-CAM: the distilled
+    Both models see the same images. The base model's distances between the images' features are
+    projected out of the student's. The correlation of the rest with the labels is differentiated by the
+    student's activations, which are weighted by the mean gradient like in Grad-CAM: the distilled
     features. With the roles swapped: the residual features. **A map depends on the whole batch.**
 
-    ``explainer(student, base, inputs, labels)`` explains a pair; it cannot stand where one model is
-    explained.
+    ``explainer(student, base, inputs, labels)`` explains a pair; it cannot explain a single model.
 
     Source: Adhane et al., "On Explaining Knowledge Distillation: Measuring and Visualising the Knowledge
-    Transfer Process", WACV 2025, Eq. 1 to 6; partial distance correlation of networks is of Zhen et al.,
-    "On the Versatile Uses of Partial Distance Correlation in Deep Learning", ECCV 2022. Eq. 5 speaks of
-    a class score, which does not depend on the base model; the two targets here are those of the
-    authors' code.
+    Transfer Process", WACV 2025, Eq. 1 to 6; partial distance correlation of networks is from Zhen et
+    al., "On the Versatile Uses of Partial Distance Correlation in Deep Learning", ECCV 2022. The class
+    score of Eq. 5 does not depend on the base model; both targets here are from the authors' code.
 
     Args:
-        layers (Sequence | Mapping, optional): Which layers are compared: each a path as of
+        layers (Sequence | Mapping, optional): The compared layers: each a path as of
             ``LayerExplainer.layer`` in both models, or a pair (student's, base's); a third path is the
-            teacher's, for ``ExplainHook``. With a mapping its keys name them, else they are called
-            'stage1', 'stage2', ... Defaults to None: the last layer at each size of map that both models
-            have, of the last four such sizes, as the stages of a ResNet.
-        target (str): 'gt_correlation' or 'row_max' (the sum over images of the largest entry of what is
-            left, which needs no label and is what the code of 2024 used). Defaults to 'gt_correlation'.
-        features (str | Sequence[str], optional): Where features are compared, if not at the layers
-            themselves: the tap of a later one, or a pair (student's, base's). Defaults to None.
+            teacher's, for ``ExplainHook``. The keys of a mapping name them, else they are 'stage1',
+            'stage2', ... Defaults to None: the last layer at each of the last four sizes of map that
+            both models have, as the stages of a ResNet.
+        target (str): 'gt_correlation' or 'row_max' (the sum over images of the largest entry of the
+            rest, which needs no label; used by the code of 2024). Defaults to 'gt_correlation'.
+        features (str | Sequence[str], optional): A later tap whose features are compared instead of the
+            layers', or a pair (student's, base's). Defaults to None.
         pool (str, optional): 'gap' to average features over space before they are compared. Defaults to
             None: all values count.
-        embedding (str, optional): A file (.npy) with a vector for each class, of shape (C, e), between
-            which the labels' distances are taken, like embeddings of their names. Defaults to None: all
-            classes are equally far apart. With two classes it makes no difference.
-        max_batch (int): How many images pass a model at once. Defaults to 64.
+        embedding (str, optional): A file (.npy) with a vector for each class, of shape (C, e), like
+            embeddings of their names, for the labels' distances. Defaults to None: all classes have
+            equal distances. With two classes it makes no difference.
+        max_batch (int): The most images that pass a model at once. Defaults to 64.
 
     Raises:
         ValueError: If an argument is not one of these.
@@ -107,16 +106,15 @@ class UniCAM:
         max_batch: int = 64,
     ) -> None:
         self.layers = None if layers is None else _named(layers)
-        if isinstance(features, str):
-            features = (features, features)
-        if features is not None and (
-            not isinstance(features, Sequence) or [type(each) for each in features] != [str, str]
+        pair = (features, features) if isinstance(features, str) else features
+        if pair is not None and (
+            not isinstance(pair, Sequence) or [type(each) for each in pair] != [str, str]
         ):
             raise ValueError(
                 f'UniCAM.features is {features!r}; it must be a tap, or a pair (student, base)'
             )
         self.target = one_of('UniCAM.target', target, TARGETS)
-        self.features = features
+        self.features = pair
         self.pool = one_of('UniCAM.pool', pool, (None, 'gap'))
         self.embedding = embedding
         self._classes = None if embedding is None else _read_embedding(embedding)
@@ -136,8 +134,8 @@ class UniCAM:
         Args:
             student (nn.Module): A classifier of mmpretrain's interface, or a module that returns logits.
             base (nn.Module): Another, like the same network trained without a teacher.
-            inputs (Tensor): Preprocessed images of shape (n, 3, H, W), n from 5; from 64 on, with equal
-                shares of the classes, the correlations say something.
+            inputs (Tensor): Preprocessed images of shape (n, 3, H, W), n from 5. Use 64 or more, with
+                equal shares of the classes, for reliable correlations.
             labels (Tensor, optional): Classes of shape (n, ). The target 'row_max' does not need them.
             base_inputs (Tensor, optional): The same images as the base model takes them. Defaults to
                 None (``inputs``).
@@ -165,45 +163,34 @@ class UniCAM:
             )
         if labels is None and self.target == 'gt_correlation':
             raise ValueError("UniCAM needs labels; only the target 'row_max' does without")
-        with no_autocast(inputs):
-            return self._explain(student, base, inputs, labels, base_inputs, layers)
-
-    def _explain(
-        self,
-        student: nn.Module,
-        base: nn.Module,
-        inputs: Tensor,
-        labels: Tensor | None,
-        base_inputs: Tensor | None,
-        layers: Mapping[str, Mapping[str, Layer]] | None,
-    ) -> dict[str, PairExplanation]:
-        base_inputs = inputs if base_inputs is None else base_inputs
-        layers = layers or self.find_layers(
-            dict(student=(student, inputs), base=(base, base_inputs))
-        )
-        label_matrix = None
-        if labels is not None:
-            if labels.shape != inputs.shape[:1]:
-                raise ValueError(
-                    f'UniCAM takes one label an image, and got {tuple(labels.shape)} for '
-                    f'{len(inputs)} images'
-                )
-            label_matrix = u_center(pairwise_distances(self.label_features(labels)))
-        sides = [
-            self._observe(student, inputs, list(layers['student'].values()), 0),
-            self._observe(base, base_inputs, list(layers['base'].values()), 1),
-        ]
-        explanations = {}
-        for i, name in enumerate(layers['student']):
-            matrices = [side.matrices[i] for side in sides]
-            maps = []
-            for side, other in zip(sides, reversed(matrices)):
-                gradient = self._gradient(side.distances[i], other, label_matrix)
-                maps.append(side.maps(i, gradient))
-            scores = pair_correlations(*matrices, label_matrix)
-            explanations[name] = PairExplanation(
-                *maps, {key: float(value) for key, value in scores.items()}
+        if labels is not None and labels.shape != inputs.shape[:1]:
+            raise ValueError(
+                f'UniCAM takes one label an image, and got {tuple(labels.shape)} for '
+                f'{len(inputs)} images'
             )
+        base_inputs = inputs if base_inputs is None else base_inputs
+        explanations = {}
+        with no_autocast(inputs):
+            layers = layers or self.find_layers(
+                dict(student=(student, inputs), base=(base, base_inputs))
+            )
+            sides = [
+                self._observe(student, inputs, list(layers['student'].values()), 0),
+                self._observe(base, base_inputs, list(layers['base'].values()), 1),
+            ]
+            label_matrix = None
+            if labels is not None:
+                label_matrix = u_center(pairwise_distances(self.label_features(labels)))
+            for i, name in enumerate(layers['student']):
+                matrices = [u_center(side.distances[i]) for side in sides]
+                maps = []
+                for side, other in zip(sides, reversed(matrices)):
+                    gradient = self._gradient(side.distances[i], other, label_matrix)
+                    maps.append(self._maps(side, i, gradient))
+                scores = pair_correlations(*matrices, label_matrix)
+                explanations[name] = PairExplanation(
+                    *maps, {key: float(value) for key, value in scores.items()}
+                )
         return explanations
 
     def find_layers(
@@ -216,19 +203,25 @@ class UniCAM:
                 each with images of shape (N, 3, H, W) as it takes them.
 
         Returns:
-            dict[str, dict[str, Layer]]: For each model the layers by name; none of the teacher where it
-            has no such stages, or no path for it is given.
+            dict[str, dict[str, Layer]]: Each model's layers by name; no teacher if it has no such
+            stages, or no path for it is given.
 
         Raises:
             ValueError: If a layer does not exist or has no extent in space, or student and base model
                 have no stages in common.
         """
         if self.layers is not None:
-            return {
-                role: found
-                for i, role in enumerate(('student', 'base', 'teacher'))
-                if role in models and (found := self._given_layers(i, role, *models[role]))
-            }
+            layers = {}
+            for i, role in enumerate(('student', 'base', 'teacher')):
+                paths = {name: each[i] for name, each in self.layers.items() if i < len(each)}
+                if role in models and paths:
+                    try:
+                        with undisturbed(*models[role]):
+                            found = find_layers(*models[role], list(paths.values()))
+                    except ValueError as error:
+                        raise ValueError(f'UniCAM.layers: {role}: {error}') from error
+                    layers[role] = dict(zip(paths, found))
+            return layers
         stages = {}
         for role, (model, inputs) in models.items():
             with undisturbed(model, inputs):
@@ -247,21 +240,8 @@ class UniCAM:
             if all(size in found for size in sizes)
         }
 
-    def _given_layers(
-        self, which: int, role: str, model: nn.Module, inputs: Tensor
-    ) -> dict[str, Layer]:
-        paths = {name: paths[which] for name, paths in self.layers.items() if which < len(paths)}
-        try:
-            with undisturbed(model, inputs):
-                return dict(zip(paths, find_layers(model, inputs, list(paths.values()))))
-        except ValueError as error:
-            raise ValueError(f'UniCAM.layers: {role}: {error}') from error
-
     def label_features(self, labels: Tensor) -> Tensor:
-        """A vector for each label, of shape (n, e): one-hot, or the class's of ``embedding``.
-
-        Args:
-            labels (Tensor): Classes of shape (n, ).
+        """The vectors (n, e) of labels (n, ): one-hot, or those of ``embedding``.
 
         Raises:
             ValueError: If the file has no vector for a class.
@@ -288,34 +268,48 @@ class UniCAM:
                 return None
             return torch.autograd.grad(value, distances)[0]
 
-    def _observe(
-        self, model: nn.Module, inputs: Tensor, layers: list[Layer], side: int
-    ) -> _Observed:
+    def _observe(self, model: nn.Module, inputs: Tensor, layers: list[Layer], side: int) -> _Side:
         tap = None
         if self.features is not None:
-            owner = ('student', 'base model')[side]
-            taps = TapSet({self.features[side]: 'UniCAM.features'}, owner)
+            name = self.features[side]
+            taps = TapSet({name: 'UniCAM.features'}, ('student', 'base model')[side])
             with undisturbed(model, inputs), torch.no_grad():
                 taps.resolve(model, inputs[:1])
-            tap = taps.taps[self.features[side]]
-        parts = inputs.split(self.max_batch)
-        collected: list[list[Tensor]] = []
-        for part in parts:
-            values = activations(model, part, [*layers, *([] if tap is None else [tap])])
-            collected.append(values)
-        values = [torch.cat(column) for column in zip(*collected)]
-        features = values[: len(layers)] if tap is None else [values[-1]] * len(layers)
+            tap = taps.taps[name]
+        points = layers if tap is None else [*layers, tap]
+        parts = [activations(model, part, points) for part in inputs.split(self.max_batch)]
+        values = [torch.cat(column) for column in zip(*parts)]
+        features = values if tap is None else [values.pop()] * len(layers)
         if self.pool and features[0].dim() == 4:
             features = [each.mean((2, 3)) for each in features]
         distances = [pairwise_distances(each) for each in features]
-        return _Observed(
-            model, inputs, layers, values[: len(layers)], features, distances, tap, self
-        )
+        return _Side(model, inputs, layers, values, features, distances, tap)
+
+    def _maps(self, side: _Side, index: int, gradient: Tensor | None) -> Tensor:
+        """The raw maps of a layer, from the target's gradient by the distances."""
+        values, features = side.activations[index], side.features[index]
+        if gradient is None:
+            return values.new_zeros(len(values), *values.shape[2:])
+        if side.tap is None:
+            # The mean over space of the gradient by the activations is that by their mean
+            weights = distance_gradient(gradient, side.distances[index], values.mean((2, 3)))
+            if self.pool:
+                weights = weights / values[0, 0].numel()
+        else:
+            later = distance_gradient(gradient, side.distances[index], features.flatten(1))
+            layer, later = side.layers[index], later.view_as(features)
+            parts = zip(side.inputs.split(self.max_batch), later.split(self.max_batch))
+            weights = torch.cat(
+                [
+                    pushed_gradient(side.model, images, layer, side.tap, part).mean((2, 3))
+                    for images, part in parts
+                ]
+            )
+        return weighted_sum(weights.to(values), values)
 
 
-@dataclass
-class _Observed:
-    """One model's side: what its maps are made of."""
+class _Side(NamedTuple):
+    """What the maps of one model are made of; the lists have an element for each layer."""
 
     model: nn.Module
     inputs: Tensor
@@ -324,37 +318,6 @@ class _Observed:
     features: list[Tensor]
     distances: list[Tensor]
     tap: Tap | None
-    settings: UniCAM
-
-    def __post_init__(self) -> None:
-        self.matrices = [u_center(each) for each in self.distances]
-
-    def maps(self, index: int, gradient: Tensor | None) -> Tensor:
-        """The raw maps of a layer, from the target's gradient by the distances."""
-        values = self.activations[index]
-        if gradient is None:
-            return values.new_zeros(len(values), *values.shape[2:])
-        if self.tap is None:
-            # The mean over space of the gradient by the activations is that by their mean
-            weights = distance_gradient(gradient, self.distances[index], values.mean((2, 3)))
-            if self.settings.pool:
-                weights = weights / values[0, 0].numel()
-        else:
-            by_features = distance_gradient(
-                gradient, self.distances[index], self.features[index].flatten(1)
-            ).view_as(self.features[index])
-            weights = self._pushed(self.layers[index], by_features)
-        return weighted_sum(weights.to(values), values)
-
-    def _pushed(self, layer: Layer, by_features: Tensor) -> Tensor:
-        """The mean gradient by a layer's activations, from that by later features."""
-        size = self.settings.max_batch
-        return torch.cat(
-            [
-                pushed_gradient(self.model, part, layer, self.tap, gradient).mean((2, 3))
-                for part, gradient in zip(self.inputs.split(size), by_features.split(size))
-            ]
-        )
 
 
 def _named(layers: Sequence | Mapping) -> dict[str, tuple[str, ...]]:

@@ -20,52 +20,33 @@ from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, lab
 from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.registry import METRICS
 
-#: What is better for each score of a pair of maps.
-DIRECTIONS = dict(
-    cosine='higher',
-    pearson='higher',
-    spearman='higher',
-    ssim='higher',
-    js_divergence='lower',
-    topk_iou='higher',
-)
 SUBSETS = ('same_prediction', 'teacher_wrong')
 
 
 @METRICS.register_module()
 class MapAgreement(ExplanationMetric):
-    """How much a student's maps are like its teacher's.
+    """How similar a student's maps are to its teacher's.
 
-    Both maps are brought to the input's size (see ``resize_map``), so that maps of any sizes compare and
-    students with maps of different sizes compare with each other.
+    Both maps are resized to the input's size (see ``resize_map``), so that maps of any sizes compare.
 
-    - ``cosine``, [0, 1]: of the maps after ReLU and then enlarged; 1 minus it is the explanation loss of
+    - ``cosine``, [0, 1]: of the maps after ReLU, then resized; 1 minus it is the explanation loss of
       e²KD. Source: Parchami-Araghi et al., "Good Teachers Explain", ECCV 2024.
     - ``pearson`` and ``spearman``, [-1, 1]: correlations of the signed maps.
     - ``ssim``, [-1, 1]: structural similarity of the signed maps, each scaled to [0, 1].
-    - ``js_divergence``, [0, ln 2] nats, lower is better: of the maps after ReLU and then enlarged, as
+    - ``js_divergence``, [0, ln 2] nats, lower is better: of the maps after ReLU, then resized, as
       distributions over pixels.
     - ``topk_iou``, [0, 1]: intersection over union of the highest 10 % of the pixels.
     - ``prediction_agreement``: the share of samples that both predict alike.
 
-    The scores of maps come for all samples, and for two kinds of them: ``<name>_same_prediction``, where
-    both models predict alike, and, where there are labels, ``<name>_teacher_wrong``, where the teacher
-    misses the label. With a base model (a student trained alone), ``<name>_gain`` is what distillation
-    gained: the mean of student minus base over the samples that count for both, for
-    ``js_divergence`` of base minus student, so that above 0 is always better.
+    The scores of maps come for all samples, as ``<name>_same_prediction`` where both models predict
+    alike, and as ``<name>_teacher_wrong`` where the teacher misses the label, if there are labels. With
+    a base model (a student trained alone), ``<name>_gain`` is the mean of student minus base, or of
+    base minus student for ``js_divergence``: above 0 is always better.
 
-    A pair with a degenerate map has no scores of maps. After ReLU a map can also be 0 everywhere; then
-    ``cosine`` and ``js_divergence`` do not count it.
+    A pair with a degenerate map has no scores of maps. ``cosine`` and ``js_divergence`` leave out maps
+    that are 0 everywhere after ReLU.
     """
 
-    better = {
-        **{
-            name + suffix: direction
-            for name, direction in DIRECTIONS.items()
-            for suffix in ('', *(f'_{subset}' for subset in SUBSETS))
-        },
-        'prediction_agreement': 'higher',
-    }
     # Predictions count whatever the maps; scores of degenerate maps become NaN here
     counts_degenerate = True
 
@@ -90,24 +71,25 @@ class MapAgreement(ExplanationMetric):
         predictions = [model.logits.argmax(1) for model in (student, teacher)]
         same = predictions[0] == predictions[1]
         values = dict(scores, prediction_agreement=same.float())
-        subsets = [same]
-        wrong = _misses(batch, predictions[1])
-        if wrong is not None:
-            subsets.append(wrong)
-        for subset, members in zip(SUBSETS, subsets):
-            for name, score in scores.items():
-                values[f'{name}_{subset}'] = score.masked_fill(~members, torch.nan)
+        for subset, members in zip(SUBSETS, (same, _misses(batch, predictions[1]))):
+            if members is not None:
+                for name, score in scores.items():
+                    values[f'{name}_{subset}'] = score.masked_fill(~members, torch.nan)
         return values
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
         """The means of all values, and the gains over the base model."""
         scores = super().summarize(rows)
-        for name in (*DIRECTIONS, 'prediction_agreement'):
-            if f'base/{name}' in scores:
-                sign = -1 if self.better[name] == 'lower' else 1
+        for name in list(scores):
+            if f'base/{name}' in scores and not name.endswith(SUBSETS):
+                sign = -1 if self.direction(name) == 'lower' else 1
                 gains = [sign * (row[name] - row[f'base/{name}']) for row in rows]
                 scores[f'{name}_gain'] = mean_score(gains, 'higher')
         return scores
+
+    def direction(self, name: str) -> str:
+        """Only a lower ``js_divergence`` is better."""
+        return 'lower' if 'js_divergence' in name else 'higher'
 
 
 def _misses(batch: ExplainedBatch, predictions: Tensor) -> Tensor | None:

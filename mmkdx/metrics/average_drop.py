@@ -1,4 +1,4 @@
-"""What a model makes of an image when only what the map shows is left."""
+"""How a model predicts an image of which only what the map shows is left."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from torch import Tensor
 
 from mmkdx.arguments import flag
 from mmkdx.functional import normalize_maps, resize_maps
+from mmkdx.functional.similarity import pearson_correlation
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
 from mmkdx.registry import METRICS
 
 
 @METRICS.register_module()
 class AverageDrop(ExplanationMetric):
-    """What the model makes of the image when only what the map shows is left of it: x ⊙ φ.
+    """How the model predicts an image of which only what the map shows is left: x ⊙ φ.
 
-    φ is the map, normalised to [0, 1] by its minimum and maximum at its own resolution and resized to
-    the image. It multiplies the *normalised* image, as in the public code of ADCC, torchcam and
-    grad-cam, so that the rest turns into the mean colour. p is the model's probability of the explained
-    class on the image and p' that on x ⊙ φ; all scores are in [0, 1].
+    φ is the map, scaled to [0, 1] by its minimum and maximum, then resized to the image. It multiplies
+    the *normalised* image, as in the public code of ADCC, torchcam and grad-cam, so that the rest turns
+    into the mean colour. p is the model's probability of the explained class on the image and p' that on
+    x ⊙ φ. All scores are in [0, 1].
 
     - ``average_drop``: max(0, p - p') / p; lower is better.
     - ``increase_in_confidence``: 1 where p' > p; higher is better.
     - ``average_gain``: max(0, p' - p) / (1 - p); higher is better.
-    - ``coherency``: (1 + Pearson's correlation of φ with that of x ⊙ φ) / 2; higher is better. Where the
-      latter map is constant it is 0.
+    - ``coherency``: (1 + Pearson's correlation of φ with the φ of x ⊙ φ) / 2; higher is better. It is 0
+      where the latter is constant.
     - ``complexity``: the mean of φ; lower is better.
     - ``adcc``: the harmonic mean of coherency, 1 - complexity and 1 - the drop, of each image; higher is
       better. The score is the mean over images, which is at most the harmonic mean of the three means.
@@ -63,7 +64,8 @@ class AverageDrop(ExplanationMetric):
         gain = (after - before).relu() / (1 - before).clamp(min=tiny)
         again = model.explain(masked, model.targets)
         again = resize_maps(normalize_maps(again, self.relu), size)
-        coherency = _coherency(maps, again)
+        # A constant map has no correlation
+        coherency = ((1 + pearson_correlation(maps, again).clamp(-1, 1)) / 2).nan_to_num(0)
         complexity = maps.mean((1, 2))
         adcc = 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop))
         return dict(
@@ -74,11 +76,3 @@ class AverageDrop(ExplanationMetric):
             complexity=complexity,
             adcc=adcc,
         )
-
-
-def _coherency(maps: Tensor, others: Tensor) -> Tensor:
-    """Pearson's correlation of maps (N, H, W) as a number in [0, 1]; 0 where there is none."""
-    first, second = (m.flatten(1) - m.flatten(1).mean(1, keepdim=True) for m in (maps, others))
-    norm = first.norm(dim=1) * second.norm(dim=1)
-    pearson = (first * second).sum(1) / torch.where(norm > 0, norm, 1.0)
-    return torch.where(norm > 0, (pearson.clamp(-1, 1) + 1) / 2, 0.0)

@@ -25,14 +25,13 @@ class Explained:
         maps (Tensor): Its raw maps of shape (N, h, w), signed, in fp32.
         targets (Tensor): The explained classes, of shape (N, ).
         logits (Tensor): Its logits on the images, of shape (N, K).
-        predict (Callable): Yields logits (M, K) for any images (M, C, H, W) in the normalisation of
+        predict (Callable): Yields logits (M, K) for images (M, C, H, W), normalised like
             ``ExplainedBatch.inputs``, without a graph, in eval mode.
         explain (Callable): Yields raw maps (M, h, w) for such images and classes (M, ).
-        fixed (bool): Whether the model is the same at every evaluation, so that its values may be kept.
-        model (nn.Module, optional): The model itself, for metrics that read its inner values;
-            ``predict`` runs it.
-        probabilities (Callable): Yields probabilities (M, K) from logits (M, K). Defaults to softmax;
-            for one logit sigmoid; the evaluator passes what ``describe`` knows of the model.
+        fixed (bool): Whether the model is the same at every evaluation, so that values may be kept.
+        model (nn.Module, optional): The model itself, for metrics that read inner values.
+        probabilities (Callable): Yields probabilities (M, K) from logits (M, K). Defaults to softmax,
+            and to the sigmoid for one logit.
     """
 
     maps: Tensor
@@ -45,11 +44,11 @@ class Explained:
     probabilities: Callable[[Tensor], Tensor] = ModelFacts('torch', nn.Identity()).probabilities
 
     def confidence(self, logits: Tensor, targets: Tensor | None = None) -> Tensor:
-        """The probabilities (N, ...) of classes (N, ) in logits of shape (N, ..., K).
+        """The probabilities (N, ...) of classes (N, ), by default ``self.targets``.
 
         Args:
-            logits (Tensor): Logits of this model.
-            targets (Tensor, optional): The classes. Defaults to None (``self.targets``).
+            logits (Tensor): Logits of this model, of shape (N, ..., K).
+            targets (Tensor, optional): The classes.
         """
         targets = self.targets if targets is None else targets
         values = self.probabilities(logits.flatten(0, -2)).view(logits.shape)
@@ -63,16 +62,15 @@ class ExplainedBatch:
 
     Args:
         inputs (Tensor): Preprocessed images of shape (N, C, H, W).
-        index (Sequence[int]): Which image of the data set each sample is.
-        models (dict[str, Explained]): The models: 'student', and where there are such 'teacher' and
-            'base' (a student trained alone).
-        data_samples (Sequence): mmpretrain's ``DataSample`` of each image, or dicts; a label stands in
-            'gt_label', a label map of shape (H, W), as mmcv's transforms treat it, in 'gt_seg_map'.
+        index (Sequence[int]): Each image's position in the data set.
+        models (dict[str, Explained]): 'student' and, if given, 'teacher' and 'base' (a student trained
+            alone).
+        data_samples (Sequence): mmpretrain's ``DataSample`` of each image, or dicts, with labels in
+            'gt_label' and a label map (H, W) in 'gt_seg_map'.
         mean (Sequence[float] | Tensor, optional): What preprocessing subtracts from each channel, in
             units of the pixel values. Defaults to None: unknown.
-        std (Sequence[float] | Tensor, optional): What preprocessing divides each channel by. Defaults
-            to None: unknown.
-        shared (dict): What several metrics need of the batch and compute once, by keys of theirs.
+        std (Sequence[float] | Tensor, optional): What it divides by. Defaults to None: unknown.
+        shared (dict): What several metrics need and one computes, by keys of theirs.
     """
 
     inputs: Tensor
@@ -86,9 +84,8 @@ class ExplainedBatch:
     def black(self) -> Tensor:
         """The value of a black pixel after preprocessing, of shape (C, 1, 1) or (N, C, 1, 1).
 
-        Where the mean is unknown, images without negative values are taken for raw pixels, whose
-        black is 0. Others were normalised in an unknown way: then the smallest value of each image
-        and channel stands for black, and a warning says so.
+        With an unknown mean, images without negative values are raw pixels, whose black is 0. For
+        others the smallest value of each image and channel stands for black, with a warning.
         """
         if self.mean is not None:
             black = -_channels(self.mean, self.inputs)
@@ -129,53 +126,56 @@ def labels_of(sample: Any) -> list[int]:
     return [label for label in labels if label >= 0]
 
 
-@dataclass
-class Row:
-    """The values of one sample or one batch, as ranks exchange them."""
-
-    index: int
-    values: dict[str, Any] = field(default_factory=dict)
-
-
 class ScoreMetric(BaseMetric):
     """Base of all metrics of explanations: rows of values become named scores.
 
-    It is mmengine's ``BaseMetric`` with explanations in place of predictions. ``process`` keeps rows of
-    values, ranks exchange rows and never maps, and a row that a sampler repeats counts once, by its
-    index.
+    ``process`` keeps ``(index, values)`` rows, ranks exchange rows and never maps, and a row that a
+    sampler repeats counts once.
+
+    Args:
+        collect_device (str): Where ranks exchange rows, 'cpu' or 'gpu'. Defaults to 'cpu'.
+        prefix (str, optional): Must be empty; the config key 'name' does this here.
+
+    Raises:
+        ValueError: If there is a prefix.
     """
 
     default_prefix = ''
-    #: What stands in front of its scores' names, to tell two metrics of one kind apart: with 'mark'
-    #: ``energy`` becomes ``mark_energy``. It is the key 'name' of the metric's config.
+    #: The config key 'name': it tells two metrics of one type apart. 'mark' makes ``energy``
+    #: ``mark_energy``.
     name = ''
-    #: For each name of a value what is better, 'higher' or 'lower'.
+    #: Whether 'higher' or 'lower' values are better, by the value's name.
     better: dict[str, str] = {}
     #: Whether it compares a student with its teacher and so needs one.
     needs_teacher = False
     #: Whether it measures batches of a student and a base model (``PairedBatch``).
     needs_base = False
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, collect_device: str = 'cpu', prefix: str | None = None) -> None:
+        super().__init__(collect_device)
+        if prefix:
+            raise ValueError(
+                f"{type(self).__name__}.prefix is {prefix!r}; set the key 'name' of the metric instead"
+            )
         #: After ``evaluate`` on the main rank: the values of each row, by index.
         self.rows: dict[int, dict[str, Any]] = {}
+        # What fixed models yielded at earlier evaluations
+        self._kept: dict[tuple[str, str, int], dict[str, Any]] = {}
 
     def evaluate(self, size: int = sys.maxsize) -> dict[str, Score]:
-        """Gathers the rows of all ranks and turns them into scores, by name, on every rank.
+        """Gathers the rows of all ranks and returns scores by name on every rank.
 
         Args:
-            size (int): mmengine cuts off so many rows, before repeated samples are taken out. Defaults
-                to no limit.
+            size (int): The most rows, counted before repeated ones are removed. Defaults to no limit.
         """
         scores = super().evaluate(size)
         self.rows = {index: self._named(values) for index, values in self.rows.items()}
         return self._named(scores)
 
-    def compute_metrics(self, results: list[Row]) -> dict[str, Score]:
+    def compute_metrics(self, results: list[tuple[int, dict[str, Any]]]) -> dict[str, Score]:
         """Turns the rows of all ranks into scores."""
         # Samplers repeat samples to fill up the last batch
-        self.rows = {row.index: row.values for row in results}
+        self.rows = dict(results)
         return self.summarize([self.rows[index] for index in sorted(self.rows)])
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
@@ -191,6 +191,7 @@ class ScoreMetric(BaseMetric):
 
     def forget(self) -> None:
         """Drops what is kept of fixed models, for another data set."""
+        self._kept.clear()
 
     def report_sections(self) -> list[Any]:
         """What a report shows beside scores and maps, after ``evaluate`` on the main rank.
@@ -203,31 +204,22 @@ class ScoreMetric(BaseMetric):
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
         """Puts the metric's own name in front of each plain name."""
-        if not self.name:
-            return values
-        parts = {name: name.rpartition('/') for name in values}
-        return {
-            f'{model}{slash}{self.name}_{plain}': values[name]
-            for name, (model, slash, plain) in parts.items()
-        }
+        front = self.name and f'{self.name}_'
+        parts = [key.rpartition('/') for key in values]
+        names = [f'{model}{slash}{front}{plain}' for model, slash, plain in parts]
+        return dict(zip(names, values.values()))
 
 
 class ExplanationMetric(ScoreMetric):
     """Base of the metrics of single images: ``process`` takes an ``ExplainedBatch``, a row is an image.
 
-    A subclass yields values for one model (``measure``), for a student beside its teacher
-    (``compare``), or both. The names of values become those of scores: plain for the student and for
-    comparisons, with ``teacher/`` or ``base/`` in front for those models. NaN stands for a sample
-    that a score does not count.
+    A subclass implements ``measure`` (one model), ``compare`` (a student beside its teacher), or both.
+    The names of values become names of scores, with ``teacher/`` or ``base/`` in front for those
+    models. NaN marks a sample that a score does not count.
     """
 
     #: Whether the protocol counts zero and constant maps; else their values become NaN.
     counts_degenerate = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        # What fixed models yielded at earlier evaluations
-        self._kept: dict[tuple[str, str, int], dict[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -235,35 +227,18 @@ class ExplanationMetric(ScoreMetric):
         cls.needs_teacher = cls.measure is ExplanationMetric.measure
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:
-        """Values of one model's maps.
-
-        Args:
-            batch (ExplainedBatch): The batch.
-            model (Explained): One of its models.
-
-        Returns:
-            dict[str, Tensor | list]: For each name N values.
-        """
+        """Values of the maps of one model of the batch, N for each name."""
         return {}
 
     def compare(
         self, batch: ExplainedBatch, student: Explained, teacher: Explained
     ) -> dict[str, Tensor | list]:
-        """Values of a student's maps beside its teacher's.
-
-        Args:
-            batch (ExplainedBatch): The batch.
-            student (Explained): The student, or the base model.
-            teacher (Explained): The teacher.
-
-        Returns:
-            dict[str, Tensor | list]: For each name N values.
-        """
+        """Values of the maps of a student, or base model, beside its teacher's, N for each name."""
         return {}
 
     def process(self, data_batch: ExplainedBatch, data_samples: Any = None) -> None:
         """Measures a batch and keeps the values, one row a sample."""
-        rows = [Row(int(index)) for index in data_batch.index]
+        rows: list[dict[str, Any]] = [{} for _ in data_batch.index]
         teacher = data_batch.models.get('teacher')
         for name, model in data_batch.models.items():
             parts = [self._once(data_batch, name, self.measure, model)]
@@ -271,12 +246,8 @@ class ExplanationMetric(ScoreMetric):
                 parts.append(self._once(data_batch, name, self.compare, model, teacher))
             prefix = '' if name == 'student' else f'{name}/'
             for row, *values in zip(rows, *parts):
-                row.values.update({prefix + key: v for part in values for key, v in part.items()})
-        self.results.extend(rows)
-
-    def forget(self) -> None:
-        """See ``ScoreMetric``."""
-        self._kept.clear()
+                row.update({prefix + key: v for part in values for key, v in part.items()})
+        self.results.extend(zip(map(int, data_batch.index), rows))
 
     def _once(
         self, batch: ExplainedBatch, name: str, method: Callable, *models: Explained
@@ -303,6 +274,22 @@ class ExplanationMetric(ScoreMetric):
         if fixed:
             self._kept.update(zip(keys, rows))
         return rows
+
+
+def by_model(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
+    """The values of all rows by the front of their names ('', 'teacher/', 'base/') and the rest."""
+    models: dict[str, dict[str, list]] = {}
+    for key in rows[0] if rows else ():
+        model, slash, name = key.rpartition('/')
+        models.setdefault(model + slash, {})[name] = [row[key] for row in rows]
+    return models
+
+
+def drop_hidden(rows: list[dict[str, Any]]) -> None:
+    """Removes values that are no scores of an image: their plain names begin with '_'."""
+    for row in rows:
+        for key in [key for key in row if key.rpartition('/')[2].startswith('_')]:
+            del row[key]
 
 
 def _channels(values: Sequence[float] | Tensor, inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How alike a model's explanations of its classes are, and whether it confuses those that are."""
+"""How similar a model's explanations of its classes are, and whether it confuses similar ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmkdx.arguments import flag, one_of
 from mmkdx.functional import full_precision
 from mmkdx.functional.self_explanation import EXPLAINERS, class_similarity, cosines
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, by_model, drop_hidden
 from mmkdx.metrics.scores import Score
 from mmkdx.models.taps import TapSet, evaluating
 from mmkdx.registry import METRICS
@@ -24,20 +24,20 @@ from mmkdx.registry import METRICS
 #: The most bytes of maps of all classes at a time, where there is no closed form.
 MAPS_BYTES = 2**28
 
-#: What differs by no more than this share of the largest is the same.
+#: Differences up to this share of the largest value are rounding.
 TOLERANCE = 1e-6
 
 
 @dataclass
 class ClassMatrices:
-    """What one model makes of each pair of classes; rows are labels.
+    """One model's values for each pair of classes; rows are labels.
 
     Args:
-        similarity (np.ndarray): Mean cosines of its explanations of the label's class with those of
-            every class, of shape (K, K), 1 on the diagonal; NaN in rows of classes without images.
-        confusion (np.ndarray): The share of a class's images that it takes for each class, of shape
+        similarity (np.ndarray): Mean cosines between the explanations of the label's class and of every
+            class, of shape (K, K), 1 on the diagonal; NaN in rows of classes without images.
+        confusion (np.ndarray): The share of a class's images that it predicts as each class, of shape
             (K, K); NaN in such rows.
-        n (int): On how many images the similarities rest.
+        n (int): Number of images behind the similarities.
         correlation (float): Spearman's correlation of both, off the diagonal.
     """
 
@@ -52,7 +52,7 @@ class Similarities:
     """What a report shows of a ``ClassSimilarity``.
 
     Args:
-        matrices (dict[str, ClassMatrices]): Those of 'student', 'teacher' and 'base' there are.
+        matrices (dict[str, ClassMatrices]): Those of 'student', 'teacher' and 'base', if given.
         name (str): The metric's name.
     """
 
@@ -62,42 +62,40 @@ class Similarities:
 
 @METRICS.register_module()
 class ClassSimilarity(ExplanationMetric):
-    """How alike a model's explanations of its classes are, and whether it confuses those that are.
+    """How similar a model's explanations of its classes are, and whether it confuses similar ones.
 
-    Of each image the explanation of its label is compared with those of all K classes, by cosines s; for
-    the scores, those of the label itself, 1, do not count.
+    For each image the explanation of its label is compared with those of all K classes, by cosines s.
+    The scores leave out the label itself, whose cosine is 1.
 
-    - ``class_similarity``, [-1, 1]: the mean of s. Centred explanations add up to 0, so where those of
-      all classes are equally strong it is -1 / (K - 1) in any model.
-    - ``class_similarity_std``: the standard deviation of s over the classes, its mean over images. Where
-      it is close to 0, explanations tell no class from another.
+    - ``class_similarity``, [-1, 1]: the mean of s. Centred explanations add up to 0, so it is
+      -1 / (K - 1) in any model whose explanations of all classes are equally strong.
+    - ``class_similarity_std``: the standard deviation of s over the classes, its mean over images. Near
+      0, explanations do not tell classes apart.
     - ``confusion_correlation``, [-1, 1]: of S, for each label and class the mean of s, with the
-      confusion matrix, in shares of each label's images. NaN, with a warning, where no image is taken
-      for another class.
-    - ``probability_correlation``, [-1, 1]: of S with the mean probabilities instead, which say which
-      classes are near to each other of a model that makes no mistake, too.
+      confusion matrix, in shares of each label's images. NaN, with a warning, where no image is
+      predicted as another class.
+    - ``probability_correlation``, [-1, 1]: of S with the mean probabilities instead, which also tell
+      which classes are near for a model without mistakes.
     - ``class_similarity_agreement``, [-1, 1], higher is better: of S with the teacher's.
 
-    The correlations are Spearman's, over the K (K - 1) entries off the diagonal less those of labels
-    without images: how often classes are confused is nothing linear in a cosine, and two classes that
-    are confused often would decide alone otherwise. They have no interval. But for the agreement no
-    direction is better.
+    The correlations are Spearman's, over the K (K - 1) entries off the diagonal without labels that
+    have no images. Confusions are not linear in a cosine, and two classes that are often confused would
+    dominate a linear correlation. Correlations have no interval. Only the agreement has a direction.
 
     Where the classifier is global average pooling and one linear layer, explanations have a closed form,
-    and all of this takes one forward. Else the hook's explainer explains each image for each class: K
-    explanations an image.
+    and one forward is enough. Else the hook's explainer explains each image for all K classes.
 
-    An image whose explanation of its label has no direction, zero or not finite, does not count in
-    similarities; its prediction does.
+    Similarities leave out an image whose explanation of its label is zero or not finite; its prediction
+    counts.
 
     Source: a read-out of introspective learning (see ``mmkdx.functional.self_explanation``), ours.
 
     Args:
         explainer (str): What explains a GAP + linear classifier: 'cam', 'weight' or 'grad_act', see
-            ``mmkdx.functional.self_explanation.EXPLAINERS``. Other models take 'cam' alone, which is the
-            hook's explainer then. Defaults to 'cam'.
-        center (bool): Whether explanations are taken less their mean over the classes, as the softmax
-            sees logits. Defaults to True.
+            ``mmkdx.functional.self_explanation.EXPLAINERS``. Other models take 'cam' alone, which then
+            is the hook's explainer. Defaults to 'cam'.
+        center (bool): Whether the mean over the classes is subtracted from explanations, as the softmax
+            does with logits. Defaults to True.
 
     Raises:
         ValueError: If there is no such explainer; from an evaluation, if a sample has no label or
@@ -117,7 +115,7 @@ class ClassSimilarity(ExplanationMetric):
         self._taps: WeakKeyDictionary[nn.Module, TapSet | None] = WeakKeyDictionary()
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:
-        """Each image's cosines, their mean and spread, and what the model predicts."""
+        """Each image's cosines, their mean and spread, and the prediction."""
         classes = model.logits.shape[1]
         labels = self._labels(batch, classes)
         similarity = self._similarity(batch, model, labels)
@@ -135,38 +133,33 @@ class ClassSimilarity(ExplanationMetric):
         )
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
-        """The means, and the correlations of matrices; rows keep each image's values, and no cosines."""
-        self.matrices = {}
+        """The means, and the correlations of matrices; rows lose their cosines."""
+        models: dict[str, ClassMatrices] = {}
         correlations: dict[str, Score] = {}
-        for name in ('student', 'teacher', 'base'):
-            prefix = '' if name == 'student' else f'{name}/'
-            if not rows or f'{prefix}_label' not in rows[0]:
-                continue
+        for prefix, values in by_model(rows).items():
             similarity, probability, labels = (
-                np.stack([row.pop(f'{prefix}{key}') for row in rows])
-                for key in ('_similarity', '_probability', '_label')
+                np.stack(values[key]) for key in ('_similarity', '_probability', '_label')
             )
             counted = np.isfinite(similarity).all(1)
             taken = np.eye(similarity.shape[1], dtype=bool)[probability.argmax(1)]
             matrix = _class_means(similarity[counted], labels[counted])
             confusion = _class_means(taken, labels)
             value = _correlation(matrix, confusion)
-            found = ClassMatrices(matrix, confusion, int(counted.sum()), value)
+            found = models[prefix] = ClassMatrices(matrix, confusion, int(counted.sum()), value)
             if np.isnan(value):
-                _warn(name, found)
+                _warn(prefix.rstrip('/') or 'student', found)
             likely = _correlation(matrix, _class_means(probability, labels))
             correlations[f'{prefix}confusion_correlation'] = Score(value, n=found.n)
             correlations[f'{prefix}probability_correlation'] = Score(likely, n=found.n)
-            self.matrices[name] = found
-        teacher = self.matrices.get('teacher')
-        for name, matrices in self.matrices.items():
-            if teacher is not None and matrices is not teacher:
-                prefix = '' if name == 'student' else f'{name}/'
+        teacher = models.get('teacher/')
+        for prefix, found in models.items():
+            if teacher is not None and found is not teacher:
+                value = _correlation(found.similarity, teacher.similarity)
                 correlations[f'{prefix}class_similarity_agreement'] = Score(
-                    _correlation(matrices.similarity, teacher.similarity),
-                    n=min(matrices.n, teacher.n),
-                    better='higher',
+                    value, n=min(found.n, teacher.n), better='higher'
                 )
+        self.matrices = {prefix.rstrip('/') or 'student': each for prefix, each in models.items()}
+        drop_hidden(rows)
         return {**super().summarize(rows), **correlations}
 
     def report_sections(self) -> list[Similarities]:

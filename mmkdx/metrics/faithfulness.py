@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,17 +10,12 @@ from torch import Tensor
 
 from mmkdx.arguments import flag, integer, number, one_of
 from mmkdx.functional import resize_maps
-from mmkdx.functional.perturbation import (
-    blur,
-    linear_imputation,
-    pixel_ranks,
-    sample_generators,
-)
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
+from mmkdx.functional.perturbation import blur, linear_imputation, pixel_ranks, sample_generators
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, by_model
 from mmkdx.metrics.scores import Score, mean_ratio_score
 from mmkdx.registry import METRICS
 
-#: What stands in the place of pixels that are taken away.
+#: What replaces pixels.
 BASELINES = ('zero', 'black', 'blur')
 
 
@@ -39,17 +33,9 @@ class _MaskingMetric(ExplanationMetric):
         counts: Sequence[int],
         fill: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """The logits of all copies, in chunks of ``max_batch``.
+        """The logits (N, S, K) of all copies, for pixel ranks (N, H, W) and S counts of chosen pixels.
 
-        Args:
-            model (Explained): Whose logits.
-            ranks (Tensor): The ranks of pixels, of shape (N, H, W).
-            counts (Sequence[int]): For each of S steps how many pixels are chosen.
-            fill (Callable): Yields the M copies from the samples (M, ) that they are of and the chosen
-                pixels (M, H, W).
-
-        Returns:
-            Tensor: Logits of shape (N, S, K).
+        ``fill`` makes M copies from their samples (M, ) and the chosen pixels (M, H, W).
         """
         steps = torch.tensor(counts, device=ranks.device)
         copies = torch.arange(len(ranks) * len(counts), device=ranks.device)
@@ -68,18 +54,16 @@ def _replace(images: Tensor, values: Tensor) -> Callable[[Tensor, Tensor], Tenso
 
 @METRICS.register_module()
 class DeletionInsertion(_MaskingMetric):
-    """The area under the probability of the explained class as its pixels go, or come, by relevance.
+    """The area under the explained class's probability as pixels are deleted or inserted by relevance.
 
     ``deletion`` begins with the image and replaces the most relevant pixels first; lower is better.
     ``insertion`` begins with a baseline and restores the most relevant pixels first; higher is better.
-    Both are in [0, 1]: the trapezoidal rule over the true shares of pixels, with the image and the full
-    baseline at the ends. Maps are resized to the image, and pixels of equal relevance are taken row by
-    row.
+    Both are in [0, 1]: the trapezoidal rule over the share of pixels, from the image to the full
+    baseline. Maps are resized to the image; pixels of equal relevance come row by row.
 
-    With ``cross``, a student is also tried with its teacher's reasons (``cross_deletion`` and
-    ``cross_insertion``: the student's probability of the class that the teacher's map explains, by the
-    teacher's map) and the teacher with the student's (``reverse_cross_deletion`` and
-    ``reverse_cross_insertion``).
+    With ``cross``, the student's probability of the class that the teacher's map explains is measured
+    by the teacher's map (``cross_deletion`` and ``cross_insertion``), and the other way round
+    (``reverse_cross_deletion`` and ``reverse_cross_insertion``).
 
     Source: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC
     2018. The defaults are those of its public code for ImageNet: 28 steps of 224 · 8 pixels, deletion to
@@ -89,12 +73,12 @@ class DeletionInsertion(_MaskingMetric):
     Args:
         steps (int): The number of steps; each takes ⌈H · W / steps⌉ pixels, the last what is left.
             Defaults to 28.
-        deletion_baseline (str): What pixels are replaced with: 'zero' (after normalisation), 'black'
-            (before it), or 'blur' (see ``mmkdx.functional.perturbation.blur``). Defaults to 'zero'.
+        deletion_baseline (str): What replaces pixels: 'zero' (after normalisation), 'black' (before
+            it), or 'blur' (see ``mmkdx.functional.perturbation.blur``). Defaults to 'zero'.
         insertion_baseline (str): What insertion begins with, one of the same. Defaults to 'blur'.
-        cross (bool): Whether student and teacher are tried with each other's maps, which triples the
+        cross (bool): Whether student and teacher are measured by each other's maps, which triples the
             forward passes of a distillation. Defaults to True.
-        max_batch (int): How many images are predicted at once. Defaults to 64.
+        max_batch (int): The most images predicted at once. Defaults to 64.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -183,27 +167,26 @@ class DeletionInsertion(_MaskingMetric):
 class PerturbationAUC(_MaskingMetric):
     """The positive and the negative perturbation test: accuracy as pixels turn black by relevance.
 
-    A tenth to nine tenths of the pixels, int(H · W · f) of them, turn black: their values are 0 before
-    normalisation. ``positive_auc`` takes the most relevant pixels first (lower is better),
-    ``negative_auc`` the least relevant first (higher is better); each is the area under the top-1
-    accuracy against the *ground truth* over f = 0, 0.1, ... 0.9 by the trapezoidal rule, so that it is
-    in [0, 0.9]. ``gap`` is negative minus positive. Maps are signed, resized to the image, and pixels of
-    equal relevance are taken row by row. The class that a map explains is the explainer's business; the
-    protocol knows maps of the predicted and of the true class.
+    Of the pixels int(H · W · f), f = 0.1, 0.2, ... 0.9, turn black (0 before normalisation).
+    ``positive_auc`` takes the most relevant pixels first (lower is better), ``negative_auc`` the least
+    relevant first (higher is better); each is the area under the top-1 accuracy against the *ground
+    truth* over f = 0, 0.1, ... 0.9 by the trapezoidal rule, in [0, 0.9]. ``gap`` is negative minus
+    positive. Maps are signed and resized to the image; pixels of equal relevance come row by row.
+    The explainer decides which class a map explains; the protocol knows the predicted and the true one.
 
-    These areas mix accuracy with the quality of maps. To compare models of different accuracy there are
+    These areas mix accuracy with the quality of maps. To compare models of different accuracy use
     ``relative_positive_auc`` and ``relative_negative_auc``, the areas divided by 0.9 times
-    ``clean_accuracy``, the accuracy on the same samples; their confidence intervals are those of a ratio
+    ``clean_accuracy``, the accuracy on the same samples. Their confidence intervals are those of a ratio
     of means, by linearisation.
 
     Source: Chefer et al., "Transformer Interpretability Beyond Attention Visualization", CVPR 2021.
     Issues 27 and 31 of its repository confirm the trapezoids, x = 0 included, and no division by 0.9.
 
     Args:
-        max_batch (int): How many images are predicted at once. Defaults to 64.
+        max_batch (int): The most images predicted at once. Defaults to 64.
 
     Raises:
-        ValueError: If ``max_batch`` is less than 1, or later if a sample has no label.
+        ValueError: If ``max_batch`` is less than 1; from an evaluation, if a sample has no label.
     """
 
     better = dict(
@@ -247,17 +230,13 @@ class PerturbationAUC(_MaskingMetric):
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
         """The means, and the areas relative to the accuracy of the data set."""
         scores = super().summarize(rows)
-        for name in list(scores):
-            prefix, _, value = name.rpartition('/')
-            if value in ('positive_auc', 'negative_auc'):
-                prefix = prefix and f'{prefix}/'
-                areas, accuracy = (
-                    [row.get(key, math.nan) for row in rows]
-                    for key in (name, f'{prefix}clean_accuracy')
-                )
-                score = f'{prefix}relative_{value}'
-                possible = [self.fractions[-1] * each for each in accuracy]
-                scores[score] = mean_ratio_score(areas, possible, self.direction(score))
+        for prefix, values in by_model(rows).items():
+            possible = [self.fractions[-1] * each for each in values['clean_accuracy']]
+            for name in ('positive_auc', 'negative_auc'):
+                if name in values:
+                    score = f'relative_{name}'
+                    ratio = mean_ratio_score(values[name], possible, self.better[score])
+                    scores[prefix + score] = ratio
         return scores
 
 
@@ -265,26 +244,26 @@ class PerturbationAUC(_MaskingMetric):
 class ROAD(_MaskingMetric):
     """Remove and debias: the probability of the explained class without some of its pixels.
 
-    Replacing pixels by a colour leaves the shape of the map in the image, from which a model may read
-    the class. Here they become the weighted mean of their neighbours plus a little noise.
+    Pixels of one colour would leave the shape of the map in the image, from which a model may read the
+    class. Here they become the weighted mean of their neighbours plus a little noise.
     ``road_morf`` is the mean probability with the most relevant pixels removed (lower is better),
     ``road_lerf`` with the least relevant ones removed (higher is better), both in [0, 1]; ``road`` is
-    (LeRF - MoRF) / 2, in [-0.5, 0.5] (higher is better). Maps are resized to the image, and pixels of
-    equal relevance are taken row by row.
+    (LeRF - MoRF) / 2, in [-0.5, 0.5] (higher is better). Maps are resized to the image; pixels of equal
+    relevance come row by row.
 
     Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML
     2022, which draws a curve of the accuracy. The combination and the shares of pixels are those of
-    grad-cam's ``ROADCombined``; its parts are differences from the clean score, which cancels out. The
-    authors impute before normalisation, which is the same but for the scale of the noise.
+    grad-cam's ``ROADCombined``; the clean score cancels out of it. The authors impute before
+    normalisation, which only changes the scale of the noise.
 
     Args:
-        fractions (Sequence[float]): The shares of pixels that are removed, int(H · W · f) of them.
-            Defaults to 0.1, 0.2, ... 0.9.
+        fractions (Sequence[float]): The shares of removed pixels, int(H · W · f) of them. Defaults to
+            0.1, 0.2, ... 0.9.
         noise (float): The standard deviation of the noise, in units of the normalised image. Defaults to
             0.01.
         seed (int): Seed of the noise, which is the same for all models, for all shares and in every
             evaluation. Defaults to 0.
-        max_batch (int): How many images are filled and predicted at once. Defaults to 64.
+        max_batch (int): The most images filled and predicted at once. Defaults to 64.
 
     Raises:
         ValueError: If an argument is out of its range.

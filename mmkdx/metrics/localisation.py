@@ -1,4 +1,4 @@
-"""Whether maps lie where they should, by masks of the data set."""
+"""Whether maps mark the right region, by masks of the data set."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch import Tensor
 from mmkdx.arguments import integer, number, one_of
 from mmkdx.functional import degenerate_maps, full_precision, normalize_maps, resize_maps
 from mmkdx.functional.segmentation import average_precision, dilate, rank_accuracy
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, by_model, drop_hidden
 from mmkdx.metrics.scores import Score, class_mean_score, mean_score, pooled_score
 from mmkdx.registry import METRICS
 
-#: Labels of pixels that nobody has labelled.
+#: Labels of unlabelled pixels.
 IGNORED = (255, -1)
 #: The side of inputs that tolerances are given for.
 REFERENCE_SIDE = 224
 
 
 class RegionMetric(ExplanationMetric):
-    """Base of the metrics that look at maps inside and outside a region of the image.
+    """Base of the metrics that compare maps with a region of the image.
 
-    The region comes from the label map 'gt_seg_map' of each data sample, an array or a tensor of shape
-    (H, W) of the input's size, in which 0 is background and 255 and -1 mark pixels that are ignored.
-    A sample without its region is not counted.
+    The region comes from the label map 'gt_seg_map' of each data sample: an array or a tensor (H, W) of
+    the input's size, with 0 for background and 255 or -1 for pixels that are ignored. A sample with an
+    empty region is not counted.
 
     Args:
-        labels (Sequence[int] | str, optional): The labels that make the region, or the name of the
-            field of the data samples that lists them for each sample, like 'deciding_labels' of
-            ``Parts``. Defaults to None (every label but 0).
+        labels (Sequence[int] | str, optional): The labels that make the region, or the field of the data
+            samples that lists them for each sample, like 'deciding_labels' of ``Parts``. Defaults to
+            None (every label but 0).
 
     Raises:
         ValueError: If labels are listed and there are none, or one marks ignored pixels.
@@ -53,14 +53,10 @@ class RegionMetric(ExplanationMetric):
         self.labels = labels
 
     def regions(self, batch: ExplainedBatch) -> tuple[Tensor, Tensor]:
-        """The regions of a batch.
-
-        Returns:
-            tuple[Tensor, Tensor]: Booleans of shape (N, H, W) on the device of the inputs: the region,
-                and the pixels that are not ignored.
+        """The region and the pixels that are not ignored, both booleans (N, H, W).
 
         Raises:
-            ValueError: If a sample has no mask, one of another size than the input, or not the field
+            ValueError: If a sample has no mask, a mask of another size than the input, or not the field
                 of ``labels``.
         """
         size = tuple(batch.inputs.shape[-2:])
@@ -82,50 +78,45 @@ class RegionMetric(ExplanationMetric):
                     f'gt_seg_map of sample {index} has the shape {tuple(mask.shape)} and the input '
                     f'{size}; {type(self).__name__} needs both transformed alike'
                 )
-            known = ~torch.isin(mask, _like(IGNORED, mask))
-            labels = self._labels(index, sample)
-            region = mask != 0 if labels is None else torch.isin(mask, _like(labels, mask))
+            labels = self.labels
+            if isinstance(labels, str):
+                labels = sample.get(labels)
+                if labels is None:
+                    raise ValueError(
+                        f'labels is {self.labels!r} and sample {index} has no such field; name one that '
+                        'the data set provides and PackInputs packs (meta_keys), or list label ids'
+                    )
+            known = ~torch.isin(mask, mask.new_tensor(IGNORED))
+            region = (
+                mask != 0 if labels is None else torch.isin(mask, torch.as_tensor(labels).to(mask))
+            )
             kept.append(known)
             regions.append(region & known)
         device = batch.inputs.device
         return torch.stack(regions).to(device), torch.stack(kept).to(device)
 
-    def _labels(self, index: int, sample: Any) -> Sequence[int] | None:
-        if not isinstance(self.labels, str):
-            return self.labels
-        labels = sample.get(self.labels)
-        if labels is None:
-            raise ValueError(
-                f'labels is {self.labels!r} and sample {index} has no such field; name one that the '
-                'data set provides and PackInputs packs (meta_keys), or list label ids'
-            )
-        return labels
-
 
 @METRICS.register_module()
 class PointingGame(RegionMetric):
-    """Whether a map's maximum, its evidence and its highest pixels lie in a region.
+    """Whether a map's maximum, its evidence and its highest pixels are in a region.
 
-    Maps are enlarged to the input's size (see ``resize_map``).
+    Maps are resized to the input's size (see ``resize_map``). All are in [0, 1]; higher is better.
 
-    - ``pointing_game``: whether a pixel of the region lies less than ``tolerance`` from the maximum of
-      the map. Of several maxima each counts in equal parts. Source: Zhang et al., "Top-down Neural
-      Attention by Excitation Backprop", IJCV 2018 (ECCV 2016), with the disc of TorchRay.
-    - ``energy``: the share of the positive evidence in the region, of the map after ReLU and then
-      enlarged. Source: Wang et al., "Score-CAM", CVPR Workshops 2020.
+    - ``pointing_game``: whether a pixel of the region is less than ``tolerance`` from the map's maximum.
+      Several maxima count in equal parts. Source: Zhang et al., "Top-down Neural Attention by
+      Excitation Backprop", IJCV 2018 (ECCV 2016), with the disc of TorchRay.
+    - ``energy``: the share of the positive evidence in the region, of the map after ReLU, then resized.
+      Source: Wang et al., "Score-CAM", CVPR Workshops 2020.
     - ``rank_accuracy``: the share of the region among as many highest pixels as the region has.
       Source: Arras et al., "CLEVR-XAI", Information Fusion 2022.
-    - ``pointing_game_chance`` and ``energy_chance``: what a map that knows nothing has: the share of the
-      image within the tolerance, and the share of the region. The latter holds for ``rank_accuracy``
-      too.
-
-    All are in [0, 1]; higher is better.
+    - ``pointing_game_chance`` and ``energy_chance``: the scores of a map without information: the share
+      of the image within the tolerance, and the share of the region (the chance of ``rank_accuracy``
+      too).
 
     Args:
         tolerance (float): The tolerance in pixels of an input whose shorter side is 224; it scales
-            with the input. 0 wants the maximum itself in the region. Defaults to 15.
-        labels (Sequence[int] | str, optional): What makes the region; see ``RegionMetric``. Defaults
-            to None (every label but 0).
+            with the input. With 0 the maximum itself must be in the region. Defaults to 15.
+        labels (Sequence[int] | str, optional): See ``RegionMetric``. Defaults to None.
         average (str): How ``pointing_game`` and its chance are averaged: 'class', the mean over the
             explained classes of the means over their samples (the paper), or 'sample'. Defaults to
             'class'.
@@ -147,7 +138,7 @@ class PointingGame(RegionMetric):
         self.average = one_of('PointingGame.average', average, ('class', 'sample'))
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
-        """All scores of each map, and the explained 'class'; see the base class."""
+        """All scores of each map, and the explained ``_class``."""
         region, kept = self.regions(batch)
         size = batch.inputs.shape[-2:]
         maps = full_precision(model.maps)
@@ -163,19 +154,17 @@ class PointingGame(RegionMetric):
         )
         empty = ~region.flatten(1).any(1)
         values = {name: value.masked_fill(empty, torch.nan) for name, value in values.items()}
-        return {**values, 'class': model.targets}
+        return dict(values, _class=model.targets)
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
-        """The scores; see the class."""
-        names = [key.removesuffix('class') for row in rows[:1] for key in row if _is(key, 'class')]
-        scores = super().summarize(
-            [{k: v for k, v in r.items() if not _is(k, 'class')} for r in rows]
-        )
-        if self.average == 'class':
-            for prefix in names:
-                for name in ('pointing_game', 'pointing_game_chance'):
-                    pairs = [(row[prefix + 'class'], row[prefix + name]) for row in rows]
-                    scores[prefix + name] = class_mean_score(pairs, self.direction(name))
+        """The means over samples or classes."""
+        models = by_model(rows)
+        drop_hidden(rows)
+        scores = super().summarize(rows)
+        for prefix, values in models.items() if self.average == 'class' else ():
+            for name in ('pointing_game', 'pointing_game_chance'):
+                pairs = list(zip(values['_class'], values[name]))
+                scores[prefix + name] = class_mean_score(pairs, self.direction(name))
         return scores
 
 
@@ -184,8 +173,8 @@ class MapSegmentation(RegionMetric):
     """How well a map segments the object, in the protocol of ImageNet-Segmentation.
 
     Source: Chefer et al., "Transformer Interpretability Beyond Attention Visualization", CVPR 2021, as
-    the authors' code computes it. A map is enlarged to the input's size (see ``resize_map``) and scaled
-    to [0, 1] by its minimum and maximum; a pixel is foreground where it exceeds the mean of the map.
+    the authors' code computes it. A map is resized to the input's size (see ``resize_map``) and scaled
+    to [0, 1] by its minimum and maximum; pixels above the map's mean are foreground.
 
     - ``pixel_accuracy``: correct pixels over labelled ones, both summed over the data set.
     - ``mean_iou``: the mean over background and foreground of the intersection over the union, both
@@ -193,19 +182,19 @@ class MapSegmentation(RegionMetric):
     - ``mean_ap``: the mean over images of the average precision of both classes pooled, with 1 - R
       as the background's scores and R as the foreground's.
 
-    All are in [0, 1]; higher is better. The protocol counts every map: one that is constant predicts
-    background, and its scores are all 0. The intervals of the first two are bootstrapped.
+    All are in [0, 1]; higher is better. A constant map counts: it predicts background, and its scores
+    are all 0. The intervals of the first two are bootstrapped.
 
     Args:
         labels (Sequence[int] | str, optional): What makes the foreground; see ``RegionMetric``.
-            Defaults to None (every label but 0).
+            Defaults to None.
     """
 
     better = dict(pixel_accuracy='higher', mean_iou='higher', mean_ap='higher')
     counts_degenerate = True
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
-        """Counts of pixels and the average precision of each map; see the base class."""
+        """Counts of pixels and the average precision of each map."""
         region, kept = self.regions(batch)
         maps = resize_maps(full_precision(model.maps), batch.inputs.shape[-2:])
         good = ~degenerate_maps(maps)[:, None, None]
@@ -232,23 +221,19 @@ class MapSegmentation(RegionMetric):
         }
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
-        """The scores; see the class."""
+        """The scores of the data set, from the counts of its images."""
         scores = {}
-        for key in rows[0] if rows else ():
-            if not _is(key, 'labelled'):
-                continue
-            prefix = key.removesuffix('labelled')
+        for prefix, values in by_model(rows).items():
 
-            def column(*names: str, prefix: str = prefix) -> np.ndarray:
-                return np.array([[row[prefix + name] for name in names] for row in rows], float)
+            def columns(*names: str, values: dict[str, list] = values) -> np.ndarray:
+                return np.array([values[name] for name in names], float).T
 
-            both = column('background_both', 'foreground_both')
-            either = column('background_either', 'foreground_either')
+            both = columns('background_both', 'foreground_both')
+            either = columns('background_either', 'foreground_either')
             correct = both.sum(1, keepdims=True)
-            scores[f'{prefix}pixel_accuracy'] = ratio_score(correct, column('labelled'), 'higher')
+            scores[f'{prefix}pixel_accuracy'] = ratio_score(correct, columns('labelled'), 'higher')
             scores[f'{prefix}mean_iou'] = ratio_score(both, either, 'higher')
-            precisions = column('average_precision')[:, 0]
-            scores[f'{prefix}mean_ap'] = mean_score(precisions, 'higher')
+            scores[f'{prefix}mean_ap'] = mean_score(values['average_precision'], 'higher')
         return scores
 
 
@@ -270,15 +255,6 @@ def ratio_score(parts: np.ndarray, wholes: np.ndarray, better: str | None = None
         return (parts[index].sum(-2) / np.maximum(wholes[index].sum(-2), 1)).mean(-1)
 
     return pooled_score(statistic, len(parts), better)
-
-
-def _is(key: str, name: str) -> bool:
-    """Whether a row's key is that of a value of any model."""
-    return key.rpartition('/')[2] == name
-
-
-def _like(labels: Sequence[int], mask: Tensor) -> Tensor:
-    return torch.as_tensor(labels, dtype=torch.int32, device=mask.device)
 
 
 def _share(weights: Tensor, region: Tensor) -> Tensor:

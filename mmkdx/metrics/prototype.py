@@ -24,7 +24,7 @@ from mmkdx.functional.prototype_transfer import (
     patch_similarity,
     prototype_matching_score,
 )
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, by_model, drop_hidden
 from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.taps import Tap, intercept
@@ -35,20 +35,19 @@ from mmkdx.registry import METRICS
 class PrototypeTransfer(ExplanationMetric):
     """The three scores of Proto2Proto, for students whose prototypes stem from a teacher's.
 
-    A prototype's patch in an image is the position that is nearest to it; it is active where its
-    squared distance is at most tau.
+    A prototype's patch in an image is the position nearest to it; it is active where its squared
+    distance is at most tau.
 
     - ``aap@<tau>``, in [0, H·W]: average number of active patches of an image, for each model. A
       student's should be near its teacher's, so neither direction is better.
     - ``ajs@<tau>``, [0, 1], higher is better: the mean Jaccard index of the active patches of student
       and teacher. An image without any counts as 0. With a large tau nearly all positions are active and
       any two models agree, so look at small ones.
-    - ``pms``, [0, 1], higher is better: the prototype matching score, of all patches. Its floor is
-      above 0: two models that have nothing in common but the layout of their images reach 0.2 and
-      more.
+    - ``pms``, [0, 1], higher is better: the prototype matching score, of all patches. Unrelated models
+      with the same layout of images reach 0.2 and more.
 
-    With a base model (a student trained alone) its scores stand beside. With ``num_samples=None``, all
-    images, the scores are the paper's; compare runs by the same images.
+    A base model (a student trained alone) gets the same scores. With ``num_samples=None``, all images,
+    they are the paper's; compare runs by the same images.
 
     Source: Keswani et al., "Proto2Proto", CVPR 2022; a reading of its public code and reproductions.
 
@@ -77,11 +76,11 @@ class PrototypeTransfer(ExplanationMetric):
         return None if 'aap' in name else 'higher'
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Any]:
-        """Each image's smallest distances and their positions; see the base class."""
+        """Each image's smallest distances and their positions."""
         maps = _own_distances(batch, model, self)
         distances, cells = _nearest(maps)
-        small = maps[0, 0].numel() <= np.iinfo(np.int16).max
-        cells = cells.short() if small else cells.int()
+        # Half as many bytes to keep and to exchange, where 16 bits suffice
+        cells = cells.short() if maps[0, 0].numel() <= np.iinfo(np.int16).max else cells.int()
         return dict(
             _distances=list(distances.cpu().numpy()),
             _cells=list(cells.cpu().numpy()),
@@ -90,25 +89,21 @@ class PrototypeTransfer(ExplanationMetric):
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
         """The scores; rows keep each image's, and no distances."""
-        models = {}
-        for prefix in ('', 'teacher/', 'base/'):
-            if f'{prefix}_cells' in rows[0]:
-                grid = rows[0][f'{prefix}_grid']
-                arrays = [
-                    torch.from_numpy(np.stack([row[f'{prefix}{key}'] for row in rows]))
-                    for key in ('_distances', '_cells')
-                ]
-                models[prefix] = (grid, *arrays)
-        _drop_hidden(rows)
+        models = {
+            prefix: (values['_grid'][0], _stacked(values['_distances']), _stacked(values['_cells']))
+            for prefix, values in by_model(rows).items()
+        }
+        drop_hidden(rows)
         scores: dict[str, Score] = {}
         teacher = models.get('teacher/')
         for prefix, (grid, distances, cells) in models.items():
-            if teacher is not None:
-                self._check(prefix or 'student', teacher, (grid, distances))
+            student = teacher is not None and prefix != 'teacher/'
+            if student:
+                self._check(prefix.rstrip('/') or 'student', teacher, (grid, distances))
             for tau in self.taus:
                 bound = 'inf' if tau is None else f'{tau:g}'
                 values = {f'{prefix}aap@{bound}': active_patches(distances, cells, tau)}
-                if teacher is not None and prefix != 'teacher/':
+                if student:
                     values[f'{prefix}ajs@{bound}'] = patch_similarity(
                         *teacher[1:], distances, cells, tau
                     )
@@ -116,14 +111,13 @@ class PrototypeTransfer(ExplanationMetric):
                     scores[name] = mean_score(each.tolist(), self.direction(name))
                     for row, value in zip(rows, each.tolist()):
                         row[name] = value
-            if teacher is not None and prefix != 'teacher/':
+            if student:
                 value = prototype_matching_score(teacher[2], cells)
                 scores[f'{prefix}pms'] = Score(value, n=len(rows), better='higher')
         return scores
 
     @staticmethod
     def _check(name: str, teacher: tuple, model: tuple) -> None:
-        name = name.rstrip('/')
         for what, theirs, ours in (
             ('a grid of', teacher[0], model[0]),
             ('prototypes:', teacher[1].shape[1], model[1].shape[1]),
@@ -139,23 +133,23 @@ class PrototypeTransfer(ExplanationMetric):
 class PrototypeParts(ExplanationMetric):
     """Whether prototypes stand for parts of the object, where the parts are annotated.
 
-    - ``purity``, [0, 1]: of the 10 images that are nearest to a prototype, the largest share in which
-      its patch covers one and the same part. Source: Nauta et al., "PIP-Net", CVPR 2023.
-    - ``consistency``, [0, 1]: the share of prototypes that cover one and the same part in at least 80 %
-      of the images of their class that show it.
-    - ``stability``, [0, 1]: in which share of the images of its class a prototype covers the same parts
-      when noise is added (normal, 0.2, clipped to ±0.25, after normalisation). Source of both: Huang
-      et al., ICCV 2023.
+    - ``purity``, [0, 1]: of the 10 images nearest to a prototype, the largest share in which its patch
+      covers the same part. Source: Nauta et al., "PIP-Net", CVPR 2023.
+    - ``consistency``, [0, 1]: the share of prototypes that cover the same part in at least 80 % of the
+      images of their class that show it.
+    - ``stability``, [0, 1]: the share of the images of its class in which a prototype covers the same
+      parts when noise is added (normal, 0.2, clipped to ±0.25, after normalisation). Source of both:
+      Huang et al., ICCV 2023.
 
-    All are means over prototypes, pruned ones left out, higher is better. A prototype covers a part
-    when at least half of the part's points in the image are in a square around the prototype's nearest
-    position (see ``mmkdx.functional.prototype_parts``). An image has its parts as key points
-    (``gt_keypoints``, as ``CUB`` yields them) or in a label map (``gt_seg_map``, as ``Parts`` does).
+    All are means over prototypes without pruned ones; higher is better. A prototype covers a part if at
+    least half of the part's points in the image are in a square around the prototype's nearest position
+    (see ``mmkdx.functional.prototype_parts``). An image has its parts as key points (``gt_keypoints``,
+    as from ``CUB``) or in a label map (``gt_seg_map``, as from ``Parts``).
 
     Args:
-        parts (Sequence[int | Sequence[int]], optional): For each part its label, or its key point; or
-            several that count as one, as left and right do. Needed for label maps. Defaults to None:
-            every key point.
+        parts (Sequence[int | Sequence[int]], optional): Each part's label or key point, or several
+            that count as one, like left and right. Needed for label maps. Defaults to None: every key
+            point.
         side (float): The side of the square for consistency and stability, as a share of the image's.
             Defaults to 72 / 224.
         purity_side (float): The same for purity. Defaults to 32 / 224.
@@ -176,14 +170,14 @@ class PrototypeParts(ExplanationMetric):
     ) -> None:
         super().__init__()
         for part in parts or ():
-            for label in part if isinstance(part, Sequence) else [part]:
+            for label in _several(part):
                 integer('PrototypeParts.parts', label)
         self.parts = parts
         self.side = number('PrototypeParts.side', side, 0, 1, open_low=True)
         self.purity_side = number('PrototypeParts.purity_side', purity_side, 0, 1, open_low=True)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Any]:
-        """What each prototype covers in each image; see the base class."""
+        """What each prototype covers in each image."""
         noise = torch.stack(
             [
                 torch.randn(each.shape, generator=torch.Generator().manual_seed(int(index)))
@@ -191,26 +185,21 @@ class PrototypeParts(ExplanationMetric):
             ]
         ).to(batch.inputs)
         noisy = batch.inputs + (0.2 * noise).clamp(-0.25, 0.25)
+        maps = _own_distances(batch, model, self)
+        noisy_maps = prototype_distances(model, noisy, type(self).__name__)
         head = model.model.head
         size = tuple(batch.inputs.shape[2:])
         values: dict[str, Any] = {}
-        for name, share in (
-            ('_patch', self.purity_side),
-            ('_region', self.side),
-            ('_noisy', self.side),
+        for name, each, share in (
+            ('_patch', maps, self.purity_side),
+            ('_region', maps, self.side),
+            ('_noisy', noisy_maps, self.side),
         ):
-            if name != '_region':
-                maps = (
-                    prototype_distances(model, noisy, type(self).__name__)
-                    if name == '_noisy'
-                    else _own_distances(batch, model, self)
-                )[:, head.alive]
-                distances, cells = _nearest(maps)
-            boxes = region_boxes(cells, maps.shape[2:], size, max(1, round(share * size[1])))
+            distances, cells = _nearest(each[:, head.alive])
+            boxes = region_boxes(cells, each.shape[2:], size, max(1, round(share * size[1])))
             covered, shown = self._covered(batch, boxes)
-            values[name] = [np.packbits(each) for each in covered.cpu().numpy()]
-            if name == '_patch':
-                values['_distances'] = list(distances.cpu().numpy())
+            values[name] = [np.packbits(image) for image in covered.cpu().numpy()]
+            values.setdefault('_distances', list(distances.cpu().numpy()))
         values['_shown'] = list(shown.cpu().numpy())
         labels = [int(sample.get('gt_label')) for sample in batch.data_samples]
         values['_own'] = list(head.push_classes()[head.alive][:, labels].T.cpu().numpy())
@@ -219,35 +208,25 @@ class PrototypeParts(ExplanationMetric):
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
         """The scores, over prototypes."""
         scores: dict[str, Score] = {}
-        for prefix in ('', 'teacher/', 'base/'):
-            if f'{prefix}_shown' not in rows[0]:
-                continue
+        for prefix, values in by_model(rows).items():
             distances, shown, own = (
-                torch.from_numpy(np.stack([row[f'{prefix}{key}'] for row in rows]))
-                for key in ('_distances', '_shown', '_own')
+                _stacked(values[key]) for key in ('_distances', '_shown', '_own')
             )
             shape = (distances.shape[1], shown.shape[1])
             patch, region, noisy = (
-                torch.from_numpy(
-                    np.stack(
-                        [
-                            np.unpackbits(row[f'{prefix}{key}'], count=math.prod(shape))
-                            for row in rows
-                        ]
-                    )
-                )
+                _stacked([np.unpackbits(row, count=math.prod(shape)) for row in values[key]])
                 .view(-1, *shape)
                 .bool()
                 for key in ('_patch', '_region', '_noisy')
             )
-            values = dict(
+            found = dict(
                 purity=purity(distances, patch, shown),
                 consistency=consistency(region, shown, own),
                 stability=stability(region, noisy, own),
             )
-            for name, each in values.items():
+            for name, each in found.items():
                 scores[prefix + name] = mean_score(each.tolist(), 'higher')
-        _drop_hidden(rows)
+        drop_hidden(rows)
         return scores
 
     def _covered(self, batch: ExplainedBatch, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,10 +249,9 @@ class PrototypeParts(ExplanationMetric):
                     'PrototypeParts.parts is missing; list the labels of the parts in the label maps'
                 )
             maps = torch.stack([torch.as_tensor(sample.get('gt_seg_map')) for sample in samples])
+            maps = maps.squeeze(1) if maps.dim() == 4 else maps
             labels = sorted({label for part in self.parts for label in _several(part)})
-            covered, shown = covered_parts_from_label_map(
-                maps.squeeze(1).to(device) if maps.dim() == 4 else maps.to(device), labels, boxes
-            )
+            covered, shown = covered_parts_from_label_map(maps.to(device), labels, boxes)
             groups = [[labels.index(label) for label in _several(part)] for part in self.parts]
         else:
             raise ValueError(
@@ -317,17 +295,14 @@ def _own_distances(batch: ExplainedBatch, model: Explained, metric: ExplanationM
 
 
 def _nearest(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """The smallest distances (N, P), and the flat positions of the first that are so near."""
+    """The smallest distances (N, P) and their flat positions, the first of equal ones."""
     flat = maps.flatten(2)
     return flat.amin(2), flat.argmin(2)
 
 
-def _drop_hidden(rows: list[dict[str, Any]]) -> None:
-    """Removes what is no score of an image."""
-    for row in rows:
-        for key in [key for key in row if key.rpartition('/')[2].startswith('_')]:
-            del row[key]
+def _stacked(arrays: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
 
 
 def _several(part: int | Sequence[int]) -> Sequence[int]:
-    return [part] if isinstance(part, int) else list(part)
+    return list(part) if isinstance(part, Sequence) else [part]

@@ -42,7 +42,7 @@ def mean_score(values: Sequence[float], better: str | None = None) -> Score:
         better (str, optional): 'higher' or 'lower'.
 
     Returns:
-        Score: The score; its ends are NaN with fewer than two values.
+        Score: Its ends are NaN with fewer than two values.
     """
     array = np.asarray(values, dtype=float)
     array = array[~np.isnan(array)]
@@ -85,17 +85,13 @@ def batch_score(values: Sequence[float], images: Sequence[int], better: str | No
     """
     array = np.asarray(values, dtype=float)
     counted = np.isfinite(array)
-    sizes, array = np.asarray(images)[counted], array[counted]
-    k, n = len(array), int(sizes.sum())
+    n, array = int(np.asarray(images)[counted].sum()), array[counted]
+    k = len(array)
     if k == 0:
         return Score(math.nan, better=better, batches=0, error=math.nan)
+    error = dcor_standard_error(n) if k == 1 else float(stats.sem(array))
+    half = error * float(stats.norm.ppf(0.975) if k == 1 else stats.t.ppf(0.975, k - 1))
     value = float(array.mean())
-    if k == 1:
-        error = dcor_standard_error(n)
-        half = 1.959964 * error
-    else:
-        error = float(array.std(ddof=1) / math.sqrt(k))
-        half = float(stats.t.ppf(0.975, k - 1)) * error
     return Score(value, value - half, value + half, n, better, k, error)
 
 
@@ -113,7 +109,7 @@ def pooled_score(
         better (str, optional): 'higher' or 'lower'.
 
     Returns:
-        Score: The score; its ends are NaN with fewer than two samples.
+        Score: Its ends are NaN with fewer than two samples.
     """
     index = np.arange(n)
     value = float(statistic(index)) if n else math.nan
@@ -137,9 +133,6 @@ def class_mean_score(pairs: Sequence[tuple[float, float]], better: str | None = 
     Args:
         pairs (Sequence[tuple]): The class and the value of each sample; NaN is left out.
         better (str, optional): 'higher' or 'lower'.
-
-    Returns:
-        Score: The score.
     """
     array = np.array(pairs, dtype=float).reshape(-1, 2)
     array = array[~np.isnan(array).any(1)]
@@ -149,9 +142,10 @@ def class_mean_score(pairs: Sequence[tuple[float, float]], better: str | None = 
         drawn = index.reshape(-1, index.shape[-1])
         # One histogram for all rows: each has its own bins
         bins = (classes[drawn] + len(known) * np.arange(len(drawn))[:, None]).ravel()
-        shape = (len(drawn), len(known))
-        total = np.bincount(bins, array[drawn.ravel(), 1], minlength=np.prod(shape)).reshape(shape)
-        count = np.bincount(bins, minlength=np.prod(shape)).reshape(shape)
+        count, total = (
+            np.bincount(bins, weights, len(drawn) * len(known)).reshape(len(drawn), -1)
+            for weights in (None, array[drawn.ravel(), 1])
+        )
         means = (total / np.maximum(count, 1)).sum(1) / (count > 0).sum(1)
         return means.reshape(index.shape[:-1])
 
@@ -163,5 +157,5 @@ def _t_score(value: float, residuals: np.ndarray, better: str | None) -> Score:
     n = len(residuals)
     if n < 2:
         return Score(value, n=n, better=better)
-    half = float(stats.t.ppf(0.975, n - 1) * residuals.std(ddof=1) / np.sqrt(n))
+    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(residuals))
     return Score(value, value - half, value + half, n, better)

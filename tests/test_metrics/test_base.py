@@ -281,6 +281,25 @@ def test_all_maps_are_bad():
     assert np.isnan(score[:3]).all() and score.n == 0
 
 
+# mmengine's arguments
+
+
+class Foreign(Value):
+    """Written like any metric of mmengine."""
+
+    def __init__(self, collect_device='cpu', prefix=None):
+        ExplanationMetric.__init__(self, collect_device=collect_device, prefix=prefix)
+        self.asked, self.as_list = [], False
+
+
+def test_a_metric_may_pass_on_the_arguments_of_mmengine():
+    metric = Foreign('gpu')
+    assert metric.collect_device == 'gpu'
+    assert evaluate(Foreign(), batch_of([1, 3]))['value'].value == 2
+    with pytest.raises(ValueError, match="Foreign.prefix is 'mine'; set the key 'name' of the"):
+        Foreign(prefix='mine')
+
+
 # Models that stay the same
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from mmkdx.metrics.base import Explained, ExplainedBatch
-from mmkdx.metrics.complexity import MapComplexity
+from mmkdx.metrics.map_properties import MapComplexity
 from mmkdx.registry import METRICS
 
 

@@ -310,7 +310,7 @@ def test_parts_of_birds_through_the_config_of_the_public_archive(tmp_path):
     samples = data['data_samples']
     with torch.no_grad():
         metric.process(ExplainedBatch(inputs, [0, 1, 2], dict(student=model), samples))
-    row = metric.results[0].values
+    _, row = metric.results[0]
     assert row['_shown'].shape == (12,)  # of 15 parts three are pairs
     visible = np.asarray(samples[0].get('gt_keypoints_visible'))[0].astype(bool)
     points = np.asarray(samples[0].get('gt_keypoints'))[0]

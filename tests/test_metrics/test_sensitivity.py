@@ -6,7 +6,7 @@ import torch
 
 from mmkdx.functional.perturbation import sample_generators
 from mmkdx.metrics import Explained, ExplainedBatch
-from mmkdx.metrics.sensitivity import MaxSensitivity
+from mmkdx.metrics.map_properties import MaxSensitivity
 from mmkdx.registry import METRICS
 
 

@@ -1,14 +1,41 @@
-"""How much an explanation changes when its image hardly does."""
+"""Properties of maps alone: how simple they are, and how stable."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mmkdx.arguments import integer, positive
 from mmkdx.functional import full_precision
 from mmkdx.functional.perturbation import sample_generators
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric
 from mmkdx.registry import METRICS
+
+
+@METRICS.register_module()
+class MapComplexity(ExplanationMetric):
+    """How few positions hold most of a map's evidence.
+
+    Both scores use the magnitudes ``|φ|``: evidence against a class counts like evidence for it. They
+    do not change if a map is scaled. They are taken at the map's own resolution (n positions), so
+    compare only models whose maps have one size.
+
+    - ``gini``: the Gini index in [0, 1 - 1/n], higher is simpler: 0 for equal magnitudes, 1 - 1/n for
+      one position. Source: Chalasani et al., "Concise Explanations of Neural Networks using
+      Adversarial Training", ICML 2020.
+    - ``entropy``: the entropy of ``|φ| / Σ|φ|`` in nats, in [0, ln n], lower is simpler. Source: Bhatt
+      et al., "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020.
+    """
+
+    better = dict(gini='higher', entropy='lower')
+
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
+        """Both scores of each map; see the base class."""
+        size = full_precision(model.maps).abs().flatten(1).sort(1).values
+        share = size / size.sum(1, keepdim=True)
+        n = share.shape[1]
+        weight = torch.arange(1 - n, n, 2, device=share.device) / n
+        return dict(gini=(share * weight).sum(1), entropy=torch.special.entr(share).sum(1))
 
 
 @METRICS.register_module()
@@ -25,7 +52,7 @@ class MaxSensitivity(ExplanationMetric):
 
     Args:
         radius (float): The largest change of a value of the normalised image. Defaults to 0.02.
-        samples (int): How many random changes are tried. Defaults to 10.
+        samples (int): Number of random changes. Defaults to 10.
         seed (int): Seed of the changes, which are the same for all models and in every evaluation.
             Defaults to 0.
 
@@ -41,7 +68,7 @@ class MaxSensitivity(ExplanationMetric):
         self.samples = integer('MaxSensitivity.samples', samples, 1)
         self.seed = integer('MaxSensitivity.seed', seed, 0)
 
-    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, torch.Tensor]:
+    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
         """The sensitivities of one model's maps."""
         images = batch.inputs
         maps = full_precision(model.maps).flatten(1)
