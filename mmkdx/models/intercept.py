@@ -39,11 +39,7 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str) -> Tap:
-        """Reads a tap from its text.
-
-        Raises:
-            ValueError: If the text is not of the form above.
-        """
+        """Reads a tap from its text, a ValueError if that is not of the form above."""
         match = _SYNTAX.fullmatch(text)
         if not match:
             raise ValueError(
@@ -84,7 +80,7 @@ def fake_forward(model: nn.Module) -> Iterator[None]:
 
     The model is in eval mode inside, where batch norm does not touch its statistics.
     """
-    # torch would print a traceback of its own for a forward that fails, which becomes one sentence here.
+    # torch would print a traceback for a forward that fails, which becomes one sentence in TapSet
     logger = logging.getLogger('torch._subclasses.fake_tensor')
     logger.disabled = True
     try:
@@ -101,10 +97,7 @@ def intercept(
 ) -> Iterator[dict[Tap, int]]:
     """Calls functions with what passes the taps of a model during the forwards of a ``with`` block.
 
-    Args:
-        model (nn.Module): The model.
-        functions (Mapping[Tap, Callable]): For each tap a function of the value there. A tensor that
-            it returns takes the value's place in the rest of the forward.
+    A tensor that a function returns takes the value's place in the rest of the forward.
 
     Yields:
         dict[Tap, int]: How often each tap was passed, counted as the block runs.

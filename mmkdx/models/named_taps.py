@@ -12,7 +12,7 @@ from mmkdx.functional import ClassMaps, full_precision
 from mmkdx.functional.largest_logits import all_logits, largest_logits
 from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.families import describe
-from mmkdx.models.flow import Flow, State
+from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.intercept import Tap
 
 #: What a cache stores of a value: tensors with a row for each image.
@@ -53,11 +53,7 @@ class NamedTap:
         raise NotImplementedError
 
     def check(self, flow: Flow, place: Place) -> None:
-        """Refuses a model in which the value is not what the name says.
-
-        Raises:
-            ValueError: As ``locate``.
-        """
+        """Refuses a model in which the value is not what the name says, as ``locate`` does."""
 
     def read(self, value: Any, module: nn.Module) -> Any:
         """The tap's value.
@@ -71,10 +67,7 @@ class NamedTap:
     def encode(self, value: Any, top_k: int | None, resolution: int | None) -> Stored:
         """The tensors that a cache stores of a value, with a row for each image.
 
-        Args:
-            value (Any): The tap's value.
-            top_k (int, optional): How many logits are stored. None stores all.
-            resolution (int, optional): The side to which class maps are pooled. None keeps theirs.
+        The options are those of ``CachedTeacher``.
 
         Raises:
             ValueError: If an option would leave nothing out.
@@ -82,10 +75,10 @@ class NamedTap:
         return dict(values=full_precision(value))
 
     def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Any:
-        """The inverse of ``encode``.
+        """The value of rows of what ``encode`` returned.
 
         Args:
-            stored (Mapping[str, Tensor]): What ``encode`` returned, or rows of it.
+            stored (Mapping[str, Tensor]): The rows.
             shape (Sequence[int]): The shape of one image's value.
             module (nn.Module, optional): The module of the place's weights; None where the stored
                 value stands for itself, as the mean over several teachers does.
@@ -155,18 +148,18 @@ class Cam(NamedTap, name='cam'):
         """Refuses a model whose logits are not ``linear(GAP(features))`` with nothing in between."""
         path = place.weights
         linear = flow.model.get_submodule(path)
-        where = ''
         if flow.pooling.leaving != flow.reading(Tap(path, side='in')).state:
             where = 'between its global average pooling and its last linear layer'
-        elif flow.reading(Tap(path)).state != State.of(flow.logits):
+        elif flow.reading(Tap(path)).state != state_of(flow.logits):
             where = 'after its last linear layer'
         elif type(linear).forward is not nn.Linear.forward:
             where = f'within its last linear layer, a {type(linear).__name__}'
-        if where:
-            raise ValueError(
-                f'is not GAP + linear: another operation stands {where}, so its class maps have no '
-                'closed form'
-            )
+        else:
+            return
+        raise ValueError(
+            f'is not GAP + linear: another operation stands {where}, so its class maps have no closed '
+            'form'
+        )
 
     def read(self, value: Tensor, module: nn.Module) -> ClassMaps:
         """The class maps, which are kept once they are computed."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.models.families import describe, forward_tensor
-from mmkdx.models.flow import Flow, State
+from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.intercept import Tap, evaluating, fake_forward, intercept
 from mmkdx.models.named_taps import NAMED_TAPS, NamedTap, Place
 
@@ -43,18 +43,18 @@ class PathTap(NamedTap):
     def check(self, flow: Flow, place: Place) -> None:
         """Refuses a module that is not called, or several times, and a value that is no tensor."""
         path, call = place.tap.path, place.tap.call
-        reading = flow.reading(place.tap)
-        if not reading.calls:
+        calls, value, _ = flow.reading(place.tap)
+        if not calls:
             raise ValueError(f'does not call module {path!r} in its forward')
-        often = f'calls module {path!r} {reading.calls} times in one forward'
-        if call is None and reading.calls > 1:
-            raise ValueError(f"{often}; write '{path}@0' to '{path}@{reading.calls - 1}'")
-        if call is not None and call >= reading.calls:
-            raise ValueError(f'{often}, so the last call is @{reading.calls - 1}')
-        if not isinstance(reading.value, Tensor):
+        often = f'calls module {path!r} {calls} times in one forward'
+        if call is None and calls > 1:
+            raise ValueError(f"{often}; write '{path}@0' to '{path}@{calls - 1}'")
+        if call is not None and call >= calls:
+            raise ValueError(f'{often}, so the last call is @{calls - 1}')
+        if not isinstance(value, Tensor):
             raise ValueError(
-                f'holds a {type(reading.value).__name__} and no tensor at {self.text!r}; where a tuple '
-                "stands there, choose an element, as in 'backbone.stages.3[0]'"
+                f'holds a {type(value).__name__} and no tensor at {self.text!r}; where a tuple stands '
+                "there, choose an element, as in 'backbone.stages.3[0]'"
             )
 
 
@@ -66,7 +66,7 @@ class TapSet:
 
     Args:
         names (Mapping[str, str]): The taps, by name or by path, each with the config key that asks for
-            it, which error messages name.
+            it, for error messages.
         owner (str): How error messages call the model: 'student' or 'teacher'.
         explained (Collection[str]): The taps by which gradients of later ones can be taken, also where
             the model has none: from them on a graph is recorded.
@@ -101,7 +101,7 @@ class TapSet:
             inputs (Tensor): A fake image batch of shape (N, 3, H, W).
 
         Returns:
-            dict[str, Any]: A fake tensor, or class maps of fake tensors, for each tap.
+            dict[str, Any]: For each tap a fake tensor, or class maps of fake tensors.
 
         Raises:
             ValueError: If a tap does not exist, is not reached, is ambiguous or holds no tensor.
@@ -130,7 +130,7 @@ class TapSet:
             tap = self.taps[name] = replace(place.tap, path=f'{prefix}{place.tap.path}'.rstrip('.'))
             if place.weights:
                 self.weights[name] = prefix + place.weights
-            if drops or State.of(reading.value) != reading.state:
+            if drops or state_of(reading.value) != reading.state:
                 self._overwritten.add(tap)
             values[name] = kind.read(reading.value, self.module(model, name))
         return values
@@ -147,9 +147,22 @@ class TapSet:
         """
         values: dict[str, Any] = {}
         seen: dict[Tap, Any] = {}
-        readers = {tap: self._reader(tap, seen) for tap in self.taps.values()}
         explained = {self.taps[name] for name in self.explained}
-        readers.update({tap: self._recorder(tap, seen) for tap in explained})
+
+        def reader(tap: Tap) -> Callable[[Any], Tensor | None]:
+            overwritten = tap in self._overwritten
+
+            def read(value: Any) -> None:
+                seen[tap] = value.clone() if overwritten and isinstance(value, Tensor) else value
+
+            def read_and_record(value: Tensor) -> Tensor:
+                torch.set_grad_enabled(True)  # until the forward's end
+                seen[tap] = value if value.requires_grad else value.detach().requires_grad_()
+                return seen[tap].clone() if overwritten else seen[tap]
+
+            return read_and_record if tap in explained else read
+
+        readers = {tap: reader(tap) for tap in self.taps.values()}
         with torch.set_grad_enabled(torch.is_grad_enabled()), intercept(model, readers):
             yield values
         for name, tap in self.taps.items():
@@ -167,11 +180,8 @@ class TapSet:
     def compile(self, model: nn.Module, **kwargs: Any) -> None:
         """Compiles the largest parts of a model that hold no tap, in place; after ``resolve``.
 
-        Taps are hooks of a step's own, which compiled code would not call.
-
-        Args:
-            model (nn.Module): The model.
-            **kwargs: The arguments of ``torch.compile``.
+        Taps are hooks of a step's own, which compiled code would not call. The keyword arguments are
+        those of ``torch.compile``.
         """
         if 'isolate_recompiles' in inspect.signature(torch.compile).parameters:
             # Else all parts share one small limit on versions, as they are called by the same code
@@ -189,21 +199,3 @@ class TapSet:
                     child.compile(**kwargs)
 
         compile_below(model, '')
-
-    def _reader(self, tap: Tap, seen: dict[Tap, Any]) -> Callable[[Any], None]:
-        overwritten = tap in self._overwritten
-
-        def read(value: Any) -> None:
-            seen[tap] = value.clone() if overwritten and isinstance(value, Tensor) else value
-
-        return read
-
-    def _recorder(self, tap: Tap, seen: dict[Tap, Any]) -> Callable[[Tensor], Tensor]:
-        """A reader from which on a graph is recorded, until the forward's end."""
-
-        def read(value: Tensor) -> Tensor:
-            torch.set_grad_enabled(True)
-            seen[tap] = value if value.requires_grad else value.detach().requires_grad_()
-            return seen[tap].clone() if tap in self._overwritten else seen[tap]
-
-        return read

@@ -2,9 +2,9 @@
 
 A cache is a folder of shards, ``view-000/part-00000.safetensors`` and so on, of ``shard_size`` samples
 of one view each, in the order of their positions. Each shard carries, as safetensors' metadata, the
-header of the cache, its place and a checksum. ``cache.json`` lists them; it is written last, so a
-folder without it is not whole. All files appear under their names at once and on the disk, so a
-process can be killed at any moment and all finished shards remain.
+header of the cache and a checksum. ``cache.json`` lists the shards. It is written last, so a folder
+without it is not whole. All files appear under their names at once and on the disk, so a process can be
+killed at any moment and all finished shards remain.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -33,7 +33,7 @@ AGAIN = f'what is missing is written by: {COMMAND}'
 #: The keys of a header, and how messages call them.
 HEADER = {
     'format': 'the format',
-    'teacher': "the teacher's weights or precision",
+    'teacher': "the teacher's weights, precision, normalize or resize",
     'data': 'the training images',
     'pipeline': 'the pipeline of the training images or the seed of SeededViews',
     'samples': 'the number of images',
@@ -52,16 +52,8 @@ class CacheError(ValueError):
     """A cache is missing, not whole, damaged, or of something else; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The place of a file in a cache.
-
-    Args:
-        view (int): The view.
-        start (int): The position of its first sample.
-        stop (int): One more than that of its last.
-        name (str): Its path in the folder.
-    """
+class Shard(NamedTuple):
+    """A file of a cache, by its path in the folder: samples ``start`` up to ``stop`` of a view."""
 
     view: int
     start: int
@@ -75,35 +67,37 @@ def shards(header: Mapping[str, Any]) -> list[Shard]:
     return [
         Shard(
             view,
-            start,
-            min(start + size, samples),
-            f'view-{view:03d}/part-{start // size:05d}.safetensors',
+            i * size,
+            min((i + 1) * size, samples),
+            f'view-{view:03d}/part-{i:05d}.safetensors',
         )
         for view in range(header['views'])
-        for start in range(0, samples, size)
+        for i in range(-(-samples // size))
     ]
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two headers, in words; of ``wanted`` only the keys that it has."""
-    differ = [key for key in HEADER if key in wanted and found.get(key) != wanted[key]]
-    return [
-        HEADER[key] if key in HASHES else f'{HEADER[key]} ({found.get(key)}, not {wanted[key]})'
-        for key in differ
+def compare(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compares a cache's header with wanted values of all or some of its keys.
+
+    Raises:
+        CacheError: If some differ.
+    """
+    differ = [
+        words if key in HASHES else f'{words} ({found.get(key)}, not {wanted[key]})'
+        for key, words in HEADER.items()
+        if key in wanted and found.get(key) != wanted[key]
     ]
+    if differ:
+        raise CacheError(
+            f'teacher.cache: {folder} holds outputs of something else; what differs: '
+            f'{"; ".join(differ)}. Remove the folder, or give teacher.cache another name'
+        )
 
 
 def write_shard(
     folder: Path, header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]
 ) -> None:
-    """Writes a shard, whole or not at all.
-
-    Args:
-        folder (Path): The folder of the cache.
-        header (Mapping): The header of the cache.
-        shard (Shard): Which shard.
-        tensors (dict[str, Tensor]): Tensors on the CPU with a row for each of its samples.
-    """
+    """Writes a shard of tensors on the CPU, with a row for each sample: whole or not at all."""
     metadata = dict(header=header, sha256=checksum(header, shard, tensors))
     path = folder / shard.name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,25 +111,11 @@ def is_whole(folder: Path, header: Mapping[str, Any], shard: Shard) -> bool:
     Raises:
         CacheError: If the file is there and belongs to another cache.
     """
-    path = folder / shard.name
-    metadata = metadata_of(path)
+    metadata = _metadata_of(folder / shard.name)
     if metadata is None:
         return False
-    differ = differences(metadata['header'], header)
-    if differ:
-        raise foreign(folder, differ)
-    try:
-        return metadata['sha256'] == checksum(header, shard, load_file(path))
-    except SafetensorError:  # truncated
-        return False
-
-
-def foreign(folder: Path, differ: list[str]) -> CacheError:
-    """The error of a folder with the cache of something else."""
-    return CacheError(
-        f'teacher.cache: {folder} holds outputs of something else; what differs: {"; ".join(differ)}. '
-        'Remove the folder, or give teacher.cache another name'
-    )
+    compare(folder, metadata['header'], header)
+    return metadata['sha256'] == checksum(header, shard, load_file(folder / shard.name))
 
 
 def prepare(folder: Path, header: Mapping[str, Any]) -> None:
@@ -145,9 +125,9 @@ def prepare(folder: Path, header: Mapping[str, Any]) -> None:
         CacheError: If the folder holds another cache.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    present = any_header(folder)
-    if present is not None and (differ := differences(present, header)):
-        raise foreign(folder, differ)
+    present = _any_header(folder)
+    if present is not None:
+        compare(folder, present, header)
     for path in folder.rglob('*.tmp'):
         path.unlink()
 
@@ -160,11 +140,11 @@ def finish(folder: Path, header: Mapping[str, Any]) -> None:
     """
     entries = {}
     for shard in shards(header):
-        metadata = metadata_of(folder / shard.name)
+        path = folder / shard.name
+        metadata = _metadata_of(path)
         if metadata is None:
-            raise CacheError(f'teacher.cache: {folder / shard.name} was not written; {AGAIN}')
-        size = (folder / shard.name).stat().st_size
-        entries[shard.name] = dict(sha256=metadata['sha256'], size=size)
+            raise CacheError(f'teacher.cache: {path} was not written; {AGAIN}')
+        entries[shard.name] = dict(sha256=metadata['sha256'], size=path.stat().st_size)
     content = dict(header=header, mmkdx=__version__, shards=entries)
     _write(folder / INDEX, json.dumps(content, indent=1).encode())
 
@@ -179,19 +159,116 @@ def checksum(header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]
     return found.hexdigest()
 
 
-def metadata_of(path: Path) -> dict[str, Any] | None:
-    """What a shard says of itself, also where its end is missing; None where it says nothing."""
+class CacheReader:
+    """A whole cache, for reading. Shards are mapped into memory when they are read first.
+
+    Args:
+        folder (str | os.PathLike): The folder.
+
+    Attributes:
+        header (dict): What the outputs are of; its keys are those of ``HEADER``.
+
+    Raises:
+        CacheError: If there is no cache, or it is not whole.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+        content = _read_index(self.folder)
+        if content is None:
+            present = _any_header(self.folder)
+            if present is None:
+                raise CacheError(
+                    f'teacher.cache: there is no cache {self.folder}; write it first: {COMMAND}'
+                )
+            plan = shards(present)
+            there = sum((self.folder / shard.name).is_file() for shard in plan)
+            raise CacheError(
+                f'teacher.cache: {self.folder} is not whole, {there} of {len(plan)} parts are there; '
+                f'{AGAIN}'
+            )
+        self.header: dict[str, Any] = content['header']
+        compare(self.folder, self.header, dict(format=FORMAT))
+        self._entries: dict[str, dict] = content['shards']
+        for name, entry in self._entries.items():
+            path = self.folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry['size']:
+                what = 'is missing' if size is None else f'has {size} bytes, not {entry["size"]}'
+                raise CacheError(f'teacher.cache: {path} {what}; {AGAIN}')
+        self._plan = shards(self.header)
+        self._opened: dict[int, dict[str, np.ndarray]] = {}
+
+    def rows(
+        self,
+        views: list[int],
+        positions: list[int],
+        keys: Collection[str],
+        pin_memory: bool = False,
+    ) -> dict[str, Tensor]:
+        """The stored rows of samples, in their order.
+
+        Args:
+            views (list[int]): The view of each sample.
+            positions (list[int]): Its position in the data set.
+            keys (Collection[str]): Which tensors.
+            pin_memory (bool): Whether the rows are pinned, for a copy to a GPU in the background.
+                Defaults to False.
+
+        Returns:
+            dict[str, Tensor]: Tensors on the CPU with a row for each sample, as they were written.
+
+        Raises:
+            CacheError: If a view or position is not in the cache, or a shard is damaged.
+        """
+        size, samples, present = (self.header[key] for key in ('shard_size', 'samples', 'views'))
+        if max(views) >= present or max(positions) >= samples:
+            raise CacheError(
+                f'teacher.cache: {self.folder} holds {present} views of {samples} images, and view '
+                f'{max(views)} and image {max(positions)} are asked for; let SeededViews have no more '
+                'views than that, or write another cache'
+            )
+        part, row = np.divmod(positions, size)
+        number = np.array(views) * -(-samples // size) + part
+        # Samples of one shard stand together in this order
+        order = number.argsort()
+        out: dict[str, Tensor] = {}
+        for places in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
+            opened = self._open(int(number[places[0]]))
+            for key in keys:
+                value = opened[key]
+                if key not in out:
+                    shape, dtype = (len(views), *value.shape[1:]), getattr(torch, value.dtype.name)
+                    out[key] = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
+                out[key].numpy()[places] = value[row[places]]
+        return out
+
+    def _open(self, number: int) -> dict[str, np.ndarray]:
+        """The tensors of a shard, whose checksum is compared when it is opened first."""
+        if number not in self._opened:
+            shard = self._plan[number]
+            path, expected = self.folder / shard.name, self._entries[shard.name]['sha256']
+            try:
+                tensors = load_file(path)
+                whole = checksum(self.header, shard, tensors) == expected
+            except (SafetensorError, OSError):
+                whole = False
+            if not whole:
+                raise CacheError(f'teacher.cache: {path} is damaged; {AGAIN}')
+            self._opened[number] = {key: value.numpy() for key, value in tensors.items()}
+        return self._opened[number]
+
+
+def _metadata_of(path: Path) -> dict[str, Any] | None:
+    """What a shard says of itself; None where it is missing, or damaged in size or header."""
     try:
-        with path.open('rb') as file:
-            length = int.from_bytes(file.read(8), 'little')
-            if length > path.stat().st_size:
-                return None
-            return json.loads(json.loads(file.read(length))['__metadata__']['mmkdx'])
-    except (OSError, ValueError, KeyError, TypeError):
+        with safe_open(path, 'pt') as file:
+            return json.loads(file.metadata()['mmkdx'])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
 
 
-def read_index(folder: Path) -> dict[str, Any] | None:
+def _read_index(folder: Path) -> dict[str, Any] | None:
     """The content of ``cache.json``, None where there is none.
 
     Raises:
@@ -210,12 +287,12 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def any_header(folder: Path) -> dict[str, Any] | None:
+def _any_header(folder: Path) -> dict[str, Any] | None:
     """The header of the cache in a folder, whole or not; None where there is none."""
-    content = read_index(folder)
+    content = _read_index(folder)
     if content is not None:
         return content['header']
-    found = map(metadata_of, sorted(folder.glob('view-*/part-*.safetensors')))
+    found = map(_metadata_of, sorted(folder.glob('view-*/part-*.safetensors')))
     return next((metadata['header'] for metadata in found if metadata), None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mmkdx.arguments import integer
-from mmkdx.distillation.cache.files import COMMAND, CacheError, differences, foreign
-from mmkdx.distillation.cache.identity import fingerprint, other_images, signature
-from mmkdx.distillation.cache.reader import CacheReader
+from mmkdx.distillation.cache.files import COMMAND, CacheError, CacheReader, compare
+from mmkdx.distillation.cache.identity import conversions, fingerprint, other_images, signature
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.functional import ClassMaps
 from mmkdx.functional.class_maps import first_tensor
@@ -31,9 +30,8 @@ class CachedTeacher(BaseTeacher):
     The training images must be those that the teacher saw: a data set in ``SeededViews``. They are
     checked, by what the data set says of itself in each batch and by the images of the first three.
 
-    Outputs are stored in half precision, those of the taps that terms read. Before ``load``, as in a
-    dry run, the teacher itself runs. Its model stays beside the cache for what needs a model, like
-    explanations.
+    The outputs at the taps that terms read are stored in half precision. The teacher itself runs before
+    ``load``, as in a dry run, and for explanations.
 
     Storing logits beside the augmentations' seeds follows Shen and Xing, "A Fast Knowledge
     Distillation Framework for Visual Recognition", ECCV 2022, and Wu et al., "TinyViT", ECCV 2022.
@@ -41,13 +39,12 @@ class CachedTeacher(BaseTeacher):
     Args:
         teacher (dict | str | nn.Module): The teacher, in any form that ``Distiller`` takes.
         cache (str): The folder.
-        top_k (int, optional): Of the logits only so many are stored, the largest, and for all others
-            together the logarithm of their mean exponential: at temperature 1 the probabilities of
-            the largest ones are exact. Defaults to None (all).
-        resolution (int, optional): Of class maps (the tap 'cam') the features are stored, which the
-            classifier's weights turn into maps when they are read; with this average-pooled to
-            resolution × resolution, which is exact for ``CATLoss`` of that resolution. Defaults to None
-            (not pooled).
+        top_k (int, optional): The number of logits that are stored, the largest ones. All others are
+            stored as the logarithm of their mean exponential, so that at temperature 1 the
+            probabilities of the largest ones are exact. Defaults to None (all).
+        resolution (int, optional): The side to which the features of class maps (the tap 'cam') are
+            average-pooled, which is exact for ``CATLoss`` of that resolution. Defaults to None (not
+            pooled).
 
     Raises:
         ValueError: If an argument is out of range, or the teacher is trained along with the student.
@@ -74,6 +71,7 @@ class CachedTeacher(BaseTeacher):
         #: After ``resolve``: what one image's outputs are, for each tap its kind and shape.
         self.layout: dict[str, list] = {}
         self._keys: dict[str, list[str]] = {}
+        self._conversions = ''
         self._cache: CacheReader | None = None
         self._compared = 0
 
@@ -82,23 +80,17 @@ class CachedTeacher(BaseTeacher):
         """The teacher's model."""
         return self.teacher.model
 
-    def bind(
-        self,
-        student: nn.Module,
-        taps: Mapping[str, str],
-        owner: str = 'teacher',
-        explained: Collection[str] = (),
-    ) -> None:
+    def prepare(self, student: nn.Module) -> None:
         """Binds the teacher; see ``BaseTeacher``.
 
         Raises:
             ValueError: If something is asked for that cannot be stored.
         """
+        taps, owner, explained = self.taps.names, self.taps.owner, sorted(self.taps.explained)
         if explained:
             raise ValueError(
-                f'{taps[sorted(explained)[0]]}: gradients of the {owner} by '
-                f'{", ".join(sorted(explained))} are asked for, which a cache cannot have; use the tap '
-                "'cam', or the teacher without CachedTeacher"
+                f'{taps[explained[0]]}: gradients of the {owner} by {", ".join(explained)} are asked '
+                "for, which a cache cannot have; use the tap 'cam', or the teacher without CachedTeacher"
             )
         for tap, key in taps.items():
             if find_tap(tap).of_weights:
@@ -112,28 +104,30 @@ class CachedTeacher(BaseTeacher):
                 'stored; remove them (train_cfg.augments of the student, or data_preprocessor), or '
                 'use it without CachedTeacher'
             )
-        self.teacher.bind(student, taps, owner, explained)
+        self.teacher.bind(student, taps, owner)
+        self._conversions = conversions(self.teacher, student)
 
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
-        """Finds the taps in the teacher, in the form that is stored; see ``TapSet.resolve``.
-
-        Raises:
-            ValueError: If ``top_k`` or ``resolution`` would leave nothing out.
-        """
+        """Finds the taps in the teacher, in the form that is stored; see ``TapSet.resolve``."""
         values = self.teacher.resolve(inputs)
         self._keys = {tap: list(self._encode(tap, value)) for tap, value in values.items()}
         values = self._as_stored(values)
         self.layout = {
-            tap: [
-                'maps' if isinstance(value, ClassMaps) else 'tensor',
-                *map(int, first_tensor(value).shape[1:]),
-            ]
+            tap: ['maps' if isinstance(value, ClassMaps) else 'tensor', *_shape(value)]
             for tap, value in values.items()
         }
         return values
 
     def compile_model(self, **kwargs: Any) -> None:
         """Does nothing, as the model does not run in training."""
+
+    def match_classes(self, names: Sequence[str] | None) -> None:
+        """Compares the names of the teacher's classes with the data set's; see ``Teacher``."""
+        self.teacher.match_classes(names)
+
+    def fingerprint(self) -> str:
+        """A hash by which the cache knows the teacher again."""
+        return fingerprint(self.teacher, self._conversions)
 
     def load(self) -> None:
         """Loads the weights, which are compared with those of the cache, and opens the cache, once.
@@ -145,12 +139,8 @@ class CachedTeacher(BaseTeacher):
         if self._cache is not None or not self.layout:
             return
         cache = CacheReader(self.folder)
-        wanted = dict(
-            teacher=fingerprint(self.teacher), top_k=self.top_k, resolution=self.resolution
-        )
-        differ = differences(cache.header, wanted)
-        if differ:
-            raise foreign(self.folder, differ)
+        wanted = dict(teacher=self.fingerprint(), top_k=self.top_k, resolution=self.resolution)
+        compare(self.folder, cache.header, wanted)
         missing = sorted(set(self.layout) - set(cache.header['taps']))
         if missing:
             raise CacheError(
@@ -166,17 +156,10 @@ class CachedTeacher(BaseTeacher):
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
-        """Reads what the teacher said of a batch.
-
-        Args:
-            inputs (Tensor): Images as the student's data preprocessor yields them, (N, 3, H, W).
-            data_samples (list, optional): Their data samples, which name sample and view.
-
-        Returns:
-            dict[str, Any]: For each tap an fp32 tensor on the images' device, or class maps.
+        """Reads what the teacher said of a batch; see ``BaseTeacher``.
 
         Raises:
-            CacheError: If the images are not those of the cache.
+            CacheError: If the images are not those of the cache, by their data samples or themselves.
         """
         if self._cache is None:
             return self._as_stored(self.teacher(inputs, data_samples))
@@ -196,13 +179,10 @@ class CachedTeacher(BaseTeacher):
         return values
 
     def outputs(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Runs the teacher on images and brings what it says to the form that is stored.
+        """What is stored of images: tensors with a row for each image, on the CPU.
 
         Args:
             inputs (Tensor): Images as the student's data preprocessor yields them, (N, 3, H, W).
-
-        Returns:
-            dict[str, Tensor]: Tensors with a row for each image, on the CPU.
 
         Raises:
             ValueError: If a value is not finite in half precision.
@@ -223,7 +203,7 @@ class CachedTeacher(BaseTeacher):
     def _as_stored(self, values: dict[str, Any]) -> dict[str, Any]:
         """Values as they come back from the cache, without its rounding."""
         return {
-            tap: self._decode(tap, self._encode(tap, value), first_tensor(value).shape[1:])
+            tap: self._decode(tap, self._encode(tap, value), _shape(value))
             for tap, value in values.items()
         }
 
@@ -235,8 +215,7 @@ class CachedTeacher(BaseTeacher):
 
     def _decode(self, tap: str, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
         taps = getattr(self.teacher, 'taps', None)  # an ensemble has none of its own
-        known = taps is not None and tap in taps.weights
-        module = taps.module(self.teacher.model, tap) if known else None
+        module = taps.module(self.teacher.model, tap) if taps and tap in taps.weights else None
         return find_tap(tap).decode(stored, shape, module)
 
     def _places(self, data_samples: list | None) -> tuple[list[int], list[int]]:
@@ -251,13 +230,11 @@ class CachedTeacher(BaseTeacher):
                 'teacher.cache: the data samples do not say which view of which image they are; let '
                 'train_dataloader.dataset be of type SeededViews, around the data set'
             ) from None
-        other = sources - {f'{header["data"]}.{header["pipeline"]}'}
-        if other:
-            data, _, pipeline = other.pop().partition('.')
-            raise foreign(self.folder, differences(header, dict(data=data, pipeline=pipeline)))
+        for source in sources:
+            data, _, pipeline = source.partition('.')
+            compare(self.folder, header, dict(data=data, pipeline=pipeline))
         taps = {tap: header['taps'][tap] for tap in self.layout}
-        if taps != self.layout:
-            raise foreign(self.folder, differences(dict(taps=taps), dict(taps=self.layout)))
+        compare(self.folder, dict(taps=taps), dict(taps=self.layout))
         return views, positions
 
     def _compare(self, inputs: Tensor, views: list[int], positions: list[int]) -> None:
@@ -272,3 +249,8 @@ class CachedTeacher(BaseTeacher):
                 f'differ, or batch_augments mix images. Remove {self.folder}, or give teacher.cache '
                 f'another name, and write it: {COMMAND}'
             )
+
+
+def _shape(value: Any) -> list[int]:
+    """The shape of one image's value."""
+    return list(map(int, first_tensor(value).shape[1:]))

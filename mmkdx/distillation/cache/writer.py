@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from mmkdx.arguments import integer
 from mmkdx.datasets.seeded_views import SeededViews
+from mmkdx.datasets.wrappers import class_names
 from mmkdx.distillation.cache.files import (
     FORMAT,
     INDEX,
@@ -21,7 +22,6 @@ from mmkdx.distillation.cache.files import (
     shards,
     write_shard,
 )
-from mmkdx.distillation.cache.identity import fingerprint
 from mmkdx.distillation.cache.teacher import CachedTeacher
 from mmkdx.distillation.distiller import Distiller
 
@@ -29,8 +29,8 @@ from mmkdx.distillation.distiller import Distiller
 class CacheWriter:
     """Writes what the terms of a distiller read from a teacher, for all views of all training images.
 
-    With several processes each writes a part of the files. Files that are there are kept, so a killed
-    run goes on where it was.
+    With several processes each writes a part of the files. Finished files are kept, so a killed run goes
+    on where it was.
 
     Args:
         distiller (Distiller): The model, with its weights, on its device.
@@ -40,8 +40,7 @@ class CacheWriter:
 
     Attributes:
         files (list[Shard]): All files of the cache.
-        missing (list[Shard]): Those that have to be written. When there are none, and the folder says
-            so, the cache is whole.
+        missing (list[Shard]): Those that have to be written.
         own (list[Shard]): Those of them that this process writes.
 
     Raises:
@@ -67,11 +66,12 @@ class CacheWriter:
         distiller.eval()
         first = distiller.data_preprocessor(loader.collate_fn([dataset[0]]), True)
         distiller.probe(first['inputs'].shape[2:])
+        teacher.match_classes(class_names(dataset))
         teacher.teacher.load()
         data, _, pipeline = dataset.source.partition('.')
         self.header = dict(
             format=FORMAT,
-            teacher=fingerprint(teacher.teacher),
+            teacher=teacher.fingerprint(),
             data=data,
             pipeline=pipeline,
             samples=len(dataset),
@@ -87,9 +87,9 @@ class CacheWriter:
             prepare(self.folder, self.header)
         self.files = shards(self.header)
         # Each looks at a part of the files, and none writes before all have looked
-        there = {
+        there = [
             each for each in self.files[rank::world] if is_whole(self.folder, self.header, each)
-        }
+        ]
         there = set().union(*all_gather_object(there))
         self.missing = [each for each in self.files if each not in there]
         self.own = self.missing[rank::world]
@@ -101,11 +101,7 @@ class CacheWriter:
 
     @torch.no_grad()
     def write(self, progress: Callable[[int], None] = lambda count: None) -> None:
-        """Writes the missing files.
-
-        Args:
-            progress (Callable[[int], None]): Called after each batch with the number of its images.
-                Defaults to nothing.
+        """Writes the missing files, and calls ``progress`` after each batch with its number of images.
 
         Raises:
             ValueError: If an output cannot be stored.
@@ -123,8 +119,9 @@ class CacheWriter:
         )
         rows: list[dict[str, Tensor]] = []
         for (shard, indices, last), batch in zip(batches, images):
-            inputs = self.distiller.data_preprocessor(batch, True)['inputs']
-            rows.append(self.teacher.outputs(inputs))
+            rows.append(
+                self.teacher.outputs(self.distiller.data_preprocessor(batch, True)['inputs'])
+            )
             if last:
                 tensors = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
                 write_shard(self.folder, self.header, shard, tensors)
