@@ -31,22 +31,12 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config of a distillation')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='changes of the config as key=value, as of train.py',
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     parser.add_argument('--batch-size', type=int, help="default: train_dataloader's")
     parser.add_argument('--num-workers', type=int, help="default: train_dataloader's")
     parser.add_argument('--shard-size', type=int, default=4096, help='images in a file; 4096')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='several processes share the work, as of train.py',
-    )
+    launchers = ['none', 'pytorch', 'slurm', 'mpi']
+    parser.add_argument('--launcher', choices=launchers, default='none', help='as of train.py')
     parser.add_argument('--device', help='default: cuda, where there is one')
     args = parser.parse_args()
     for key in ('batch_size', 'shard_size'):
@@ -78,11 +68,8 @@ def main() -> None:
             f'{args.config}: model.teacher is no CachedTeacher that a term reads; write teacher='
             "dict(type='CachedTeacher', teacher=..., cache=...)"
         )
-    folders = [teacher.folder.resolve() for teacher in found]
-    if len(set(folders)) < len(folders):
-        raise ValueError(
-            f'{args.config}: two teachers have one folder; give each a cache of its own'
-        )
+    if len({teacher.folder.resolve() for teacher in found}) < len(found):
+        raise ValueError(f'{args.config}: two teachers have one folder; give each its own cache')
     settings = copy.deepcopy(cfg.train_dataloader)
     for key in ('batch_sampler', 'drop_last', 'persistent_workers'):
         settings.pop(key, None)
@@ -104,6 +91,7 @@ def write(
     start = time.perf_counter()
     writer = CacheWriter(distiller, teacher, loader, shard_size)
     folder, count = writer.folder, len(writer.files)
+    say = master_only(print)
     if writer.whole:
         say(f'{folder} is whole: {count} files with outputs of this teacher')
         return
@@ -120,12 +108,6 @@ def write(
         f'\n{folder}: {size / 2**20:.1f} MiB in {count} files; {images} images in '
         f'{seconds:.0f} s, {images / seconds:.0f} a second'
     )
-
-
-@master_only
-def say(text: str) -> None:
-    """Prints a line, in one of several processes."""
-    print(text)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmkdx.arguments import number, one_of, positive, size
+from mmkdx.functional import full_precision
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class ModelFacts:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probabilities (N, K) of logits (N, K), in fp32; a network with one logit has sigmoid."""
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        logits = full_precision(logits)
         sigmoid = self.activation == 'sigmoid' or logits.shape[1] == 1
         return logits.sigmoid() if sigmoid else logits.softmax(1)
 
@@ -108,12 +109,9 @@ _families: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], ModelFa
 
 
 def register_family(matches: Callable[[nn.Module], bool]) -> Callable:
-    """A decorator for a function that takes a model and returns its ``ModelFacts``.
+    """A decorator for a function that takes a model of a family and returns its ``ModelFacts``.
 
-    The family that was registered last is asked first.
-
-    Args:
-        matches (Callable[[nn.Module], bool]): Whether a model without wrappers is of the family.
+    ``matches`` says whether a model without wrappers is of the family. The last family is asked first.
     """
 
     def register(facts: Callable[[nn.Module], ModelFacts]) -> Callable[[nn.Module], ModelFacts]:
@@ -175,15 +173,10 @@ def _torchvision(model: nn.Module) -> ModelFacts:
     weights = getattr(model, 'weights', None)  # the user's note of the weights that are loaded
     known = hasattr(weights, 'transforms')
     mean, std = _moments(weights) if known else _agreed_moments(type(model).__module__)
-    sides = getattr(model, 'image_size', None)
+    images = _format(model, mean, std, 255, getattr(model, 'image_size', None))
     classes = weights.meta.get('categories') if known else None
-    return ModelFacts(
-        'torchvision',
-        model,
-        activation=_activation(_last_width(model)),
-        images=_format(model, mean, std, 255, sides),
-        classes=classes and tuple(classes),
-    )
+    activation = _activation(_last_width(model))
+    return ModelFacts('torchvision', model, '', activation, images, classes and tuple(classes))
 
 
 @register_family(lambda model: _is_from(model, 'timm'))
@@ -193,28 +186,20 @@ def _timm(model: nn.Module) -> ModelFacts:
     # A network that was made for another size says so in its first layer only
     own = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
     sides = own or (known.get('input_size') or (None,))[1:] or None
-    return ModelFacts(
-        'timm',
-        model,
-        activation=_activation(getattr(model, 'num_classes', None)),
-        images=_format(model, known.get('mean'), known.get('std'), 255, sides),
-    )
+    images = _format(model, known.get('mean'), known.get('std'), 255, sides)
+    return ModelFacts('timm', model, '', _activation(getattr(model, 'num_classes', None)), images)
 
 
 @register_family(lambda model: _is_from(model, 'transformers'))
 def _huggingface(model: nn.Module) -> ModelFacts:
     config = getattr(model, 'config', None)
     multi = getattr(config, 'problem_type', None) == 'multi_label_classification'
+    activation = 'sigmoid' if multi else _activation(getattr(config, 'num_labels', None))
     names = getattr(config, 'id2label', None) or {}
     classes = tuple(str(names[key]) for key in sorted(names, key=int))
-    unnamed = classes == tuple(f'LABEL_{i}' for i in range(len(classes)))
-    return ModelFacts(
-        'huggingface',
-        model,
-        activation='sigmoid' if multi else _activation(getattr(config, 'num_labels', None)),
-        images=_processor_format(model),
-        classes=None if unnamed else classes,
-    )
+    if classes == tuple(f'LABEL_{i}' for i in range(len(classes))):  # transformers' own, or none
+        classes = None
+    return ModelFacts('huggingface', model, '', activation, _processor_format(model), classes)
 
 
 @register_family(lambda model: isinstance(model, BaseModel))

@@ -62,11 +62,9 @@ class Pooling(NamedTuple):
 class Flow:
     """One forward of a model, with all that passed its modules and its global poolings.
 
-    It computes nothing inside ``fake_forward``.
-
     Args:
         facts (ModelFacts): The model, which must be in eval mode.
-        inputs (Tensor): Preprocessed images of shape (N, C, H, W).
+        inputs (Tensor): Preprocessed images (N, C, H, W), without content in ``fake_forward``.
     """
 
     def __init__(self, facts: ModelFacts, inputs: Tensor) -> None:
@@ -109,9 +107,7 @@ class Flow:
 
     @cached_property
     def classifier(self) -> str:
-        """The path of the linear layer whose output is the logits.
-
-        Where an operation follows it, the path of the last linear layer with outputs of their shape.
+        """The path of the linear layer that yields the logits, else the last one with their shape.
 
         Raises:
             ValueError: If there is none, as where a convolution yields the logits.

@@ -25,11 +25,10 @@ class Tap:
 
     Args:
         path (str): The dotted path of a module; '' is the model itself.
-        call (int, optional): Which call of a module that one forward calls several times, counted
-            from 0. Defaults to None (the last).
+        call (int, optional): Which of the module's calls in one forward, counted from 0. Defaults to
+            None (the last).
         side (str): 'in' for the first argument, 'out' for the result. Defaults to 'out'.
-        item (int, optional): Which element of a tuple or list that stands there; None is all of it.
-            Defaults to -1.
+        item (int, optional): Which element of a tuple or list; None is all of it. Defaults to -1.
     """
 
     path: str
@@ -76,10 +75,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fake_forward(model: nn.Module) -> Iterator[None]:
-    """A context in which forwards yield shapes and no numbers, and leave the model as it was.
-
-    The model is in eval mode inside, where batch norm does not touch its statistics.
-    """
+    """A context in which a model's forwards, in eval mode, yield shapes and leave it as it was."""
     # torch would print a traceback for a forward that fails, which becomes one sentence in TapSet
     logger = logging.getLogger('torch._subclasses.fake_tensor')
     logger.disabled = True

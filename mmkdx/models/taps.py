@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,46 +15,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from mmkdx.models.families import describe, forward_tensor
 from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.intercept import Tap, evaluating, fake_forward, intercept
-from mmkdx.models.named_taps import NAMED_TAPS, NamedTap, Place
+from mmkdx.models.named_taps import find_tap
 
 __all__ = ['Tap', 'TapSet', 'evaluating', 'fake_forward', 'find_tap', 'forward_tensor', 'intercept']
-
-
-def find_tap(name: str) -> NamedTap:
-    """The tap of a name, or of a path."""
-    return NAMED_TAPS.get(name) or PathTap(name)
-
-
-class PathTap(NamedTap):
-    """What stands at a path in a model, ``path[@call][:in|:out][[item]]``."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def locate(self, flow: Flow) -> Place:
-        tap = Tap.parse(self.text)
-        paths = [path for path, _ in flow.model.named_modules(remove_duplicate=False) if path]
-        if tap.path not in paths:
-            near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
-            raise ValueError(f'has no module {tap.path!r}; near names are {", ".join(near)}')
-        return Place(tap)
-
-    def check(self, flow: Flow, place: Place) -> None:
-        """Refuses a module that is not called, or several times, and a value that is no tensor."""
-        path, call = place.tap.path, place.tap.call
-        calls, value, _ = flow.reading(place.tap)
-        if not calls:
-            raise ValueError(f'does not call module {path!r} in its forward')
-        often = f'calls module {path!r} {calls} times in one forward'
-        if call is None and calls > 1:
-            raise ValueError(f"{often}; write '{path}@0' to '{path}@{calls - 1}'")
-        if call is not None and call >= calls:
-            raise ValueError(f'{often}, so the last call is @{calls - 1}')
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f'holds a {type(value).__name__} and no tensor at {self.text!r}; where a tuple stands '
-                "there, choose an element, as in 'backbone.stages.3[0]'"
-            )
 
 
 class TapSet:
@@ -68,10 +30,9 @@ class TapSet:
         names (Mapping[str, str]): The taps, by name or by path, each with the config key that asks for
             it, for error messages.
         owner (str): How error messages call the model: 'student' or 'teacher'.
-        explained (Collection[str]): The taps by which gradients of later ones can be taken, also where
-            the model has none: from them on a graph is recorded.
-        size_key (str): The config key that sets the size of the model's images. Defaults to
-            'model.input_size'.
+        explained (Collection[str]): The taps by which gradients of later ones can be taken: from them on
+            a graph is recorded, also without parameters that need one.
+        size_key (str): The config key of the size of its images. Defaults to 'model.input_size'.
     """
 
     def __init__(
@@ -85,20 +46,16 @@ class TapSet:
         self.owner = owner
         self.explained = frozenset(explained)
         self.size_key = size_key
-        #: After ``resolve``: where each tap is.
+        # After ``resolve``: where each tap is, and the module whose weights are a part of its value
         self.taps: dict[str, Tap] = {}
-        #: After ``resolve``: the path of the module whose weights are a part of a tap's value.
         self.weights: dict[str, str] = {}
-        # Taps whose tensor a later in-place operation overwrites (batch norm before an in-place
-        # ReLU): only these are copied.
+        # Only these are copied: an in-place operation follows, such as ReLU
         self._overwritten: set[Tap] = set()
 
     def resolve(self, model: nn.Module, inputs: Tensor) -> dict[str, Any]:
-        """Finds every tap in the model and what stands there. To be called inside ``fake_forward``.
+        """Finds every tap in a model and what stands there for images (N, C, H, W).
 
-        Args:
-            model (nn.Module): The model; it may be wrapped (DDP, ``torch.compile``).
-            inputs (Tensor): A fake image batch of shape (N, 3, H, W).
+        To be called inside ``fake_forward``. The model may be wrapped (DDP, ``torch.compile``).
 
         Returns:
             dict[str, Any]: For each tap a fake tensor, or class maps of fake tensors.
@@ -137,13 +94,10 @@ class TapSet:
 
     @contextmanager
     def record(self, model: nn.Module) -> Iterator[dict[str, Any]]:
-        """Reads the taps during the forwards of a ``with`` block.
-
-        Args:
-            model (nn.Module): The model that ``resolve`` was called with, or a copy.
+        """Reads the taps of a resolved model, or its copy, during the forwards of a ``with`` block.
 
         Yields:
-            dict[str, Any]: Filled when the block ends: for each tap a tensor or class maps.
+            dict[str, Any]: For each tap a tensor or class maps. It is filled when the block ends.
         """
         values: dict[str, Any] = {}
         seen: dict[Tap, Any] = {}

@@ -2,9 +2,8 @@
 
 A cache is a folder of shards, ``view-000/part-00000.safetensors`` and so on, of ``shard_size`` samples
 of one view each, in the order of their positions. Each shard carries, as safetensors' metadata, the
-header of the cache and a checksum. ``cache.json`` lists the shards. It is written last, so a folder
-without it is not whole. All files appear under their names at once and on the disk, so a process can be
-killed at any moment and all finished shards remain.
+header of the cache and a checksum. ``cache.json`` lists the shards and is written last. Files appear
+under their names when they are on the disk, so a process can be killed and all finished shards remain.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +45,7 @@ HEADER = {
 }
 #: Keys whose values are hashes and say nothing.
 HASHES = ('teacher', 'data', 'pipeline')
+Header = Mapping[str, Any]
 
 
 class CacheError(ValueError):
@@ -61,22 +61,17 @@ class Shard(NamedTuple):
     name: str
 
 
-def shards(header: Mapping[str, Any]) -> list[Shard]:
+def shards(header: Header) -> list[Shard]:
     """All shards of a cache, view by view."""
     size, samples = header['shard_size'], header['samples']
     return [
-        Shard(
-            view,
-            i * size,
-            min((i + 1) * size, samples),
-            f'view-{view:03d}/part-{i:05d}.safetensors',
-        )
+        Shard(view, start, min(start + size, samples), f'view-{view:03d}/part-{i:05d}.safetensors')
         for view in range(header['views'])
-        for i in range(-(-samples // size))
+        for i, start in enumerate(range(0, samples, size))
     ]
 
 
-def compare(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def compare(folder: Path, found: Header, wanted: Header) -> None:
     """Compares a cache's header with wanted values of all or some of its keys.
 
     Raises:
@@ -94,9 +89,7 @@ def compare(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -
         )
 
 
-def write_shard(
-    folder: Path, header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]
-) -> None:
+def write_shard(folder: Path, header: Header, shard: Shard, tensors: dict[str, Tensor]) -> None:
     """Writes a shard of tensors on the CPU, with a row for each sample: whole or not at all."""
     metadata = dict(header=header, sha256=checksum(header, shard, tensors))
     path = folder / shard.name
@@ -105,7 +98,7 @@ def write_shard(
     _write(path, save(tensors, {'mmkdx': json.dumps(metadata, sort_keys=True)}))
 
 
-def is_whole(folder: Path, header: Mapping[str, Any], shard: Shard) -> bool:
+def is_whole(folder: Path, header: Header, shard: Shard) -> bool:
     """Whether a shard is there and undamaged.
 
     Raises:
@@ -118,7 +111,7 @@ def is_whole(folder: Path, header: Mapping[str, Any], shard: Shard) -> bool:
     return metadata['sha256'] == checksum(header, shard, load_file(folder / shard.name))
 
 
-def prepare(folder: Path, header: Mapping[str, Any]) -> None:
+def prepare(folder: Path, header: Header) -> None:
     """Makes a folder ready for writing: removes what a killed process left half written.
 
     Raises:
@@ -132,7 +125,7 @@ def prepare(folder: Path, header: Mapping[str, Any]) -> None:
         path.unlink()
 
 
-def finish(folder: Path, header: Mapping[str, Any]) -> None:
+def finish(folder: Path, header: Header) -> None:
     """Declares a cache whole, when it is.
 
     Raises:
@@ -149,7 +142,7 @@ def finish(folder: Path, header: Mapping[str, Any]) -> None:
     _write(folder / INDEX, json.dumps(content, indent=1).encode())
 
 
-def checksum(header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]) -> str:
+def checksum(header: Header, shard: Shard, tensors: dict[str, Tensor]) -> str:
     """The checksum of tensors, of their names and types, and of the place to which they belong."""
     found = hashlib.sha256(json.dumps([header, shard.name], sort_keys=True).encode())
     for name in sorted(tensors):
@@ -162,14 +155,10 @@ def checksum(header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]
 class CacheReader:
     """A whole cache, for reading. Shards are mapped into memory when they are read first.
 
-    Args:
-        folder (str | os.PathLike): The folder.
-
-    Attributes:
-        header (dict): What the outputs are of; its keys are those of ``HEADER``.
+    Its ``header`` says what the outputs are of, by the keys of ``HEADER``.
 
     Raises:
-        CacheError: If there is no cache, or it is not whole.
+        CacheError: If the folder has no cache, or it is not whole.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -200,23 +189,12 @@ class CacheReader:
         self._opened: dict[int, dict[str, np.ndarray]] = {}
 
     def rows(
-        self,
-        views: list[int],
-        positions: list[int],
-        keys: Collection[str],
-        pin_memory: bool = False,
+        self, views: list[int], positions: list[int], keys: Sequence[str], pin_memory: bool = False
     ) -> dict[str, Tensor]:
-        """The stored rows of samples, in their order.
-
-        Args:
-            views (list[int]): The view of each sample.
-            positions (list[int]): Its position in the data set.
-            keys (Collection[str]): Which tensors.
-            pin_memory (bool): Whether the rows are pinned, for a copy to a GPU in the background.
-                Defaults to False.
+        """The stored rows of samples, which are known by their views and positions, in this order.
 
         Returns:
-            dict[str, Tensor]: Tensors on the CPU with a row for each sample, as they were written.
+            dict[str, Tensor]: The tensor of each key, on the CPU, with a row for each sample.
 
         Raises:
             CacheError: If a view or position is not in the cache, or a shard is damaged.
@@ -232,15 +210,15 @@ class CacheReader:
         number = np.array(views) * -(-samples // size) + part
         # Samples of one shard stand together in this order
         order = number.argsort()
+        groups = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
+        found = [(self._open(int(number[places[0]])), places) for places in groups]
         out: dict[str, Tensor] = {}
-        for places in np.split(order, np.flatnonzero(np.diff(number[order])) + 1):
-            opened = self._open(int(number[places[0]]))
-            for key in keys:
-                value = opened[key]
-                if key not in out:
-                    shape, dtype = (len(views), *value.shape[1:]), getattr(torch, value.dtype.name)
-                    out[key] = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
-                out[key].numpy()[places] = value[row[places]]
+        for key in keys:
+            value = found[0][0][key]
+            shape, dtype = (len(views), *value.shape[1:]), getattr(torch, value.dtype.name)
+            out[key] = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
+            for shard, places in found:
+                out[key].numpy()[places] = shard[key][row[places]]
         return out
 
     def _open(self, number: int) -> dict[str, np.ndarray]:
@@ -269,11 +247,7 @@ def _metadata_of(path: Path) -> dict[str, Any] | None:
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
-    """The content of ``cache.json``, None where there is none.
-
-    Raises:
-        CacheError: If it is damaged.
-    """
+    """The content of ``cache.json``, None where there is none."""
     path = folder / INDEX
     if not path.is_file():
         return None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from mmengine.dist import all_gather_object, barrier, get_dist_info, is_main_process
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmkdx.arguments import integer
@@ -32,16 +31,13 @@ class CacheWriter:
     With several processes each writes a part of the files. Finished files are kept, so a killed run goes
     on where it was.
 
+    Of all ``files`` of the cache the ``missing`` ones are written, and by this process its ``own``.
+
     Args:
         distiller (Distiller): The model, with its weights, on its device.
         teacher (CachedTeacher): One of its teachers.
         loader (DataLoader): The training data; all but its order is used.
         shard_size (int): Images in a file. Defaults to 4096.
-
-    Attributes:
-        files (list[Shard]): All files of the cache.
-        missing (list[Shard]): Those that have to be written.
-        own (list[Shard]): Those of them that this process writes.
 
     Raises:
         ValueError: If ``shard_size`` is below 1, or the data set has no views.
@@ -87,9 +83,8 @@ class CacheWriter:
             prepare(self.folder, self.header)
         self.files = shards(self.header)
         # Each looks at a part of the files, and none writes before all have looked
-        there = [
-            each for each in self.files[rank::world] if is_whole(self.folder, self.header, each)
-        ]
+        own = self.files[rank::world]
+        there = [each for each in own if is_whole(self.folder, self.header, each)]
         there = set().union(*all_gather_object(there))
         self.missing = [each for each in self.files if each not in there]
         self.own = self.missing[rank::world]
@@ -109,35 +104,33 @@ class CacheWriter:
         """
         if is_main_process():
             (self.folder / INDEX).unlink(missing_ok=True)
-        batches = list(self._batches())
-        images = DataLoader(
+        plan = [(shard, self._batches(shard)) for shard in self.own]
+        loader = DataLoader(
             self.loader.dataset,
-            batch_sampler=[indices for _, indices, _ in batches],
+            batch_sampler=[indices for _, batches in plan for indices in batches],
             num_workers=self.loader.num_workers,
             collate_fn=self.loader.collate_fn,
             pin_memory=next(self.distiller.parameters()).is_cuda,
         )
-        rows: list[dict[str, Tensor]] = []
-        for (shard, indices, last), batch in zip(batches, images):
-            rows.append(
-                self.teacher.outputs(self.distiller.data_preprocessor(batch, True)['inputs'])
-            )
-            if last:
-                tensors = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-                write_shard(self.folder, self.header, shard, tensors)
-                rows = []
-            progress(len(indices))
+        images = iter(loader)
+        for shard, batches in plan:
+            rows = []
+            for indices in batches:
+                inputs = self.distiller.data_preprocessor(next(images), True)['inputs']
+                rows.append(self.teacher.outputs(inputs))
+                progress(len(indices))
+            tensors = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+            write_shard(self.folder, self.header, shard, tensors)
         barrier()
         if is_main_process():
             finish(self.folder, self.header)
         barrier()
 
-    def _batches(self) -> Iterator[tuple[Shard, list[int], bool]]:
-        """The indices of each batch, its file, and whether it is the file's last."""
-        # They do not depend on which files are missing, and so neither do the rounding errors
-        size = self.loader.batch_size
-        for shard in self.own:
-            first = shard.view * len(self.loader.dataset)
-            for start in range(shard.start, shard.stop, size):
-                stop = min(start + size, shard.stop)
-                yield shard, list(range(first + start, first + stop)), stop == shard.stop
+    def _batches(self, shard: Shard) -> list[range]:
+        """The indices of each batch of a file.
+
+        They do not depend on which files are missing, and so neither do the rounding errors.
+        """
+        first, size = shard.view * len(self.loader.dataset), self.loader.batch_size
+        indices = range(first + shard.start, first + shard.stop)
+        return [indices[i : i + size] for i in range(0, len(indices), size)]
