@@ -39,10 +39,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--launcher', choices=launchers, default='none', help='as of train.py')
     parser.add_argument('--device', help='default: cuda, where there is one')
     args = parser.parse_args()
-    for key in ('batch_size', 'shard_size'):
-        value = getattr(args, key)
+    for option, value in (('batch', args.batch_size), ('shard', args.shard_size)):
         if value is not None and value < 1:
-            parser.error(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
+            parser.error(f'--{option}-size is {value}; it must be at least 1')
     return args
 
 
@@ -57,12 +56,8 @@ def main() -> None:
     if args.launcher != 'none' and not is_distributed():
         init_dist(args.launcher, **env.get('dist_cfg') or {})
     distiller = build_from_config(cfg)
-    found = [
-        module
-        for teacher in getattr(distiller, 'teachers', ())
-        for module in teacher.modules()
-        if isinstance(module, CachedTeacher) and module.layout
-    ]
+    parts = [part for each in getattr(distiller, 'teachers', ()) for part in each.modules()]
+    found = [part for part in parts if isinstance(part, CachedTeacher) and part.layout]
     if not found:
         raise ValueError(
             f'{args.config}: model.teacher is no CachedTeacher that a term reads; write teacher='
@@ -104,10 +99,8 @@ def write(
     images = sum(file.stop - file.start for file in writer.missing)
     seconds = time.perf_counter() - start
     size = sum((folder / file.name).stat().st_size for file in writer.files)
-    say(
-        f'\n{folder}: {size / 2**20:.1f} MiB in {count} files; {images} images in '
-        f'{seconds:.0f} s, {images / seconds:.0f} a second'
-    )
+    speed = f'{images} images in {seconds:.0f} s, {images / seconds:.0f} a second'
+    say(f'\n{folder}: {size / 2**20:.1f} MiB in {count} files; {speed}')
 
 
 if __name__ == '__main__':

@@ -88,9 +88,8 @@ class SeededViews:
     def source(self) -> str:
         """What the samples and their augmentations are: two hashes, ``<data>.<pipeline>``.
 
-        The first is of the wrappers' types, the number of samples, and what the data set says of 64 of
-        them at equal distances (paths without their folders, labels, and arrays by their bytes). The
-        second is of the transforms, as they print themselves, and the seed.
+        The first is of the wrappers' types, the number of samples, and the annotations of 64 of them at
+        equal distances, without folders. The second is of the transforms' texts and the seed.
         """
         all_parts, count = list(_all_parts(self.dataset)), len(self)
         looked_at = np.unique(np.linspace(0, count - 1, 64).astype(int)) if count else ()
@@ -109,9 +108,6 @@ class ViewSampler(DefaultSampler):
     """mmengine's ``DefaultSampler``, which shows ``SeededViews`` in view e mod ``views`` in epoch e.
 
     The keyword arguments are those of ``DefaultSampler``: shuffle, seed and round_up.
-
-    Raises:
-        ValueError: If the data set is no ``SeededViews``.
     """
 
     def __init__(self, dataset: Sized, **kwargs: Any) -> None:

@@ -137,11 +137,7 @@ def describe(model: nn.Module) -> ModelFacts:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Takes a model out of its wrappers: DDP, ``DataParallel``, EMA, TTA and ``torch.compile``.
-
-    Raises:
-        ValueError: If it is a ScriptModule.
-    """
+    """Takes a model out of its wrappers: DDP, ``DataParallel``, EMA, TTA and ``torch.compile``."""
     averaged = (BaseAveragedModel, AveragedModel, BaseTTAModel)
     while True:
         if isinstance(model, torch.jit.ScriptModule):
@@ -229,9 +225,6 @@ def preprocessed(model: nn.Module) -> ImageFormat:
     """In which form the data preprocessor of an mmengine model yields images.
 
     Without mean it passes on what the pipeline made, and without ``to_rgb`` the order of loading.
-
-    Raises:
-        ValueError: If it divides by zero.
     """
     own = getattr(model, 'data_preprocessor', None)
     order = 'rgb' if getattr(own, 'to_rgb', False) else None

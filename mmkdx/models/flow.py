@@ -62,6 +62,8 @@ class Pooling(NamedTuple):
 class Flow:
     """One forward of a model, with all that passed its modules and its global poolings.
 
+    What a model does not have is a ValueError, whose message continues one that begins with the model.
+
     Args:
         facts (ModelFacts): The model, which must be in eval mode.
         inputs (Tensor): Preprocessed images (N, C, H, W), without content in ``fake_forward``.
@@ -94,11 +96,7 @@ class Flow:
 
     @cached_property
     def logits(self) -> Tensor:
-        """The logits, of shape (N, K).
-
-        Raises:
-            ValueError: If the model returns none.
-        """
+        """The logits, of shape (N, K)."""
         output = self.reading(Tap(self.facts.logits_path, item=None)).value
         try:
             return self.facts.logits_in(output)
@@ -107,11 +105,7 @@ class Flow:
 
     @cached_property
     def classifier(self) -> str:
-        """The path of the linear layer that yields the logits, else the last one with their shape.
-
-        Raises:
-            ValueError: If there is none, as where a convolution yields the logits.
-        """
+        """The path of the linear layer that yields the logits, else the last one with their shape."""
         state = state_of(self.logits)
         left = [each for each in self.passings if each.side == 'out']
         source = next((each for each in left if each.states[-1] == state), None)
@@ -128,11 +122,7 @@ class Flow:
 
     @cached_property
     def pooling(self) -> Pooling:
-        """The global average pooling whose output enters the classifier, else the last one before it.
-
-        Raises:
-            ValueError: If the model has none.
-        """
+        """The global average pooling whose output enters the classifier, else the last one before it."""
         try:
             entry = self._calls(self.model.get_submodule(self.classifier), 'in')[-1]
             order, entering = self.passings.index(entry), entry.states[-1]
@@ -148,11 +138,7 @@ class Flow:
 
     @cached_property
     def features(self) -> Tap:
-        """Where the features stand that enter global average pooling.
-
-        Raises:
-            ValueError: If there is no such pooling, or no module takes or returns them.
-        """
+        """Where the features stand that enter the pooling, if a module takes or returns them."""
         for each in reversed(self.passings[: self.pooling.order]):
             if each.states[-1] == self.pooling.entering:
                 calls = self._calls(each.module, each.side)

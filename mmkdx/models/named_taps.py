@@ -67,10 +67,7 @@ class NamedTap:
     def encode(self, value: Any, top_k: int | None, resolution: int | None) -> dict[str, Tensor]:
         """The tensors that a cache stores of a value, with a row for each image.
 
-        The options are those of ``CachedTeacher``.
-
-        Raises:
-            ValueError: If an option would leave nothing out.
+        The options are those of ``CachedTeacher``. One that leaves nothing out is a ValueError.
         """
         return dict(values=full_precision(value))
 

@@ -4,6 +4,8 @@ A cache is a folder of shards, ``view-000/part-00000.safetensors`` and so on, of
 of one view each, in the order of their positions. Each shard carries, as safetensors' metadata, the
 header of the cache and a checksum. ``cache.json`` lists the shards and is written last. Files appear
 under their names when they are on the disk, so a process can be killed and all finished shards remain.
+
+Everything here raises ``CacheError`` for a folder that is not what it has to be.
 """
 
 from __future__ import annotations
@@ -72,11 +74,7 @@ def shards(header: Header) -> list[Shard]:
 
 
 def compare(folder: Path, found: Header, wanted: Header) -> None:
-    """Compares a cache's header with wanted values of all or some of its keys.
-
-    Raises:
-        CacheError: If some differ.
-    """
+    """Compares a cache's header with wanted values of all or some of its keys."""
     differ = [
         words if key in HASHES else f'{words} ({found.get(key)}, not {wanted[key]})'
         for key, words in HEADER.items()
@@ -99,11 +97,7 @@ def write_shard(folder: Path, header: Header, shard: Shard, tensors: dict[str, T
 
 
 def is_whole(folder: Path, header: Header, shard: Shard) -> bool:
-    """Whether a shard is there and undamaged.
-
-    Raises:
-        CacheError: If the file is there and belongs to another cache.
-    """
+    """Whether a shard is there and undamaged. That of another cache is an error."""
     metadata = _metadata_of(folder / shard.name)
     if metadata is None:
         return False
@@ -112,11 +106,7 @@ def is_whole(folder: Path, header: Header, shard: Shard) -> bool:
 
 
 def prepare(folder: Path, header: Header) -> None:
-    """Makes a folder ready for writing: removes what a killed process left half written.
-
-    Raises:
-        CacheError: If the folder holds another cache.
-    """
+    """Makes a folder ready for writing: removes what a killed process left half written."""
     folder.mkdir(parents=True, exist_ok=True)
     present = _any_header(folder)
     if present is not None:
@@ -126,11 +116,7 @@ def prepare(folder: Path, header: Header) -> None:
 
 
 def finish(folder: Path, header: Header) -> None:
-    """Declares a cache whole, when it is.
-
-    Raises:
-        CacheError: If a shard is missing.
-    """
+    """Declares a cache whole, when it is."""
     entries = {}
     for shard in shards(header):
         path = folder / shard.name
@@ -156,9 +142,6 @@ class CacheReader:
     """A whole cache, for reading. Shards are mapped into memory when they are read first.
 
     Its ``header`` says what the outputs are of, by the keys of ``HEADER``.
-
-    Raises:
-        CacheError: If the folder has no cache, or it is not whole.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -191,14 +174,7 @@ class CacheReader:
     def rows(
         self, views: list[int], positions: list[int], keys: Sequence[str], pin_memory: bool = False
     ) -> dict[str, Tensor]:
-        """The stored rows of samples, which are known by their views and positions, in this order.
-
-        Returns:
-            dict[str, Tensor]: The tensor of each key, on the CPU, with a row for each sample.
-
-        Raises:
-            CacheError: If a view or position is not in the cache, or a shard is damaged.
-        """
+        """The stored tensors of each key, on the CPU, with a row for each sample, in this order."""
         size, samples, present = (self.header[key] for key in ('shard_size', 'samples', 'views'))
         if max(views) >= present or max(positions) >= samples:
             raise CacheError(

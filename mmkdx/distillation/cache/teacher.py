@@ -86,11 +86,7 @@ class CachedTeacher(BaseTeacher):
         return self.teacher.model
 
     def prepare(self, student: nn.Module) -> None:
-        """Binds the teacher; see ``BaseTeacher``.
-
-        Raises:
-            ValueError: If something is asked for that cannot be stored.
-        """
+        """Binds the teacher, and refuses what cannot be stored; see ``BaseTeacher``."""
         taps, owner, explained = self.taps.names, self.taps.owner, sorted(self.taps.explained)
         if explained:
             raise ValueError(
@@ -145,11 +141,7 @@ class CachedTeacher(BaseTeacher):
         return found.hexdigest()
 
     def load(self) -> None:
-        """Loads the weights, which are compared with those of the cache, and opens the cache, once.
-
-        Raises:
-            CacheError: If there is no cache, or it is not whole, or of something else.
-        """
+        """Loads the weights and opens the cache, which must be whole and of this teacher, once."""
         self.teacher.load()
         if self._cache is not None or not self.layout:
             return
@@ -171,11 +163,7 @@ class CachedTeacher(BaseTeacher):
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
-        """Reads what the teacher said of a batch; see ``BaseTeacher``.
-
-        Raises:
-            CacheError: If the images are not those of the cache, by their data samples or themselves.
-        """
+        """Reads what the teacher said of a batch, which must be the cache's; see ``BaseTeacher``."""
         if self._cache is None:
             return self._as_stored(self.teacher(inputs, data_samples))
         views, positions = self._places(data_samples)
@@ -189,11 +177,7 @@ class CachedTeacher(BaseTeacher):
         return self._decode(rows, {tap: shape for tap, (_, *shape) in self.layout.items()})
 
     def outputs(self, inputs: Tensor) -> dict[str, Tensor]:
-        """What is stored of the student's preprocessed images: tensors on the CPU, a row for each.
-
-        Raises:
-            ValueError: If a value is not finite in half precision.
-        """
+        """What is stored of the student's preprocessed images: tensors on the CPU, a row for each."""
         found = {'signature': signature(inputs).cpu()}
         for name, part in self._encode(self.teacher(inputs)).items():
             found[name] = part = (

@@ -96,12 +96,7 @@ class CacheWriter:
 
     @torch.no_grad()
     def write(self, progress: Callable[[int], None] = lambda count: None) -> None:
-        """Writes the missing files, and calls ``progress`` after each batch with its number of images.
-
-        Raises:
-            ValueError: If an output cannot be stored.
-            CacheError: If files are missing in the end.
-        """
+        """Writes the missing files; ``progress`` is called after each batch with its number of images."""
         if is_main_process():
             (self.folder / INDEX).unlink(missing_ok=True)
         plan = [(shard, self._batches(shard)) for shard in self.own]
@@ -127,10 +122,7 @@ class CacheWriter:
         barrier()
 
     def _batches(self, shard: Shard) -> list[range]:
-        """The indices of each batch of a file.
-
-        They do not depend on which files are missing, and so neither do the rounding errors.
-        """
+        """The indices of each batch of a file, the same whichever files are missing."""
         first, size = shard.view * len(self.loader.dataset), self.loader.batch_size
         indices = range(first + shard.start, first + shard.stop)
         return [indices[i : i + size] for i in range(0, len(indices), size)]
