@@ -96,7 +96,7 @@ class CacheWriter:
 
     @torch.no_grad()
     def write(self, progress: Callable[[int], None] = lambda count: None) -> None:
-        """Writes the missing files; ``progress`` is called after each batch with its number of images."""
+        """Writes the missing files, and tells ``progress`` the number of images of each batch."""
         if is_main_process():
             (self.folder / INDEX).unlink(missing_ok=True)
         plan = [(shard, self._batches(shard)) for shard in self.own]
