@@ -31,28 +31,17 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config of a distillation')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        help='changes of the config as key=value, as of train.py',
-    )
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     parser.add_argument('--batch-size', type=int, help="default: train_dataloader's")
     parser.add_argument('--num-workers', type=int, help="default: train_dataloader's")
     parser.add_argument('--shard-size', type=int, default=4096, help='images in a file; 4096')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='several processes share the work, as of train.py',
-    )
+    launchers = ['none', 'pytorch', 'slurm', 'mpi']
+    parser.add_argument('--launcher', choices=launchers, default='none', help='as of train.py')
     parser.add_argument('--device', help='default: cuda, where there is one')
     args = parser.parse_args()
-    for key in ('batch_size', 'shard_size'):
-        value = getattr(args, key)
+    for option, value in (('batch', args.batch_size), ('shard', args.shard_size)):
         if value is not None and value < 1:
-            parser.error(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
+            parser.error(f'--{option}-size is {value}; it must be at least 1')
     return args
 
 
@@ -67,22 +56,15 @@ def main() -> None:
     if args.launcher != 'none' and not is_distributed():
         init_dist(args.launcher, **env.get('dist_cfg') or {})
     distiller = build_from_config(cfg)
-    found = [
-        module
-        for teacher in getattr(distiller, 'teachers', ())
-        for module in teacher.modules()
-        if isinstance(module, CachedTeacher) and module.layout
-    ]
+    parts = [part for each in getattr(distiller, 'teachers', ()) for part in each.modules()]
+    found = [part for part in parts if isinstance(part, CachedTeacher) and part.layout]
     if not found:
         raise ValueError(
             f'{args.config}: model.teacher is no CachedTeacher that a term reads; write teacher='
             "dict(type='CachedTeacher', teacher=..., cache=...)"
         )
-    folders = [teacher.folder.resolve() for teacher in found]
-    if len(set(folders)) < len(folders):
-        raise ValueError(
-            f'{args.config}: two teachers have one folder; give each a cache of its own'
-        )
+    if len({teacher.folder.resolve() for teacher in found}) < len(found):
+        raise ValueError(f'{args.config}: two teachers have one folder; give each its own cache')
     settings = copy.deepcopy(cfg.train_dataloader)
     for key in ('batch_sampler', 'drop_last', 'persistent_workers'):
         settings.pop(key, None)
@@ -104,6 +86,7 @@ def write(
     start = time.perf_counter()
     writer = CacheWriter(distiller, teacher, loader, shard_size)
     folder, count = writer.folder, len(writer.files)
+    say = master_only(print)
     if writer.whole:
         say(f'{folder} is whole: {count} files with outputs of this teacher')
         return
@@ -116,16 +99,8 @@ def write(
     images = sum(file.stop - file.start for file in writer.missing)
     seconds = time.perf_counter() - start
     size = sum((folder / file.name).stat().st_size for file in writer.files)
-    say(
-        f'\n{folder}: {size / 2**20:.1f} MiB in {count} files; {images} images in '
-        f'{seconds:.0f} s, {images / seconds:.0f} a second'
-    )
-
-
-@master_only
-def say(text: str) -> None:
-    """Prints a line, in one of several processes."""
-    print(text)
+    speed = f'{images} images in {seconds:.0f} s, {images / seconds:.0f} a second'
+    say(f'\n{folder}: {size / 2**20:.1f} MiB in {count} files; {speed}')
 
 
 if __name__ == '__main__':

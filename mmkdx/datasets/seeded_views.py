@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
+from functools import cached_property
 from os.path import basename
 from typing import Any
 
@@ -19,9 +20,6 @@ from mmkdx.datasets.wrappers import locate
 from mmkdx.registry import DATA_SAMPLERS, DATASETS
 from mmkdx.sample_numbers import parts
 
-#: How many samples stand for all when data are told apart.
-LOOKED_AT = 64
-
 
 @DATASETS.register_module()
 class SeededViews:
@@ -29,32 +27,28 @@ class SeededViews:
 
     A view is the sample as the random transforms of the pipeline leave it. ``dataset[i]`` is sample i
     in view 0, ``dataset[i + v * len(dataset)]`` the same sample in view v. The generators of Python,
-    numpy and torch (on the CPU) are seeded by seed, sample and view before the transforms run and put
-    back afterwards, so a view is the same in any process, worker and order, and nothing else is less
-    random. Transforms with a generator of their own are not reached.
-
-    The idea of storing the seed of an augmentation in place of the image is that of Wu et al.,
-    "TinyViT: Fast Pretraining Distillation for Small Vision Transformers", ECCV 2022.
+    numpy and torch (on the CPU) are seeded by seed, sample and view before the transforms run, and
+    restored afterwards. So a view is the same in any process, worker and order. Transforms with a
+    generator of their own are not reached.
 
     Each data sample gets three fields of meta information, by which a cache finds its rows:
-    ``position`` (i), ``view`` (v) and ``source``, what the data are; see the property.
+    ``position`` (i), ``view`` (v) and ``source``. Seeds of augmentations are stored as in Wu et al.,
+    "TinyViT", ECCV 2022.
 
     Args:
         dataset (dict | BaseDataset): The data set, or a wrapper of data sets.
-        views (int): The number of views of each sample, at least 1. ``ViewSampler`` goes through them
-            from epoch to epoch; other samplers see view 0 alone. Defaults to 1.
+        views (int): The number of views of each sample, at least 1. ``ViewSampler`` shows another one in
+            each epoch; other samplers show view 0 alone. Defaults to 1.
         seed (int): The seed of the transforms, at least 0. Defaults to 0.
 
     Raises:
-        ValueError: If ``views`` or ``seed`` is out of range, or (from an index) the pipeline makes no
-            data sample.
+        ValueError: If an argument is out of range, or (from an index) the pipeline makes no data sample.
     """
 
     def __init__(self, dataset: dict | BaseDataset, views: int = 1, seed: int = 0) -> None:
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.views = integer('SeededViews.views', views, 1)
         self.seed = integer('SeededViews.seed', seed, 0)
-        self._source: str | None = None
 
     @property
     def metainfo(self) -> dict:
@@ -69,10 +63,6 @@ class SeededViews:
     def get_data_info(self, index: int) -> dict:
         """The annotation of a sample, in whatever view."""
         return self.dataset.get_data_info(index % len(self))
-
-    def get_cat_ids(self, index: int) -> list[int]:
-        """The classes of a sample, in whatever view."""
-        return self.dataset.get_cat_ids(index % len(self))
 
     def __len__(self) -> int:
         """The number of samples, each of which has ``views`` views."""
@@ -94,44 +84,30 @@ class SeededViews:
         data['data_samples'].set_metainfo(dict(position=position, view=view, source=self.source))
         return data
 
-    @property
+    @cached_property
     def source(self) -> str:
         """What the samples and their augmentations are: two hashes, ``<data>.<pipeline>``.
 
-        The first is of the wrappers' types, the number of samples, and what the data set says of 64 of
-        them at equal distances (paths without their folders, labels, and arrays by their bytes). The
-        second is of the transforms, as they print themselves, and the seed.
+        The first is of the wrappers' types, the number of samples, and the annotations of 64 of them at
+        equal distances, without folders. The second is of the transforms' texts and the seed.
         """
-        if self._source is None:
-            all_parts = list(_all_parts(self.dataset))
-            count = len(self)
-            looked_at = np.unique(np.linspace(0, count - 1, LOOKED_AT).astype(int)) if count else ()
-            data = [[type(part).__name__ for part in all_parts], count]
-            for leaf, index in (locate(self.dataset, int(index)) for index in looked_at):
-                if hasattr(leaf, 'get_data_info'):
-                    data.append(_say(leaf.get_data_info(index)))
-            pipelines = [repr(part.pipeline) for part in all_parts if hasattr(part, 'pipeline')]
-            pipelines = [re.sub(r' at 0x[0-9a-fA-F]+', '', text) for text in pipelines]
-            hashes = [
-                hashlib.sha256(repr(each).encode()) for each in (data, [*pipelines, self.seed])
-            ]
-            self._source = '.'.join(each.hexdigest()[:16] for each in hashes)
-        return self._source
+        all_parts, count = list(_all_parts(self.dataset)), len(self)
+        looked_at = np.unique(np.linspace(0, count - 1, 64).astype(int)) if count else ()
+        data = [[type(part).__name__ for part in all_parts], count]
+        for leaf, index in (locate(self.dataset, int(index)) for index in looked_at):
+            if hasattr(leaf, 'get_data_info'):
+                data.append(_say(leaf.get_data_info(index)))
+        pipelines = [repr(part.pipeline) for part in all_parts if hasattr(part, 'pipeline')]
+        pipelines = [re.sub(r' at 0x[0-9a-fA-F]+', '', text) for text in pipelines]
+        hashes = (hashlib.sha256(repr(each).encode()) for each in (data, [*pipelines, self.seed]))
+        return '.'.join(each.hexdigest()[:16] for each in hashes)
 
 
 @DATA_SAMPLERS.register_module()
 class ViewSampler(DefaultSampler):
-    """mmengine's ``DefaultSampler``, which shows ``SeededViews`` in another view each epoch.
+    """mmengine's ``DefaultSampler``, which shows ``SeededViews`` in view e mod ``views`` in epoch e.
 
-    Order and length are those of ``DefaultSampler``; in epoch e all samples are in view
-    e mod ``views``.
-
-    Args:
-        dataset (SeededViews): The data set.
-        **kwargs: The other arguments of ``DefaultSampler``: shuffle, seed and round_up.
-
-    Raises:
-        ValueError: If the data set has no views.
+    The keyword arguments are those of ``DefaultSampler``: shuffle, seed and round_up.
     """
 
     def __init__(self, dataset: Sized, **kwargs: Any) -> None:
@@ -150,20 +126,19 @@ class ViewSampler(DefaultSampler):
 
 @contextmanager
 def _seeded(*seed: int) -> Iterator[None]:
-    """Seeds the generators of Python, numpy and torch inside, and puts them back."""
+    """Seeds the generators of Python, numpy and torch inside, and restores them."""
     words = np.random.SeedSequence(seed).generate_state(3).tolist()
     python, numpy = random.getstate(), np.random.get_state()
-    # Not torch.manual_seed, which would seed devices as well
-    torch_state = torch.default_generator.get_state()
-    try:
-        random.seed(words[0])
-        np.random.seed(words[1])
+    with torch.random.fork_rng(devices=()):
+        # Not torch.manual_seed, which would seed devices as well
         torch.default_generator.manual_seed(words[2])
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.default_generator.set_state(torch_state)
+        try:
+            random.seed(words[0])
+            np.random.seed(words[1])
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _all_parts(dataset: Any) -> Iterator[Any]:

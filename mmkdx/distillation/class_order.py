@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import one_of
 from mmkdx.models.families import describe
-from mmkdx.models.flow import State, find_flow
+from mmkdx.models.flow import find_flow, state_of
 from mmkdx.models.heads import PrototypeHead
 from mmkdx.models.taps import Tap, TapSet
 
@@ -192,7 +192,7 @@ def _last_linear(model: nn.Module) -> nn.Linear | None:
     try:
         flow = find_flow(model)
         linear = model.get_submodule(flow.classifier)
-        whole = flow.reading(Tap(flow.classifier)).state == State.of(flow.logits)
+        whole = flow.reading(Tap(flow.classifier)).state == state_of(flow.logits)
     except Exception:  # it takes images of another size, or has no such layer
         return None
     return linear if whole and type(linear).forward is nn.Linear.forward else None

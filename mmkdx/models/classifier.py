@@ -8,11 +8,7 @@ from mmkdx.models.heads import PrototypeHead, PrototypeLayer
 
 
 def find_prototypes(model: nn.Module) -> str:
-    """The path of the layer that compares patches with prototypes, and holds them.
-
-    Raises:
-        ValueError: If the model has none.
-    """
+    """The path of the layer with a model's prototypes, a ValueError where it has none."""
     for path, module in model.named_modules():
         if isinstance(module, PrototypeLayer):
             return path
@@ -20,14 +16,10 @@ def find_prototypes(model: nn.Module) -> str:
 
 
 def prototype_head(model: nn.Module, owner: str) -> PrototypeHead:
-    """The prototype head of a classifier.
-
-    Args:
-        model (nn.Module): A classifier of mmpretrain.
-        owner (str): What needs it, for the message.
+    """The prototype head of mmpretrain's classifier, which ``owner`` needs.
 
     Raises:
-        ValueError: If it has another head.
+        ValueError: If the classifier has another head.
     """
     head = getattr(model, 'head', None)
     if not isinstance(head, PrototypeHead):

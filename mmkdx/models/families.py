@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmkdx.arguments import number, one_of, positive, size
+from mmkdx.functional import full_precision
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ImageFormat:
 class ModelFacts:
     """What there is to know about a classifier.
 
-    A plugin whose model returns logits in another form derives from it and overrides ``logits_in``.
+    A plugin overrides ``logits_in`` where its model returns logits in another form.
 
     Args:
         family (str): 'mmpretrain', 'timm', 'huggingface', 'torchvision', 'torch' or a plugin's.
@@ -70,19 +71,14 @@ class ModelFacts:
     classes: tuple[str, ...] | None = None
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """The logits (N, K) of preprocessed images (N, C, H, W), in the model's present mode.
-
-        Raises:
-            ValueError: If the model returns something else.
-        """
-        # The clone, because a model may overwrite what it gets, and must not where it is a leaf
+        """The logits (N, K) of preprocessed images (N, C, H, W), in the model's present mode."""
+        # A model may overwrite its input, which it must not where the input is a leaf
         return self.logits_in(forward_tensor(self.model, inputs.clone()))
 
     def logits_in(self, output: Any) -> Tensor:
         """The logits (N, K) in what the module at ``logits_path`` returned.
 
-        Where a head yields one tensor for each of several branches, as Conformer's does, it is their
-        sum, as such heads predict by.
+        Where a head yields a tensor for each branch (Conformer), the logits are the sum of these.
 
         Raises:
             ValueError: If there are none.
@@ -103,25 +99,19 @@ class ModelFacts:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The probabilities (N, K) of logits (N, K), in fp32; a network with one logit has sigmoid."""
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        logits = full_precision(logits)
         sigmoid = self.activation == 'sigmoid' or logits.shape[1] == 1
         return logits.sigmoid() if sigmoid else logits.softmax(1)
 
 
-#: The families, of which the last registered is asked first.
+#: The families, in the order of their registration.
 _families: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], ModelFacts]]] = []
 
 
 def register_family(matches: Callable[[nn.Module], bool]) -> Callable:
-    """A decorator for a function that describes the models of a family.
+    """A decorator for a function that takes a model of a family and returns its ``ModelFacts``.
 
-    A family that is registered later is asked first.
-
-    Args:
-        matches (Callable[[nn.Module], bool]): Whether a model without wrappers is of the family.
-
-    Returns:
-        Callable: The decorator, for a function of a model that returns its ``ModelFacts``.
+    ``matches`` says whether a model without wrappers is of the family. The last family is asked first.
     """
 
     def register(facts: Callable[[nn.Module], ModelFacts]) -> Callable[[nn.Module], ModelFacts]:
@@ -132,19 +122,13 @@ def register_family(matches: Callable[[nn.Module], bool]) -> Callable:
 
 
 def describe(model: nn.Module) -> ModelFacts:
-    """Finds out what a model is.
+    """Finds out what a model is, without running it.
 
-    Wrappers come off, see ``unwrap``, and a ``Distiller`` is described as its student.
-
-    Args:
-        model (nn.Module): The model. It is not run.
-
-    Returns:
-        ModelFacts: The facts, read anew at each call, so that a head may be exchanged.
+    Wrappers come off, see ``unwrap``, and a ``Distiller`` is described as its student. The facts are
+    read anew at each call, so that a head may be exchanged.
 
     Raises:
-        ValueError: If nothing can be known of such a model (a ScriptModule), or its preprocessor
-            divides by zero.
+        ValueError: If the model is a ScriptModule, or its preprocessor divides by zero.
     """
     model = unwrap(model)
     if isinstance(getattr(model, 'student', None), nn.Module) and hasattr(model, 'teachers'):
@@ -153,11 +137,7 @@ def describe(model: nn.Module) -> ModelFacts:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Takes a model out of its wrappers: DDP, ``DataParallel``, EMA, TTA and ``torch.compile``.
-
-    Raises:
-        ValueError: If it is a ScriptModule.
-    """
+    """Takes a model out of its wrappers: DDP, ``DataParallel``, EMA, TTA and ``torch.compile``."""
     averaged = (BaseAveragedModel, AveragedModel, BaseTTAModel)
     while True:
         if isinstance(model, torch.jit.ScriptModule):
@@ -189,15 +169,10 @@ def _torchvision(model: nn.Module) -> ModelFacts:
     weights = getattr(model, 'weights', None)  # the user's note of the weights that are loaded
     known = hasattr(weights, 'transforms')
     mean, std = _moments(weights) if known else _agreed_moments(type(model).__module__)
-    sides = getattr(model, 'image_size', None)
+    images = _format(model, mean, std, 255, getattr(model, 'image_size', None))
     classes = weights.meta.get('categories') if known else None
-    return ModelFacts(
-        'torchvision',
-        model,
-        activation=_activation(_last_width(model)),
-        images=_format(model, mean, std, 255, 'rgb', sides),
-        classes=classes and tuple(classes),
-    )
+    activation = _activation(_last_width(model))
+    return ModelFacts('torchvision', model, '', activation, images, classes and tuple(classes))
 
 
 @register_family(lambda model: _is_from(model, 'timm'))
@@ -207,28 +182,20 @@ def _timm(model: nn.Module) -> ModelFacts:
     # A network that was made for another size says so in its first layer only
     own = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
     sides = own or (known.get('input_size') or (None,))[1:] or None
-    return ModelFacts(
-        'timm',
-        model,
-        activation=_activation(getattr(model, 'num_classes', None)),
-        images=_format(model, known.get('mean'), known.get('std'), 255, 'rgb', sides),
-    )
+    images = _format(model, known.get('mean'), known.get('std'), 255, sides)
+    return ModelFacts('timm', model, '', _activation(getattr(model, 'num_classes', None)), images)
 
 
 @register_family(lambda model: _is_from(model, 'transformers'))
 def _huggingface(model: nn.Module) -> ModelFacts:
     config = getattr(model, 'config', None)
     multi = getattr(config, 'problem_type', None) == 'multi_label_classification'
+    activation = 'sigmoid' if multi else _activation(getattr(config, 'num_labels', None))
     names = getattr(config, 'id2label', None) or {}
     classes = tuple(str(names[key]) for key in sorted(names, key=int))
-    unnamed = classes == tuple(f'LABEL_{i}' for i in range(len(classes)))
-    return ModelFacts(
-        'huggingface',
-        model,
-        activation='sigmoid' if multi else _activation(getattr(config, 'num_labels', None)),
-        images=_processor_format(model),
-        classes=None if unnamed else classes,
-    )
+    if classes == tuple(f'LABEL_{i}' for i in range(len(classes))):  # transformers' own, or none
+        classes = None
+    return ModelFacts('huggingface', model, '', activation, _processor_format(model), classes)
 
 
 @register_family(lambda model: isinstance(model, BaseModel))
@@ -250,24 +217,14 @@ def _mmpretrain(model: nn.Module) -> ModelFacts:
         activation, classes = facts.activation, facts.classes
     meta = getattr(model, '_dataset_meta', None) or {}  # of mmpretrain.get_model
     classes = meta.get('classes') or classes
-    return ModelFacts(
-        'mmpretrain',
-        model,
-        path,
-        activation or _activation(_last_width(model)),
-        images,
-        classes and tuple(classes),
-    )
+    activation = activation or _activation(_last_width(model))
+    return ModelFacts('mmpretrain', model, path, activation, images, classes and tuple(classes))
 
 
 def preprocessed(model: nn.Module) -> ImageFormat:
     """In which form the data preprocessor of an mmengine model yields images.
 
-    Without mean it passes on what the pipeline made, so that mean and std are unknown.
-    ``to_rgb=False`` passes on the order that images are loaded in.
-
-    Raises:
-        ValueError: If it divides by zero.
+    Without mean it passes on what the pipeline made, and without ``to_rgb`` the order of loading.
     """
     own = getattr(model, 'data_preprocessor', None)
     order = 'rgb' if getattr(own, 'to_rgb', False) else None
@@ -284,31 +241,26 @@ def _processor_format(model: nn.Module) -> ImageFormat:
     sides = getattr(getattr(model, 'config', None), 'image_size', None)
     processor = getattr(model, 'image_processor', None) or getattr(model, 'processor', None)
     processor = getattr(processor, 'image_processor', processor)
-    if processor is None:
-        return ImageFormat(order='rgb', size=_sides(sides))
     mean, std = getattr(processor, 'image_mean', None), getattr(processor, 'image_std', None)
     if not getattr(processor, 'do_normalize', True):
         mean, std = [0.0] * 3, [1.0] * 3
     rescaled = getattr(processor, 'do_rescale', True)
     scale = 1 / getattr(processor, 'rescale_factor', 1 / 255) if rescaled else 1.0
-    return _format(model, mean, std, scale, 'rgb', sides)
+    return _format(model, mean, std, scale, sides)
 
 
-def _format(
-    model: nn.Module,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    scale: float,
-    order: str,
-    sides: Any,
-) -> ImageFormat:
-    """The format of a model that whose mean and std are in units of 0..255 over a scale."""
-    convolutions = (each for each in model.modules() if isinstance(each, nn.Conv2d))
-    channels = next((each.in_channels for each in convolutions), None)
-    if mean is None or std is None or channels not in (None, len(mean)):
-        return ImageFormat(order=order, size=_sides(sides))
+def _format(model: nn.Module, mean: Any, std: Any, scale: float, sides: Any) -> ImageFormat:
+    """The format of a model that takes RGB images, with its mean and std in units of 0..255 / scale."""
+    if mean is None or std is None or image_channels(model, len(mean)) != len(mean):
+        return ImageFormat(order='rgb', size=_sides(sides))
     mean, std = (tuple(float(value) * scale for value in values) for values in (mean, std))
-    return ImageFormat(mean, std, order, _sides(sides))
+    return ImageFormat(mean, std, 'rgb', _sides(sides))
+
+
+def image_channels(model: nn.Module, default: int) -> int:
+    """The number of channels of a model's images, as far as a convolution tells it."""
+    convolutions = (each for each in model.modules() if isinstance(each, nn.Conv2d))
+    return next((each.in_channels for each in convolutions), default)
 
 
 def _sides(value: Any) -> tuple[int, int] | None:
@@ -328,10 +280,8 @@ def _activation(width: int | None) -> str:
 
 
 def _last_width(model: nn.Module) -> int | None:
-    return next(
-        (each.out_features for each in reversed(list(model.modules())) if type(each) is nn.Linear),
-        None,
-    )
+    widths = [each.out_features for each in model.modules() if type(each) is nn.Linear]
+    return widths[-1] if widths else None
 
 
 #: Numbers of preprocessors' buffers, so that asking again does not wait for a GPU.
@@ -359,7 +309,10 @@ def _agreed_moments(module: str) -> tuple[Sequence[float] | None, Sequence[float
     """The mean and std on which all weights of a module of torchvision agree."""
     from torchvision.models import WeightsEnum
 
-    kinds = [each for each in vars(sys.modules[module]).values() if isinstance(each, type)]
-    kinds = [each for each in kinds if issubclass(each, WeightsEnum)]
-    found = [_moments(weights) for kind in kinds for weights in kind]
+    found = [
+        _moments(weights)
+        for kind in vars(sys.modules[module]).values()
+        if isinstance(kind, type) and issubclass(kind, WeightsEnum)
+        for weights in kind
+    ]
     return found[0] if found and all(each == found[0] for each in found) else (None, None)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,29 +12,25 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from mmkdx.functional import no_autocast
-from mmkdx.models.families import ModelFacts, describe, forward_tensor
+from mmkdx.models.families import ModelFacts, describe, forward_tensor, image_channels
 from mmkdx.models.intercept import Tap, fake_forward, intercept
 
 #: Functions that may average a map over all its positions.
 _POOLINGS = F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, Tensor.mean
 
 
-class State(NamedTuple):
-    """A tensor's memory and its version: equal for two tensors if no operation stands between them.
+#: A tensor's memory and version; None for another value.
+State = tuple[int, int | None] | None
+
+
+def state_of(value: Any) -> State:
+    """The state of a tensor: equal for two tensors if no operation stands between them.
 
     Flattening is a view, and dropout in eval mode is the identity.
     """
-
-    memory: int
-    version: int | None
-
-    @classmethod
-    def of(cls, value: Any) -> State | None:
-        """The present state of a tensor; None for anything else."""
-        if not isinstance(value, Tensor):
-            return None
-        version = None if value.is_inference() else value._version
-        return cls(value.untyped_storage()._cdata, version)
+    if not isinstance(value, Tensor):
+        return None
+    return value.untyped_storage()._cdata, None if value.is_inference() else value._version
 
 
 class Passing(NamedTuple):
@@ -45,7 +40,7 @@ class Passing(NamedTuple):
     module: nn.Module
     side: str
     value: Any
-    states: list[State | None]
+    states: list[State]
 
 
 class Reading(NamedTuple):
@@ -53,25 +48,25 @@ class Reading(NamedTuple):
 
     calls: int
     value: Any = None
-    state: State | None = None
+    state: State = None
 
 
 class Pooling(NamedTuple):
     """A global average pooling: after how many passings, and the states of its input and output."""
 
     order: int
-    entering: State | None
-    leaving: State | None
+    entering: State
+    leaving: State
 
 
 class Flow:
     """One forward of a model, with all that passed its modules and its global poolings.
 
-    It computes nothing inside ``fake_forward``.
+    What a model does not have is a ValueError, whose message continues one that begins with the model.
 
     Args:
         facts (ModelFacts): The model, which must be in eval mode.
-        inputs (Tensor): Preprocessed images of shape (N, C, H, W).
+        inputs (Tensor): Preprocessed images (N, C, H, W), without content in ``fake_forward``.
     """
 
     def __init__(self, facts: ModelFacts, inputs: Tensor) -> None:
@@ -79,7 +74,7 @@ class Flow:
         self.model = facts.model
         self.passings: list[Passing] = []
         readers = {
-            Tap(path, side=side, item=None): self._reader(path, module, side)
+            Tap(path, side=side, item=None): partial(self._note, path, module, side)
             for path, module in self.model.named_modules()
             for side in ('in', 'out')
         }
@@ -93,18 +88,15 @@ class Flow:
         call = len(calls) - 1 if tap.call is None else tap.call
         if not 0 <= call < len(calls):
             return Reading(len(calls))
-        value, index = calls[call].value, tap.element(calls[call].value)
+        value, states = calls[call].value, calls[call].states
+        index = tap.element(value)
         if index is None:
-            return Reading(len(calls), value, calls[call].states[-1])
-        return Reading(len(calls), value[index], calls[call].states[index])
+            return Reading(len(calls), value, states[-1])
+        return Reading(len(calls), value[index], states[index])
 
     @cached_property
     def logits(self) -> Tensor:
-        """The logits, of shape (N, K).
-
-        Raises:
-            ValueError: If the model returns none.
-        """
+        """The logits, of shape (N, K)."""
         output = self.reading(Tap(self.facts.logits_path, item=None)).value
         try:
             return self.facts.logits_in(output)
@@ -113,46 +105,29 @@ class Flow:
 
     @cached_property
     def classifier(self) -> str:
-        """The path of the linear layer whose output is the logits.
-
-        Where an operation follows it, the path of the last linear layer with outputs of their shape.
-
-        Raises:
-            ValueError: If there is none, as where a convolution yields the logits.
-        """
-        state = State.of(self.logits)
+        """The path of the linear layer that yields the logits, else the last one with their shape."""
+        state = state_of(self.logits)
         left = [each for each in self.passings if each.side == 'out']
         source = next((each for each in left if each.states[-1] == state), None)
         weight = getattr(source and source.module, 'weight', None)
         if isinstance(weight, Tensor) and weight.dim() > 1:
             left = [source]
-        linears = [
-            each.path
-            for each in left
-            if isinstance(each.module, nn.Linear) and each.value.shape == self.logits.shape
-        ]
-        if not linears:
-            where = ''
-            if source and source.path:
-                kind = type(source.module).__name__
-                where = f': its logits come out of {source.path!r}, a {kind}'
-            raise ValueError(f'has no linear classifier (an nn.Linear){where}')
-        return linears[-1]
+        for each in reversed(left):
+            if isinstance(each.module, nn.Linear) and each.value.shape == self.logits.shape:
+                return each.path
+        where = ''
+        if source and source.path:
+            where = f': its logits come out of {source.path!r}, a {type(source.module).__name__}'
+        raise ValueError(f'has no linear classifier (an nn.Linear){where}')
 
     @cached_property
     def pooling(self) -> Pooling:
-        """The global average pooling whose output enters the classifier, else the last one before it.
-
-        Raises:
-            ValueError: If the model has none.
-        """
-        order, entering = len(self.passings), None
+        """The global average pooling whose output enters the classifier, else the last one before it."""
         try:
-            linear = self.model.get_submodule(self.classifier)
-            entry = self._calls(linear, 'in')[-1]
+            entry = self._calls(self.model.get_submodule(self.classifier), 'in')[-1]
             order, entering = self.passings.index(entry), entry.states[-1]
-        except ValueError:
-            pass
+        except ValueError:  # the model has no linear classifier
+            order, entering = len(self.passings), None
         before = [each for each in self.poolings if each.order <= order]
         if not before:
             raise ValueError(
@@ -163,13 +138,8 @@ class Flow:
 
     @cached_property
     def features(self) -> Tap:
-        """Where the features stand that enter global average pooling.
-
-        Raises:
-            ValueError: If there is no such pooling, or no module takes or returns them.
-        """
-        before = self.passings[: self.pooling.order]
-        for each in reversed(before):
+        """Where the features stand that enter the pooling, if a module takes or returns them."""
+        for each in reversed(self.passings[: self.pooling.order]):
             if each.states[-1] == self.pooling.entering:
                 calls = self._calls(each.module, each.side)
                 last = calls[-1] is each
@@ -182,13 +152,9 @@ class Flow:
     def _calls(self, module: nn.Module, side: str) -> list[Passing]:
         return [each for each in self.passings if each.module is module and each.side == side]
 
-    def _reader(self, path: str, module: nn.Module, side: str) -> Callable[[Any], None]:
-        def read(value: Any) -> None:
-            elements = value if isinstance(value, (tuple, list)) and value else (value,)
-            states = [State.of(each) for each in elements]
-            self.passings.append(Passing(path, module, side, value, states))
-
-        return read
+    def _note(self, path: str, module: nn.Module, side: str, value: Any) -> None:
+        elements = value if isinstance(value, (tuple, list)) and value else (value,)
+        self.passings.append(Passing(path, module, side, value, list(map(state_of, elements))))
 
 
 class _GlobalPoolings(TorchFunctionMode):
@@ -199,38 +165,30 @@ class _GlobalPoolings(TorchFunctionMode):
         self.passings = passings
         self.found: list[Pooling] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple, kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         value = args[0] if args else kwargs.get('input')
         if func not in _POOLINGS or not isinstance(value, Tensor) or value.dim() != 4:
             return func(*args, **kwargs)
-        entering = State.of(value)
+        entering = state_of(value)
         output = func(*args, **kwargs)
         whole = output.shape[:2] == value.shape[:2] and output.numel() == value[:, :, 0, 0].numel()
-        if func is F.avg_pool2d:
+        if func is F.avg_pool2d:  # a smaller kernel may give one position, too
             kernel = args[1] if len(args) > 1 else kwargs['kernel_size']
             whole = whole and tuple(_pair(kernel)) == tuple(value.shape[2:])
         if whole:
-            self.found.append(Pooling(len(self.passings), entering, State.of(output)))
+            self.found.append(Pooling(len(self.passings), entering, state_of(output)))
         return output
 
 
-def find_flow(model: nn.Module, size: tuple[int, int] | None = None) -> Flow:
-    """The flow of a model for fake images.
-
-    Args:
-        model (nn.Module): The model; it comes out as it was.
-        size (tuple[int, int], optional): Height and width. Defaults to the model's own, else 224.
-    """
+def find_flow(model: nn.Module) -> Flow:
+    """The flow of a model for fake images of its own size, else 224. The model comes out as it was."""
     facts = describe(model)
     with no_autocast(next(model.parameters())), fake_forward(model):
-        return Flow(facts, fake_images(model, size or facts.images.size or (224, 224)))
+        return Flow(facts, fake_images(model, facts.images.size or (224, 224)))
 
 
 def fake_images(model: nn.Module, size: tuple[int, int]) -> Tensor:
     """Two images without content of as many channels as the model takes, on its device."""
-    convolutions = (each for each in model.modules() if isinstance(each, nn.Conv2d))
-    channels = next((each.in_channels for each in convolutions), 3)
-    return torch.empty(2, channels, *size, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    return torch.empty(2, image_channels(model, 3), *size, device=device)

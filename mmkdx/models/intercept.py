@@ -25,11 +25,10 @@ class Tap:
 
     Args:
         path (str): The dotted path of a module; '' is the model itself.
-        call (int, optional): Which call of a module that one forward calls several times, counted
-            from 0. Defaults to None (the last).
+        call (int, optional): Which of the module's calls in one forward, counted from 0. Defaults to
+            None (the last).
         side (str): 'in' for the first argument, 'out' for the result. Defaults to 'out'.
-        item (int, optional): Which element of a tuple or list that stands there; None is all of it.
-            Defaults to -1.
+        item (int, optional): Which element of a tuple or list; None is all of it. Defaults to -1.
     """
 
     path: str
@@ -39,11 +38,7 @@ class Tap:
 
     @classmethod
     def parse(cls, text: str) -> Tap:
-        """Reads a tap from its text.
-
-        Raises:
-            ValueError: If the text is not of the form above.
-        """
+        """Reads a tap from its text, a ValueError if that is not of the form above."""
         match = _SYNTAX.fullmatch(text)
         if not match:
             raise ValueError(
@@ -80,11 +75,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fake_forward(model: nn.Module) -> Iterator[None]:
-    """A context in which forwards yield shapes and no numbers, and leave the model as it was.
-
-    The model is in eval mode inside, where batch norm does not touch its statistics.
-    """
-    # torch would print a traceback of its own for a forward that fails, which becomes one sentence here.
+    """A context in which a model's forwards, in eval mode, yield shapes and leave it as it was."""
+    # torch would print a traceback for a forward that fails, which becomes one sentence in TapSet
     logger = logging.getLogger('torch._subclasses.fake_tensor')
     logger.disabled = True
     try:
@@ -101,10 +93,7 @@ def intercept(
 ) -> Iterator[dict[Tap, int]]:
     """Calls functions with what passes the taps of a model during the forwards of a ``with`` block.
 
-    Args:
-        model (nn.Module): The model.
-        functions (Mapping[Tap, Callable]): For each tap a function of the value there. A tensor that
-            it returns takes the value's place in the rest of the forward.
+    A tensor that a function returns takes the value's place in the rest of the forward.
 
     Yields:
         dict[Tap, int]: How often each tap was passed, counted as the block runs.

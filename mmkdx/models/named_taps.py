@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,11 +13,10 @@ from mmkdx.functional import ClassMaps, full_precision
 from mmkdx.functional.largest_logits import all_logits, largest_logits
 from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.families import describe
-from mmkdx.models.flow import Flow, State
+from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.intercept import Tap
 
-#: What a cache stores of a value: tensors with a row for each image.
-Stored = Mapping[str, Tensor]
+__all__ = ['NAMED_TAPS', 'NamedTap', 'Place', 'find_tap']
 
 #: All named taps by name; a class of its own adds another.
 NAMED_TAPS: dict[str, NamedTap] = {}
@@ -53,11 +53,7 @@ class NamedTap:
         raise NotImplementedError
 
     def check(self, flow: Flow, place: Place) -> None:
-        """Refuses a model in which the value is not what the name says.
-
-        Raises:
-            ValueError: As ``locate``.
-        """
+        """Refuses a model in which the value is not what the name says, as ``locate`` does."""
 
     def read(self, value: Any, module: nn.Module) -> Any:
         """The tap's value.
@@ -68,24 +64,20 @@ class NamedTap:
         """
         return value
 
-    def encode(self, value: Any, top_k: int | None, resolution: int | None) -> Stored:
+    def encode(self, value: Any, top_k: int | None, resolution: int | None) -> dict[str, Tensor]:
         """The tensors that a cache stores of a value, with a row for each image.
 
-        Args:
-            value (Any): The tap's value.
-            top_k (int, optional): How many logits are stored. None stores all.
-            resolution (int, optional): The side to which class maps are pooled. None keeps theirs.
-
-        Raises:
-            ValueError: If an option would leave nothing out.
+        The options are those of ``CachedTeacher``. One that leaves nothing out is a ValueError.
         """
         return dict(values=full_precision(value))
 
-    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Any:
-        """The inverse of ``encode``.
+    def decode(
+        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
+    ) -> Any:
+        """The value of rows of what ``encode`` returned.
 
         Args:
-            stored (Mapping[str, Tensor]): What ``encode`` returned, or rows of it.
+            stored (Mapping[str, Tensor]): The rows.
             shape (Sequence[int]): The shape of one image's value.
             module (nn.Module, optional): The module of the place's weights; None where the stored
                 value stands for itself, as the mean over several teachers does.
@@ -99,7 +91,6 @@ class Logits(NamedTap, name='logits'):
     starts_graph = False
 
     def locate(self, flow: Flow) -> Place:
-        """Where the model's family has its logits."""
         path, logits = flow.facts.logits_path, flow.logits
         output = flow.reading(Tap(path, item=None)).value
         if isinstance(output, (tuple, list)):
@@ -109,20 +100,21 @@ class Logits(NamedTap, name='logits'):
         return Place(Tap(path))
 
     def read(self, value: Any, module: nn.Module) -> Tensor:
-        """The logits in what stood there."""
         return value if isinstance(value, Tensor) else describe(module).logits_in(value)
 
-    def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> Stored:
-        """The largest logits, their index, and the logarithm of the others' mean exponential."""
+    def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> dict[str, Tensor]:
         value, classes = full_precision(value), value.shape[1]
         if top_k is None:
             return dict(values=value)
         if top_k >= classes:
-            raise ValueError(f'top_k is {top_k} and there are {classes} classes; leave top_k out')
+            raise ValueError(
+                f'teacher.top_k is {top_k} and there are {classes} classes; leave top_k out'
+            )
         return largest_logits(value, top_k)
 
-    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Tensor:
-        """The logits; those that are not stored are equal."""
+    def decode(
+        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
+    ) -> Tensor:
         return all_logits(stored, shape[0]) if 'index' in stored else stored['values']
 
 
@@ -130,7 +122,6 @@ class Features(NamedTap, name='features'):
     """What enters global average pooling, of shape (N, C, H, W)."""
 
     def locate(self, flow: Flow) -> Place:
-        """What enters the pooling."""
         return Place(flow.features)
 
 
@@ -138,7 +129,6 @@ class Embedding(NamedTap, name='embedding'):
     """What enters the linear classifier, of shape (N, C)."""
 
     def locate(self, flow: Flow) -> Place:
-        """What enters the classifier."""
         return Place(Tap(flow.classifier, side='in'))
 
 
@@ -148,44 +138,44 @@ class Cam(NamedTap, name='cam'):
     starts_graph = False
 
     def locate(self, flow: Flow) -> Place:
-        """What enters the pooling, and the classifier."""
         return Place(flow.features, flow.classifier)
 
     def check(self, flow: Flow, place: Place) -> None:
         """Refuses a model whose logits are not ``linear(GAP(features))`` with nothing in between."""
         path = place.weights
         linear = flow.model.get_submodule(path)
-        where = ''
         if flow.pooling.leaving != flow.reading(Tap(path, side='in')).state:
             where = 'between its global average pooling and its last linear layer'
-        elif flow.reading(Tap(path)).state != State.of(flow.logits):
+        elif flow.reading(Tap(path)).state != state_of(flow.logits):
             where = 'after its last linear layer'
         elif type(linear).forward is not nn.Linear.forward:
             where = f'within its last linear layer, a {type(linear).__name__}'
-        if where:
-            raise ValueError(
-                f'is not GAP + linear: another operation stands {where}, so its class maps have no '
-                'closed form'
-            )
+        else:
+            return
+        raise ValueError(
+            f'is not GAP + linear: another operation stands {where}, so its class maps have no closed '
+            'form'
+        )
 
     def read(self, value: Tensor, module: nn.Module) -> ClassMaps:
-        """The class maps, which are kept once they are computed."""
         return ClassMaps(value, module.weight, module.bias, keep=True)
 
-    def encode(self, value: ClassMaps, top_k: int | None, resolution: int | None) -> Stored:
-        """The features of which the classifier makes the maps."""
+    def encode(
+        self, value: ClassMaps, top_k: int | None, resolution: int | None
+    ) -> dict[str, Tensor]:
         features, side = full_precision(value.features), min(value.shape[2:])
         if resolution is None:
             return dict(values=features)
         if resolution > side:
             raise ValueError(
-                f'resolution is {resolution} and the class maps have {side} positions a side; leave '
-                'resolution out'
+                f'teacher.resolution is {resolution} and the class maps have {side} positions a side; '
+                'leave resolution out'
             )
         return dict(values=F.adaptive_avg_pool2d(features, resolution))
 
-    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> ClassMaps:
-        """The class maps of the stored features."""
+    def decode(
+        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
+    ) -> ClassMaps:
         weights = (module.weight, module.bias) if module else ()
         return ClassMaps(stored['values'], *weights, keep=True)
 
@@ -196,10 +186,45 @@ class Prototypes(NamedTap, name='prototypes'):
     of_weights = True
 
     def locate(self, flow: Flow) -> Place:
-        """The layer that holds them."""
         path = find_prototypes(flow.model)
         return Place(Tap(path), path)
 
     def read(self, value: Any, module: nn.Module) -> Tensor:
-        """The layer's weights."""
         return module.prototypes
+
+
+class PathTap(NamedTap):
+    """What stands at a path in a model, ``path[@call][:in|:out][[item]]``."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def locate(self, flow: Flow) -> Place:
+        tap = Tap.parse(self.text)
+        paths = [path for path, _ in flow.model.named_modules(remove_duplicate=False) if path]
+        if tap.path not in paths:
+            near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
+            raise ValueError(f'has no module {tap.path!r}; near names are {", ".join(near)}')
+        return Place(tap)
+
+    def check(self, flow: Flow, place: Place) -> None:
+        """Refuses a module that is not called, or several times, and a value that is no tensor."""
+        path, call = place.tap.path, place.tap.call
+        calls, value, _ = flow.reading(place.tap)
+        if not calls:
+            raise ValueError(f'does not call module {path!r} in its forward')
+        often = f'calls module {path!r} {calls} times in one forward'
+        if call is None and calls > 1:
+            raise ValueError(f"{often}; write '{path}@0' to '{path}@{calls - 1}'")
+        if call is not None and call >= calls:
+            raise ValueError(f'{often}, so the last call is @{calls - 1}')
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f'holds a {type(value).__name__} and no tensor at {self.text!r}; where a tuple stands '
+                "there, choose an element, as in 'backbone.stages.3[0]'"
+            )
+
+
+def find_tap(name: str) -> NamedTap:
+    """The tap of a name, or of a path."""
+    return NAMED_TAPS.get(name) or PathTap(name)

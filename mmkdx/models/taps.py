@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,48 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.models.families import describe, forward_tensor
-from mmkdx.models.flow import Flow, State
+from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.intercept import Tap, evaluating, fake_forward, intercept
-from mmkdx.models.named_taps import NAMED_TAPS, NamedTap, Place
+from mmkdx.models.named_taps import find_tap
 
 __all__ = ['Tap', 'TapSet', 'evaluating', 'fake_forward', 'find_tap', 'forward_tensor', 'intercept']
-
-
-def find_tap(name: str) -> NamedTap:
-    """The tap of a name, or of a path."""
-    return NAMED_TAPS.get(name) or PathTap(name)
-
-
-class PathTap(NamedTap):
-    """What stands at a path in a model, ``path[@call][:in|:out][[item]]``."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def locate(self, flow: Flow) -> Place:
-        tap = Tap.parse(self.text)
-        paths = [path for path, _ in flow.model.named_modules(remove_duplicate=False) if path]
-        if tap.path not in paths:
-            near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
-            raise ValueError(f'has no module {tap.path!r}; near names are {", ".join(near)}')
-        return Place(tap)
-
-    def check(self, flow: Flow, place: Place) -> None:
-        """Refuses a module that is not called, or several times, and a value that is no tensor."""
-        path, call = place.tap.path, place.tap.call
-        reading = flow.reading(place.tap)
-        if not reading.calls:
-            raise ValueError(f'does not call module {path!r} in its forward')
-        often = f'calls module {path!r} {reading.calls} times in one forward'
-        if call is None and reading.calls > 1:
-            raise ValueError(f"{often}; write '{path}@0' to '{path}@{reading.calls - 1}'")
-        if call is not None and call >= reading.calls:
-            raise ValueError(f'{often}, so the last call is @{reading.calls - 1}')
-        if not isinstance(reading.value, Tensor):
-            raise ValueError(
-                f'holds a {type(reading.value).__name__} and no tensor at {self.text!r}; where a tuple '
-                "stands there, choose an element, as in 'backbone.stages.3[0]'"
-            )
 
 
 class TapSet:
@@ -66,12 +28,11 @@ class TapSet:
 
     Args:
         names (Mapping[str, str]): The taps, by name or by path, each with the config key that asks for
-            it, which error messages name.
+            it, for error messages.
         owner (str): How error messages call the model: 'student' or 'teacher'.
-        explained (Collection[str]): The taps by which gradients of later ones can be taken, also where
-            the model has none: from them on a graph is recorded.
-        size_key (str): The config key that sets the size of the model's images. Defaults to
-            'model.input_size'.
+        explained (Collection[str]): The taps by which gradients of later ones can be taken: from them on
+            a graph is recorded, also without parameters that need one.
+        size_key (str): The config key of the size of its images. Defaults to 'model.input_size'.
     """
 
     def __init__(
@@ -85,23 +46,19 @@ class TapSet:
         self.owner = owner
         self.explained = frozenset(explained)
         self.size_key = size_key
-        #: After ``resolve``: where each tap is.
+        # After ``resolve``: where each tap is, and the module whose weights are a part of its value
         self.taps: dict[str, Tap] = {}
-        #: After ``resolve``: the path of the module whose weights are a part of a tap's value.
         self.weights: dict[str, str] = {}
-        # Taps whose tensor a later in-place operation overwrites (batch norm before an in-place
-        # ReLU): only these are copied.
+        # Only these are copied: an in-place operation follows, such as ReLU
         self._overwritten: set[Tap] = set()
 
     def resolve(self, model: nn.Module, inputs: Tensor) -> dict[str, Any]:
-        """Finds every tap in the model and what stands there. To be called inside ``fake_forward``.
+        """Finds every tap in a model and what stands there for images (N, C, H, W).
 
-        Args:
-            model (nn.Module): The model; it may be wrapped (DDP, ``torch.compile``).
-            inputs (Tensor): A fake image batch of shape (N, 3, H, W).
+        To be called inside ``fake_forward``. The model may be wrapped (DDP, ``torch.compile``).
 
         Returns:
-            dict[str, Any]: A fake tensor, or class maps of fake tensors, for each tap.
+            dict[str, Any]: For each tap a fake tensor, or class maps of fake tensors.
 
         Raises:
             ValueError: If a tap does not exist, is not reached, is ambiguous or holds no tensor.
@@ -130,26 +87,36 @@ class TapSet:
             tap = self.taps[name] = replace(place.tap, path=f'{prefix}{place.tap.path}'.rstrip('.'))
             if place.weights:
                 self.weights[name] = prefix + place.weights
-            if drops or State.of(reading.value) != reading.state:
+            if drops or state_of(reading.value) != reading.state:
                 self._overwritten.add(tap)
             values[name] = kind.read(reading.value, self.module(model, name))
         return values
 
     @contextmanager
     def record(self, model: nn.Module) -> Iterator[dict[str, Any]]:
-        """Reads the taps during the forwards of a ``with`` block.
-
-        Args:
-            model (nn.Module): The model that ``resolve`` was called with, or a copy.
+        """Reads the taps of a resolved model, or its copy, during the forwards of a ``with`` block.
 
         Yields:
-            dict[str, Any]: Filled when the block ends: for each tap a tensor or class maps.
+            dict[str, Any]: For each tap a tensor or class maps. It is filled when the block ends.
         """
         values: dict[str, Any] = {}
         seen: dict[Tap, Any] = {}
-        readers = {tap: self._reader(tap, seen) for tap in self.taps.values()}
         explained = {self.taps[name] for name in self.explained}
-        readers.update({tap: self._recorder(tap, seen) for tap in explained})
+
+        def reader(tap: Tap) -> Callable[[Any], Tensor | None]:
+            overwritten = tap in self._overwritten
+
+            def read(value: Any) -> None:
+                seen[tap] = value.clone() if overwritten and isinstance(value, Tensor) else value
+
+            def read_and_record(value: Tensor) -> Tensor:
+                torch.set_grad_enabled(True)  # until the forward's end
+                seen[tap] = value if value.requires_grad else value.detach().requires_grad_()
+                return seen[tap].clone() if overwritten else seen[tap]
+
+            return read_and_record if tap in explained else read
+
+        readers = {tap: reader(tap) for tap in self.taps.values()}
         with torch.set_grad_enabled(torch.is_grad_enabled()), intercept(model, readers):
             yield values
         for name, tap in self.taps.items():
@@ -167,11 +134,8 @@ class TapSet:
     def compile(self, model: nn.Module, **kwargs: Any) -> None:
         """Compiles the largest parts of a model that hold no tap, in place; after ``resolve``.
 
-        Taps are hooks of a step's own, which compiled code would not call.
-
-        Args:
-            model (nn.Module): The model.
-            **kwargs: The arguments of ``torch.compile``.
+        Taps are hooks of a step's own, which compiled code would not call. The keyword arguments are
+        those of ``torch.compile``.
         """
         if 'isolate_recompiles' in inspect.signature(torch.compile).parameters:
             # Else all parts share one small limit on versions, as they are called by the same code
@@ -189,21 +153,3 @@ class TapSet:
                     child.compile(**kwargs)
 
         compile_below(model, '')
-
-    def _reader(self, tap: Tap, seen: dict[Tap, Any]) -> Callable[[Any], None]:
-        overwritten = tap in self._overwritten
-
-        def read(value: Any) -> None:
-            seen[tap] = value.clone() if overwritten and isinstance(value, Tensor) else value
-
-        return read
-
-    def _recorder(self, tap: Tap, seen: dict[Tap, Any]) -> Callable[[Tensor], Tensor]:
-        """A reader from which on a graph is recorded, until the forward's end."""
-
-        def read(value: Tensor) -> Tensor:
-            torch.set_grad_enabled(True)
-            seen[tap] = value if value.requires_grad else value.detach().requires_grad_()
-            return seen[tap].clone() if tap in self._overwritten else seen[tap]
-
-        return read

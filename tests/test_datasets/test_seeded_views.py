@@ -123,15 +123,6 @@ def test_lazy_data_are_loaded():
     assert len(views) == 6 and views.dataset._fully_initialized
 
 
-class Counted(Digits):
-    def get_cat_ids(self, idx):
-        return [idx]
-
-
-def test_classes_of_a_view_are_those_of_the_sample():
-    assert SeededViews(Counted(indices=6), views=2).get_cat_ids(8) == [2]
-
-
 @pytest.mark.parametrize('index', [12, -1])
 def test_there_is_no_such_view(index):
     with pytest.raises(IndexError, match=f'index {index} of SeededViews with 6 samples of 2 views'):

@@ -287,6 +287,10 @@ def no_cache(cfg):
     cfg.model.teacher = cfg.model.teacher.teacher
 
 
+def unread(cfg):
+    cfg.model.teacher = [cfg.model.teacher.teacher, cfg.model.teacher]
+
+
 def two_in_one(cfg):
     cfg.model.teacher = [cfg.model.teacher] * 2
     cfg.model.terms.cat.teacher = 1
@@ -299,8 +303,8 @@ def two_in_one(cfg):
             no_cache,
             'config.py: model.teacher is no CachedTeacher that a term reads; write teacher=',
         ),
-        (two_in_one, 'two teachers have one folder; give each a cache of its own'),
-        (lambda cfg: cfg.model.terms.clear(), 'is no CachedTeacher that a term reads'),
+        (two_in_one, 'two teachers have one folder; give each its own cache'),
+        (unread, 'is no CachedTeacher that a term reads'),
         (
             lambda cfg: cfg.model.teacher.teacher.update(checkpoint='none.pth'),
             "teacher.checkpoint: there is no file 'none.pth'",

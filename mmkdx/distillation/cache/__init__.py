@@ -1,7 +1,6 @@
 """A teacher whose outputs are computed once, into files: the teacher, their writer, their reader."""
 
-from mmkdx.distillation.cache.files import CacheError
-from mmkdx.distillation.cache.reader import CacheReader
+from mmkdx.distillation.cache.files import CacheError, CacheReader
 from mmkdx.distillation.cache.teacher import CachedTeacher
 from mmkdx.distillation.cache.writer import CacheWriter
 

@@ -2,9 +2,10 @@
 
 A cache is a folder of shards, ``view-000/part-00000.safetensors`` and so on, of ``shard_size`` samples
 of one view each, in the order of their positions. Each shard carries, as safetensors' metadata, the
-header of the cache, its place and a checksum. ``cache.json`` lists them; it is written last, so a
-folder without it is not whole. All files appear under their names at once and on the disk, so a
-process can be killed at any moment and all finished shards remain.
+header of the cache and a checksum. ``cache.json`` lists the shards and is written last. Files appear
+under their names when they are on the disk, so a process can be killed and all finished shards remain.
+
+Everything here raises ``CacheError`` for a folder that is not what it has to be.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -33,7 +34,7 @@ AGAIN = f'what is missing is written by: {COMMAND}'
 #: The keys of a header, and how messages call them.
 HEADER = {
     'format': 'the format',
-    'teacher': "the teacher's weights or precision",
+    'teacher': "the teacher's weights, precision, normalize or resize",
     'data': 'the training images',
     'pipeline': 'the pipeline of the training images or the seed of SeededViews',
     'samples': 'the number of images',
@@ -46,22 +47,15 @@ HEADER = {
 }
 #: Keys whose values are hashes and say nothing.
 HASHES = ('teacher', 'data', 'pipeline')
+Header = Mapping[str, Any]
 
 
 class CacheError(ValueError):
     """A cache is missing, not whole, damaged, or of something else; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The place of a file in a cache.
-
-    Args:
-        view (int): The view.
-        start (int): The position of its first sample.
-        stop (int): One more than that of its last.
-        name (str): Its path in the folder.
-    """
+class Shard(NamedTuple):
+    """A file of a cache, by its path in the folder: samples ``start`` up to ``stop`` of a view."""
 
     view: int
     start: int
@@ -69,41 +63,32 @@ class Shard:
     name: str
 
 
-def shards(header: Mapping[str, Any]) -> list[Shard]:
+def shards(header: Header) -> list[Shard]:
     """All shards of a cache, view by view."""
     size, samples = header['shard_size'], header['samples']
     return [
-        Shard(
-            view,
-            start,
-            min(start + size, samples),
-            f'view-{view:03d}/part-{start // size:05d}.safetensors',
-        )
+        Shard(view, start, min(start + size, samples), f'view-{view:03d}/part-{i:05d}.safetensors')
         for view in range(header['views'])
-        for start in range(0, samples, size)
+        for i, start in enumerate(range(0, samples, size))
     ]
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two headers, in words; of ``wanted`` only the keys that it has."""
-    differ = [key for key in HEADER if key in wanted and found.get(key) != wanted[key]]
-    return [
-        HEADER[key] if key in HASHES else f'{HEADER[key]} ({found.get(key)}, not {wanted[key]})'
-        for key in differ
+def compare(folder: Path, found: Header, wanted: Header) -> None:
+    """Compares a cache's header with wanted values of all or some of its keys."""
+    differ = [
+        words if key in HASHES else f'{words} ({found.get(key)}, not {wanted[key]})'
+        for key, words in HEADER.items()
+        if key in wanted and found.get(key) != wanted[key]
     ]
+    if differ:
+        raise CacheError(
+            f'teacher.cache: {folder} holds outputs of something else; what differs: '
+            f'{"; ".join(differ)}. Remove the folder, or give teacher.cache another name'
+        )
 
 
-def write_shard(
-    folder: Path, header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]
-) -> None:
-    """Writes a shard, whole or not at all.
-
-    Args:
-        folder (Path): The folder of the cache.
-        header (Mapping): The header of the cache.
-        shard (Shard): Which shard.
-        tensors (dict[str, Tensor]): Tensors on the CPU with a row for each of its samples.
-    """
+def write_shard(folder: Path, header: Header, shard: Shard, tensors: dict[str, Tensor]) -> None:
+    """Writes a shard of tensors on the CPU, with a row for each sample: whole or not at all."""
     metadata = dict(header=header, sha256=checksum(header, shard, tensors))
     path = folder / shard.name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,65 +96,39 @@ def write_shard(
     _write(path, save(tensors, {'mmkdx': json.dumps(metadata, sort_keys=True)}))
 
 
-def is_whole(folder: Path, header: Mapping[str, Any], shard: Shard) -> bool:
-    """Whether a shard is there and undamaged.
-
-    Raises:
-        CacheError: If the file is there and belongs to another cache.
-    """
-    path = folder / shard.name
-    metadata = metadata_of(path)
+def is_whole(folder: Path, header: Header, shard: Shard) -> bool:
+    """Whether a shard is there and undamaged. That of another cache is an error."""
+    metadata = _metadata_of(folder / shard.name)
     if metadata is None:
         return False
-    differ = differences(metadata['header'], header)
-    if differ:
-        raise foreign(folder, differ)
-    try:
-        return metadata['sha256'] == checksum(header, shard, load_file(path))
-    except SafetensorError:  # truncated
-        return False
+    compare(folder, metadata['header'], header)
+    return metadata['sha256'] == checksum(header, shard, load_file(folder / shard.name))
 
 
-def foreign(folder: Path, differ: list[str]) -> CacheError:
-    """The error of a folder with the cache of something else."""
-    return CacheError(
-        f'teacher.cache: {folder} holds outputs of something else; what differs: {"; ".join(differ)}. '
-        'Remove the folder, or give teacher.cache another name'
-    )
-
-
-def prepare(folder: Path, header: Mapping[str, Any]) -> None:
-    """Makes a folder ready for writing: removes what a killed process left half written.
-
-    Raises:
-        CacheError: If the folder holds another cache.
-    """
+def prepare(folder: Path, header: Header) -> None:
+    """Makes a folder ready for writing: removes what a killed process left half written."""
     folder.mkdir(parents=True, exist_ok=True)
-    present = any_header(folder)
-    if present is not None and (differ := differences(present, header)):
-        raise foreign(folder, differ)
+    present = _any_header(folder)
+    if present is not None:
+        compare(folder, present, header)
     for path in folder.rglob('*.tmp'):
         path.unlink()
 
 
-def finish(folder: Path, header: Mapping[str, Any]) -> None:
-    """Declares a cache whole, when it is.
-
-    Raises:
-        CacheError: If a shard is missing.
-    """
+def finish(folder: Path, header: Header) -> None:
+    """Declares a cache whole, when it is."""
     entries = {}
     for shard in shards(header):
-        metadata = metadata_of(folder / shard.name)
+        path = folder / shard.name
+        metadata = _metadata_of(path)
         if metadata is None:
-            raise CacheError(f'teacher.cache: {folder / shard.name} was not written; {AGAIN}')
-        size = (folder / shard.name).stat().st_size
-        entries[shard.name] = dict(sha256=metadata['sha256'], size=size)
+            raise CacheError(f'teacher.cache: {path} was not written; {AGAIN}')
+        entries[shard.name] = dict(sha256=metadata['sha256'], size=path.stat().st_size)
     content = dict(header=header, mmkdx=__version__, shards=entries)
     _write(folder / INDEX, json.dumps(content, indent=1).encode())
 
 
-def checksum(header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]) -> str:
+def checksum(header: Header, shard: Shard, tensors: dict[str, Tensor]) -> str:
     """The checksum of tensors, of their names and types, and of the place to which they belong."""
     found = hashlib.sha256(json.dumps([header, shard.name], sort_keys=True).encode())
     for name in sorted(tensors):
@@ -179,24 +138,92 @@ def checksum(header: Mapping[str, Any], shard: Shard, tensors: dict[str, Tensor]
     return found.hexdigest()
 
 
-def metadata_of(path: Path) -> dict[str, Any] | None:
-    """What a shard says of itself, also where its end is missing; None where it says nothing."""
+class CacheReader:
+    """A whole cache, for reading. Shards are mapped into memory when they are read first.
+
+    Its ``header`` says what the outputs are of, by the keys of ``HEADER``.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.folder = Path(folder)
+        content = _read_index(self.folder)
+        if content is None:
+            present = _any_header(self.folder)
+            if present is None:
+                raise CacheError(
+                    f'teacher.cache: there is no cache {self.folder}; write it first: {COMMAND}'
+                )
+            plan = shards(present)
+            there = sum((self.folder / shard.name).is_file() for shard in plan)
+            raise CacheError(
+                f'teacher.cache: {self.folder} is not whole, {there} of {len(plan)} parts are there; '
+                f'{AGAIN}'
+            )
+        self.header: dict[str, Any] = content['header']
+        compare(self.folder, self.header, dict(format=FORMAT))
+        self._entries: dict[str, dict] = content['shards']
+        for name, entry in self._entries.items():
+            path = self.folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry['size']:
+                what = 'is missing' if size is None else f'has {size} bytes, not {entry["size"]}'
+                raise CacheError(f'teacher.cache: {path} {what}; {AGAIN}')
+        self._plan = shards(self.header)
+        self._opened: dict[int, dict[str, np.ndarray]] = {}
+
+    def rows(
+        self, views: list[int], positions: list[int], keys: Sequence[str], pin_memory: bool = False
+    ) -> dict[str, Tensor]:
+        """The stored tensors of each key, on the CPU, with a row for each sample, in this order."""
+        size, samples, present = (self.header[key] for key in ('shard_size', 'samples', 'views'))
+        if max(views) >= present or max(positions) >= samples:
+            raise CacheError(
+                f'teacher.cache: {self.folder} holds {present} views of {samples} images, and view '
+                f'{max(views)} and image {max(positions)} are asked for; let SeededViews have no more '
+                'views than that, or write another cache'
+            )
+        part, row = np.divmod(positions, size)
+        number = np.array(views) * -(-samples // size) + part
+        # Samples of one shard stand together in this order
+        order = number.argsort()
+        groups = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
+        found = [(self._open(int(number[places[0]])), places) for places in groups]
+        out: dict[str, Tensor] = {}
+        for key in keys:
+            value = found[0][0][key]
+            shape, dtype = (len(views), *value.shape[1:]), getattr(torch, value.dtype.name)
+            out[key] = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
+            for shard, places in found:
+                out[key].numpy()[places] = shard[key][row[places]]
+        return out
+
+    def _open(self, number: int) -> dict[str, np.ndarray]:
+        """The tensors of a shard, whose checksum is compared when it is opened first."""
+        if number not in self._opened:
+            shard = self._plan[number]
+            path, expected = self.folder / shard.name, self._entries[shard.name]['sha256']
+            try:
+                tensors = load_file(path)
+                whole = checksum(self.header, shard, tensors) == expected
+            except (SafetensorError, OSError):
+                whole = False
+            if not whole:
+                raise CacheError(f'teacher.cache: {path} is damaged; {AGAIN}')
+            self._opened[number] = {key: value.numpy() for key, value in tensors.items()}
+        return self._opened[number]
+
+
+def _metadata_of(path: Path) -> dict[str, Any] | None:
+    """What a shard says of itself; None where it is missing, or damaged in size or header."""
     try:
-        with path.open('rb') as file:
-            length = int.from_bytes(file.read(8), 'little')
-            if length > path.stat().st_size:
-                return None
-            return json.loads(json.loads(file.read(length))['__metadata__']['mmkdx'])
-    except (OSError, ValueError, KeyError, TypeError):
+        with safe_open(path, 'pt') as file:
+            return json.loads(file.metadata()['mmkdx'])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
 
 
-def read_index(folder: Path) -> dict[str, Any] | None:
-    """The content of ``cache.json``, None where there is none.
-
-    Raises:
-        CacheError: If it is damaged.
-    """
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """The content of ``cache.json``, None where there is none."""
     path = folder / INDEX
     if not path.is_file():
         return None
@@ -210,12 +237,12 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def any_header(folder: Path) -> dict[str, Any] | None:
+def _any_header(folder: Path) -> dict[str, Any] | None:
     """The header of the cache in a folder, whole or not; None where there is none."""
-    content = read_index(folder)
+    content = _read_index(folder)
     if content is not None:
         return content['header']
-    found = map(metadata_of, sorted(folder.glob('view-*/part-*.safetensors')))
+    found = map(_metadata_of, sorted(folder.glob('view-*/part-*.safetensors')))
     return next((metadata['header'] for metadata in found if metadata), None)
 
 

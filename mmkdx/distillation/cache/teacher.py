@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkdx.arguments import integer
-from mmkdx.distillation.cache.files import COMMAND, CacheError, differences, foreign
-from mmkdx.distillation.cache.identity import fingerprint, other_images, signature
-from mmkdx.distillation.cache.reader import CacheReader
-from mmkdx.distillation.teachers import BaseTeacher, build_teacher
+from mmkdx.distillation.cache.files import COMMAND, CacheError, CacheReader, compare
+from mmkdx.distillation.input_bridge import input_bridge
+from mmkdx.distillation.teachers import BaseTeacher, Teacher, build_teacher
 from mmkdx.functional import ClassMaps
 from mmkdx.functional.class_maps import first_tensor
+from mmkdx.models.families import describe, preprocessed
 from mmkdx.models.taps import find_tap
 from mmkdx.registry import MODELS
 
 #: How many batches of a run are compared with the images that the teacher saw.
 COMPARED_BATCHES = 3
+#: By how much two signatures of one image may differ, relative to their length: rounding of other
+#: devices is below 1e-5, an image that is moved by a pixel differs by some 1e-2.
+TOLERANCE = 1e-3
 
 
 @MODELS.register_module()
 class CachedTeacher(BaseTeacher):
     """A frozen teacher whose outputs are read from files that ``tools/cache_teacher.py`` wrote.
 
-    The training images must be those that the teacher saw: a data set in ``SeededViews``. They are
-    checked, by what the data set says of itself in each batch and by the images of the first three.
+    The training images must be those that the teacher saw: a data set in ``SeededViews``. This is
+    checked by what the data set says of itself in each batch, and by the images of the first three.
 
-    Outputs are stored in half precision, those of the taps that terms read. Before ``load``, as in a
-    dry run, the teacher itself runs. Its model stays beside the cache for what needs a model, like
-    explanations.
-
-    Storing logits beside the augmentations' seeds follows Shen and Xing, "A Fast Knowledge
-    Distillation Framework for Visual Recognition", ECCV 2022, and Wu et al., "TinyViT", ECCV 2022.
+    The outputs at the taps that terms read are stored in half precision, as in Shen and Xing, "A Fast
+    Knowledge Distillation Framework for Visual Recognition", ECCV 2022. The teacher itself runs before
+    ``load``, as in a dry run, and for explanations.
 
     Args:
         teacher (dict | str | nn.Module): The teacher, in any form that ``Distiller`` takes.
         cache (str): The folder.
-        top_k (int, optional): Of the logits only so many are stored, the largest, and for all others
-            together the logarithm of their mean exponential: at temperature 1 the probabilities of
-            the largest ones are exact. Defaults to None (all).
-        resolution (int, optional): Of class maps (the tap 'cam') the features are stored, which the
-            classifier's weights turn into maps when they are read; with this average-pooled to
-            resolution × resolution, which is exact for ``CATLoss`` of that resolution. Defaults to None
-            (not pooled).
+        top_k (int, optional): The number of logits that are stored, the largest ones. All others are
+            stored as the logarithm of their mean exponential, so that at temperature 1 the
+            probabilities of the largest ones are exact. Defaults to None (all).
+        resolution (int, optional): The side to which the features of class maps (the tap 'cam') are
+            average-pooled, which is exact for ``CATLoss`` of that resolution. Defaults to None (not
+            pooled).
 
     Raises:
         ValueError: If an argument is out of range, or the teacher is trained along with the student.
@@ -73,7 +75,8 @@ class CachedTeacher(BaseTeacher):
         self.resolution = resolution
         #: After ``resolve``: what one image's outputs are, for each tap its kind and shape.
         self.layout: dict[str, list] = {}
-        self._keys: dict[str, list[str]] = {}
+        self._names: list[str] = []  # of the tensors that are stored of them
+        self._conversions = ''
         self._cache: CacheReader | None = None
         self._compared = 0
 
@@ -82,23 +85,13 @@ class CachedTeacher(BaseTeacher):
         """The teacher's model."""
         return self.teacher.model
 
-    def bind(
-        self,
-        student: nn.Module,
-        taps: Mapping[str, str],
-        owner: str = 'teacher',
-        explained: Collection[str] = (),
-    ) -> None:
-        """Binds the teacher; see ``BaseTeacher``.
-
-        Raises:
-            ValueError: If something is asked for that cannot be stored.
-        """
+    def prepare(self, student: nn.Module) -> None:
+        """Binds the teacher, and refuses what cannot be stored; see ``BaseTeacher``."""
+        taps, owner, explained = self.taps.names, self.taps.owner, sorted(self.taps.explained)
         if explained:
             raise ValueError(
-                f'{taps[sorted(explained)[0]]}: gradients of the {owner} by '
-                f'{", ".join(sorted(explained))} are asked for, which a cache cannot have; use the tap '
-                "'cam', or the teacher without CachedTeacher"
+                f'{taps[explained[0]]}: gradients of the {owner} by {", ".join(explained)} are asked '
+                "for, which a cache cannot have; use the tap 'cam', or the teacher without CachedTeacher"
             )
         for tap, key in taps.items():
             if find_tap(tap).of_weights:
@@ -109,48 +102,52 @@ class CachedTeacher(BaseTeacher):
         if taps and getattr(student.data_preprocessor, 'batch_augments', None) is not None:
             raise ValueError(
                 f'batch_augments mix images anew in each batch, so the outputs of the {owner} cannot be '
-                'stored; remove them (train_cfg.augments of the student, or data_preprocessor), or '
-                'use it without CachedTeacher'
+                'stored; remove them (train_cfg.augments of the student, or data_preprocessor), or use '
+                'it without CachedTeacher'
             )
-        self.teacher.bind(student, taps, owner, explained)
+        self.teacher.bind(student, taps, owner)
+        self._conversions = _conversions(self.teacher, student)
 
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
-        """Finds the taps in the teacher, in the form that is stored; see ``TapSet.resolve``.
-
-        Raises:
-            ValueError: If ``top_k`` or ``resolution`` would leave nothing out.
-        """
+        """Finds the taps in the teacher, in the form that is stored; see ``TapSet.resolve``."""
         values = self.teacher.resolve(inputs)
-        self._keys = {tap: list(self._encode(tap, value)) for tap, value in values.items()}
-        values = self._as_stored(values)
-        self.layout = {
-            tap: [
-                'maps' if isinstance(value, ClassMaps) else 'tensor',
-                *map(int, first_tensor(value).shape[1:]),
-            ]
-            for tap, value in values.items()
-        }
+        self._names = list(self._encode(values))
+        values, self.layout = self._as_stored(values), {}
+        for tap, value in values.items():
+            kind = 'maps' if isinstance(value, ClassMaps) else 'tensor'
+            self.layout[tap] = [kind, *map(int, first_tensor(value).shape[1:])]
         return values
 
     def compile_model(self, **kwargs: Any) -> None:
         """Does nothing, as the model does not run in training."""
 
-    def load(self) -> None:
-        """Loads the weights, which are compared with those of the cache, and opens the cache, once.
+    def match_classes(self, names: Sequence[str] | None) -> None:
+        """Compares the names of the teacher's classes with the data set's; see ``Teacher``."""
+        self.teacher.match_classes(names)
 
-        Raises:
-            CacheError: If there is no cache, or it is not whole, or of something else.
-        """
+    def fingerprint(self) -> str:
+        """A hash of all that the outputs depend on, beside the images."""
+        found = hashlib.sha256(self._conversions.encode())
+        for member in self.teacher.modules():
+            model = getattr(member, 'model', None)
+            if not isinstance(member, BaseTeacher) or not isinstance(model, nn.Module):
+                continue
+            found.update(f'{type(model).__name__} {getattr(member, "dtype", None)}'.encode())
+            # Buffers that no checkpoint has are the normalisation
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                found.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+                content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+                found.update(content.numpy())
+        return found.hexdigest()
+
+    def load(self) -> None:
+        """Loads the weights and opens the cache, which must be whole and of this teacher, once."""
         self.teacher.load()
         if self._cache is not None or not self.layout:
             return
         cache = CacheReader(self.folder)
-        wanted = dict(
-            teacher=fingerprint(self.teacher), top_k=self.top_k, resolution=self.resolution
-        )
-        differ = differences(cache.header, wanted)
-        if differ:
-            raise foreign(self.folder, differ)
+        wanted = dict(teacher=self.fingerprint(), top_k=self.top_k, resolution=self.resolution)
+        compare(self.folder, cache.header, wanted)
         missing = sorted(set(self.layout) - set(cache.header['taps']))
         if missing:
             raise CacheError(
@@ -166,78 +163,59 @@ class CachedTeacher(BaseTeacher):
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
-        """Reads what the teacher said of a batch.
-
-        Args:
-            inputs (Tensor): Images as the student's data preprocessor yields them, (N, 3, H, W).
-            data_samples (list, optional): Their data samples, which name sample and view.
-
-        Returns:
-            dict[str, Any]: For each tap an fp32 tensor on the images' device, or class maps.
-
-        Raises:
-            CacheError: If the images are not those of the cache.
-        """
+        """Reads what the teacher said of a batch, which must be the cache's; see ``BaseTeacher``."""
         if self._cache is None:
             return self._as_stored(self.teacher(inputs, data_samples))
         views, positions = self._places(data_samples)
         if self._compared < COMPARED_BATCHES:
             self._compare(inputs, views, positions)
             self._compared += 1
-        names = [f'{tap}.{key}' for tap in self.layout for key in self._keys[tap]]
-        rows = self._cache.rows(views, positions, names, inputs.is_cuda)
+        rows = self._cache.rows(views, positions, self._names, inputs.is_cuda)
         for name, row in rows.items():
             row = row.to(inputs.device, non_blocking=True)
             rows[name] = row.float() if row.is_floating_point() else row
-        values = {}
-        for tap, (_, *shape) in self.layout.items():
-            stored = {key: rows[f'{tap}.{key}'] for key in self._keys[tap]}
-            values[tap] = self._decode(tap, stored, shape)
-        return values
+        return self._decode(rows, {tap: shape for tap, (_, *shape) in self.layout.items()})
 
     def outputs(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Runs the teacher on images and brings what it says to the form that is stored.
-
-        Args:
-            inputs (Tensor): Images as the student's data preprocessor yields them, (N, 3, H, W).
-
-        Returns:
-            dict[str, Tensor]: Tensors with a row for each image, on the CPU.
-
-        Raises:
-            ValueError: If a value is not finite in half precision.
-        """
+        """What is stored of the student's preprocessed images: tensors on the CPU, a row for each."""
         found = {'signature': signature(inputs).cpu()}
-        for tap, value in self.teacher(inputs).items():
-            for key, part in self._encode(tap, value).items():
-                part = (part.half() if part.is_floating_point() else part).cpu().contiguous()
-                if not part.isfinite().all():
-                    raise ValueError(
-                        f'teacher.cache: what the teacher has at tap {tap!r} is not finite, or beyond '
-                        'the 65504 of half precision, and cannot be stored; use it without '
-                        'CachedTeacher'
-                    )
-                found[f'{tap}.{key}'] = part
+        for name, part in self._encode(self.teacher(inputs)).items():
+            found[name] = part = (
+                (part.half() if part.is_floating_point() else part).cpu().contiguous()
+            )
+            if not part.isfinite().all():
+                raise ValueError(
+                    f'teacher.cache: what the teacher has at tap {name.rpartition(".")[0]!r} is not '
+                    'finite, or beyond the 65504 of half precision, and cannot be stored; use it '
+                    'without CachedTeacher'
+                )
         return found
 
     def _as_stored(self, values: dict[str, Any]) -> dict[str, Any]:
         """Values as they come back from the cache, without its rounding."""
+        shapes = {tap: first_tensor(value).shape[1:] for tap, value in values.items()}
+        return self._decode(self._encode(values), shapes)
+
+    def _encode(self, values: dict[str, Any]) -> dict[str, Tensor]:
         return {
-            tap: self._decode(tap, self._encode(tap, value), first_tensor(value).shape[1:])
+            f'{tap}.{key}': part
             for tap, value in values.items()
+            for key, part in find_tap(tap).encode(value, self.top_k, self.resolution).items()
         }
 
-    def _encode(self, tap: str, value: Any) -> dict[str, Tensor]:
-        try:
-            return find_tap(tap).encode(value, self.top_k, self.resolution)
-        except ValueError as error:
-            raise ValueError(f'teacher.{error}') from None
-
-    def _decode(self, tap: str, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
+    def _decode(
+        self, stored: dict[str, Tensor], shapes: Mapping[str, Sequence[int]]
+    ) -> dict[str, Any]:
+        parts: dict[str, dict[str, Tensor]] = {tap: {} for tap in shapes}
+        for name, part in stored.items():
+            tap, _, key = name.rpartition('.')
+            parts[tap][key] = part
         taps = getattr(self.teacher, 'taps', None)  # an ensemble has none of its own
-        known = taps is not None and tap in taps.weights
-        module = taps.module(self.teacher.model, tap) if known else None
-        return find_tap(tap).decode(stored, shape, module)
+        modules = {tap: taps.module(self.model, tap) for tap in taps.weights} if taps else {}
+        return {
+            tap: find_tap(tap).decode(parts[tap], shape, modules.get(tap))
+            for tap, shape in shapes.items()
+        }
 
     def _places(self, data_samples: list | None) -> tuple[list[int], list[int]]:
         """The views and positions of a batch, which must be of the cache's data."""
@@ -251,19 +229,20 @@ class CachedTeacher(BaseTeacher):
                 'teacher.cache: the data samples do not say which view of which image they are; let '
                 'train_dataloader.dataset be of type SeededViews, around the data set'
             ) from None
-        other = sources - {f'{header["data"]}.{header["pipeline"]}'}
-        if other:
-            data, _, pipeline = other.pop().partition('.')
-            raise foreign(self.folder, differences(header, dict(data=data, pipeline=pipeline)))
+        for source in sources:
+            data, _, pipeline = source.partition('.')
+            compare(self.folder, header, dict(data=data, pipeline=pipeline))
         taps = {tap: header['taps'][tap] for tap in self.layout}
-        if taps != self.layout:
-            raise foreign(self.folder, differences(dict(taps=taps), dict(taps=self.layout)))
+        compare(self.folder, dict(taps=taps), dict(taps=self.layout))
         return views, positions
 
     def _compare(self, inputs: Tensor, views: list[int], positions: list[int]) -> None:
         """Refuses images that the teacher did not see."""
         stored = self._cache.rows(views, positions, ['signature'])['signature']
-        far = other_images(signature(inputs).cpu(), stored)
+        change = (signature(inputs).cpu() - stored).abs().amax(1)
+        far = (
+            (change > TOLERANCE * stored.abs().amax(1).clamp(min=1e-6)).nonzero().flatten().tolist()
+        )
         if far:
             raise CacheError(
                 f'teacher.cache: image {positions[far[0]]} in view {views[far[0]]} is not what the '
@@ -272,3 +251,31 @@ class CachedTeacher(BaseTeacher):
                 f'differ, or batch_augments mix images. Remove {self.folder}, or give teacher.cache '
                 f'another name, and write it: {COMMAND}'
             )
+
+
+def signature(inputs: Tensor) -> Tensor:
+    """Four numbers by which each of some images (N, C, H, W) is known again, up to rounding.
+
+    They are products of the image, average-pooled to 8 × 8, with random vectors of expected length 1.
+    """
+    pooled = F.adaptive_avg_pool2d(inputs.detach().float(), 8).flatten(1)
+    # numpy's older generator makes the same numbers in all its versions
+    vectors = np.random.RandomState(0).standard_normal((pooled.shape[1], 4))
+    vectors = torch.from_numpy(vectors / pooled.shape[1] ** 0.5).to(pooled)
+    # Not a matrix product, which a GPU may compute with 10 bits
+    return (pooled[:, :, None] * vectors).sum(1)
+
+
+def _conversions(teacher: BaseTeacher, student: nn.Module) -> str:
+    """How a teacher's models convert the student's images; '' if it follows from both preprocessors.
+
+    It does where both have a mean, without ``normalize`` and ``resize``. The first caches knew nothing
+    else, and stay valid.
+    """
+    found, given = [], preprocessed(describe(student).model)
+    for member in teacher.modules():
+        if isinstance(member, Teacher):
+            known = given.mean is not None and preprocessed(member.model).mean is not None
+            usual = input_bridge(student, member.model) if known else nn.Identity()
+            found.append('' if repr(usual) == repr(member.bridge) else repr(member.bridge))
+    return repr(found) if any(found) else ''

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from mmengine.dist import all_gather_object, barrier, get_dist_info, is_main_process
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmkdx.arguments import integer
 from mmkdx.datasets.seeded_views import SeededViews
+from mmkdx.datasets.wrappers import class_names
 from mmkdx.distillation.cache.files import (
     FORMAT,
     INDEX,
@@ -21,7 +21,6 @@ from mmkdx.distillation.cache.files import (
     shards,
     write_shard,
 )
-from mmkdx.distillation.cache.identity import fingerprint
 from mmkdx.distillation.cache.teacher import CachedTeacher
 from mmkdx.distillation.distiller import Distiller
 
@@ -29,20 +28,16 @@ from mmkdx.distillation.distiller import Distiller
 class CacheWriter:
     """Writes what the terms of a distiller read from a teacher, for all views of all training images.
 
-    With several processes each writes a part of the files. Files that are there are kept, so a killed
-    run goes on where it was.
+    With several processes each writes a part of the files. Finished files are kept, so a killed run goes
+    on where it was.
+
+    Of all ``files`` of the cache the ``missing`` ones are written, and by this process its ``own``.
 
     Args:
         distiller (Distiller): The model, with its weights, on its device.
         teacher (CachedTeacher): One of its teachers.
         loader (DataLoader): The training data; all but its order is used.
         shard_size (int): Images in a file. Defaults to 4096.
-
-    Attributes:
-        files (list[Shard]): All files of the cache.
-        missing (list[Shard]): Those that have to be written. When there are none, and the folder says
-            so, the cache is whole.
-        own (list[Shard]): Those of them that this process writes.
 
     Raises:
         ValueError: If ``shard_size`` is below 1, or the data set has no views.
@@ -67,11 +62,12 @@ class CacheWriter:
         distiller.eval()
         first = distiller.data_preprocessor(loader.collate_fn([dataset[0]]), True)
         distiller.probe(first['inputs'].shape[2:])
+        teacher.match_classes(class_names(dataset))
         teacher.teacher.load()
         data, _, pipeline = dataset.source.partition('.')
         self.header = dict(
             format=FORMAT,
-            teacher=fingerprint(teacher.teacher),
+            teacher=teacher.fingerprint(),
             data=data,
             pipeline=pipeline,
             samples=len(dataset),
@@ -87,9 +83,8 @@ class CacheWriter:
             prepare(self.folder, self.header)
         self.files = shards(self.header)
         # Each looks at a part of the files, and none writes before all have looked
-        there = {
-            each for each in self.files[rank::world] if is_whole(self.folder, self.header, each)
-        }
+        own = self.files[rank::world]
+        there = [each for each in own if is_whole(self.folder, self.header, each)]
         there = set().union(*all_gather_object(there))
         self.missing = [each for each in self.files if each not in there]
         self.own = self.missing[rank::world]
@@ -101,46 +96,33 @@ class CacheWriter:
 
     @torch.no_grad()
     def write(self, progress: Callable[[int], None] = lambda count: None) -> None:
-        """Writes the missing files.
-
-        Args:
-            progress (Callable[[int], None]): Called after each batch with the number of its images.
-                Defaults to nothing.
-
-        Raises:
-            ValueError: If an output cannot be stored.
-            CacheError: If files are missing in the end.
-        """
+        """Writes the missing files, and tells ``progress`` the number of images of each batch."""
         if is_main_process():
             (self.folder / INDEX).unlink(missing_ok=True)
-        batches = list(self._batches())
-        images = DataLoader(
+        plan = [(shard, self._batches(shard)) for shard in self.own]
+        loader = DataLoader(
             self.loader.dataset,
-            batch_sampler=[indices for _, indices, _ in batches],
+            batch_sampler=[indices for _, batches in plan for indices in batches],
             num_workers=self.loader.num_workers,
             collate_fn=self.loader.collate_fn,
             pin_memory=next(self.distiller.parameters()).is_cuda,
         )
-        rows: list[dict[str, Tensor]] = []
-        for (shard, indices, last), batch in zip(batches, images):
-            inputs = self.distiller.data_preprocessor(batch, True)['inputs']
-            rows.append(self.teacher.outputs(inputs))
-            if last:
-                tensors = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-                write_shard(self.folder, self.header, shard, tensors)
-                rows = []
-            progress(len(indices))
+        images = iter(loader)
+        for shard, batches in plan:
+            rows = []
+            for indices in batches:
+                inputs = self.distiller.data_preprocessor(next(images), True)['inputs']
+                rows.append(self.teacher.outputs(inputs))
+                progress(len(indices))
+            tensors = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
+            write_shard(self.folder, self.header, shard, tensors)
         barrier()
         if is_main_process():
             finish(self.folder, self.header)
         barrier()
 
-    def _batches(self) -> Iterator[tuple[Shard, list[int], bool]]:
-        """The indices of each batch, its file, and whether it is the file's last."""
-        # They do not depend on which files are missing, and so neither do the rounding errors
-        size = self.loader.batch_size
-        for shard in self.own:
-            first = shard.view * len(self.loader.dataset)
-            for start in range(shard.start, shard.stop, size):
-                stop = min(start + size, shard.stop)
-                yield shard, list(range(first + start, first + stop)), stop == shard.stop
+    def _batches(self, shard: Shard) -> list[range]:
+        """The indices of each batch of a file, the same whichever files are missing."""
+        first, size = shard.view * len(self.loader.dataset), self.loader.batch_size
+        indices = range(first + shard.start, first + shard.stop)
+        return [indices[i : i + size] for i in range(0, len(indices), size)]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mmkdx.distillation.cache import CacheError, CacheReader, reader
+from mmkdx.distillation.cache import CacheError, CacheReader
+from mmkdx.distillation.cache import files as cache_files
 from mmkdx.distillation.cache.files import (
     finish,
     is_whole,
@@ -102,9 +103,9 @@ def test_the_format_does_not_change(cache):
 
 def test_a_shard_is_verified_once_when_it_is_read_first(cache, monkeypatch):
     found, checked = CacheReader(cache), []
-    checksum = reader.checksum
+    checksum = cache_files.checksum
     monkeypatch.setattr(
-        reader, 'checksum', lambda *args: checked.append(args[1].name) or checksum(*args)
+        cache_files, 'checksum', lambda *args: checked.append(args[1].name) or checksum(*args)
     )
     for _ in range(2):
         found.rows([1, 1], [4, 7], ['signature'])
@@ -194,7 +195,7 @@ def test_what_is_not_in_the_cache(cache, views, positions):
 @pytest.mark.parametrize(
     'change, words',
     [
-        (dict(teacher='x'), "the teacher's weights or precision"),
+        (dict(teacher='x'), "the teacher's weights, precision, normalize or resize"),
         (dict(data='x'), 'the training images'),
         (dict(pipeline='x'), 'the pipeline of the training images or the seed of SeededViews'),
         (dict(views=3), r'views \(2, not 3\)'),

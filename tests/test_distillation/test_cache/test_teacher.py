@@ -1,6 +1,7 @@
 """CachedTeacher: what is stored, that it trains as the teacher itself does, and what is refused."""
 
 import copy
+import hashlib
 import math
 
 import numpy as np
@@ -12,10 +13,10 @@ from tiny import build, classifier, distiller, total
 from torch.utils.data import DataLoader
 
 from mmkdx.datasets import Digits, SeededViews, ViewSampler
-from mmkdx.distillation.cache import CachedTeacher, CacheError, CacheWriter, identity
+from mmkdx.distillation.cache import CachedTeacher, CacheError, CacheWriter
 from mmkdx.distillation.cache import teacher as cached_teacher
 from mmkdx.distillation.cache import writer as cache_writer
-from mmkdx.distillation.cache.identity import fingerprint, signature
+from mmkdx.distillation.cache.teacher import TOLERANCE, signature
 from mmkdx.distillation.teachers import Teacher, build_teacher
 
 PREPROCESSOR = dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3)
@@ -137,9 +138,9 @@ def test_signatures_tell_images_apart_and_not_rounding():
     def change(other):
         return ((signature(other) - found).abs().amax(1) / scale).min().item()
 
-    assert change(images.half().float()) < identity.TOLERANCE / 4
+    assert change(images.half().float()) < TOLERANCE / 4
     for other in (images.roll(1, 3), images.flip(3), 1.01 * images, images.roll(1, 0)):
-        assert change(other) > 2 * identity.TOLERANCE
+        assert change(other) > 2 * TOLERANCE
 
 
 def test_a_fingerprint_is_of_weights_normalisation_and_precision(checkpoint):
@@ -151,8 +152,9 @@ def test_a_fingerprint_is_of_weights_normalisation_and_precision(checkpoint):
         teacher.load()
         if change:
             change(teacher.model)
-        return fingerprint(teacher)
+        return CachedTeacher(teacher, 'none').fingerprint()
 
+    ensemble = dict(type='TeacherEnsemble', teachers=[plain(checkpoint)] * 2)
     found = [
         of(),
         of(lambda m: m.head.fc.bias.data[3].add_(1e-6)),
@@ -160,9 +162,90 @@ def test_a_fingerprint_is_of_weights_normalisation_and_precision(checkpoint):
         of(lambda m: m.half()),
         of(dtype='float32'),
         of(normalisation=dict(mean=[1.0] * 3, std=[1.0] * 3)),
-        fingerprint(build_teacher(dict(type='TeacherEnsemble', teachers=[plain(checkpoint)] * 2))),
+        CachedTeacher(ensemble, 'none').fingerprint(),
     ]
     assert len(set(found)) == len(found) and of() == found[0]
+
+
+def first_fingerprint(teacher):
+    """The hash by which the first caches knew a teacher of one model."""
+    found = hashlib.sha256(f'{type(teacher.model).__name__} {teacher.dtype}'.encode())
+    for name, tensor in [*teacher.model.named_parameters(), *teacher.model.named_buffers()]:
+        found.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+        found.update(tensor.detach().numpy().tobytes())
+    return found.hexdigest()
+
+
+def test_a_fingerprint_is_of_the_conversion_of_images(checkpoint, tmp_path):
+    mean, std = dict(mean=[10.0] * 3, std=[20.0] * 3), dict(mean=[78.0] * 3, std=[42.0] * 3)
+    own = dict(mean=[78.0] * 3, std=[84.0] * 3)
+
+    def of(teacher=None, student=own, **kwargs):
+        config = plain(checkpoint, **kwargs)
+        config['model'] = dict(config['model'], data_preprocessor=teacher)
+        cached = model(config, tmp_path, preprocessor=dict(student, num_classes=10)).teachers[0]
+        cached.teacher.load()
+        torch.manual_seed(0)
+        return cached, cached.fingerprint(), cached.outputs(100 * torch.rand(2, 3, 32, 32))
+
+    # As it was before there were normalize and resize, whatever the preprocessors with a mean are
+    for teacher, student in ((None, {}), (own, own), (std, own), (mean, std), (own, std)):
+        cached, found, _ = of(teacher, student)
+        assert found == first_fingerprint(cached.teacher)
+    # The student's images are (x - 78) / 84, the teacher takes (x - 78) / 42
+    _, usual, outputs = of(std)
+    changes = [
+        dict(teacher=std, normalize='same'),
+        dict(teacher=std, normalize=mean),
+        dict(teacher=std, resize=24),
+        dict(teacher=std, resize=48),
+        dict(teacher=std, normalize=mean, resize=24),
+        dict(teacher=std, student={}),  # its images count as values of 0..255
+    ]
+    found = {usual}
+    for change in changes:
+        _, text, other = of(**change)
+        found.add(text)
+        assert not torch.equal(other['logits.values'], outputs['logits.values'])
+    assert len(found) == 1 + len(changes)
+    _, doubled, again = of(own, normalize=std)
+    torch.testing.assert_close(again['logits.values'], outputs['logits.values'])
+
+
+def test_the_cache_of_a_teacher_that_takes_images_otherwise(checkpoint, folder):
+    words = "the teacher's weights, precision, normalize or resize"
+    with pytest.raises(CacheError, match=f'something else; what differs: {words}. Remove'):
+        model(plain(checkpoint, resize=24), folder, dict(kd=TERMS['kd'])).init_weights()
+
+
+def test_classes_are_in_the_order_of_the_data(checkpoint, tmp_path):
+    """A teacher that knows the digits in the order 3, 4, .., 9, 0, 1, 2 has digit i at (i + 7) % 10."""
+    names = [str((i + 3) % 10) for i in range(10)]
+    cached = write(model(plain(checkpoint, classes=names), tmp_path), data(views=1))
+    live = model(plain(checkpoint))
+    live.init_weights()
+    cached.teachers[0].match_classes([str(i) for i in range(10)])
+    cached.init_weights()
+    batch = next(batches(live, data(views=1)))
+    found, expected = (each.teachers[0](**batch) for each in (cached, live))
+    order = [(i + 7) % 10 for i in range(10)]
+    for read, teacher in (
+        (found['logits'], expected['logits']),
+        (found['cam'].full(), expected['cam'].full()),
+    ):
+        torch.testing.assert_close(read, teacher[:, order], rtol=1e-3, atol=5e-3)
+    with pytest.raises(CacheError, match="what differs: the teacher's weights"):
+        model(plain(checkpoint), tmp_path).init_weights()
+
+
+def test_another_order_of_classes_is_not_written(checkpoint, tmp_path):
+    file = torch.load(checkpoint, weights_only=True)
+    meta = dict(dataset_meta=dict(classes=[str(9 - i) for i in range(10)]))
+    torch.save(dict(meta=meta, state_dict=file), tmp_path / 'teacher.pth')
+    with pytest.raises(
+        ValueError, match="'0' is class 0 of the data set and class 9 of the teacher"
+    ):
+        write(model(plain(str(tmp_path / 'teacher.pth')), tmp_path / 'cache'), data())
 
 
 # Training
@@ -310,7 +393,7 @@ def test_no_cache_and_half_a_cache(checkpoint, folder, tmp_path):
 @pytest.mark.parametrize(
     'changes, words',
     [
-        (dict(dtype='bfloat16'), "the teacher's weights or precision"),
+        (dict(dtype='bfloat16'), "the teacher's weights, precision, normalize or resize"),
         (dict(resolution=2), r'resolution \(None, not 2\)'),
         (dict(top_k=2), r'top_k \(None, not 2\)'),
     ],
