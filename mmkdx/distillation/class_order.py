@@ -29,9 +29,8 @@ class ClassNames:
     """What the names of a teacher's classes are compared with, and whether they are matched.
 
     Args:
-        classes (str | Sequence[str], optional): 'match' puts the teacher's classes in the order of the
-            data set's by name; a list does so by these names of the teacher's. Defaults to None:
-            another order is an error.
+        classes (str | Sequence[str], optional): 'match', or the teacher's names; see ``Teacher``.
+            Defaults to None.
 
     Raises:
         ValueError: If it is another value.
@@ -44,14 +43,12 @@ class ClassNames:
         #: The teacher's names, where they are given.
         self.given = tuple(map(str, classes)) if listed else None
         self.by_name = classes is not None
-        #: Whether the classes are still to be matched.
-        self.pending = self.by_name
         #: The names of the data set's classes, where they are given; else those of the run count.
         self.wanted: Sequence[str] | None = None
-        #: The names of the student's classes, where the student has some.
+        #: The names of the student's classes, which count where no others are known.
         self.student: Sequence[str] | None = None
         self._compared: Sequence[str] | None = None
-        self._earlier = _newest_dataset_meta()  # of a run before the teacher was built
+        self._earlier = _dataset_meta()  # of a run before the teacher was built
 
     def settle(
         self, model: nn.Module, known: Sequence[str] | None, taps: TapSet | None
@@ -67,24 +64,26 @@ class ClassNames:
             Sequence[str], optional: The names of its classes afterwards.
 
         Raises:
-            ValueError: See ``class_order``; and if names are to be matched and the data set's are
-                unknown.
+            ValueError: See ``class_order``; or if the data set's names are unknown and to be matched.
         """
         owner = taps.owner if taps else 'teacher'
-        meta = _newest_dataset_meta()
+        meta = _dataset_meta()
         names = meta.get('classes') if meta and meta is not self._earlier else None
         names = self.wanted or names or self.student
-        if not names:
-            if self.pending:
-                raise ValueError(
-                    f"{owner}.classes: the data set's names are unknown, so its classes cannot be "
-                    'matched; call match_classes(names) of the teacher'
-                )
+        if not names and self.by_name and not self._compared:
+            raise ValueError(
+                f"{owner}.classes: the data set's names are unknown, so its classes cannot be matched; "
+                'call match_classes(names) of the teacher'
+            )
+        if not names or names == self._compared:
             return known
-        if names == self._compared or not (self.by_name or _reads_classes(model, taps)):
-            return known
+        # An evaluation reads no tap, and needs the order all the same
+        if not self.by_name and taps and taps.names and not taps.explained:
+            by_class = {'logits', 'cam', 'prototypes', describe(model).logits_path}
+            if by_class.isdisjoint(taps.names):
+                return known
         order = class_order(names, known, self.by_name, owner)
-        self.pending, self._compared = False, names
+        self._compared = names
         if order is None:
             return known
         reorder(model, order)
@@ -94,17 +93,13 @@ class ClassNames:
 def class_order(
     names: Sequence[str], known: Sequence[str] | None, by_name: bool, owner: str = 'teacher'
 ) -> list[int] | None:
-    """Where the classes of a data set are among the teacher's.
+    """The teacher's index of each class of a data set; None where the order is the teacher's.
 
     Args:
         names (Sequence[str]): The names of the data set's classes.
         known (Sequence[str], optional): Those of the teacher's classes, if they are known.
         by_name (bool): Whether another order is asked for.
         owner (str): How messages call the teacher. Defaults to 'teacher'.
-
-    Returns:
-        list[int], optional: For each class of the data set the teacher's index; None where the order
-        is that of the teacher.
 
     Raises:
         ValueError: If the teacher has the same names in another order and ``by_name`` is False, or
@@ -150,8 +145,8 @@ def class_order(
 def reorder(model: nn.Module, order: Sequence[int]) -> None:
     """Puts the classes of a model in another order, in place.
 
-    The rows of the last linear layer change their places where its output is the logits as they are,
-    so that class maps in closed form stay possible. Else the logits do, at each forward.
+    Where the logits are a linear layer's output, its rows change places, so that class maps in closed
+    form stay possible. Else the logits do, at each forward.
 
     Args:
         model (nn.Module): The model.
@@ -166,16 +161,21 @@ def reorder(model: nn.Module, order: Sequence[int]) -> None:
             "teacher.classes: a teacher's prototypes belong to its classes, which cannot be put in "
             "another order; train it with the data set's order"
         )
-    linear = _last_linear(facts.model)
-    if linear is None:
-        module = facts.model.get_submodule(facts.logits_path)
-        device = next(facts.model.parameters()).device
-        module.register_buffer('class_order', torch.tensor(order, device=device), persistent=False)
-        module.register_forward_hook(_in_order)
+    try:
+        flow = find_flow(facts.model)
+        linear = facts.model.get_submodule(flow.classifier)
+        whole = flow.reading(Tap(flow.classifier)).state == State.of(flow.logits)
+    except Exception:  # it takes images of another size, or has no such layer
+        whole = False
+    if whole and type(linear).forward is nn.Linear.forward:
+        with torch.no_grad():
+            for parameter in linear.parameters():
+                parameter.copy_(parameter[list(order)])
         return
-    with torch.no_grad():
-        for parameter in linear.parameters():
-            parameter.copy_(parameter[list(order)])
+    module = facts.model.get_submodule(facts.logits_path)
+    device = next(facts.model.parameters()).device
+    module.register_buffer('class_order', torch.tensor(order, device=device), persistent=False)
+    module.register_forward_hook(_in_order)
 
 
 def _in_order(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -187,34 +187,11 @@ def _in_order(module: nn.Module, args: tuple, output: Any) -> Any:
     return output
 
 
-def _last_linear(model: nn.Module) -> nn.Linear | None:
-    """The linear layer whose output is the logits, with nothing in between."""
-    try:
-        flow = find_flow(model)
-        linear = model.get_submodule(flow.classifier)
-        whole = flow.reading(Tap(flow.classifier)).state == State.of(flow.logits)
-    except Exception:  # it takes images of another size, or has no such layer
-        return None
-    return linear if whole and type(linear).forward is nn.Linear.forward else None
-
-
-def _newest_dataset_meta() -> dict | None:
-    """What the newest loop of mmengine's Runners said of its data set: one object for each loop.
-
-    A run names its classes here, before weights are initialised. A model is never given its Runner,
-    and a hook would have to stand in each config.
-    """
-    if not Visualizer._instance_dict:  # a request without an instance would keep a lock
-        return None
-    return Visualizer.get_current_instance().dataset_meta
-
-
-def _reads_classes(model: nn.Module, taps: TapSet | None) -> bool:
-    """Whether something is read that depends on the order of the classes, as an evaluation does."""
-    if taps is None or not taps.names:
-        return True
-    read = {'logits', 'cam', 'prototypes', describe(model).logits_path}
-    return bool(taps.explained or read & set(taps.names))
+def _dataset_meta() -> dict | None:
+    # A run names its classes to mmengine's Visualizer before weights are initialised: one dict for each
+    # loop. A model is never given its Runner, and a hook would have to stand in each config. Asked
+    # without an instance, mmengine would keep a lock.
+    return Visualizer.get_current_instance().dataset_meta if Visualizer._instance_dict else None
 
 
 def _examples(names: Sequence[str], other: Sequence[str]) -> str:

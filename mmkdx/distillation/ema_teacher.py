@@ -23,11 +23,8 @@ class EMATeacher(BaseTeacher):
     under ``distill.``. Its buffers are the student's.
 
     Args:
-        momentum (float): The share of the student in each update, as in mmengine's
-            ``ExponentialMovingAverage``: 0.001 stands for a decay of 0.999. Defaults to 0.001.
-
-    Raises:
-        ValueError: If ``momentum`` is not above 0 and below 1.
+        momentum (float): The share of the student in each update, above 0 and below 1: 0.001 stands
+            for a decay of 0.999. Defaults to 0.001.
     """
 
     trained_along = True
@@ -42,7 +39,7 @@ class EMATeacher(BaseTeacher):
         return self.average.module
 
     def prepare(self, student: nn.Module) -> None:
-        """Begins as a copy of the student; see ``BaseTeacher``."""
+        """Begins as a copy of the student."""
         self.average = ExponentialMovingAverage(student, momentum=self.momentum)
         self.train()
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.functional import ClassMaps
-from mmkdx.models.families import describe
 from mmkdx.registry import MODELS
 
 
@@ -37,8 +36,7 @@ class TeacherEnsemble(BaseTeacher):
         self.members = nn.ModuleList(build_teacher(member) for member in teachers)
         if any(member.trained_along for member in self.members):
             raise ValueError('teacher.teachers: an EMATeacher cannot be a member of an ensemble')
-        models = [member.model for member in self.members if hasattr(member, 'model')]
-        if len({describe(model).activation for model in models}) > 1:
+        if len(self.activations()) > 1:
             raise ValueError(
                 'teacher.teachers: some members have softmax and some sigmoid heads, whose logits have '
                 'no mean; use members of one kind'
@@ -51,11 +49,7 @@ class TeacherEnsemble(BaseTeacher):
         owner: str = 'teacher',
         explained: Collection[str] = (),
     ) -> None:
-        """Binds each member; see ``BaseTeacher``.
-
-        Raises:
-            ValueError: If gradients are to be taken, which the mean of several models does not have.
-        """
+        """Binds each member; ``explained`` taps are an error, as a mean has no gradient by a mean."""
         if explained:
             raise ValueError(
                 f'{owner} is an ensemble, whose mean logits have no gradient by the mean of '
@@ -97,10 +91,10 @@ class TeacherEnsemble(BaseTeacher):
 
 def _mean(values: list[dict[str, Any]]) -> dict[str, Any]:
     """The mean of tensors or class maps over the members of an ensemble."""
-    return {tap: _mean_of([value[tap] for value in values]) for tap in values[0]}
-
-
-def _mean_of(values: list[Any]) -> Any:
-    maps = isinstance(values[0], ClassMaps)
-    average = torch.stack([value.full() if maps else value for value in values]).mean(0)
-    return ClassMaps(average) if maps else average
+    means = {}
+    for tap, first in values[0].items():
+        maps = isinstance(first, ClassMaps)
+        every = [value[tap].full() if maps else value[tap] for value in values]
+        mean = torch.stack(every).mean(0)
+        means[tap] = ClassMaps(mean) if maps else mean
+    return means

@@ -52,6 +52,11 @@ class BaseTeacher(nn.Module):
     def prepare(self, student: nn.Module) -> None:
         """Does what depends on whose teacher it is; at the end of ``bind``."""
 
+    def activations(self) -> set[str]:
+        """What turns the logits of its models into probabilities: 'softmax', 'sigmoid' or both."""
+        parts = [each for each in self.modules() if isinstance(each, BaseTeacher)]
+        return {describe(each.model).activation for each in parts if hasattr(each, 'model')}
+
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
         """Finds the taps in the teacher; see ``TapSet.resolve``."""
         return self.taps.resolve(self.model, self.convert(inputs))
