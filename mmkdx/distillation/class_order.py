@@ -26,26 +26,17 @@ def classes_in(checkpoint: dict) -> tuple[str, ...] | None:
 
 
 class ClassNames:
-    """What the names of a teacher's classes are compared with, and whether they are matched.
+    """What the names of a teacher's classes are compared with; ``classes`` is as for ``Teacher``."""
 
-    Args:
-        classes (str | Sequence[str], optional): 'match', or the teacher's names; see ``Teacher``.
-            Defaults to None.
-
-    Raises:
-        ValueError: If it is another value.
-    """
-
-    def __init__(self, classes: str | Sequence[str] | None = None) -> None:
+    def __init__(self, classes: str | Sequence[str] | None) -> None:
         listed = isinstance(classes, (list, tuple))
         if not listed:
             one_of('teacher.classes', classes, (None, 'match'))
         #: The teacher's names, where they are given.
         self.given = tuple(map(str, classes)) if listed else None
         self.by_name = classes is not None
-        #: The names of the data set's classes, where they are given; else those of the run count.
+        #: The data set's names: those that are given, else those of the run, else the student's.
         self.wanted: Sequence[str] | None = None
-        #: The names of the student's classes, which count where no others are known.
         self.student: Sequence[str] | None = None
         self._compared: Sequence[str] | None = None
         self._earlier = _dataset_meta()  # of a run before the teacher was built
@@ -53,15 +44,9 @@ class ClassNames:
     def settle(
         self, model: nn.Module, known: Sequence[str] | None, taps: TapSet | None
     ) -> Sequence[str] | None:
-        """Compares the names, and puts the model's classes in the data set's order if asked.
+        """Compares a model's class names, reorders its classes if asked, and returns their names.
 
-        Args:
-            model (nn.Module): The teacher's model, with its weights.
-            known (Sequence[str], optional): The names of its classes.
-            taps (TapSet, optional): What is read from it; with features alone nothing is compared.
-
-        Returns:
-            Sequence[str], optional: The names of its classes afterwards.
+        If only features are read from the model (``taps``), the order of its classes does not matter.
 
         Raises:
             ValueError: See ``class_order``; or if the data set's names are unknown and to be matched.
@@ -97,13 +82,12 @@ def class_order(
 
     Args:
         names (Sequence[str]): The names of the data set's classes.
-        known (Sequence[str], optional): Those of the teacher's classes, if they are known.
-        by_name (bool): Whether another order is asked for.
+        known (Sequence[str], optional): The names of the teacher's classes.
+        by_name (bool): Whether classes are matched by name. If not, another order is an error.
         owner (str): How messages call the teacher. Defaults to 'teacher'.
 
     Raises:
-        ValueError: If the teacher has the same names in another order and ``by_name`` is False, or
-            with ``by_name`` the names do not correspond.
+        ValueError: If the order is another, or the names cannot be matched.
     """
     if known is None:
         if by_name:
@@ -146,11 +130,7 @@ def reorder(model: nn.Module, order: Sequence[int]) -> None:
     """Puts the classes of a model in another order, in place.
 
     Where the logits are a linear layer's output, its rows change places, so that class maps in closed
-    form stay possible. Else the logits do, at each forward.
-
-    Args:
-        model (nn.Module): The model.
-        order (Sequence[int]): For each new class its old index.
+    form stay possible. Else the logits do, at each forward. ``order`` has each new class's old index.
 
     Raises:
         ValueError: If the model has prototypes.

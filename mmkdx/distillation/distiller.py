@@ -47,7 +47,7 @@ class Distiller(BaseModel):
             and labels are not used. Defaults to 1.
         input_size (int | Sequence[int], optional): Height and width of the images, for finding the
             shapes at the taps. Defaults to None: that of the student's backbone if it has one, else
-            224; where a batch is of another size, the terms are checked again.
+            224. The terms are checked again for a batch of another size.
         data_preprocessor (dict, optional): The preprocessor of a student whose config has none.
         channels_last (bool): Whether the student, the teachers and the images use channels-last memory,
             which convolutions on a GPU with tensor cores prefer. Defaults to False.
@@ -99,9 +99,9 @@ class Distiller(BaseModel):
         self._watch = FiniteWatch()
         #: The image sizes for which the terms are checked.
         self._probed: set[tuple[int, ...]] = set()
-        backbone = getattr(built, 'backbone', None)
-        sides = getattr(backbone, 'img_size', None) or 224 if input_size is None else input_size
-        sides = size('input_size', sides)
+        if input_size is None:
+            input_size = getattr(getattr(built, 'backbone', None), 'img_size', None) or 224
+        sides = size('input_size', input_size)
         flag('channels_last', channels_last)
         self._format = torch.channels_last if channels_last else torch.preserve_format
         self._bind(sides)
@@ -126,16 +126,12 @@ class Distiller(BaseModel):
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
     ) -> Any:
-        """The student's forward; in ``loss`` mode with the terms.
+        """The student's forward; see ``loss`` for the mode with the terms.
 
         Args:
             inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
             data_samples (list, optional): The labels, as mmpretrain's ``DataSample``.
             mode (str): 'tensor', 'predict' or 'loss'. Defaults to 'tensor'.
-
-        Returns:
-            Any: The student's result; in ``loss`` mode a dict with the student's own losses under
-            ``student.<key>`` and each term under ``loss_<term>``.
         """
         inputs = inputs.to(memory_format=self._format)
         if mode != 'loss':
@@ -143,7 +139,7 @@ class Distiller(BaseModel):
         return self.loss(inputs, data_samples)
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
-        """The student's own losses and the terms; see ``forward``."""
+        """The student's own losses, under ``student.<key>``, and each term under ``loss_<term>``."""
         if tuple(inputs.shape[2:]) not in self._probed:
             self.probe(inputs.shape[2:])
         labels, index = labels_of(data_samples), index_of(data_samples)
@@ -187,10 +183,7 @@ class Distiller(BaseModel):
         return {**losses, **terms, **logs}
 
     def probe(self, size: Sequence[int]) -> dict[str, tuple[Any, Any]]:
-        """Finds, without computing, what each term compares for images of a size, and checks it.
-
-        Args:
-            size (Sequence[int]): Height and width of the images.
+        """Finds, without computing, what each term compares for images (height, width), and checks it.
 
         Returns:
             dict[str, tuple]: For each term the student's and the teacher's fake values of two images.
@@ -217,7 +210,7 @@ class Distiller(BaseModel):
 
     @staticmethod
     def _values(term: Term, student: dict, truth: dict[int, dict]) -> tuple[Value, Value]:
-        """What a term compares: what is at its place in the student, and in its teacher."""
+        """The values at a term's place in the student and in its teacher."""
         theirs = value_at(truth.get(term.teacher), term.teacher_tap)
         return value_at(student, term.student_tap), theirs
 
@@ -284,10 +277,5 @@ class Distiller(BaseModel):
 def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:
     """The taps at places, each with its config key, and those by which gradients are taken."""
     taps = {tap: f'{term.key}.at' for term, place in places for tap in names_of(place)}
-    explained = {
-        tap
-        for term, place in places
-        for tap in names_of(place)
-        if term.explains and find_tap(tap).starts_graph
-    }
-    return taps, explained
+    explains = {tap for term, place in places if term.explains for tap in names_of(place)}
+    return taps, {tap for tap in explains if find_tap(tap).starts_graph}

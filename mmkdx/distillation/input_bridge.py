@@ -21,15 +21,15 @@ _ADVICE = "set teacher=dict(normalize=dict(mean=..., std=..., to_rgb=...)), or n
 
 
 class InputBridge(nn.Module):
-    """Converts images to another form: channels flipped, then ``x · scale + shift``, then resized.
+    """Flips the channels of images, computes ``x · scale + shift`` for each channel, and resizes.
 
     Args:
         scale (Sequence[float]): The factor of each channel. Defaults to (1,).
         shift (Sequence[float]): What is added to each channel. Defaults to (0,).
         flip (bool): Whether RGB becomes BGR, or BGR becomes RGB. Defaults to False.
         size (tuple[int, int], optional): Height and width of the result. Defaults to None (as it is).
-        raw (str): Who needs the images to hold values of 0..255, which is checked until a batch shows
-            it. Defaults to '' (no check).
+        raw (str): Who needs values of 0..255, which are checked until a batch shows them. Defaults to
+            '' (no check).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class InputBridge(nn.Module):
         self.raw = self.raw if high == 0 else ''  # a black batch shows nothing
 
     def extra_repr(self) -> str:
-        """What it does, by which caches of a teacher's outputs tell that it is another."""
+        """What it does."""
         scale, shift = (each.flatten().tolist() for each in (self.scale, self.shift))
         return f'scale={scale}, shift={shift}, flip={self.flip}, size={self.size}'
 
@@ -91,9 +91,8 @@ def input_bridge(
     Args:
         student (nn.Module): The student.
         teacher (nn.Module): The teacher's model.
-        normalize (dict | str, optional): See ``Teacher``. Defaults to None.
-        size (tuple[int, int], optional): Height and width that the teacher takes. Defaults to None
-            (those of the student's images).
+        normalize (dict | str, optional): As for ``Teacher``. Defaults to None.
+        size (tuple[int, int], optional): Height and width of the result. Defaults to None (as it is).
         owner (str): How messages call the teacher. Defaults to 'teacher'.
 
     Raises:
@@ -141,11 +140,7 @@ def input_bridge(
 
 
 def checked_normalization(key: str, value: dict | str | None) -> dict | str | None:
-    """Checks the argument ``normalize`` of a teacher.
-
-    Raises:
-        ValueError: If it is no 'same', and no dict with mean, std and perhaps to_rgb.
-    """
+    """Checks ``normalize``: None, 'same', or a dict with mean, std and perhaps to_rgb."""
     if not isinstance(value, dict):
         return one_of(key, value, (None, 'same'))
     if not {'mean', 'std'} <= set(value) <= {'mean', 'std', 'to_rgb'}:

@@ -48,16 +48,8 @@ def multi_hot(labels: Labels, classes: int) -> Tensor:
 def check_labels(labels: Labels | None, terms: Iterable[Term], activation: str) -> None:
     """Refuses images of several labels, or none, where one label an image is meant.
 
-    mmpretrain's softmax heads would join the labels, and so give them to other images.
-
-    Args:
-        labels (Tensor | list[Tensor], optional): The labels.
-        terms (Iterable[Term]): The terms.
-        activation (str): What turns the student's logits into probabilities; 'sigmoid' also where its
-            own losses do not count.
-
-    Raises:
-        ValueError: If an image has not exactly one label and a loss, or the student, takes one.
+    mmpretrain's softmax heads would join the labels, and so give them to other images. The student's
+    ``activation`` is 'sigmoid' also where its own losses do not count.
     """
     if not isinstance(labels, list):
         return
@@ -72,16 +64,9 @@ def check_labels(labels: Labels | None, terms: Iterable[Term], activation: str) 
 
 
 def target_for(term: Term, labels: Labels | None, student: Value = None) -> Tensor:
-    """The labels as a term's loss takes them.
+    """The labels as a term's loss takes them: classes (N, ), or numbers for each class (N, K).
 
-    Args:
-        term (Term): The term.
-        labels (Tensor | list[Tensor], optional): The labels.
-        student (Tensor | ClassMaps, optional): What the loss compares, which has as many classes as a
-            loss of sigmoids takes. Defaults to None.
-
-    Returns:
-        Tensor: Classes of shape (N, ), or numbers for each class of shape (N, K).
+    The student's value tells a loss of sigmoids how many classes there are.
 
     Raises:
         ValueError: If the loss cannot take such labels, or there are none.

@@ -34,7 +34,7 @@ def build_part(config: dict) -> Any:
 
 
 def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | None = None) -> dict:
-    """The model dict that a spec stands for.
+    """The model dict that a spec stands for, as a copy with its data preprocessor where one is known.
 
     The config of a distillation run stands for its student, so a distilled model can teach in turn.
 
@@ -43,9 +43,6 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
             of an installed package, or a model name of mmpretrain's zoo.
         key (str): The config key that error messages name.
         data_preprocessor (dict, optional): The preprocessor of a model whose config has none.
-
-    Returns:
-        dict: A copy, with the data preprocessor where one is known.
 
     Raises:
         ValueError: If the spec is of no known form, or names nothing.
@@ -71,11 +68,7 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
 
 
 def read_config(name: str, key: str) -> Config:
-    """Reads a config from a path, from ``pkg::path`` or from the entry of mmpretrain's zoo.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Reads a config from a path, from ``pkg::path`` or from the entry of mmpretrain's zoo."""
     if name.startswith('mmkdx::'):  # found in a checkout that is not installed, too
         name = str(shipped_folder('configs') / name.removeprefix('mmkdx::'))
     if '::' in name:
@@ -100,11 +93,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def zoo_entry(name: str, key: str) -> Any:
-    """The entry of mmpretrain's model zoo for a model name or ``mmpretrain::path``.
-
-    Raises:
-        ValueError: If the zoo has no such model.
-    """
+    """The entry of mmpretrain's model zoo for a model name or ``mmpretrain::path``."""
     from mmpretrain.apis.model import ModelHub
 
     try:
@@ -117,36 +106,22 @@ def zoo_entry(name: str, key: str) -> Any:
 
 
 def zoo_weights(model: ModelSpec, checkpoint: str | None) -> str:
-    """Where mmpretrain's zoo has the weights of a teacher.
-
-    Raises:
-        ValueError: If it has none, or a checkpoint is given as well.
-    """
+    """Where mmpretrain's zoo has the weights of a teacher without a checkpoint."""
     if checkpoint:
         raise ValueError(
             'teacher.pretrained and teacher.checkpoint are two sources of weights; remove one'
         )
-    if not isinstance(model, str):
-        raise ValueError(
-            "teacher.pretrained=True needs a model name of mmpretrain's zoo as teacher.model; else "
-            'set teacher.checkpoint'
-        )
-    weights = zoo_entry(model, 'teacher.model').weights
+    weights = zoo_entry(model, 'teacher.model').weights if isinstance(model, str) else None
     if not weights:
         raise ValueError(
-            f"teacher.pretrained: mmpretrain's zoo has no weights for {model!r}; set "
-            'teacher.checkpoint'
+            "teacher.pretrained=True needs a model name of mmpretrain's zoo, which has weights, as "
+            'teacher.model; else set teacher.checkpoint'
         )
     return weights
 
 
 def load_file(model: nn.Module, name: str | None, strict: bool = True) -> dict:
-    """Loads a teacher's checkpoint, a file or URL, into its model and returns it.
-
-    Raises:
-        ValueError: If there is no name, or the weights do not fit.
-        FileNotFoundError: If the file does not exist.
-    """
+    """Loads a teacher's checkpoint, a file or URL, into its model and returns it."""
     if name is None:
         raise ValueError(
             'the teacher has no weights: set teacher.checkpoint to a file or URL, or '
@@ -182,8 +157,7 @@ def load_weights(
         hint (str): What the message advises where tensors do not match. Defaults to ''.
 
     Raises:
-        ValueError: If tensors have other shapes, none matches, or, with ``strict``, some are missing
-            or unknown.
+        ValueError: If shapes differ, no tensor matches, or with ``strict`` not all do.
     """
     own = {_bare(key): key for key in model.state_dict()}
     state = {

@@ -22,16 +22,7 @@ SHAPES = dict(logits='(N, K)', class_maps='(N, K, H, W)')
 
 
 def places(at: Any, taught: bool, loss: str) -> tuple[Place, Place | None]:
-    """The student's place and the teacher's, None without a teacher.
-
-    Args:
-        at (str | Sequence): The term's ``at``.
-        taught (bool): Whether the loss compares with a teacher.
-        loss (str): The name of the loss, for the message.
-
-    Raises:
-        ValueError: If ``at`` is of another form.
-    """
+    """The student's place and the teacher's, None without a teacher, that a term's ``at`` names."""
     pair = (at, None) if not taught else (at, at) if isinstance(at, str) else at
     if not (
         isinstance(pair, (list, tuple))
@@ -69,11 +60,7 @@ def shape_text(value: Value) -> str:
 
 
 def check_classes(term: Term, values: Sequence[Tensor | ClassMaps]) -> None:
-    """Refuses the student's value and the teacher's that are no logits or class maps.
-
-    Raises:
-        ValueError: If a shape is not what the loss compares, or the numbers of classes differ.
-    """
+    """Refuses values that are no logits or class maps, or have different numbers of classes."""
     shape = SHAPES[term.compares]
     for tap, value in zip((term.student_tap, term.teacher_tap), values):
         if len(value.shape) != len(shape.split(',')):
@@ -91,11 +78,7 @@ def check_classes(term: Term, values: Sequence[Tensor | ClassMaps]) -> None:
 
 
 def check_maps(term: Term, maps: Tensor, classes: int) -> None:
-    """Refuses student features of shape (N, C, H, W) in place of maps of its classes.
-
-    Raises:
-        ValueError: If the number of channels is not the number of classes.
-    """
+    """Refuses a student's features (N, C, H, W) where the maps of its classes should be."""
     if maps.dim() == 4 and maps.shape[1] != classes:
         raise ValueError(
             f'{term.key}.at: {term.loss_name} compares class maps, and tap {term.student_tap!r} holds '
@@ -104,16 +87,7 @@ def check_maps(term: Term, maps: Tensor, classes: int) -> None:
 
 
 def check_head(term: Term, owner: str, activation: str) -> None:
-    """Refuses a loss of softmax probabilities for a model of sigmoids, or the other way round.
-
-    Args:
-        term (Term): The term.
-        owner (str): How the message calls the model: 'student' or 'teacher'.
-        activation (str): What turns the model's logits into probabilities.
-
-    Raises:
-        ValueError: If the loss takes other probabilities.
-    """
+    """Refuses a loss of softmax probabilities for a model of sigmoids, or the other way round."""
     taken = activation_of(term.loss)
     if taken not in (None, activation):
         advice = "type='KLDivLoss'" + (", activation='sigmoid'" if activation == 'sigmoid' else '')

@@ -62,19 +62,11 @@ class TeacherTarget(nn.Module):
             self._load()
 
     def forward(self, logits: Tensor, target: Tensor | None = None) -> Tensor:
-        """Takes something out of logits.
-
-        Args:
-            logits (Tensor): The teacher's, of shape (N, K).
-            target (Tensor, optional): The labels' classes, of shape (N, ). Not used by 'full', nor with
-                ``anchor='argmax'``. Defaults to None.
-
-        Returns:
-            Tensor: Logits of shape (N, K), in fp32 at least.
+        """Changes logits (N, K) to logits (N, K) in fp32 or more; ``target`` has the classes (N, ).
 
         Raises:
-            ValueError: If there is no temperature, labels are missing or soft, or the statistics are
-                those of another temperature or of other classes.
+            ValueError: If there is no temperature, labels are missing or soft, or the statistics are of
+                another temperature or of other classes.
         """
         if self.kind == 'full':
             return logits
@@ -98,9 +90,11 @@ class TeacherTarget(nn.Module):
 
     def _load(self) -> None:
         """Reads the statistic that the kind needs."""
-        need = f'teacher_target.kind {self.kind!r} needs statistics of the teacher'
         if self.file is None:
-            raise ValueError(f'{need}: set teacher_target.statistics to a file made by {TOOL}')
+            raise ValueError(
+                f'teacher_target.kind {self.kind!r} needs statistics of the teacher: set '
+                f'teacher_target.statistics to a file made by {TOOL}'
+            )
         if not Path(self.file).is_file():
             raise FileNotFoundError(
                 f'teacher_target.statistics: there is no file {str(self.file)!r}; make it with {TOOL}'

@@ -108,12 +108,7 @@ class Term(nn.Module):
         return type(self.loss).__name__
 
     def locate(self, model: nn.Module, size: Sequence[int]) -> None:
-        """Lets the loss choose the place that ``at='auto'`` stands for.
-
-        Args:
-            model (nn.Module): The student.
-            size (Sequence[int]): Height and width of the images.
-        """
+        """Lets the loss choose the student's place for ``at='auto'`` and images (height, width)."""
         if self.student_tap == 'auto':
             self.student_tap = self.loss.locate(model, size) or self.student_tap
 
@@ -236,12 +231,7 @@ def _random_like(tensor: Tensor) -> Tensor:
 
 
 def build_term(name: str, config: dict) -> Term:
-    """Builds a term from its key in ``terms`` and the arguments of ``Term`` and of the loss.
-
-    Raises:
-        ValueError: If a key is missing or unknown, a value is out of range, or the name would be taken
-            for a loss.
-    """
+    """Builds a term; errors name its key in ``terms``."""
     if not isinstance(config, dict):
         raise ValueError(
             f'terms.{name} is {config!r}; it must be a dict of the arguments of a term'
