@@ -71,7 +71,7 @@ class InputBridge(nn.Module):
         self.raw = self.raw if high == 0 else ''  # a black batch shows nothing
 
     def extra_repr(self) -> str:
-        """What it does."""
+        """What it does, by which a cache of teacher outputs tells that it is another."""
         scale, shift = (each.flatten().tolist() for each in (self.scale, self.shift))
         return f'scale={scale}, shift={shift}, flip={self.flip}, size={self.size}'
 
