@@ -69,9 +69,8 @@ class TeacherEnsemble(BaseTeacher):
         teachers (list): The members, each in any form that ``Distiller`` takes for a teacher.
 
     Raises:
-        ValueError: If there is no member, a member is trained along with the student, members turn
-            logits into probabilities in different ways, or (from ``resolve``) the members' shapes
-            differ at a tap.
+        ValueError: If there is no member, a member is trained along with the student, or members have
+            heads of different kinds or (from ``resolve``) different shapes at a tap.
     """
 
     def __init__(self, teachers: list) -> None:

@@ -189,8 +189,7 @@ class Distiller(BaseModel):
             dict[str, tuple]: For each term the student's and the teacher's fake values of two images.
 
         Raises:
-            ValueError: If a tap is not there, or a term cannot compare what is; the message names the
-                config key.
+            ValueError: If a tap is missing, or a term cannot compare what is there.
         """
         # Autocast would keep fake copies of the weights for the next real forward.
         with no_autocast(next(self.student.parameters())), fake_forward(self.student):

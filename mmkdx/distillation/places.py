@@ -24,11 +24,8 @@ SHAPES = dict(logits='(N, K)', class_maps='(N, K, H, W)')
 def places(at: Any, taught: bool, loss: str) -> tuple[Place, Place | None]:
     """The student's place and the teacher's, None without a teacher, that a term's ``at`` names."""
     pair = (at, None) if not taught else (at, at) if isinstance(at, str) else at
-    if not (
-        isinstance(pair, (list, tuple))
-        and len(pair) == 2
-        and all(map(_is_place, pair[: 1 + taught]))
-    ):
+    is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+    if not is_pair or not all(map(_is_place, pair[: 1 + taught])):
         form = 'a tap, or the pair (student tap, teacher tap), each a tap or a list of taps'
         if not taught:
             form = f'a tap or a list of taps, as {loss} compares with no teacher'

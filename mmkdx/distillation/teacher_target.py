@@ -39,8 +39,7 @@ class TeacherTarget(nn.Module):
         similarity_tau (float): The temperature of the cosines of 'weightsim'. Defaults to 0.25.
 
     Raises:
-        ValueError: If an argument is out of range, the statistics are missing or are none, or the
-            teacher has no linear classifier ('weightsim').
+        ValueError: If an argument is out of range, or the file does not hold what ``kind`` needs.
         FileNotFoundError: If there is no file of statistics.
     """
 
@@ -83,10 +82,6 @@ class TeacherTarget(nn.Module):
             probabilities, target, self.kind, statistics, self.anchor, self.similarity_tau
         )
         return self.tau * kept.clamp_min(torch.finfo(kept.dtype).tiny).log()
-
-    def extra_repr(self) -> str:
-        """What is kept."""
-        return f'kind={self.kind!r}, tau={self.tau}, anchor={self.anchor!r}'
 
     def _load(self) -> None:
         """Reads the statistic that the kind needs."""

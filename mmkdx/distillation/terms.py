@@ -113,7 +113,9 @@ class Term(nn.Module):
             self.student_tap = self.loss.locate(model, size) or self.student_tap
 
     def connect(self, student: Value, teacher: Value, model: nn.Module | None = None) -> None:
-        """Checks what is at the taps and, the first time, builds adapter and layers of the loss's own.
+        """Checks that the loss takes what is at the taps and, the first time, builds what is missing.
+
+        That is the adapter, and the layers of the loss's own.
 
         Args:
             student (Tensor | ClassMaps | list): What the student's tap holds, real or fake.
