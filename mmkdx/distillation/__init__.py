@@ -1,10 +1,9 @@
 """The distiller and its parts: taps, terms, adapters and teachers."""
 
 from mmkdx.distillation.cache import CachedTeacher
+from mmkdx.distillation.composed_teachers import EMATeacher, TeacherEnsemble
 from mmkdx.distillation.distiller import Distiller
-from mmkdx.distillation.ema_teacher import EMATeacher
 from mmkdx.distillation.sharded import FullyShardedDistiller
-from mmkdx.distillation.teacher_ensemble import TeacherEnsemble
 from mmkdx.distillation.teacher_target import TeacherTarget
 from mmkdx.distillation.teachers import Teacher
 from mmkdx.distillation.terms import Term

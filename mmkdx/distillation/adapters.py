@@ -12,21 +12,19 @@ from mmkdx.functional import resize_map, tokens_to_map
 class Adapter(nn.Module):
     """Brings a student's activation to the shape of its teacher's; trained with the student.
 
-    Channels are matched by a linear layer (a 1×1 convolution for maps), sizes by pooling or
-    interpolation. Where maps are asked for, only one side is made of tokens, or their numbers differ,
-    tokens are laid out as maps, on the teacher's side as well. Gradients pass; only the channel layer
-    has parameters.
+    A linear layer (for maps a 1×1 convolution) matches channels; pooling or interpolation matches
+    sizes. Tokens become maps on both sides if maps are asked for, if only one side has tokens, or if
+    their numbers differ.
 
     Args:
         student (Tensor): A student's activation of shape (N, C, H, W), (N, L, C) or (N, C), real or
             fake.
         teacher (Tensor): The teacher's.
-        channels (bool): Whether channels must match; without it, only maps of one size are asked for.
-            Defaults to True.
+        channels (bool): Whether channels must match; else maps of one size are asked for. Defaults to
+            True.
 
     Raises:
-        ValueError: If the two cannot be bridged: a map or tokens against a vector, or vectors where
-            maps are asked for.
+        ValueError: If only one side is a vector, or both are and maps are asked for.
     """
 
     def __init__(self, student: Tensor, teacher: Tensor, channels: bool = True) -> None:

@@ -20,16 +20,10 @@ def to_checkpoint(
             'strategy.model_wrapper: FSDP cannot name the tensors of a Distiller; set '
             "model_wrapper=dict(type='FullyShardedDistiller')"
         )
-    for key in [key for key in state if key.startswith(prefix)]:
-        rest = key.removeprefix(prefix)
-        student = rest.startswith('student.')
-        state[prefix + (rest.removeprefix('student.') if student else f'distill.{rest}')] = (
-            state.pop(key)
-        )
+    _rename(state, prefix, 'student.', 'distill.')
     for i, teacher in enumerate(distiller.teachers):
         if teacher.trained_along:
-            for key, value in teacher.state_dict().items():
-                state[f'{prefix}distill.teachers.{i}.{key}'] = value
+            teacher.state_dict(destination=state, prefix=f'{prefix}distill.teachers.{i}.')
     # The version numbers of the modules, which guide the conversion of old files.
     versions = getattr(state, '_metadata', {})
     for key in [key for key in versions if key.startswith(f'{prefix}student.')]:
@@ -40,34 +34,34 @@ def from_checkpoint(
     distiller: Distiller, state: dict[str, Tensor], prefix: str, *args: Any
 ) -> None:
     """Takes a checkpoint of a distillation or a plain student's, and says how much of it fits."""
-    for key in [key for key in state if key.startswith(prefix)]:
-        rest = key.removeprefix(prefix)
-        own = rest.startswith('distill.')
-        state[prefix + (rest.removeprefix('distill.') if own else f'student.{rest}')] = state.pop(
-            key
-        )
+    _rename(state, prefix, 'distill.', 'student.')
     versions = getattr(state, '_metadata', None) or {}
     for key in list(versions):
         versions.setdefault(f'{prefix}student.{key.removeprefix(prefix)}', versions[key])
     for i, teacher in enumerate(distiller.teachers):
         start = f'{prefix}teachers.{i}.'
-        along = {
-            key.removeprefix(start): state.pop(key) for key in list(state) if key.startswith(start)
-        }
-        if along:
+        keys = [key for key in state if key.startswith(start)]
+        if along := {key.removeprefix(start): state.pop(key) for key in keys}:
             teacher.load_state_dict(along)
-    student = distiller.student.state_dict()
+    student = distiller.student.state_dict(prefix=f'{prefix}student.')
     matched = sum(
-        f'{prefix}student.{key}' in state and state[f'{prefix}student.{key}'].shape == value.shape
-        for key, value in student.items()
+        key in state and state[key].shape == value.shape for key, value in student.items()
     )
     if not matched:
-        first = next((key for key in state if key.startswith(f'{prefix}student.')), None)
+        start = f'{prefix}student.'
+        first = next((key.removeprefix(start) for key in state if key.startswith(start)), None)
         raise ValueError(
             f'load_from: the checkpoint holds none of the {len(student)} tensors of the student (its '
-            f'first is {first and first.removeprefix(prefix + "student.")!r}); choose a checkpoint of '
-            'this student'
+            f'first is {first!r}); choose a checkpoint of this student'
         )
     print_log(
         f'student: {matched} of {len(student)} tensors match the checkpoint', logger='current'
     )
+
+
+def _rename(state: dict[str, Tensor], prefix: str, off: str, on: str) -> None:
+    """Takes ``off`` from the names that begin with it, and puts ``on`` before all others."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        name = key.removeprefix(prefix)
+        name = name.removeprefix(off) if name.startswith(off) else on + name
+        state[prefix + name] = state.pop(key)

@@ -26,65 +26,49 @@ def classes_in(checkpoint: dict) -> tuple[str, ...] | None:
 
 
 class ClassNames:
-    """What the names of a teacher's classes are compared with, and whether they are matched.
+    """What the names of a teacher's classes are compared with; ``classes`` is as for ``Teacher``."""
 
-    Args:
-        classes (str | Sequence[str], optional): 'match' puts the teacher's classes in the order of the
-            data set's by name; a list does so by these names of the teacher's. Defaults to None:
-            another order is an error.
-
-    Raises:
-        ValueError: If it is another value.
-    """
-
-    def __init__(self, classes: str | Sequence[str] | None = None) -> None:
+    def __init__(self, classes: str | Sequence[str] | None) -> None:
         listed = isinstance(classes, (list, tuple))
         if not listed:
             one_of('teacher.classes', classes, (None, 'match'))
         #: The teacher's names, where they are given.
         self.given = tuple(map(str, classes)) if listed else None
         self.by_name = classes is not None
-        #: Whether the classes are still to be matched.
-        self.pending = self.by_name
-        #: The names of the data set's classes, where they are given; else those of the run count.
+        #: The data set's names: those that are given, else those of the run, else the student's.
         self.wanted: Sequence[str] | None = None
-        #: The names of the student's classes, where the student has some.
         self.student: Sequence[str] | None = None
         self._compared: Sequence[str] | None = None
-        self._earlier = _newest_dataset_meta()  # of a run before the teacher was built
+        self._earlier = _dataset_meta()  # of a run before the teacher was built
 
     def settle(
         self, model: nn.Module, known: Sequence[str] | None, taps: TapSet | None
     ) -> Sequence[str] | None:
-        """Compares the names, and puts the model's classes in the data set's order if asked.
+        """Compares a model's class names, reorders its classes if asked, and returns their names.
 
-        Args:
-            model (nn.Module): The teacher's model, with its weights.
-            known (Sequence[str], optional): The names of its classes.
-            taps (TapSet, optional): What is read from it; with features alone nothing is compared.
-
-        Returns:
-            Sequence[str], optional: The names of its classes afterwards.
+        If only features are read from the model (``taps``), the order of its classes does not matter.
 
         Raises:
-            ValueError: See ``class_order``; and if names are to be matched and the data set's are
-                unknown.
+            ValueError: See ``class_order``; or if the data set's names are unknown and to be matched.
         """
         owner = taps.owner if taps else 'teacher'
-        meta = _newest_dataset_meta()
+        meta = _dataset_meta()
         names = meta.get('classes') if meta and meta is not self._earlier else None
         names = self.wanted or names or self.student
-        if not names:
-            if self.pending:
-                raise ValueError(
-                    f"{owner}.classes: the data set's names are unknown, so its classes cannot be "
-                    'matched; call match_classes(names) of the teacher'
-                )
+        if not names and self.by_name and not self._compared:
+            raise ValueError(
+                f"{owner}.classes: the data set's names are unknown, so its classes cannot be matched; "
+                'call match_classes(names) of the teacher'
+            )
+        if not names or names == self._compared:
             return known
-        if names == self._compared or not (self.by_name or _reads_classes(model, taps)):
-            return known
+        # An evaluation reads no tap, and needs the order all the same
+        if not self.by_name and taps and taps.names and not taps.explained:
+            by_class = {'logits', 'cam', 'prototypes', describe(model).logits_path}
+            if by_class.isdisjoint(taps.names):
+                return known
         order = class_order(names, known, self.by_name, owner)
-        self.pending, self._compared = False, names
+        self._compared = names
         if order is None:
             return known
         reorder(model, order)
@@ -94,21 +78,16 @@ class ClassNames:
 def class_order(
     names: Sequence[str], known: Sequence[str] | None, by_name: bool, owner: str = 'teacher'
 ) -> list[int] | None:
-    """Where the classes of a data set are among the teacher's.
+    """The teacher's index of each class of a data set; None where the order is the teacher's.
 
     Args:
         names (Sequence[str]): The names of the data set's classes.
-        known (Sequence[str], optional): Those of the teacher's classes, if they are known.
-        by_name (bool): Whether another order is asked for.
+        known (Sequence[str], optional): The names of the teacher's classes.
+        by_name (bool): Whether classes are matched by name. If not, another order is an error.
         owner (str): How messages call the teacher. Defaults to 'teacher'.
 
-    Returns:
-        list[int], optional: For each class of the data set the teacher's index; None where the order
-        is that of the teacher.
-
     Raises:
-        ValueError: If the teacher has the same names in another order and ``by_name`` is False, or
-            with ``by_name`` the names do not correspond.
+        ValueError: If the order is another, or the names cannot be matched.
     """
     if known is None:
         if by_name:
@@ -150,12 +129,8 @@ def class_order(
 def reorder(model: nn.Module, order: Sequence[int]) -> None:
     """Puts the classes of a model in another order, in place.
 
-    The rows of the last linear layer change their places where its output is the logits as they are,
-    so that class maps in closed form stay possible. Else the logits do, at each forward.
-
-    Args:
-        model (nn.Module): The model.
-        order (Sequence[int]): For each new class its old index.
+    Where the logits are a linear layer's output, its rows change places, so that class maps in closed
+    form stay possible. Else the logits do, at each forward. ``order`` has each new class's old index.
 
     Raises:
         ValueError: If the model has prototypes.
@@ -166,16 +141,21 @@ def reorder(model: nn.Module, order: Sequence[int]) -> None:
             "teacher.classes: a teacher's prototypes belong to its classes, which cannot be put in "
             "another order; train it with the data set's order"
         )
-    linear = _last_linear(facts.model)
-    if linear is None:
-        module = facts.model.get_submodule(facts.logits_path)
-        device = next(facts.model.parameters()).device
-        module.register_buffer('class_order', torch.tensor(order, device=device), persistent=False)
-        module.register_forward_hook(_in_order)
+    try:
+        flow = find_flow(facts.model)
+        linear = facts.model.get_submodule(flow.classifier)
+        whole = flow.reading(Tap(flow.classifier)).state == state_of(flow.logits)
+    except Exception:  # it takes images of another size, or has no such layer
+        whole = False
+    if whole and type(linear).forward is nn.Linear.forward:
+        with torch.no_grad():
+            for parameter in linear.parameters():
+                parameter.copy_(parameter[list(order)])
         return
-    with torch.no_grad():
-        for parameter in linear.parameters():
-            parameter.copy_(parameter[list(order)])
+    module = facts.model.get_submodule(facts.logits_path)
+    device = next(facts.model.parameters()).device
+    module.register_buffer('class_order', torch.tensor(order, device=device), persistent=False)
+    module.register_forward_hook(_in_order)
 
 
 def _in_order(module: nn.Module, args: tuple, output: Any) -> Any:
@@ -187,34 +167,11 @@ def _in_order(module: nn.Module, args: tuple, output: Any) -> Any:
     return output
 
 
-def _last_linear(model: nn.Module) -> nn.Linear | None:
-    """The linear layer whose output is the logits, with nothing in between."""
-    try:
-        flow = find_flow(model)
-        linear = model.get_submodule(flow.classifier)
-        whole = flow.reading(Tap(flow.classifier)).state == state_of(flow.logits)
-    except Exception:  # it takes images of another size, or has no such layer
-        return None
-    return linear if whole and type(linear).forward is nn.Linear.forward else None
-
-
-def _newest_dataset_meta() -> dict | None:
-    """What the newest loop of mmengine's Runners said of its data set: one object for each loop.
-
-    A run names its classes here, before weights are initialised. A model is never given its Runner,
-    and a hook would have to stand in each config.
-    """
-    if not Visualizer._instance_dict:  # a request without an instance would keep a lock
-        return None
-    return Visualizer.get_current_instance().dataset_meta
-
-
-def _reads_classes(model: nn.Module, taps: TapSet | None) -> bool:
-    """Whether something is read that depends on the order of the classes, as an evaluation does."""
-    if taps is None or not taps.names:
-        return True
-    read = {'logits', 'cam', 'prototypes', describe(model).logits_path}
-    return bool(taps.explained or read & set(taps.names))
+def _dataset_meta() -> dict | None:
+    # A run names its classes to mmengine's Visualizer before weights are initialised: one dict for each
+    # loop. A model is never given its Runner, and a hook would have to stand in each config. Asked
+    # without an instance, mmengine would keep a lock.
+    return Visualizer.get_current_instance().dataset_meta if Visualizer._instance_dict else None
 
 
 def _examples(names: Sequence[str], other: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import flag, number, size
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
-from mmkdx.distillation.declared import check_head, check_maps
 from mmkdx.distillation.finite_watch import FiniteWatch
 from mmkdx.distillation.labels import check_labels, index_of, labels_of
 from mmkdx.distillation.models import ModelSpec, build_model
-from mmkdx.distillation.places import Place, Value, names_of, value_at
+from mmkdx.distillation.places import Place, Value, check_head, check_maps, names_of, value_at
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
-from mmkdx.distillation.terms import Term, build_terms
+from mmkdx.distillation.terms import Term, build_term
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, fake_images
@@ -28,9 +27,7 @@ from mmkdx.registry import MODELS
 
 @MODELS.register_module()
 class Distiller(BaseModel):
-    """Trains a student with its own loss and any number of terms that compare it with teachers.
-
-    Some terms need no teacher: the student teaches itself by them.
+    """Trains a student with its own loss and any number of terms, with or without teachers.
 
     In ``tensor`` and ``predict`` mode it *is* the student. Its state dict is the student's, without a
     prefix; what else training needs (adapters, an EMA teacher) stands under ``distill.``. So plain
@@ -39,9 +36,8 @@ class Distiller(BaseModel):
     All parts are built in the scope ``mmkdx``, whatever the config's ``default_scope``.
 
     Args:
-        student (dict | str | nn.Module): A classifier of mmpretrain's interface, in any form of
-            ``build_model``: a model dict, a config path, ``pkg::path``, a model name of mmpretrain's
-            zoo (without its weights) or a module.
+        student (dict | str | nn.Module): A classifier of mmpretrain's interface: a model dict, a config
+            path, ``pkg::path``, a model name of mmpretrain's zoo (without its weights) or a module.
         teacher (dict | str | nn.Module | list, optional): The arguments of ``Teacher``, another
             teacher's type and arguments, or a model as for the student; or a list of these. Defaults
             to None (no teacher).
@@ -51,12 +47,12 @@ class Distiller(BaseModel):
             and labels are not used. Defaults to 1.
         input_size (int | Sequence[int], optional): Height and width of the images, for finding the
             shapes at the taps. Defaults to None: that of the student's backbone if it has one, else
-            224; where a batch is of another size, the terms are checked again.
+            224. The terms are checked again for a batch of another size.
         data_preprocessor (dict, optional): The preprocessor of a student whose config has none.
-        channels_last (bool): Whether the student, the teachers and the images lie in memory with the
-            channels last, which convolutions on a GPU with tensor cores prefer. Defaults to False.
-        compile (bool | dict): Whether ``torch.compile`` compiles the student and the teachers, each by
-            itself and in parts between the taps; or its arguments. Defaults to False.
+        channels_last (bool): Whether the student, the teachers and the images use channels-last memory,
+            which convolutions on a GPU with tensor cores prefer. Defaults to False.
+        compile (bool | dict): Whether ``torch.compile`` compiles the student and the teachers between
+            the taps; or its arguments. Defaults to False.
         init_cfg (dict, optional): The initialisation, as of mmengine's ``BaseModule``.
 
     Raises:
@@ -90,16 +86,22 @@ class Distiller(BaseModel):
         self.teachers: tuple[BaseTeacher, ...] = tuple(
             build_teacher(each) for each in teachers if each is not None
         )
-        self.terms = build_terms(terms, bool(self.teachers))
+        if not isinstance(terms, dict | None) or (self.teachers and not terms):
+            raise ValueError(
+                f'terms is {terms!r}; it must be a dict of terms'
+                + (', of which a model with a teacher needs one' if self.teachers else '')
+            )
+        built_terms = {name: build_term(name, config) for name, config in (terms or {}).items()}
+        self.terms = nn.ModuleDict(built_terms)
         self.student_weight = number('student_weight', student_weight, 0)
         if not self.terms and not student_weight:
             raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
         self._watch = FiniteWatch()
         #: The image sizes for which the terms are checked.
         self._probed: set[tuple[int, ...]] = set()
-        backbone = getattr(built, 'backbone', None)
-        sides = getattr(backbone, 'img_size', None) or 224 if input_size is None else input_size
-        sides = size('input_size', sides)
+        if input_size is None:
+            input_size = getattr(getattr(built, 'backbone', None), 'img_size', None) or 224
+        sides = size('input_size', input_size)
         flag('channels_last', channels_last)
         self._format = torch.channels_last if channels_last else torch.preserve_format
         self._bind(sides)
@@ -124,16 +126,12 @@ class Distiller(BaseModel):
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
     ) -> Any:
-        """The student's forward; in ``loss`` mode with the terms.
+        """The student's forward; see ``loss`` for the mode with the terms.
 
         Args:
             inputs (Tensor): Preprocessed images of shape (N, 3, H, W).
             data_samples (list, optional): The labels, as mmpretrain's ``DataSample``.
             mode (str): 'tensor', 'predict' or 'loss'. Defaults to 'tensor'.
-
-        Returns:
-            Any: The student's result; in ``loss`` mode a dict with the student's own losses under
-            ``student.<key>`` and each term under ``loss_<term>``.
         """
         inputs = inputs.to(memory_format=self._format)
         if mode != 'loss':
@@ -141,22 +139,20 @@ class Distiller(BaseModel):
         return self.loss(inputs, data_samples)
 
     def loss(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Tensor]:
-        """The student's own losses and the terms; see ``forward``."""
+        """The student's own losses, under ``student.<key>``, and each term under ``loss_<term>``."""
         if tuple(inputs.shape[2:]) not in self._probed:
             self.probe(inputs.shape[2:])
         labels, index = labels_of(data_samples), index_of(data_samples)
-        losses = {term.key: term.loss for term in self.terms.values()}
-        check_labels(labels, losses, self._activation if self.student_weight else 'sigmoid')
+        own_labels = self._activation if self.student_weight else 'sigmoid'
+        check_labels(labels, self.terms.values(), own_labels)
         truth = {}
         for i, teacher in self._compared.items():
             if self.training:
                 teacher.update(self.student)
             truth[i] = teacher(inputs, data_samples)
+        mode = 'loss' if self.student_weight else 'tensor'
         with self._taps.record(self.student) as student:
-            if self.student_weight:
-                output = self.student(inputs, data_samples, mode='loss')
-            else:
-                output = self.student(inputs, mode='tensor')
+            output = self.student(inputs, data_samples, mode=mode)
         losses = {}
         if self.student_weight:
             # The prefix keeps a head's key `loss` from hiding the total, which mmengine logs as `loss`.
@@ -187,18 +183,13 @@ class Distiller(BaseModel):
         return {**losses, **terms, **logs}
 
     def probe(self, size: Sequence[int]) -> dict[str, tuple[Any, Any]]:
-        """Finds, without computing, what each term compares for images of a size, and checks it.
-
-        Args:
-            size (Sequence[int]): Height and width of the images.
+        """Finds, without computing, what each term compares for images (height, width), and checks it.
 
         Returns:
-            dict[str, tuple]: For each term the fake tensors, or class maps of fake tensors, of the
-            student and of the teacher, for two images.
+            dict[str, tuple]: For each term the student's and the teacher's fake values of two images.
 
         Raises:
-            ValueError: If a tap is not there, or a term cannot compare what is; the message names the
-                config key.
+            ValueError: If a tap is missing, or a term cannot compare what is there.
         """
         # Autocast would keep fake copies of the weights for the next real forward.
         with no_autocast(next(self.student.parameters())), fake_forward(self.student):
@@ -209,7 +200,7 @@ class Distiller(BaseModel):
             for name, term in self.terms.items():
                 if term.compares == 'class_maps' and isinstance(places[name][0], Tensor):
                     classes = Flow(describe(self.student), images).logits.shape[1]
-                    check_maps(term.key, term.loss, term.student_tap, places[name][0], classes)
+                    check_maps(term, places[name][0], classes)
         for name, term in self.terms.items():
             resized = getattr(self._compared.get(term.teacher), 'size', None)
             term.connect(*places[name], self.student, (size, resized or size))
@@ -219,7 +210,7 @@ class Distiller(BaseModel):
 
     @staticmethod
     def _values(term: Term, student: dict, truth: dict[int, dict]) -> tuple[Value, Value]:
-        """What a term compares: what is at its place in the student, and in its teacher."""
+        """The values at a term's place in the student and in its teacher."""
         theirs = value_at(truth.get(term.teacher), term.teacher_tap)
         return value_at(student, term.student_tap), theirs
 
@@ -235,7 +226,7 @@ class Distiller(BaseModel):
         self._activation = describe(self.student).activation
         for name, term in self.terms.items():
             term.locate(self.student, size)
-            check_head(term.key, term.loss, 'student', self._activation)
+            check_head(term, 'student', self._activation)
             if not term.taught:
                 continue
             if not self.teachers:
@@ -255,9 +246,8 @@ class Distiller(BaseModel):
             taps, explained = _taps([(term, term.teacher_tap) for term in taught])
             owner = f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
             teacher.bind(self.student, taps, owner, explained)
-            heads = {describe(model).activation for model in _models(teacher)}
-            for term, head in itertools.product(taught, heads):
-                check_head(term.key, term.loss, owner, head)
+            for term, activation in itertools.product(taught, teacher.activations()):
+                check_head(term, owner, activation)
 
     def _check_gradients(self, student: dict[str, Any], losses: dict[str, Tensor]) -> None:
         """Refuses a term that would train nothing, as with frozen layers or a detached explanation."""
@@ -284,20 +274,8 @@ class Distiller(BaseModel):
         return {term.teacher: self.teachers[term.teacher] for term in terms}
 
 
-def _models(teacher: BaseTeacher) -> Iterator[nn.Module]:
-    """The networks that a teacher is made of."""
-    for part in teacher.modules():
-        if isinstance(part, BaseTeacher) and hasattr(part, 'model'):
-            yield part.model
-
-
 def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:
     """The taps at places, each with its config key, and those by which gradients are taken."""
     taps = {tap: f'{term.key}.at' for term, place in places for tap in names_of(place)}
-    explained = {
-        tap
-        for term, place in places
-        for tap in names_of(place)
-        if term.explains and find_tap(tap).starts_graph
-    }
-    return taps, explained
+    explains = {tap for term, place in places if term.explains for tap in names_of(place)}
+    return taps, {tap for tap in explains if find_tap(tap).starts_graph}

@@ -13,6 +13,7 @@ from mmkdx.functional import full_precision
 ADVICE = dict(
     images='look at data_preprocessor (a std of 0) and at the data',
     student='lower the learning rate, or look at the labels and the student',
+    terms='lower its weight or the learning rate, or look at what its taps hold',
 )
 
 
@@ -30,9 +31,8 @@ class FiniteWatch:
         """Looks at a step's values.
 
         Args:
-            values (Mapping[str, Tensor]): Tensors of any shape on one device, by the names that messages
-                give them: 'images', 'student.<key>' and 'terms.<name>'. A value comes after those that
-                it is computed from.
+            values (Mapping[str, Tensor]): Tensors on one device, by the names in messages: 'images',
+                'student.<key>' and 'terms.<name>', each after those that it is computed from.
 
         Raises:
             FloatingPointError: If one is NaN or infinite, or was a step or two ago.
@@ -41,8 +41,7 @@ class FiniteWatch:
         if self._pending is None and values:
             # A sum is one pass over the images, and keeps NaN and infinity
             flags = [full_precision(each.detach()).sum().isfinite() for each in values.values()]
-            flags = torch.stack(flags)
-            event = None
+            flags, event = torch.stack(flags), None
             if flags.is_cuda:
                 flags = flags.to('cpu', non_blocking=True)
                 event = torch.cuda.Event()
@@ -57,13 +56,10 @@ class FiniteWatch:
         if event is not None and not event.query():
             return
         self._pending = None
-        bad = [name for name, finite in zip(names, flags.tolist()) if not finite]
+        bad = next((name for name, finite in zip(names, flags.tolist()) if not finite), None)
         if bad:
-            advice = ADVICE.get(
-                bad[0].partition('.')[0],
-                'lower its weight or the learning rate, or look at what its taps hold',
-            )
-            raise FloatingPointError(f'{bad[0]} became NaN or infinite; {advice}')
+            advice = ADVICE[bad.partition('.')[0]]
+            raise FloatingPointError(f'{bad} became NaN or infinite; {advice}')
 
     def __deepcopy__(self, memo: dict) -> FiniteWatch:
         return FiniteWatch()  # CUDA events cannot be copied

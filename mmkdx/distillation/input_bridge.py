@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
@@ -20,15 +21,15 @@ _ADVICE = "set teacher=dict(normalize=dict(mean=..., std=..., to_rgb=...)), or n
 
 
 class InputBridge(nn.Module):
-    """Converts images to another form: channels flipped, then ``x · scale + shift``, then resized.
+    """Flips the channels of images, computes ``x · scale + shift`` for each channel, and resizes.
 
     Args:
         scale (Sequence[float]): The factor of each channel. Defaults to (1,).
         shift (Sequence[float]): What is added to each channel. Defaults to (0,).
         flip (bool): Whether RGB becomes BGR, or BGR becomes RGB. Defaults to False.
         size (tuple[int, int], optional): Height and width of the result. Defaults to None (as it is).
-        raw (str): Who needs the images to hold values of 0..255, which is checked until a batch shows
-            it. Defaults to '' (no check).
+        raw (str): Who needs values of 0..255, which are checked until a batch shows them. Defaults to
+            '' (no check).
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class InputBridge(nn.Module):
         self.raw = self.raw if high == 0 else ''  # a black batch shows nothing
 
     def extra_repr(self) -> str:
-        """What it does, by which caches of a teacher's outputs tell that it is another."""
+        """What it does, by which a cache of teacher outputs tells that it is another."""
         scale, shift = (each.flatten().tolist() for each in (self.scale, self.shift))
         return f'scale={scale}, shift={shift}, flip={self.flip}, size={self.size}'
 
@@ -90,27 +91,32 @@ def input_bridge(
     Args:
         student (nn.Module): The student.
         teacher (nn.Module): The teacher's model.
-        normalize (dict | str, optional): The teacher's normalisation as in a data preprocessor (mean,
-            std, to_rgb), or 'same' for the student's. Defaults to None (what ``describe`` knows).
-        size (tuple[int, int], optional): Height and width that the teacher takes. Defaults to None
-            (those of the student's images).
+        normalize (dict | str, optional): As for ``Teacher``. Defaults to None.
+        size (tuple[int, int], optional): Height and width of the result. Defaults to None (as it is).
         owner (str): How messages call the teacher. Defaults to 'teacher'.
 
     Raises:
         ValueError: If a normalisation is asked for, and the student's is not known.
     """
     source, goal = describe(student), describe(teacher)
-    ours = isinstance(source.model, BaseModel), isinstance(goal.model, BaseModel)
-    given = _loaded(preprocessed(source.model)) if ours[0] else source.images
-    wanted = _loaded(goal.images) if ours[1] else goal.images
-    raw = ours[0] and given.mean is None
+    # mmpretrain loads images as BGR, which a preprocessor without to_rgb passes on
+    ours, theirs = (isinstance(each.model, BaseModel) for each in (source, goal))
+    given = preprocessed(source.model) if ours else source.images
+    given = replace(given, order=given.order or ('bgr' if ours else None))
+    wanted = replace(goal.images, order=goal.images.order or ('bgr' if theirs else None))
+    raw = ours and given.mean is None
     if raw:
         given = replace(given, mean=(0.0,), std=(1.0,))
-        if ours[1] and wanted.mean is None:  # both take what the pipeline makes
+        if theirs and wanted.mean is None:  # both take what the pipeline makes
             wanted, raw = replace(wanted, mean=(0.0,), std=(1.0,)), False
     if isinstance(normalize, dict):
         rgb = normalize.get('to_rgb', given.order == 'rgb')
         wanted = ImageFormat(tuple(normalize['mean']), tuple(normalize['std']), ('bgr', 'rgb')[rgb])
+        if given.mean is None:
+            raise ValueError(
+                f"{owner}: normalize needs the normalisation of the student's images, and that of "
+                f'{type(source.model).__name__} is unknown'
+            )
     if normalize == 'same' or given.mean is None or wanted.mean is None:
         if normalize is None and (given.mean or wanted.mean):
             unknown = (source if given.mean is None else goal).model
@@ -118,37 +124,23 @@ def input_bridge(
                 f'{owner}: the normalisation of {type(unknown).__name__} is unknown, so the teacher '
                 f"takes the student's images as they are; if it needs others, {_ADVICE}"
             )
-        if isinstance(normalize, dict):
-            raise ValueError(
-                f"{owner}: normalize needs the normalisation of the student's images, and that of "
-                f'{type(source.model).__name__} is unknown'
-            )
         return nn.Identity() if size is None else InputBridge(size=size)
     flip = None not in (given.order, wanted.order) and given.order != wanted.order
-    if flip and ours[0] != ours[1] and normalize is None:
+    if flip and ours != theirs and normalize is None:
         _warn(
             f'{owner}: images of a data_preprocessor without to_rgb count as BGR, as mmpretrain loads '
             f'them, and become RGB or the reverse for the teacher; if they are RGB, {_ADVICE}'
         )
     if not flip and size is None and (given.mean, given.std) == (wanted.mean, wanted.std):
         return nn.Identity()
-    width = max(len(given.mean), len(wanted.mean))
-    mean, std, goal_mean, goal_std = (
-        list(each) * (width if len(each) == 1 else 1)
-        for each in (given.mean, given.std, wanted.mean, wanted.std)
-    )
-    mean, std = (each[::-1] if flip else each for each in (mean, std))
-    scale = [a / b for a, b in zip(std, goal_std)]
-    shift = [(a - b) / c for a, b, c in zip(mean, goal_mean, goal_std)]
-    return InputBridge(scale, shift, flip, size, owner if raw else '')
+    mean, std = (np.array(each[:: -1 if flip else 1]) for each in (given.mean, given.std))
+    scale = std / wanted.std
+    shift = (mean - wanted.mean) / wanted.std
+    return InputBridge(scale.tolist(), shift.tolist(), flip, size, owner if raw else '')
 
 
 def checked_normalization(key: str, value: dict | str | None) -> dict | str | None:
-    """Checks the argument ``normalize`` of a teacher.
-
-    Raises:
-        ValueError: If it is no 'same', and no dict with mean, std and perhaps to_rgb.
-    """
+    """Checks ``normalize``: None, 'same', or a dict with mean, std and perhaps to_rgb."""
     if not isinstance(value, dict):
         return one_of(key, value, (None, 'same'))
     if not {'mean', 'std'} <= set(value) <= {'mean', 'std', 'to_rgb'}:
@@ -161,11 +153,6 @@ def checked_normalization(key: str, value: dict | str | None) -> dict | str | No
     except ValueError as error:
         raise ValueError(f'{key}.{error}') from None
     return value
-
-
-def _loaded(images: ImageFormat) -> ImageFormat:
-    """mmpretrain loads images as BGR, which a preprocessor without ``to_rgb`` passes on."""
-    return replace(images, order=images.order or 'bgr')
 
 
 def _warn(text: str) -> None:

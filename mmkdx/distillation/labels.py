@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmkdx.distillation.declared import activation_of
-from mmkdx.distillation.places import Value
+from mmkdx.distillation.places import Value, activation_of
 
-#: The classes of each image (N, ), its class probabilities (N, K), or for each image the indices of its
-#: classes where they are not exactly one.
+if TYPE_CHECKING:
+    from mmkdx.distillation.terms import Term
+
+#: Classes (N, ); class probabilities (N, K); or the indices of each image's classes, where an image
+#: has not exactly one.
 Labels = Tensor | list[Tensor]
 
 
 def labels_of(data_samples: list | None) -> Labels | None:
-    """The labels of a batch as mmpretrain's heads read them: mixed ones first.
-
-    Args:
-        data_samples (list, optional): mmpretrain's ``DataSample`` of each image.
-
-    Returns:
-        Tensor | list[Tensor] | None: Classes (N, ); class scores (N, K); the indices of
-        the classes of each image, where an image has not exactly one; None without labels.
-    """
+    """The labels of mmpretrain's data samples as its heads read them: mixed ones first."""
     if not data_samples:
         return None
     if 'gt_score' in data_samples[0]:
@@ -35,6 +30,13 @@ def labels_of(data_samples: list | None) -> Labels | None:
     return None
 
 
+def index_of(data_samples: list | None) -> Tensor | None:
+    """The positions (N, ) of the samples in the data set, on the CPU; None if one is unknown."""
+    if not data_samples or any('sample_idx' not in sample for sample in data_samples):
+        return None
+    return torch.tensor([int(sample.sample_idx) for sample in data_samples])
+
+
 def multi_hot(labels: Labels, classes: int) -> Tensor:
     """Labels as a target of sigmoids: 1 for each class of an image, of shape (N, classes)."""
     if isinstance(labels, Tensor) and labels.dim() > 1:
@@ -43,25 +45,17 @@ def multi_hot(labels: Labels, classes: int) -> Tensor:
     return torch.stack(rows)
 
 
-def check_labels(labels: Labels | None, losses: Mapping[str, nn.Module], activation: str) -> None:
+def check_labels(labels: Labels | None, terms: Iterable[Term], activation: str) -> None:
     """Refuses images of several labels, or none, where one label an image is meant.
 
-    mmpretrain's softmax heads would join the labels, and so give them to other images.
-
-    Args:
-        labels (Tensor | list[Tensor], optional): The labels; see ``labels_of``.
-        losses (Mapping[str, nn.Module]): The loss of each term, by its config key.
-        activation (str): What turns the student's logits into probabilities; 'sigmoid' also where its
-            own losses do not count.
-
-    Raises:
-        ValueError: If an image has not exactly one label and a loss, or the student, takes one.
+    mmpretrain's softmax heads would join the labels, and so give them to other images. The student's
+    ``activation`` is 'sigmoid' also where its own losses do not count.
     """
     if not isinstance(labels, list):
         return
-    for key, loss in losses.items():
-        if {'target', 'class'} & {*loss.needs} and activation_of(loss) != 'sigmoid':
-            target_for(labels, loss, key, None)
+    for term in terms:
+        if term.needs & {'target', 'class'} and activation_of(term.loss) != 'sigmoid':
+            target_for(term, labels)
     if activation == 'softmax':
         raise ValueError(
             f'student: its softmax head takes one label an image, and {_counts(labels)}; use a head for '
@@ -69,45 +63,30 @@ def check_labels(labels: Labels | None, losses: Mapping[str, nn.Module], activat
         )
 
 
-def target_for(labels: Labels | None, loss: nn.Module, key: str, student: Value) -> Tensor:
-    """The labels as a loss takes them.
+def target_for(term: Term, labels: Labels | None, student: Value = None) -> Tensor:
+    """The labels as a term's loss takes them: classes (N, ), or numbers for each class (N, K).
 
-    Args:
-        labels (Tensor | list[Tensor], optional): The labels; see ``labels_of``.
-        loss (nn.Module): A loss that needs a target.
-        key (str): The config key of the term.
-        student (Tensor | ClassMaps | list): What the loss compares, which tells how many classes there
-            are.
-
-    Returns:
-        Tensor: Classes of shape (N, ), or numbers for each class of shape (N, K).
+    The student's value tells a loss of sigmoids how many classes there are.
 
     Raises:
         ValueError: If the loss cannot take such labels, or there are none.
     """
-    need = f'{key}: {type(loss).__name__} needs'
+    need = f'{term.key}: {term.loss_name} needs'
     if labels is None:
         raise ValueError(f'{need} the labels of the images, and the data samples have none')
-    if activation_of(loss) == 'sigmoid':
+    if activation_of(term.loss) == 'sigmoid':
         return multi_hot(labels, student.shape[1])
     if isinstance(labels, list):
         raise ValueError(
             f"{need} one label an image, and {_counts(labels)}; use dict(type='KLDivLoss', "
             "activation='sigmoid')"
         )
-    if 'class' in loss.needs and labels.dim() > 1:
+    if 'class' in term.loss.needs and labels.dim() > 1:
         raise ValueError(
             f'{need} one class an image and the batches have mixed or soft labels; remove '
             'batch_augments (train_cfg.augments of the student, or data_preprocessor) or the term'
         )
     return labels
-
-
-def index_of(data_samples: list | None) -> Tensor | None:
-    """The positions of a batch's samples in the data set, on the CPU, where the samples know them."""
-    if not data_samples or any('sample_idx' not in sample for sample in data_samples):
-        return None
-    return torch.tensor([int(sample.sample_idx) for sample in data_samples])
 
 
 def _counts(labels: list[Tensor]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
@@ -20,20 +21,7 @@ ModelSpec = dict | str | Path | nn.Module
 
 
 def build_model(spec: ModelSpec, key: str, data_preprocessor: dict | None = None) -> nn.Module:
-    """Builds a model, without its weights.
-
-    Args:
-        spec (dict | str | Path | nn.Module): The model; see ``model_config``. A module is returned as
-            it is.
-        key (str): The config key that error messages name.
-        data_preprocessor (dict, optional): The preprocessor of a model whose config has none.
-
-    Returns:
-        nn.Module: The model.
-
-    Raises:
-        ValueError: If the spec is of no known form, or names nothing.
-    """
+    """Builds a model, without its weights; a module is returned as it is. See ``model_config``."""
     if isinstance(spec, nn.Module):
         return spec
     return build_part(model_config(spec, key, data_preprocessor))
@@ -46,7 +34,7 @@ def build_part(config: dict) -> Any:
 
 
 def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | None = None) -> dict:
-    """The model dict that a spec stands for.
+    """The model dict that a spec stands for, as a copy with its data preprocessor where one is known.
 
     The config of a distillation run stands for its student, so a distilled model can teach in turn.
 
@@ -55,9 +43,6 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
             of an installed package, or a model name of mmpretrain's zoo.
         key (str): The config key that error messages name.
         data_preprocessor (dict, optional): The preprocessor of a model whose config has none.
-
-    Returns:
-        dict: A model dict of its own, with its data preprocessor where one is known.
 
     Raises:
         ValueError: If the spec is of no known form, or names nothing.
@@ -83,16 +68,10 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
 
 
 def read_config(name: str, key: str) -> Config:
-    """Reads a config from a path, from ``pkg::path`` or from the entry of mmpretrain's zoo.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Reads a config from a path, from ``pkg::path`` or from the entry of mmpretrain's zoo."""
     if name.startswith('mmkdx::'):  # found in a checkout that is not installed, too
         name = str(shipped_folder('configs') / name.removeprefix('mmkdx::'))
     if '::' in name:
-        from mmengine.hub import get_config
-
         try:
             return get_config(name)
         except Exception as error:
@@ -114,11 +93,7 @@ def shipped_folder(name: str) -> Path:
 
 
 def zoo_entry(name: str, key: str) -> Any:
-    """The entry of mmpretrain's model zoo for a model name or ``mmpretrain::path``.
-
-    Raises:
-        ValueError: If the zoo has no such model.
-    """
+    """The entry of mmpretrain's model zoo for a model name or ``mmpretrain::path``."""
     from mmpretrain.apis.model import ModelHub
 
     try:
@@ -131,44 +106,22 @@ def zoo_entry(name: str, key: str) -> Any:
 
 
 def zoo_weights(model: ModelSpec, checkpoint: str | None) -> str:
-    """Where mmpretrain's zoo has the weights of a model.
-
-    Raises:
-        ValueError: If it has none, or a checkpoint is given as well.
-    """
+    """Where mmpretrain's zoo has the weights of a teacher without a checkpoint."""
     if checkpoint:
         raise ValueError(
             'teacher.pretrained and teacher.checkpoint are two sources of weights; remove one'
         )
-    if not isinstance(model, str):
-        raise ValueError(
-            "teacher.pretrained=True needs a model name of mmpretrain's zoo as teacher.model; else "
-            'set teacher.checkpoint'
-        )
-    weights = zoo_entry(model, 'teacher.model').weights
+    weights = zoo_entry(model, 'teacher.model').weights if isinstance(model, str) else None
     if not weights:
         raise ValueError(
-            f"teacher.pretrained: mmpretrain's zoo has no weights for {model!r}; set "
-            'teacher.checkpoint'
+            "teacher.pretrained=True needs a model name of mmpretrain's zoo, which has weights, as "
+            'teacher.model; else set teacher.checkpoint'
         )
     return weights
 
 
 def load_file(model: nn.Module, name: str | None, strict: bool = True) -> dict:
-    """Loads a teacher's checkpoint into its model.
-
-    Args:
-        model (nn.Module): The model.
-        name (str, optional): A file or URL.
-        strict (bool): See ``load_weights``. Defaults to True.
-
-    Returns:
-        dict: The checkpoint.
-
-    Raises:
-        ValueError: If there is no name, or the weights do not fit.
-        FileNotFoundError: If the file does not exist.
-    """
+    """Loads a teacher's checkpoint, a file or URL, into its model and returns it."""
     if name is None:
         raise ValueError(
             'the teacher has no weights: set teacher.checkpoint to a file or URL, or '
@@ -181,7 +134,8 @@ def load_file(model: nn.Module, name: str | None, strict: bool = True) -> dict:
             f'teacher.checkpoint: there is no file {name!r}; train the teacher first, or name its '
             'checkpoint'
         ) from None
-    load_weights(model, state, f'teacher.checkpoint {name}', 'teacher.strict', strict)
+    hint = '; set teacher.strict=False to load what fits'
+    load_weights(model, state, f'teacher.checkpoint {name}', strict, hint)
     return state
 
 
@@ -189,8 +143,8 @@ def load_weights(
     model: nn.Module,
     checkpoint: dict,
     source: str,
-    strict_key: str | None = None,
     strict: bool = True,
+    hint: str = '',
 ) -> None:
     """Loads a checkpoint's weights into a model and logs how many tensors matched.
 
@@ -199,19 +153,16 @@ def load_weights(
         checkpoint (dict): A checkpoint of mmengine, or a state dict. Of a distillation run the
             student's weights are taken.
         source (str): Where it comes from, for messages.
-        strict_key (str, optional): The config key that sets ``strict``, for the message. Defaults to
-            None.
         strict (bool): Whether every tensor must match. Defaults to True.
+        hint (str): What the message advises where tensors do not match. Defaults to ''.
 
     Raises:
-        ValueError: If tensors have other shapes, none matches, or, with ``strict``, some are missing
-            or unknown.
+        ValueError: If shapes differ, no tensor matches, or with ``strict`` not all do.
     """
-    state = checkpoint.get('state_dict', checkpoint)
     own = {_bare(key): key for key in model.state_dict()}
     state = {
         own.get(_bare(key), _bare(key)): value
-        for key, value in state.items()
+        for key, value in checkpoint.get('state_dict', checkpoint).items()
         if not key.startswith('distill.')
     }
     try:
@@ -230,8 +181,7 @@ def load_weights(
     if strict and (missing or unexpected):
         raise ValueError(
             f'{source} does not fit the model: {len(missing)} tensors are missing (as '
-            f'{missing[:2]}) and {len(unexpected)} unknown (as {unexpected[:2]})'
-            + (f'; set {strict_key}=False to load what fits' if strict_key else '')
+            f'{missing[:2]}) and {len(unexpected)} unknown (as {unexpected[:2]}){hint}'
         )
     print_log(f'{source}: {matched} of {total} tensors loaded', logger='current')
 

@@ -7,7 +7,8 @@ from typing import Any
 from mmengine.model.wrappers import MMFullyShardedDataParallel
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mmkdx.distillation.distiller import Distiller, to_checkpoint
+from mmkdx.distillation.checkpoint import to_checkpoint
+from mmkdx.distillation.distiller import Distiller
 from mmkdx.registry import MODEL_WRAPPERS
 
 
@@ -15,9 +16,7 @@ from mmkdx.registry import MODEL_WRAPPERS
 class FullyShardedDistiller(MMFullyShardedDataParallel):
     """torch's ``FullyShardedDataParallel`` around a ``Distiller``, whose checkpoints are the student's.
 
-    FSDP expects the tensors of a state dict under the names they have in the module, so that they get
-    those of a checkpoint behind it. Teachers are no part of the module: each process has them as a
-    whole.
+    Teachers are no part of the module: each process has them as a whole.
 
     Args:
         module (Distiller): The distiller.
@@ -35,18 +34,15 @@ class FullyShardedDistiller(MMFullyShardedDataParallel):
                 'FullyShardedDistiller has a part; use MMDistributedDataParallel'
             )
         super().__init__(module, **kwargs)
-        for path in module.weights_read:
-            parts = path.split('.')
-            units = ('.'.join(parts[: i + 1]) for i in range(len(parts)))
-            if any(
-                isinstance(module.student.get_submodule(unit), FullyShardedDataParallel)
-                for unit in units
-            ):
+        for unit, part in module.student.named_modules():
+            read = [path for path in module.weights_read if f'{path}.'.startswith(f'{unit}.')]
+            if unit and read and isinstance(part, FullyShardedDataParallel):
                 raise ValueError(
-                    f"model_wrapper.auto_wrap_policy shares out the student's {path!r} by itself, whose "
-                    "weights the tap 'cam' or 'prototypes' reads after its forward; let it take larger "
-                    'modules only'
+                    f"model_wrapper.auto_wrap_policy shares out the student's {read[0]!r} by itself, "
+                    "whose weights the tap 'cam' or 'prototypes' reads after its forward; let it take "
+                    'larger modules only'
                 )
+        # FSDP expects the tensors of a state dict under their names in the module
         module.checkpoint_names.remove()
         self.register_state_dict_post_hook(
             lambda wrapper, *args: to_checkpoint(wrapper.module, *args)

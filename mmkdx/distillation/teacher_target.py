@@ -19,31 +19,27 @@ TOOL = 'tools/analysis_tools/teacher_statistics.py'
 class TeacherTarget(nn.Module):
     """Replaces a teacher's logits by some whose probabilities keep only a part of what it knows.
 
-    It stands between any teacher and any loss of logits, ``teacher_target=dict(kind='permute')`` in a
-    term. What each kind keeps says ``component_target``. For the probabilities t' that are left it
-    returns tau log t', so that the softmax of the result over tau is t'. A probability of 0, which has
-    no logarithm, becomes the smallest normal number (1.2e-38 in fp32): all logits are finite, and
-    classes without probability are equal among themselves. 'full' returns the very logits it gets.
+    It stands between any teacher and any loss of logits: ``teacher_target=dict(kind='permute')`` in a
+    term. For the probabilities t' that are left it returns tau log t', whose softmax over tau is t'. A
+    probability of 0 becomes the smallest normal number (1.2e-38 in fp32), so that all logits are finite.
+    'full' returns the very logits it gets.
 
-    A loss that divides logits by tau, as ``KLDivLoss``, ``DKDLoss`` and ``DISTLoss`` do, thus compares
-    with t' exactly; one that scales them otherwise, as ``LogitStdLoss``, compares with a t' at another
+    A loss that divides logits by tau, as ``KLDivLoss``, ``DKDLoss`` and ``DISTLoss`` do, compares with
+    t' exactly. One that scales them otherwise, as ``LogitStdLoss``, compares with a t' at another
     temperature.
 
     Args:
-        kind (str): What is kept, one of ``mmkdx.functional.teacher_target.KINDS``.
+        kind (str): What is kept; see ``mmkdx.functional.teacher_target.component_target``.
         statistics (str, optional): The file that ``tools/analysis_tools/teacher_statistics.py`` makes,
-            for 'meanmass', 'weightsim', 'classmean' and 'classmean_instmass'; the others do not read it.
-            Defaults to None.
+            for 'meanmass', 'weightsim', 'classmean' and 'classmean_instmass'. Defaults to None.
         tau (float, optional): The temperature of the teacher's probabilities. Defaults to None: that of
             the term's loss.
-        anchor (str): Which class keeps its probability and stands for the label: the 'label', or
-            'argmax', the teacher's prediction, for which no labels are needed. Defaults to 'label'.
-        similarity_tau (float): The temperature of the similarities of 'weightsim', which are cosines.
-            Defaults to 0.25.
+        anchor (str): Which class keeps its probability: the 'label', or 'argmax', the teacher's
+            prediction, for which no labels are needed. Defaults to 'label'.
+        similarity_tau (float): The temperature of the cosines of 'weightsim'. Defaults to 0.25.
 
     Raises:
-        ValueError: If an argument is out of range, the statistics are missing or are none, or the
-            teacher has no linear classifier ('weightsim').
+        ValueError: If an argument is out of range, or the file does not hold what ``kind`` needs.
         FileNotFoundError: If there is no file of statistics.
     """
 
@@ -65,19 +61,11 @@ class TeacherTarget(nn.Module):
             self._load()
 
     def forward(self, logits: Tensor, target: Tensor | None = None) -> Tensor:
-        """Takes something out of logits.
-
-        Args:
-            logits (Tensor): The teacher's, of shape (N, K).
-            target (Tensor, optional): The labels' classes, of shape (N, ). Not used by 'full', nor with
-                ``anchor='argmax'``. Defaults to None.
-
-        Returns:
-            Tensor: Logits of shape (N, K), in fp32 at least.
+        """Changes logits (N, K) to logits (N, K) in fp32 or more; ``target`` has the classes (N, ).
 
         Raises:
-            ValueError: If there is no temperature, labels are missing or soft, or the statistics are
-                those of another temperature or of other classes.
+            ValueError: If there is no temperature, labels are missing or soft, or the statistics are of
+                another temperature or of other classes.
         """
         if self.kind == 'full':
             return logits
@@ -85,26 +73,23 @@ class TeacherTarget(nn.Module):
             raise ValueError('teacher_target.tau is missing')
         if self.anchor == 'label':
             self._check_labels(target)
+        statistics = {}
         if self.kind in NEEDS:
             self._check_statistics(logits)
             statistics = {NEEDS[self.kind]: self.statistic}
-        else:
-            statistics = None
         probabilities = (full_precision(logits) / self.tau).softmax(1)
         kept = component_target(
             probabilities, target, self.kind, statistics, self.anchor, self.similarity_tau
         )
         return self.tau * kept.clamp_min(torch.finfo(kept.dtype).tiny).log()
 
-    def extra_repr(self) -> str:
-        """What is kept."""
-        return f'kind={self.kind!r}, tau={self.tau}, anchor={self.anchor!r}'
-
     def _load(self) -> None:
         """Reads the statistic that the kind needs."""
-        need = f'teacher_target.kind {self.kind!r} needs statistics of the teacher'
         if self.file is None:
-            raise ValueError(f'{need}: set teacher_target.statistics to a file made by {TOOL}')
+            raise ValueError(
+                f'teacher_target.kind {self.kind!r} needs statistics of the teacher: set '
+                f'teacher_target.statistics to a file made by {TOOL}'
+            )
         if not Path(self.file).is_file():
             raise FileNotFoundError(
                 f'teacher_target.statistics: there is no file {str(self.file)!r}; make it with {TOOL}'

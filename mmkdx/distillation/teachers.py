@@ -23,9 +23,7 @@ from mmkdx.registry import MODELS
 class BaseTeacher(nn.Module):
     """What all teachers share: always in eval mode, without gradients, and never part of a student.
 
-    A ``Distiller`` keeps its teachers outside its module tree, so that they stay out of its state
-    dict, its optimizer and DDP. A deep copy of a student (mmengine's ``EMAHook`` makes one) shares
-    the teacher.
+    A deep copy of a distiller (mmengine's ``EMAHook`` makes one) shares the teacher.
     """
 
     #: Whether the teacher changes while the student trains, so that a checkpoint must hold it.
@@ -52,6 +50,11 @@ class BaseTeacher(nn.Module):
     def prepare(self, student: nn.Module) -> None:
         """Does what depends on whose teacher it is; at the end of ``bind``."""
 
+    def activations(self) -> set[str]:
+        """What turns the logits of its models into probabilities: 'softmax', 'sigmoid' or both."""
+        parts = [each for each in self.modules() if isinstance(each, BaseTeacher)]
+        return {describe(each.model).activation for each in parts if hasattr(each, 'model')}
+
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
         """Finds the taps in the teacher; see ``TapSet.resolve``."""
         return self.taps.resolve(self.model, self.convert(inputs))
@@ -70,17 +73,12 @@ class BaseTeacher(nn.Module):
         """Takes part in a training step, before it."""
 
     def convert(self, inputs: Tensor) -> Tensor:
-        """Brings the student's preprocessed images of shape (N, 3, H, W) to the form ``model`` takes."""
+        """Brings the student's preprocessed images (N, 3, H, W) to the form that ``model`` takes."""
         return inputs
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
-        """Runs the teacher.
-
-        Args:
-            inputs (Tensor): Images as the student's data preprocessor yields them, (N, 3, H, W).
-            data_samples (list, optional): Their data samples, for a teacher that knows the images by
-                them. Defaults to None.
+        """Runs the teacher on the student's preprocessed images (N, 3, H, W).
 
         Returns:
             dict[str, Any]: A tensor or class maps for each tap, without gradients but those by the
@@ -109,8 +107,8 @@ class Teacher(BaseTeacher):
     The classes of the teacher and of the data set are compared by name before training.
 
     Args:
-        model (dict | str | nn.Module): The model, in any form of ``build_model``. A module is taken
-            over: it is frozen and put into eval mode.
+        model (dict | str | nn.Module): The model, in the forms of ``Distiller.student``. A module is
+            taken over: it is frozen and put into eval mode.
         checkpoint (str, optional): A file or URL with its weights; that of a distillation run gives
             the student's. Defaults to None.
         pretrained (bool): Whether to download the weights that mmpretrain's zoo has for ``model``.
@@ -164,7 +162,7 @@ class Teacher(BaseTeacher):
         self.requires_grad_(False).train()
 
     def prepare(self, student: nn.Module) -> None:
-        """Learns the form of the student's images and the names of its classes; see ``BaseTeacher``."""
+        """Learns the form of the student's images and the names of its classes."""
         owner = self.taps.owner
         self.bridge = input_bridge(student, self.model, self.normalize, self.size, owner).eval()
         self._names.student = describe(student).classes
@@ -172,13 +170,7 @@ class Teacher(BaseTeacher):
             self.model.to(self.dtype)
 
     def load(self) -> None:
-        """Loads the weights from ``checkpoint``, unless that is done, and compares names of classes.
-
-        Raises:
-            ValueError: If no source of weights is known, they do not fit, or the classes have another
-                order than those of the run's data set.
-            FileNotFoundError: If the file does not exist.
-        """
+        """Loads the weights, unless that is done, and compares the names of classes."""
         if not self.loaded and not self._own_weights:
             state = load_file(self.model, self.checkpoint, self.strict)
             self.train()  # some backbones prepare for eval mode by their weights
@@ -187,44 +179,29 @@ class Teacher(BaseTeacher):
         self.loaded = True
 
     def match_classes(self, names: Sequence[str] | None) -> None:
-        """Compares the names of the teacher's classes with the data set's, and matches them if asked.
-
-        Args:
-            names (Sequence[str], optional): The names of the data set's classes; None does nothing.
+        """Compares the names of the teacher's classes with a data set's, and matches them if asked.
 
         Raises:
-            ValueError: If the order is another and ``classes`` does not ask for a match, or names do
-                not correspond.
+            ValueError: If the order is another and no match is asked for, or names do not correspond.
         """
         self._names.wanted = names
         self.load()
 
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
-        """Runs the teacher in its own normalisation and precision; see ``BaseTeacher``."""
+        """Runs the teacher in its own normalisation and precision."""
         if not self.loaded and (self._own_weights or self.checkpoint is not None):
             self.load()  # a distiller that is used without a Runner
         with no_autocast(inputs) if self.dtype else nullcontext():
             return super().forward(inputs)
 
     def convert(self, inputs: Tensor) -> Tensor:
-        """Brings images to the teacher's normalisation and precision; see ``BaseTeacher``."""
+        """Brings images to the teacher's normalisation, size and precision."""
         inputs = self.bridge(inputs)
         return inputs.to(self.dtype) if self.dtype else inputs
 
 
 def build_teacher(spec: Any) -> BaseTeacher:
-    """Builds a teacher.
-
-    Args:
-        spec (dict | str | Path | nn.Module): The arguments of ``Teacher``; or a dict with the type of
-            another teacher; or a model in any form of ``build_model``.
-
-    Returns:
-        BaseTeacher: The teacher, without its weights.
-
-    Raises:
-        ValueError: If ``Teacher`` has no such argument.
-    """
+    """Builds a teacher, without its weights, in the forms of ``Distiller.teacher``."""
     if isinstance(spec, BaseTeacher):
         return spec
     kind = spec.get('type') if isinstance(spec, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,28 +12,30 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import integer, number, one_of
 from mmkdx.distillation.adapters import Adapter
-from mmkdx.distillation.declared import activation_of, check_classes, check_declared
 from mmkdx.distillation.labels import Labels, target_for
 from mmkdx.distillation.models import build_part
-from mmkdx.distillation.places import Value, places, shape_text
+from mmkdx.distillation.places import Value, activation_of, check_classes, places, shape_text
 from mmkdx.distillation.teacher_target import TeacherTarget
 from mmkdx.functional import ClassMaps, full_precision, no_autocast
 from mmkdx.functional.class_maps import first_tensor, map_tensors
 from mmkdx.functional.schedules import WeightSchedule
 
+#: What a term reads of a loss; see ``mmkdx.losses.base.DistillLoss``.
+CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
+
 
 class Term(nn.Module):
-    """One loss between a student and a teacher, with its place, adapter, weight and schedule.
+    """One loss between a student and a teacher, or of a student alone.
 
-    Or one of a student alone, which teaches itself. The loss is a ``mmkdx.losses.base.DistillLoss``: it
-    declares what it compares and what it needs, and gets exactly that.
+    The loss is a ``mmkdx.losses.base.DistillLoss``: it declares what it compares and what it needs, and
+    gets exactly that.
 
     Args:
         name (str): The key in ``terms``; the logged loss is ``loss_<name>``.
         type (str): The loss, a name in the registry ``MODELS``.
-        at (str | Sequence): The tap, or the pair of the student's and the teacher's taps. Each of the
-            pair can be a list of taps, where a loss compares several places at once. Without a teacher
-            the tap, or a list of taps.
+        at (str | Sequence): The tap, or the pair of the student's and the teacher's taps. A loss that
+            compares several places at once takes a list of taps for each. Without a teacher it is a tap
+            or a list of taps.
         adapter (str, optional): 'auto', or None for no adapter. Defaults to 'auto'.
         weight (float): The weight. Defaults to 1.
         schedule (dict, optional): The arguments of ``WeightSchedule``. Defaults to None (constant).
@@ -68,7 +71,13 @@ class Term(nn.Module):
         self.schedule = None if schedule is None else WeightSchedule(**schedule)
         self.key = f'terms.{name}'
         self.loss = build_part(dict(type=type, **loss_args))
-        check_declared(self.loss)
+        if not all(hasattr(self.loss, each) for each in CONTRACT):
+            taken = tuple(inspect.signature(self.loss.forward).parameters)[1:]
+            raise ValueError(
+                f'{self.loss_name} does not declare what it needs; derive it from '
+                f"mmkdx.losses.base.DistillLoss, set compares (such as 'shape') and needs={taken}, and "
+                'let its forward take exactly that after student'
+            )
         self.compares = self.loss.compares
         self.needs = frozenset(self.loss.needs)
         #: Whether it compares with a teacher.
@@ -99,12 +108,7 @@ class Term(nn.Module):
         return type(self.loss).__name__
 
     def locate(self, model: nn.Module, size: Sequence[int]) -> None:
-        """Finds the place that 'auto' stands for, where the loss can choose one.
-
-        Args:
-            model (nn.Module): The student.
-            size (Sequence[int]): Height and width of the images.
-        """
+        """Lets the loss choose the student's place for ``at='auto'`` and images (height, width)."""
         if self.student_tap == 'auto':
             self.student_tap = self.loss.locate(model, size) or self.student_tap
 
@@ -137,7 +141,7 @@ class Term(nn.Module):
                 raise ValueError(f'{self.key}.at: {self.loss_name}: {error}') from error
         self._connected = True
         if self.compares in ('logits', 'class_maps'):
-            check_classes(self.key, self.loss, (self.student_tap, self.teacher_tap), sides)
+            check_classes(self, sides)
         elif self.compares == 'anything':
             return
         elif any(isinstance(side, ClassMaps) for side in sides):
@@ -156,13 +160,8 @@ class Term(nn.Module):
     def check(self, student: Value, teacher: Value) -> None:
         """Runs a copy of the term on random values, so that mistakes show before training.
 
-        A loss that takes gradients of the logits is not run, as random values have none, and neither is
-        one that needs the images or the model.
-
-        Args:
-            student (Tensor | ClassMaps | list): A value with the shape of what the student's tap
-                holds; it may be fake.
-            teacher (Tensor | ClassMaps | list, optional): The same of the teacher.
+        A loss that needs the images or the model is not run, and neither is one that takes gradients of
+        the logits, as random values have none. For the arguments see ``connect``.
 
         Raises:
             ValueError: If the loss cannot take such values.
@@ -194,7 +193,7 @@ class Term(nn.Module):
         inputs: Tensor | None = None,
         model: nn.Module | None = None,
     ) -> Tensor:
-        """The weighted loss, computed in fp32.
+        """The weighted loss, a scalar, computed in fp32.
 
         Args:
             student (Tensor | ClassMaps | list): What the student's tap holds.
@@ -204,17 +203,14 @@ class Term(nn.Module):
             inputs (Tensor, optional): The preprocessed images, of shape (N, C, H, W).
             model (nn.Module, optional): The student.
 
-        Returns:
-            Tensor: A scalar.
-
         Raises:
-            ValueError: If the loss needs labels or positions that the batch does not have, or it
-                returns no scalar.
+            ValueError: If the batch lacks labels or positions that the loss needs, or the loss returns
+                no scalar.
         """
         given = dict(index=index, inputs=inputs, model=model)
         given = {need: value for need, value in given.items() if need in self.needs}
         if self.needs & {'target', 'class'}:
-            given['target'] = target_for(target, self.loss, self.key, student)
+            given['target'] = target_for(self, target, student)
         if 'index' in self.needs and index is None:
             raise ValueError(
                 f'{self.key}: {self.loss_name} needs the position of each sample in the data set, '
@@ -247,19 +243,7 @@ def _random_like(tensor: Tensor) -> Tensor:
 
 
 def build_term(name: str, config: dict) -> Term:
-    """Builds a term from its config.
-
-    Args:
-        name (str): The key in ``terms``.
-        config (dict): The arguments of ``Term`` and of the loss.
-
-    Returns:
-        Term: The term, not yet connected.
-
-    Raises:
-        ValueError: If a key is missing or unknown, a value is out of range, or the name would be taken
-            for a loss.
-    """
+    """Builds a term; errors name its key in ``terms``."""
     if not isinstance(config, dict):
         raise ValueError(
             f'terms.{name} is {config!r}; it must be a dict of the arguments of a term'
@@ -278,21 +262,3 @@ def build_term(name: str, config: dict) -> Term:
         return Term(name, **config)
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f'terms.{name}: {error.args[0]}') from error
-
-
-def build_terms(configs: dict[str, dict] | None, teachers: bool) -> nn.ModuleDict:
-    """Builds the terms of a distillation, by name.
-
-    Args:
-        configs (dict[str, dict], optional): ``Distiller.terms``.
-        teachers (bool): Whether there are teachers.
-
-    Raises:
-        ValueError: If it is no dict of terms, or there are teachers and no term.
-    """
-    if not isinstance(configs, dict | None) or (teachers and not configs):
-        raise ValueError(
-            f'terms is {configs!r}; it must be a dict of terms'
-            + (', of which a model with a teacher needs one' if teachers else '')
-        )
-    return nn.ModuleDict({name: build_term(name, term) for name, term in (configs or {}).items()})

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from tiny import batch, build, classifier, distiller, total
 from torch import nn
 
-from mmkdx.distillation.ema_teacher import EMATeacher
+from mmkdx.distillation.composed_teachers import EMATeacher
 from mmkdx.distillation.teachers import Teacher, build_teacher
 from mmkdx.functional import ClassMaps
 from mmkdx.models.taps import fake_forward
