@@ -19,9 +19,6 @@ from mmkdx.datasets.wrappers import locate
 from mmkdx.registry import DATA_SAMPLERS, DATASETS
 from mmkdx.sample_numbers import parts
 
-#: How many samples stand for all when data are told apart.
-LOOKED_AT = 64
-
 
 @DATASETS.register_module()
 class SeededViews:
@@ -29,20 +26,20 @@ class SeededViews:
 
     A view is the sample as the random transforms of the pipeline leave it. ``dataset[i]`` is sample i
     in view 0, ``dataset[i + v * len(dataset)]`` the same sample in view v. The generators of Python,
-    numpy and torch (on the CPU) are seeded by seed, sample and view before the transforms run and put
-    back afterwards, so a view is the same in any process, worker and order, and nothing else is less
-    random. Transforms with a generator of their own are not reached.
+    numpy and torch (on the CPU) are seeded by seed, sample and view for the transforms and restored
+    afterwards. So a view is the same in any process, worker and order. Transforms with a generator of
+    their own are not reached.
 
-    The idea of storing the seed of an augmentation in place of the image is that of Wu et al.,
-    "TinyViT: Fast Pretraining Distillation for Small Vision Transformers", ECCV 2022.
+    Source: Wu et al., "TinyViT: Fast Pretraining Distillation for Small Vision Transformers", ECCV
+    2022, store the seed of an augmentation in place of the image.
 
-    Each data sample gets three fields of meta information, by which a cache finds its rows:
-    ``position`` (i), ``view`` (v) and ``source``, what the data are; see the property.
+    Each data sample gets the meta information by which a cache finds its rows: ``position`` (i),
+    ``view`` (v) and ``source`` (see the property).
 
     Args:
         dataset (dict | BaseDataset): The data set, or a wrapper of data sets.
-        views (int): The number of views of each sample, at least 1. ``ViewSampler`` goes through them
-            from epoch to epoch; other samplers see view 0 alone. Defaults to 1.
+        views (int): The number of views of each sample. ``ViewSampler`` shows another one each epoch;
+            other samplers see view 0 alone. Defaults to 1.
         seed (int): The seed of the transforms, at least 0. Defaults to 0.
 
     Raises:
@@ -67,11 +64,11 @@ class SeededViews:
         self.source  # noqa: B018
 
     def get_data_info(self, index: int) -> dict:
-        """The annotation of a sample, in whatever view."""
+        """The annotation of a sample, the same in all views."""
         return self.dataset.get_data_info(index % len(self))
 
     def get_cat_ids(self, index: int) -> list[int]:
-        """The classes of a sample, in whatever view."""
+        """The classes of a sample, the same in all views."""
         return self.dataset.get_cat_ids(index % len(self))
 
     def __len__(self) -> int:
@@ -105,26 +102,25 @@ class SeededViews:
         if self._source is None:
             all_parts = list(_all_parts(self.dataset))
             count = len(self)
-            looked_at = np.unique(np.linspace(0, count - 1, LOOKED_AT).astype(int)) if count else ()
+            looked_at = np.unique(np.linspace(0, count - 1, 64).astype(int)) if count else ()
             data = [[type(part).__name__ for part in all_parts], count]
             for leaf, index in (locate(self.dataset, int(index)) for index in looked_at):
                 if hasattr(leaf, 'get_data_info'):
                     data.append(_say(leaf.get_data_info(index)))
             pipelines = [repr(part.pipeline) for part in all_parts if hasattr(part, 'pipeline')]
             pipelines = [re.sub(r' at 0x[0-9a-fA-F]+', '', text) for text in pipelines]
-            hashes = [
-                hashlib.sha256(repr(each).encode()) for each in (data, [*pipelines, self.seed])
-            ]
-            self._source = '.'.join(each.hexdigest()[:16] for each in hashes)
+            self._source = '.'.join(
+                hashlib.sha256(repr(each).encode()).hexdigest()[:16]
+                for each in (data, [*pipelines, self.seed])
+            )
         return self._source
 
 
 @DATA_SAMPLERS.register_module()
 class ViewSampler(DefaultSampler):
-    """mmengine's ``DefaultSampler``, which shows ``SeededViews`` in another view each epoch.
+    """mmengine's ``DefaultSampler``, with all samples of ``SeededViews`` in view e mod ``views``.
 
-    Order and length are those of ``DefaultSampler``; in epoch e all samples are in view
-    e mod ``views``.
+    e is the epoch. Order and length are those of ``DefaultSampler``.
 
     Args:
         dataset (SeededViews): The data set.
