@@ -18,19 +18,9 @@ from mmkdx.distillation.places import Value, names_of
 from mmkdx.models.taps import fake_forward, forward_tensor
 from mmkdx.registry import MODELS
 
-#: Side of the made-up images that enter the training pipeline.
-RAW_SIZE = 256
-
 
 def build_from_config(cfg: Config) -> nn.Module:
-    """Builds a config's model as mmengine's Runner does.
-
-    Args:
-        cfg (Config): A config.
-
-    Returns:
-        nn.Module: The model, without a teacher's weights.
-    """
+    """Builds a config's model as mmengine's Runner does, without a teacher's weights."""
     model = cfg.model.to_dict()
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
@@ -38,19 +28,11 @@ def build_from_config(cfg: Config) -> nn.Module:
         return MODELS.build(model)
 
 
-def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
-    """A batch of random images, made by the config's own training pipeline.
-
-    Args:
-        cfg (Config): A config with a data loader; that of the training is taken before others.
-        num_images (int): How many. Defaults to 2.
-        seed (int): The seed of the images and labels. Defaults to 0.
-
-    Returns:
-        dict: What a dataloader yields: ``inputs`` and ``data_samples``.
+def first_dataloader(cfg: Config) -> dict:
+    """The config of the data loader of training, else of validation or test.
 
     Raises:
-        ValueError: If the config has no data loader.
+        ValueError: If there is none.
     """
     keys = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     loader = next((cfg[key] for key in keys if cfg.get(key)), None)
@@ -58,48 +40,55 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
         raise ValueError(
             f'the config has none of {", ".join(keys)}, whose transforms make the batch'
         )
+    return loader
+
+
+def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
+    """A batch of random images, made by the pipeline of the config's first data loader.
+
+    Args:
+        cfg (Config): A config with a data loader.
+        num_images (int): The number of images. Defaults to 2.
+        seed (int): The random seed of the images. Defaults to 0.
+
+    Returns:
+        dict: What a data loader yields: ``inputs`` and ``data_samples``.
+
+    Raises:
+        ValueError: If the config has no data loader.
+    """
+    loader = first_dataloader(cfg)
     # As the sampler would arrange them
     in_a_row = 2 if type_name(loader.get('sampler') or {}) == 'PairSampler' else 1
+    # The parts of a ConcatDataset may have different transforms
+    steps = [file_pipeline(leaf, loaded=True) for leaf in leaf_configs(loader.dataset)]
     pipelines = [
+        # Made-up colours have no order
         compose(
             step
-            for step in file_pipeline(leaf, True)
-            # Made-up colours have no order
+            for step in each
             if not type_name(step).startswith('Load') and step.get('order') != 'rgb'
         )
-        for leaf in leaf_configs(loader.dataset)
+        for each in steps
     ]
+    num_classes = (cfg.get('data_preprocessor') or {}).get('num_classes') or 2
     random = np.random.default_rng(seed)
-    images = [
-        # The parts of a ConcatDataset may have different transforms
-        pipelines[i % len(pipelines)](
-            dict(
-                img=random.integers(0, 256, (RAW_SIZE, RAW_SIZE, 3), dtype=np.uint8),
-                gt_label=i // in_a_row % num_classes(cfg),
-                gt_bboxes=np.array([[0, 0, RAW_SIZE, RAW_SIZE]]),
-                sample_idx=i // in_a_row,
-            )
+    images = []
+    for i in range(num_images):
+        image = dict(
+            img=random.integers(0, 256, (256, 256, 3), dtype=np.uint8),
+            gt_label=i // in_a_row % num_classes,
+            gt_bboxes=np.array([[0, 0, 256, 256]]),
+            sample_idx=i // in_a_row,
         )
-        for i in range(num_images)
-    ]
+        images.append(pipelines[i % len(pipelines)](image))
     return default_collate(images)
-
-
-def num_classes(cfg: Config) -> int:
-    """The number of classes that a config's data preprocessor names (2 if none)."""
-    return (cfg.get('data_preprocessor') or {}).get('num_classes') or 2
 
 
 def multiply_adds(model: nn.Module, size: Sequence[int], channels: int = 3) -> int:
     """Multiply-adds of one image's forward, which mmpretrain's model zoo lists as FLOPs.
 
-    Args:
-        model (nn.Module): A model.
-        size (Sequence[int]): Height and width of the images.
-        channels (int): Their channels. Defaults to 3.
-
-    Returns:
-        int: The multiply-adds of convolutions and matrix products.
+    Those of convolutions and matrix products count. ``size`` is height and width of the image.
     """
     with fake_forward(model), FlopCounterMode(display=False) as counter:
         forward_tensor(model, torch.empty(1, channels, *size))
@@ -109,24 +98,14 @@ def multiply_adds(model: nn.Module, size: Sequence[int], channels: int = 3) -> i
 def floor_factor(student: int, teachers: Sequence[int]) -> float:
     """The least cost of a distillation step, in steps of the student alone.
 
-    A training step is about three forwards, a teacher adds one: ``1 + sum(F_t) / (3 F_s)``.
-
-    Args:
-        student (int): The student's multiply-adds.
-        teachers (Sequence[int]): Those of the teachers that run in a step.
-
-    Returns:
-        float: The factor.
+    A training step is about three forwards, a teacher adds one: ``1 + sum(F_t) / (3 F_s)``, with the
+    multiply-adds F of the student and of the teachers that run in a step.
     """
     return 1 + sum(teachers) / (3 * student)
 
 
 def one_step(model: nn.Module, batch: dict) -> tuple[dict[str, float], list[str]]:
-    """Runs one training step, without an optimizer.
-
-    Args:
-        model (nn.Module): A model of mmengine's interface.
-        batch (dict): What a dataloader yields.
+    """Runs one training step of a model of mmengine on a batch, without an optimizer.
 
     Returns:
         tuple[dict[str, float], list[str]]: The logged values, and the names of the parameters that
@@ -136,20 +115,13 @@ def one_step(model: nn.Module, batch: dict) -> tuple[dict[str, float], list[str]
     data = model.data_preprocessor(batch, True)
     loss, logged = model.parse_losses(model(**data, mode='loss'))
     loss.backward()
-    unused = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.grad is None
-    ]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    unused = [name for name, parameter in trained if parameter.grad is None]
     return {name: value.item() for name, value in logged.items()}, unused
 
 
 def term_rows(distiller: Distiller, size: Sequence[int]) -> list[list[str]]:
-    """What a distiller compares with what: a row for each term.
-
-    Args:
-        distiller (Distiller): The model.
-        size (Sequence[int]): Height and width of the images.
+    """What a distiller compares with what, for images of a height and width: a row for each term.
 
     Returns:
         list[list[str]]: Name, loss, the student's tap and shape, the teacher's tap and shape, the

@@ -20,7 +20,7 @@ from mmkdx.datasets.wrappers import class_names, compose, file_pipeline
 from mmkdx.distillation.models import build_model, load_weights, read_config
 from mmkdx.distillation.teachers import Teacher, build_teacher
 from mmkdx.functional.prototype_transfer import cell_agreement, match_prototypes
-from mmkdx.models.heads.nearest_patches import find_nearest_patches
+from mmkdx.models.heads.push import find_nearest_patches
 from mmkdx.models.taps import evaluating
 from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets, spread
 from mmkdx.visualization.prototypes import transfer_sheet

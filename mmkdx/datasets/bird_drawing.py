@@ -139,10 +139,6 @@ DECIDING = tuple(('crest', part) for part in POINTS_TO.values() for _ in VARIANT
 def scene(rng: np.random.Generator, label: int) -> tuple[dict[str, str], list, list]:
     """Draws at random what an image of a class consists of, whatever its size.
 
-    Args:
-        rng (np.random.Generator): The source of chance.
-        label (int): The class.
-
     Returns:
         tuple: The variant of each part; the layers of the background, see ``_layers``; and the shapes
         before it, from back to front, see ``_shapes``.
@@ -159,16 +155,11 @@ def scene(rng: np.random.Generator, label: int) -> tuple[dict[str, str], list, l
 
 
 def _layers(rng: np.random.Generator, colors: np.ndarray) -> list[tuple]:
-    """Draws the two layers of a background: a coarse texture and a fine one.
+    """Draws a coarse and a fine texture of a background, each of three of the (6, 3) colours.
 
-    Args:
-        rng (np.random.Generator): The source of chance.
-        colors (np.ndarray): BGR colours of shape (6, 3), three for each layer.
-
-    Returns:
-        list[tuple]: For each layer a grid of colours, uint8 of shape (16, 16, 4), whose last channel is
-        the region 0; the affine map of shape (2, 3) from the image, in units of its side, to the grid;
-        and OpenCV's interpolation.
+    A layer is a grid of colours, uint8 of shape (16, 16, 4), whose last channel is the region 0; the
+    affine map of shape (2, 3) from the image, in units of its side, to the grid; and OpenCV's
+    interpolation.
     """
     mix = rng.random((2, 256, 3)) ** 3
     mix /= mix.sum(-1, keepdims=True)
@@ -189,12 +180,10 @@ def _layers(rng: np.random.Generator, colors: np.ndarray) -> list[tuple]:
 def _distractors(rng: np.random.Generator, colors: np.ndarray) -> list[tuple]:
     """Draws things that lie anywhere, of four or more of the colours."""
     colors = colors[: rng.integers(4, len(colors) + 1)]
-    polygons = [
-        DISTRACTORS[int(kind * len(DISTRACTORS))]
-        * cmath.rect(0.05 + 0.08 * size, 2 * math.pi * angle)
-        + complex(x, y)
-        for kind, size, angle, x, y in rng.random((len(colors), 5)).tolist()
-    ]
+    polygons = []
+    for kind, size, angle, x, y in rng.random((len(colors), 5)).tolist():
+        move = cmath.rect(0.05 + 0.08 * size, 2 * math.pi * angle)
+        polygons.append(DISTRACTORS[int(kind * len(DISTRACTORS))] * move + complex(x, y))
     return _shapes(polygons, colors, [0] * len(polygons))
 
 
@@ -232,34 +221,18 @@ def _bird(rng: np.random.Generator, variants: dict[str, str], colors: np.ndarray
 
 
 def _shapes(polygons: list[np.ndarray], colors: np.ndarray, regions: list[int]) -> list[tuple]:
-    """Gives polygons their colours.
+    """Polygons with the (n, 3) colours of their inside and of their darker outline.
 
-    Args:
-        polygons (list[np.ndarray]): Points as complex numbers, in units of the image's side.
-        colors (np.ndarray): A BGR colour for each, of shape (n, 3).
-        regions (list[int]): The region of each.
-
-    Returns:
-        list[tuple]: For each a polygon, and the colours of its inside and of its darker outline, with
-        the region as a fourth channel.
+    Points are in units of the image's side. The region is a fourth channel of the colours.
     """
-    return [
-        (points, (*inside, region), (*outline, region))
-        for points, inside, outline, region in zip(
-            polygons, colors.tolist(), (colors * 2 // 5).tolist(), regions
-        )
-    ]
+    fill, line = (np.column_stack([each, regions]).tolist() for each in (colors, colors * 2 // 5))
+    return list(zip(polygons, fill, line))
 
 
 def paint(layers: list[tuple], shapes: list[tuple], size: int) -> np.ndarray:
-    """Paints a scene at twice the wanted size.
+    """Paints the layers and shapes of a ``scene`` at twice the wanted height and width.
 
-    Colour and region are painted by the same calls, as four channels, so that they cannot differ.
-
-    Args:
-        layers (list[tuple]): The layers of the background, see ``_layers``.
-        shapes (list[tuple]): The shapes, see ``_shapes``.
-        size (int): Height and width of the image to be.
+    The same calls paint colour and region, so that they cannot differ.
 
     Returns:
         np.ndarray: uint8 of shape (2 * size, 2 * size, 4): blue, green, red and region.

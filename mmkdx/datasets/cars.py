@@ -24,13 +24,12 @@ class StanfordCars(datasets.StanfordCars):
     """Cars of 196 models: 8,144 images to train on, 8,041 to test on.
 
     Source: J. Krause, M. Stark, J. Deng and L. Fei-Fei, "3D Object Representations for Fine-Grained
-    Categorization", 3dRR-13; the public folder, read as it is. It has
+    Categorization", 3dRR-13; the public folder as it is. It has
 
     - 'car_ims' and 'cars_annos.mat', or
     - 'cars_train', 'cars_test' and 'devkit', and for the test split the separate file
-      'cars_test_annos_withlabels.mat', in 'devkit' or beside it. Images may lie in a second folder of
-      the same name, as in 'cars_train/cars_train', and a 'cars_annos.mat' without 'car_ims' is not
-      read.
+      'cars_test_annos_withlabels.mat', in 'devkit' or beside it. Images may be in a second folder of
+      the same name ('cars_train/cars_train'). A 'cars_annos.mat' without 'car_ims' is not read.
 
     Beside mmpretrain's ``img_path`` and ``gt_label`` a sample has ``gt_bboxes``, float32 of shape
     (1, 4): x1, y1, x2, y2 in pixels, as in the file.

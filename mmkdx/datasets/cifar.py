@@ -14,11 +14,7 @@ class _Named:
     """Names the file that keeps a data set of CIFAR's kind from being read."""
 
     def load_data_list(self) -> list[dict]:
-        """Reads images and labels.
-
-        Raises:
-            FileNotFoundError: If files are missing or damaged and could not be downloaded.
-        """
+        """Reads images and labels."""
         try:
             return super().load_data_list()
         # Beside its own two, mmpretrain's code raises what the download does
@@ -26,11 +22,10 @@ class _Named:
             folder = Path(self.data_prefix['root'], self.base_folder).resolve()
             for name, md5 in self.train_list + self.test_list:
                 path = folder / name
+                state = 'is damaged or another file (its MD5 is not the public one)'
                 if not path.is_file():
                     state = 'is missing'
-                elif md5 is not None and not check_md5(path, md5):
-                    state = 'is damaged or another file (its MD5 is not the public one)'
-                else:
+                elif md5 is None or check_md5(path, md5):
                     continue
                 failed = f'downloading it failed: {error}' if self.download else 'download=False'
                 raise FileNotFoundError(
@@ -54,11 +49,4 @@ class CIFAR10(_Named, datasets.CIFAR10):
 
 @DATASETS.register_module()
 class CIFAR100(_Named, datasets.CIFAR100):
-    """mmpretrain's CIFAR-100, with a sentence in place of a failed download's traceback.
-
-    Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. As in
-    mmpretrain ``img`` is uint8 of shape (32, 32, 3), RGB, and both splits' files are needed for either.
-
-    Raises:
-        FileNotFoundError: If files are missing or damaged and could not be downloaded.
-    """
+    """mmpretrain's CIFAR-100; see ``CIFAR10``."""

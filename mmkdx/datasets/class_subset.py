@@ -21,18 +21,16 @@ def class_subset(
 ) -> BaseDataset:
     """Keeps some classes of a data set, and some images of each; in configs it is ``ClassSubset``.
 
-    What is left is the data set itself, in its own order and with the names of all its classes, so
-    that models keep the size of their heads. Samples of no class (with a label of -1) go. Wrappers
-    like ``RepeatDataset`` go around it.
+    The result is the data set itself, in its own order and with the names of all its classes, so that
+    models keep the size of their heads. Samples of no class (with a label of -1) go.
 
-    Source: the data reduction of Guo et al., "Class Attention Transfer Based Knowledge Distillation",
-    CVPR 2023 (``num_classes`` and ``ratio``, after the authors' code), and the few images per class of
-    Parchami-Araghi et al., "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation", ECCV
-    2024 (``per_class`` and ``seed``).
+    Source: Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023
+    (``num_classes`` and ``ratio``, after the authors' code), and Parchami-Araghi et al., "Good Teachers
+    Explain: Explanation-Enhanced Knowledge Distillation", ECCV 2024 (``per_class`` and ``seed``).
 
     Args:
-        dataset (dict | BaseDataset): The data set, with one ``gt_label`` a sample. One that is already
-            built is itself cut down.
+        dataset (dict | BaseDataset): The data set, with one ``gt_label`` a sample. A built one is
+            changed in place.
         num_classes (int, optional): How many classes stay, the first ones. Defaults to None (all).
         ratio (float, optional): Which share of the images of each class stays, in (0, 1]; of n
             images int(ratio · n). Defaults to None (all).
@@ -45,21 +43,16 @@ def class_subset(
         BaseDataset: The data set.
 
     Raises:
-        TypeError: If ``dataset`` is a wrapper.
-        ValueError: If an argument is out of its range, the data set has too few classes or images, or
-            no labels.
+        TypeError: If ``dataset`` is a wrapper, such as ``RepeatDataset``, which goes around it.
+        ValueError: If an argument is out of range, or classes, images or labels are missing.
     """
     if ratio is not None and per_class is not None:
         raise ValueError('ClassSubset takes ratio or per_class, not both')
     if ratio is not None:
         number('ClassSubset.ratio', ratio, 0, 1, open_low=True)
-    for key, value, least in (
-        ('num_classes', num_classes, 1),
-        ('per_class', per_class, 1),
-        ('seed', seed, 0),
-    ):
+    for key, value in dict(num_classes=num_classes, per_class=per_class, seed=seed).items():
         if value is not None:
-            integer(f'ClassSubset.{key}', value, least)
+            integer(f'ClassSubset.{key}', value, 0 if key == 'seed' else 1)
     if isinstance(dataset, dict):
         dataset = DATASETS.build(dataset)
     name = type(dataset).__name__

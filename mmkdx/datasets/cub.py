@@ -10,7 +10,7 @@ import numpy as np
 from mmpretrain import datasets
 
 from mmkdx.arguments import flag, one_of
-from mmkdx.datasets.listing import check_images
+from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
 URL = 'https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz'
@@ -21,17 +21,13 @@ class CUB(datasets.CUB):
     """Birds of 200 species: 5,994 images to train on, 5,794 to test on.
 
     Source: C. Wah, S. Branson, P. Welinder, P. Perona and S. Belongie, "The Caltech-UCSD Birds-200-2011
-    Dataset", CNS-TR-2011-001; the public folder, read as it is. Beside mmpretrain's ``img_path`` and
+    Dataset", CNS-TR-2011-001; the public folder as it is. Beside mmpretrain's ``img_path`` and
     ``gt_label`` a sample has
 
-    - ``gt_bboxes``: float32 of shape (1, 4), the bird's box x1, y1, x2, y2 in pixels, x2 and y2 being
-      the file's x + width and y + height; a box may pass the border of its image by a pixel;
-
-    and with ``parts=True``
-
-    - ``gt_keypoints``: float32 of shape (1, 15, 2), x and y of each part in pixels, 0 where it is not
-      visible;
-    - ``gt_keypoints_visible``: float32 of shape (1, 15), 1 where the part is visible, else 0.
+    - ``gt_bboxes``: float32 of shape (1, 4), the bird's box x1, y1, x2, y2 in pixels, where x2 is the
+      file's x + width; a box may pass the border of its image by a pixel;
+    - with ``parts=True``, ``gt_keypoints``: float32 of shape (1, 15, 2), x and y of each part in pixels,
+      0 where it is not visible; and ``gt_keypoints_visible``: float32 of shape (1, 15), 0 or 1.
 
     The names of the parts are ``metainfo['parts']``. ``CropToBox`` and mmcv's ``Resize`` move boxes and
     parts with the image; ``PackInputs`` keeps them if its ``algorithm_keys`` name them.
@@ -157,10 +153,4 @@ class CUB(datasets.CUB):
 
 
 def _existing(path: str | Path) -> Path:
-    """The path of a file that is there."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f'there is no file {path.resolve()} (below data_root of CUB); unpack {URL}'
-        )
-    return path
+    return existing(path, 'below data_root of CUB', f'unpack {URL}')

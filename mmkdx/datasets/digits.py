@@ -11,9 +11,6 @@ from mmpretrain.datasets import BaseDataset
 from mmkdx.arguments import one_of
 from mmkdx.registry import DATASETS
 
-#: Images of each class in the test split, about a third of the rarest class.
-TEST_PER_CLASS = 60
-
 
 @DATASETS.register_module()
 class Digits(BaseDataset):
@@ -23,10 +20,9 @@ class Digits(BaseDataset):
     UCI, 1998, as ``sklearn.datasets.load_digits`` has it (8 × 8 pixels, grey levels 0 to 16). Here they
     are enlarged to 32 × 32 with bilinear interpolation, 8 bits, in three equal channels.
 
-    The split is fixed and stratified: of each class the last 60 images in scikit-learn's order are the
-    test split (600 images), the others the training split (1,197). Classes alternate, so that the
-    first n samples (``indices=n``, of mmengine's base class) hold them in equal numbers as long as
-    every class lasts.
+    The split is fixed and stratified: the last 60 images of each class in scikit-learn's order are the
+    test split (600 images), the others the training split (1,197). Classes alternate, so that the first
+    n samples (``indices=n``) hold them in equal numbers as long as every class lasts.
 
     A sample has ``img``, uint8 of shape (32, 32, 3), and ``gt_label``; it needs no loading transform.
 
@@ -51,9 +47,8 @@ class Digits(BaseDataset):
         digits = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
         by_class = [np.flatnonzero(digits.target == label) for label in range(10)]
-        part = (
-            slice(-TEST_PER_CLASS, None) if self.split == 'test' else slice(None, -TEST_PER_CLASS)
-        )
+        # About a third of the rarest class
+        part = slice(-60, None) if self.split == 'test' else slice(None, -60)
         # The i-th image of every class, then the next: classes alternate.
         order = sorted(
             (rank, label, index)
@@ -62,10 +57,7 @@ class Digits(BaseDataset):
         )
         return [
             dict(
-                img=cv2.cvtColor(
-                    cv2.resize(images[index], (32, 32), interpolation=cv2.INTER_LINEAR),
-                    cv2.COLOR_GRAY2BGR,
-                ),
+                img=cv2.cvtColor(cv2.resize(images[index], (32, 32)), cv2.COLOR_GRAY2BGR),
                 gt_label=label,
             )
             for _, label, index in order

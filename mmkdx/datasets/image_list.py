@@ -7,7 +7,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmkdx.datasets.listing import check_images
+from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
 
@@ -15,10 +15,9 @@ from mmkdx.registry import DATASETS
 class ImageList(BaseDataset):
     """The images that a list names, with their classes.
 
-    A line of the list is a path below ``data_root`` and a label, as in mmpretrain's ``CustomDataset``,
-    which reads these lists, too. Beside the list stands 'classes.txt', the names of the labels, one a
-    line. Whether each image is there is checked at the start; whether it can be read, the converter
-    checks.
+    A line of the list is a path below ``data_root`` and a label, as in mmpretrain's ``CustomDataset``.
+    'classes.txt' beside the list has the names of the labels, one a line. Images that are missing are
+    an error at the start.
 
     Args:
         ann_file (str): The list, below ``data_root``.
@@ -37,14 +36,10 @@ class ImageList(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """Reads the list."""
-        table, root = Path(self.ann_file), Path(self.data_root)
-        names = table.with_name('classes.txt')
-        for path in (table, names):
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f'there is no file {path.resolve()} (ann_file of ImageList); unpack {self.source} '
-                    'and run tools/dataset_converters/image_list.py'
-                )
+        root = Path(self.data_root)
+        advice = f'unpack {self.source} and run tools/dataset_converters/image_list.py'
+        table = existing(self.ann_file, 'ann_file of ImageList', advice)
+        names = existing(table.with_name('classes.txt'), 'ann_file of ImageList', advice)
         classes = tuple(names.read_text(encoding='utf-8').splitlines())
         self._metainfo.setdefault('classes', classes)
         samples = []
@@ -60,9 +55,6 @@ class ImageList(BaseDataset):
         return [dict(img_path=str(root / name), gt_label=label) for name, label in samples]
 
     def _copy_without_annotation(self, memo: dict | None = None) -> ImageList:
-        """Copies what is not the list, for ``get_subset``.
-
-        mmengine's default for ``memo`` is one dict for all calls. It would hand the copy of a data set
-        that is gone to whatever has come to its address, such as a transform of the next one.
-        """
+        # mmengine's default is one dict for all calls, which would hand the copy of a data set that is
+        # gone to whatever has come to its address, such as a transform of the next one
         return super()._copy_without_annotation({} if memo is None else memo)

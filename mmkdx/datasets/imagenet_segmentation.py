@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
 from mmkdx.arguments import flag
 from mmkdx.datasets.imagenet_wordnet_ids import WORDNET_IDS
+from mmkdx.datasets.listing import existing
 from mmkdx.registry import DATASETS
 
 URL = 'http://calvin-vision.net/bigstuff/proj-imagenet/data/gtsegs_ijcv.mat'
@@ -25,17 +25,17 @@ class ImageNetSegmentation(BaseDataset):
     """4,276 images of ImageNet with masks of their objects, to evaluate maps with.
 
     Source: M. Guillaumin, D. Küttel and V. Ferrari, "ImageNet Auto-Annotation with Segmentation
-    Propagation", IJCV 2014; the file ``gtsegs_ijcv.mat``, which is read as it is, with h5py. Evaluations
-    of maps resize images and masks to 224 × 224, without keeping the aspect (H. Chefer, S. Gur and
-    L. Wolf, "Transformer Interpretability Beyond Attention Visualization", CVPR 2021).
+    Propagation", IJCV 2014; the file ``gtsegs_ijcv.mat`` as it is. Published evaluations of maps resize
+    images and masks to 224 × 224, without keeping the aspect (H. Chefer, S. Gur and L. Wolf,
+    "Transformer Interpretability Beyond Attention Visualization", CVPR 2021).
 
     A sample has
 
     - ``img``: uint8 of shape (H, W, 3), BGR like that of ``LoadImageFromFile``;
     - ``gt_seg_map``: uint8 of shape (H, W), 1 where the object is, else 0; where an image has several
       masks, the first one;
-    - ``gt_label``: its class of the 1,000 of ILSVRC 2012, found by the WordNet id, or -1 where that
-      is none of theirs, which ``Accuracy`` counts as an error; the log says how many there are;
+    - ``gt_label``: its class of the 1,000 of ILSVRC 2012, found by the WordNet id; -1 (an error for
+      ``Accuracy``) where that is none of theirs, and the log says how many there are;
     - ``img_id`` and ``wordnet_id``: str, as they stand in the file;
     - ``img_shape`` and ``ori_shape``: (H, W).
 
@@ -88,39 +88,24 @@ class ImageNetSegmentation(BaseDataset):
                 if mask.shape != image.shape[1:]:
                     other_size.append(index)
                 name, wordnet_id = (_text(file[column[index, 0]]) for column in columns[2:])
+                label = labels.get(wordnet_id, -1)
                 samples.append(
-                    dict(
-                        index=index,
-                        img_id=name,
-                        wordnet_id=wordnet_id,
-                        gt_label=labels.get(wordnet_id, -1),
-                    )
+                    dict(index=index, img_id=name, wordnet_id=wordnet_id, gt_label=label)
                 )
         if other_size:
-            print_log(
-                f'{self.ann_file}: masks of another size than their images: {other_size}',
-                'current',
-                logging.WARNING,
-            )
-        unknown = sum(sample['gt_label'] < 0 for sample in samples)
-        if unknown:
-            print_log(
-                f'{self.ann_file}: {unknown} of {len(samples)} images are of none of the 1,000 '
-                'classes of ILSVRC 2012; their gt_label is -1',
-                'current',
-                logging.WARNING,
+            self._warn(f'masks of another size than their images: {other_size}')
+        if unknown := sum(sample['gt_label'] < 0 for sample in samples):
+            self._warn(
+                f'{unknown} of {len(samples)} images are of none of the 1,000 classes of ILSVRC 2012; '
+                'their gt_label is -1'
             )
         return samples
 
+    def _warn(self, text: str) -> None:
+        print_log(f'{self.ann_file}: {text}', 'current', logging.WARNING)
+
     def get_data_info(self, idx: int) -> dict:
-        """Reads a sample.
-
-        Args:
-            idx (int): Its position.
-
-        Returns:
-            dict: The fields that the class describes.
-        """
+        """Reads a sample, with the fields that the class describes."""
         info = super().get_data_info(idx)
         with self._open() as file:
             # MATLAB's columns come first: the axes are reversed
@@ -140,18 +125,14 @@ class ImageNetSegmentation(BaseDataset):
                 'ImageNetSegmentation reads a MATLAB v7.3 file with h5py, which is not installed; '
                 'run "pip install h5py"'
             ) from error
-        if not Path(self.ann_file).is_file():
-            raise FileNotFoundError(
-                f'there is no file {Path(self.ann_file).resolve()} (data_root and ann_file of '
-                f'ImageNetSegmentation); it can be downloaded from {URL}'
-            )
+        source = f'it can be downloaded from {URL}'
+        path = existing(self.ann_file, 'data_root and ann_file of ImageNetSegmentation', source)
         try:
-            with h5py.File(self.ann_file) as file:
+            with h5py.File(path) as file:
                 yield file
         except (OSError, KeyError) as error:
             raise ValueError(
-                f'{self.ann_file} is no complete copy of gtsegs_ijcv.mat ({error}); '
-                f'it can be downloaded from {URL}'
+                f'{self.ann_file} is no complete copy of gtsegs_ijcv.mat ({error}); {source}'
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""Are the images that a list names there?"""
+"""Are the files that a data set needs there?"""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def existing(path: str | Path, option: str, advice: str) -> Path:
+    """The path of a file that is there, else an error that names the option and gives advice."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no file {path.resolve()} ({option}); {advice}')
+    return path
+
+
 def check_images(root: Path, names: Sequence[str], listed_in: str, advice: str) -> None:
-    """Looks for images with one listing of each folder, which is cheap on network drives as well.
+    """Looks for images below a folder, by their paths with forward slashes.
 
-    Args:
-        root (Path): The folder of the images.
-        names (Sequence[str]): Their paths below it, with forward slashes.
-        listed_in (str): The name of the list.
-        advice (str): Where the images come from.
-
-    Raises:
-        FileNotFoundError: If images are missing.
+    Each folder is listed once, which is cheap on network drives as well.
     """
     folders = {name: name.rpartition('/')[0] for name in names}
     there = {

@@ -9,16 +9,7 @@ import numpy as np
 from mmpretrain.datasets import BaseDataset
 
 from mmkdx.arguments import integer, number, one_of
-from mmkdx.datasets.bird_drawing import (
-    CLASSES,
-    DECIDING,
-    MARK,
-    REGIONS,
-    develop,
-    paint,
-    paint_mark,
-    scene,
-)
+from mmkdx.datasets import bird_drawing as birds
 from mmkdx.registry import DATASETS
 
 SPLITS = ('train', 'val', 'test')
@@ -30,18 +21,16 @@ class Parts(BaseDataset):
     """Birds made of parts on distracting backgrounds; the class is decided by parts.
 
     A bird has a body, a head, and five parts of three variants each: tail, wing, beak, crest and legs.
-    The crest says which other part counts, and the variant of that part makes the class: with a spiked
-    crest it is the tail, with a bobbled one the wing, with a plumed one the beak, so there are nine
-    classes. All the rest (variants of the other parts, colours, proportions, pose, light, background)
-    is drawn at random, the same way for every class, and says nothing about it.
+    The crest says which other part counts (spiked: the tail; bobbled: the wing; plumed: the beak), and
+    the variant of that part makes the class, so there are nine classes. All the rest (variants of the
+    other parts, colours, proportions, pose, light, background) is random and independent of the class.
 
-    A sample depends on ``seed``, ``split`` and its index alone: not on the order, the process or the
-    number of samples. (Other versions of NumPy or OpenCV may draw other pixels.) Classes alternate: the
-    label is the index modulo 9. All images are drawn at the beginning and kept in memory, 16 KiB each at
-    the default size.
+    A sample depends on ``seed``, ``split`` and its index alone. (Other versions of NumPy or OpenCV may
+    draw other pixels.) The label is the index modulo 9. All images are drawn at the beginning and kept
+    in memory, 16 KiB each at the default size.
 
-    A mark can be planted in the background: a small white plate with a symbol, one for each class,
-    that never touches the bird. Apart from it images are the same with every choice of ``mark``.
+    A mark can be planted in the background: a small white plate with a symbol of a class, that never
+    touches the bird. Apart from it images are the same with every choice of ``mark``.
 
     A sample has
 
@@ -49,8 +38,8 @@ class Parts(BaseDataset):
     - ``gt_label``: int;
     - ``gt_seg_map``: uint8 of shape (image_size, image_size), ids of ``metainfo['regions']``: 0 is the
       background, 8 the mark. A pixel belongs to the last painted region that covers a part of it;
-    - ``object_labels``, ``deciding_labels``, ``mark_labels``: lists of such ids, of the whole bird,
-      of the two parts that decide its class, and of the mark (empty without a mark);
+    - ``object_labels``, ``deciding_labels``, ``mark_labels``: lists of such ids: the whole bird, the
+      two parts that decide its class, and the mark (empty without one);
     - ``variants``: dict, the variant of each part;
     - ``mark_label``: the class whose mark is shown, None without a mark.
 
@@ -71,7 +60,11 @@ class Parts(BaseDataset):
         ValueError: If an argument is out of range.
     """
 
-    METAINFO = {'classes': CLASSES, 'regions': REGIONS, 'deciding_parts': DECIDING}
+    METAINFO = {
+        'classes': birds.CLASSES,
+        'regions': birds.REGIONS,
+        'deciding_parts': birds.DECIDING,
+    }
 
     def __init__(
         self,
@@ -100,25 +93,25 @@ class Parts(BaseDataset):
 
     def _draw(self, index: int) -> dict:
         """Draws the sample of an index, with the fields that the class describes."""
-        rank, label = divmod(index, len(CLASSES))
+        rank, label = divmod(index, len(birds.CLASSES))
         key = (self.seed, SPLITS.index(self.split), index)
         rng = np.random.default_rng((*key, 0))
-        variants, layers, shapes = scene(rng, label)
-        canvas = paint(layers, shapes, self.image_size)
+        variants, layers, shapes = birds.scene(rng, label)
+        canvas = birds.paint(layers, shapes, self.image_size)
         mark_label = None
         if self.mark != 'none':
             # Of its own, so that the mark changes nothing else
             mark_rng = np.random.default_rng((*key, 1))
             mark_label = self._mark_label(mark_rng, rank, label)
-            paint_mark(canvas, mark_label, mark_rng)
-        image, regions = develop(canvas, rng)
+            birds.paint_mark(canvas, mark_label, mark_rng)
+        image, regions = birds.develop(canvas, rng)
         return dict(
             img=image,
             gt_label=label,
             gt_seg_map=regions,
-            object_labels=list(range(1, MARK)),
-            deciding_labels=[REGIONS.index(part) for part in DECIDING[label]],
-            mark_labels=[] if mark_label is None else [MARK],
+            object_labels=list(range(1, birds.MARK)),
+            deciding_labels=[birds.REGIONS.index(part) for part in birds.DECIDING[label]],
+            mark_labels=[] if mark_label is None else [birds.MARK],
             variants=variants,
             mark_label=mark_label,
         )
@@ -126,9 +119,9 @@ class Parts(BaseDataset):
     def _mark_label(self, rng: np.random.Generator, rank: int, label: int) -> int:
         """The class whose mark the image number ``rank`` of class ``label`` shows."""
         if self.mark == 'random':
-            return int(rng.integers(len(CLASSES)))
+            return int(rng.integers(len(birds.CLASSES)))
         # Among the first n of a class, n * bias (rounded) images have its mark
         before, after = (math.floor(n * self.bias + 0.5) for n in (rank, rank + 1))
         if after > before:
             return label
-        return int(label + rng.integers(1, len(CLASSES))) % len(CLASSES)
+        return int(label + rng.integers(1, len(birds.CLASSES))) % len(birds.CLASSES)

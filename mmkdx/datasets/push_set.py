@@ -11,17 +11,7 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import DataLoader
 
-from mmkdx.datasets.wrappers import (
-    class_names,
-    config_pipeline,
-    images,
-    labels,
-    pipelines,
-    with_pipeline,
-)
-
-#: Transforms whose names hold one of these draw random numbers.
-_RANDOM = ('random', 'augment', 'jitter', 'erasing', 'mixup', 'cutmix')
+from mmkdx.datasets import wrappers
 
 
 def push_dataloader(cfg: Config, dataloader: dict | None = None) -> dict:
@@ -29,15 +19,14 @@ def push_dataloader(cfg: Config, dataloader: dict | None = None) -> dict:
 
     Args:
         cfg (Config): The config of a run.
-        dataloader (dict, optional): ``PrototypePushHook.dataloader``. Defaults to None: what the
-            config has under ``push_dataloader``, else the training data with the pipeline of the
-            validation.
+        dataloader (dict, optional): ``PrototypePushHook.dataloader``. Defaults to None: the config's
+            ``push_dataloader``, else the training data with the pipeline of the validation.
 
     Returns:
         dict: The config of a data loader, a copy.
 
     Raises:
-        ValueError: If it cannot be made of the training data.
+        ValueError: If the config has none of these.
     """
     dataloader = cfg.get('push_dataloader') if dataloader is None else dataloader
     if dataloader is not None:
@@ -48,8 +37,9 @@ def push_dataloader(cfg: Config, dataloader: dict | None = None) -> dict:
             'and val_dataloader in the config'
         )
     config = copy.deepcopy(cfg.train_dataloader)
-    transforms = config_pipeline(cfg.val_dataloader.dataset)
-    config.dataset = with_pipeline(config.dataset, transforms)
+    config.dataset = wrappers.with_pipeline(
+        config.dataset, wrappers.config_pipeline(cfg.val_dataloader.dataset)
+    )
     for key in ('batch_sampler', 'drop_last'):
         config.pop(key, None)
     config.sampler = dict(type='DefaultSampler', shuffle=False)
@@ -57,22 +47,19 @@ def push_dataloader(cfg: Config, dataloader: dict | None = None) -> dict:
 
 
 def check_push_set(dataloader: DataLoader, num_classes: int) -> None:
-    """Refuses images to project onto that are augmented, or that miss a class.
-
-    Args:
-        dataloader (DataLoader): The images.
-        num_classes (int): The number of the network's classes.
+    """Checks the images to project onto, for a network of ``num_classes`` classes.
 
     Raises:
-        ValueError: If so, or an image has no class, or several.
+        ValueError: If they are augmented, a class has none, or an image has no class or several.
     """
     dataset = dataloader.dataset
-    named = [
+    random = ('random', 'augment', 'jitter', 'erasing', 'mixup', 'cutmix')
+    names = [
         type(each).__name__
-        for pipeline in pipelines(dataset)
+        for pipeline in wrappers.pipelines(dataset)
         for each in pipeline.transforms
-        if any(word in type(each).__name__.lower() for word in _RANDOM)
     ]
+    named = [name for name in names if any(word in name.lower() for word in random)]
     if named or _differs(dataset):
         what = f'is augmented by {named[0]}' if named else 'yields another image at each reading'
         raise ValueError(
@@ -80,15 +67,16 @@ def check_push_set(dataloader: DataLoader, num_classes: int) -> None:
             'so leave random transforms out of its pipeline'
         )
     if missing := np.flatnonzero(images_of_classes(dataset, num_classes) == 0).tolist():
+        which = listed(missing, wrappers.class_names(dataset))
         raise ValueError(
             f'PrototypePushHook.dataloader has no image of {len(missing)} of the {num_classes} classes '
-            f'({listed(missing, class_names(dataset))}), so their prototypes could not be projected'
+            f'({which}), so their prototypes could not be projected'
         )
 
 
 def images_of_classes(dataset: Any, num_classes: int) -> np.ndarray:
     """The number of images of each class, of shape (num_classes, ); copies of an image count once."""
-    classes = labels(dataset)[list(images(dataset).values())]
+    classes = wrappers.labels(dataset)[list(wrappers.images(dataset).values())]
     return np.bincount(classes, minlength=num_classes)
 
 

@@ -16,22 +16,18 @@ from mmkdx.registry import DATA_SAMPLERS
 class PairSampler(DefaultSampler):
     """Yields pairs one after the other: x0, x0', x1, x1', ..., for losses that compare two images.
 
-    The images x are those of mmengine's ``DefaultSampler``, in its order: each image once in an epoch,
-    on several ranks so many that all have the same number. So there are twice as many indices as
-    images, and with twice the ``batch_size`` as many steps in an epoch as without pairs. With an even
-    ``batch_size`` no pair is torn apart.
-
-    Partners are drawn anew for each epoch, by seed and epoch. Copies of an image that a wrapper such as
+    The images x are those of mmengine's ``DefaultSampler``, in its order. So there are twice as many
+    indices as images: with twice the ``batch_size``, which must be even, an epoch has as many steps as
+    without pairs. Partners are drawn by seed and epoch. Copies of an image that a wrapper such as
     ``RepeatDataset`` makes are one image.
 
     Args:
         dataset (Sized): The data set, or a wrapper of some. With ``same='class'`` each sample must have
             one class.
         same (str): What the two of a pair have in common. With 'class' the partner is another image of
-            the same class, each of them as likely; itself, where it is the only one. With 'image' it is
-            the image itself, which the random transforms turn into two views. Defaults to 'class'.
-        shuffle (bool): Whether x come in random order. Partners are drawn in any case. Defaults to
-            True.
+            the same class, uniformly drawn, or the image itself where it is the only one. With 'image'
+            it is the image itself, which the random transforms turn into two views. Defaults to 'class'.
+        shuffle (bool): Whether the order of x is random. Defaults to True.
         seed (int, optional): The seed, the same on all ranks. Defaults to None: mmengine's.
 
     Raises:
@@ -52,21 +48,16 @@ class PairSampler(DefaultSampler):
                 f"PairSampler with same='class' needs labels, and {error}; use same='image' or another "
                 'data set'
             ) from None
-        #: For each index the number of its image, and for each image its first index.
-        _, first, self._image = np.unique(
-            positions(dataset), return_index=True, return_inverse=True
-        )
-        classes = label_of[first]
-        order = classes.argsort(kind='stable')
+        # The first index of each image, and for each index the number of its image
+        _, first, image = np.unique(positions(dataset), return_index=True, return_inverse=True)
+        order = label_of[first].argsort(kind='stable')
         #: The first indices of the images, class by class.
         self._members = first[order]
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        _, label, count = np.unique(classes, return_inverse=True, return_counts=True)
-        start = count.cumsum() - count
-        #: For each image, where its class starts among these, how many it has, and its own place.
-        self._start, self._count = start[label], count[label]
-        self._place = place - self._start
+        _, label, count = np.unique(label_of[first], return_inverse=True, return_counts=True)
+        start = (count.cumsum() - count)[label]
+        place = order.argsort() - start
+        #: For each index: where its class starts among the members, the class's size, its own place.
+        self._start, self._count, self._place = start[image], count[label][image], place[image]
 
     def __iter__(self) -> Iterator[int]:
         """Yields this rank's indices."""
@@ -82,9 +73,7 @@ class PairSampler(DefaultSampler):
         """For each index of the data set that of its partner in this epoch."""
         # Not torch's generator with this seed, by which the order is drawn
         random = np.random.default_rng([self.seed, self.epoch])
-        image = self._image
-        count = self._count[image]
-        drawn = random.integers(np.maximum(count - 1, 1))
+        drawn = random.integers(np.maximum(self._count - 1, 1))
         # The own place is passed over
-        drawn = drawn + ((drawn >= self._place[image]) & (count > 1))
-        return self._members[self._start[image] + drawn]
+        drawn += (drawn >= self._place) & (self._count > 1)
+        return self._members[self._start + drawn]

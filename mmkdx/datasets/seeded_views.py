@@ -64,6 +64,10 @@ class SeededViews:
         """The annotation of a sample, in whatever view."""
         return self.dataset.get_data_info(index % len(self))
 
+    def get_cat_ids(self, index: int) -> list[int]:
+        """The classes of a sample, the same in all views."""
+        return self.dataset.get_cat_ids(index % len(self))
+
     def __len__(self) -> int:
         """The number of samples, each of which has ``views`` views."""
         return len(self.dataset)

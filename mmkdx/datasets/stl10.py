@@ -10,6 +10,7 @@ import numpy as np
 from mmpretrain.datasets import BaseDataset
 
 from mmkdx.arguments import integer, one_of
+from mmkdx.datasets.listing import existing
 from mmkdx.registry import DATASETS
 
 URL = 'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz'
@@ -22,8 +23,7 @@ class STL10(BaseDataset):
     """The labelled images of STL-10, 5,000 to train on and 8,000 to test on.
 
     Source: A. Coates, H. Lee and A. Y. Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature
-    Learning", AISTATS 2011; the binary files, read as they are. Of the unlabelled images none is read,
-    so that their file (2.7 GB) may be left out.
+    Learning", AISTATS 2011; the binary files as they are, without the unlabelled images (2.7 GB).
 
     A sample has ``img``, uint8 of shape (96, 96, 3), RGB as that of mmpretrain's CIFAR, and
     ``gt_label``. It needs no loading transform: each image is read when it is asked for.
@@ -43,12 +43,7 @@ class STL10(BaseDataset):
 
     #: Of the channels of ``img``.
     channel_order = 'rgb'
-    METAINFO = {
-        'classes': (
-            *('airplane', 'bird', 'car', 'cat', 'deer'),
-            *('dog', 'horse', 'monkey', 'ship', 'truck'),
-        )
-    }
+    METAINFO = {'classes': 'airplane bird car cat deer dog horse monkey ship truck'.split()}
 
     def __init__(
         self,
@@ -90,30 +85,13 @@ class STL10(BaseDataset):
         return [dict(index=index, gt_label=int(labels[index]) - 1) for index in indices]
 
     def get_data_info(self, idx: int) -> dict:
-        """Reads a sample.
-
-        Args:
-            idx (int): Its position.
-
-        Returns:
-            dict: The fields that the class describes.
-        """
+        """Reads a sample, with the fields that the class describes."""
         info = super().get_data_info(idx)
-        planes = np.fromfile(
-            self._file(f'{self.split}_X.bin'),
-            np.uint8,
-            count=IMAGE_SIZE,
-            offset=info.pop('index') * IMAGE_SIZE,
-        )
+        file, offset = self._file(f'{self.split}_X.bin'), info.pop('index') * IMAGE_SIZE
+        planes = np.fromfile(file, np.uint8, count=IMAGE_SIZE, offset=offset)
         # Each plane is stored column by column
         info['img'] = np.ascontiguousarray(planes.reshape(3, 96, 96).transpose(2, 1, 0))
         return info
 
     def _file(self, name: str) -> Path:
-        """The path of one of the files."""
-        path = Path(self.data_root, name)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f'there is no file {path.resolve()} (below data_root of STL10); unpack {URL}'
-            )
-        return path
+        return existing(Path(self.data_root, name), 'below data_root of STL10', f'unpack {URL}')

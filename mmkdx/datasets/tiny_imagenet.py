@@ -19,13 +19,11 @@ URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
 class TinyImageNet(BaseDataset):
     """Tiny-ImageNet: 100,000 images of 200 classes to train on, 10,000 to validate on.
 
-    Source: Stanford's course CS231n. The public folder is read as it is: 'train' has a folder for each
-    WordNet id, 'val' has its images in one folder and their ids in 'val_annotations.txt'. Copies in
-    which the validation images lie in folders too, as ``val/<id>/`` or ``val/<id>/images/``, are read
-    as well.
+    Source: Stanford's course CS231n; the public folder as it is. Copies with validation images in
+    ``val/<id>/`` or ``val/<id>/images/`` are read as well.
 
-    Classes are the WordNet ids in ascending order, in both splits. That is not the order of
-    'wnids.txt', which only tells which ids there are (without it there are to be 200).
+    Classes are the WordNet ids in ascending order. That is not the order of 'wnids.txt', which only
+    tells which ids there are (without it there must be 200).
 
     A sample has ``img_path`` and ``gt_label``; the test split has no public labels.
 
@@ -56,7 +54,7 @@ class TinyImageNet(BaseDataset):
         folders = sorted(path for path in root.glob('n*') if re.fullmatch(r'n\d{8}', path.name))
         if folders:
             samples = [
-                (path, folder.name) for folder in folders for path in sorted(folder.rglob('*.JPEG'))
+                (path, each.name) for each in folders for path in sorted(each.rglob('*.JPEG'))
             ]
         elif annotations.is_file():
             rows = [

@@ -25,14 +25,7 @@ class ChannelOrder(BaseTransform):
         self.order = one_of('ChannelOrder.order', order, ('rgb', 'gray'))
 
     def transform(self, results: dict) -> dict:
-        """Changes ``img``.
-
-        Args:
-            results (dict): With ``img``, BGR of shape (H, W, 3).
-
-        Returns:
-            dict: The same dict.
-        """
+        """Changes ``img``, BGR of shape (H, W, 3)."""
         code = cv2.COLOR_BGR2RGB if self.order == 'rgb' else cv2.COLOR_BGR2GRAY
         results['img'] = cv2.cvtColor(results['img'], code)
         return results
@@ -52,14 +45,9 @@ class CropToBox(BaseTransform):
     """
 
     def transform(self, results: dict) -> dict:
-        """Crops.
+        """Crops ``img`` (H, W[, C]) to the first of ``gt_bboxes`` (N, 4).
 
-        Args:
-            results (dict): With ``img`` (H, W[, C]) and ``gt_bboxes`` (N, 4): x1, y1, x2, y2 in pixels,
-                x2 and y2 exclusive.
-
-        Returns:
-            dict: The same dict.
+        Boxes are x1, y1, x2, y2 in pixels, x2 and y2 exclusive.
 
         Raises:
             ValueError: If there is no box.
@@ -95,10 +83,9 @@ class CropToBox(BaseTransform):
 class DisturbLabel(BaseTransform):
     """Replaces a label, now and then, by one that is drawn at random.
 
-    Source: Xie et al., "DisturbLabel: Regularizing CNN on the Loss Layer", CVPR 2016. With the
-    probability ``prob`` the label is drawn anew, uniformly from all classes, so that it is another one
-    with the probability ``prob`` · (K - 1) / K. It is for training alone, and stands before
-    ``PackInputs``.
+    Source: Xie et al., "DisturbLabel: Regularizing CNN on the Loss Layer", CVPR 2016. The new label is
+    uniform over all classes, so it is another one with probability ``prob`` · (K - 1) / K. Use it in
+    training only, before ``PackInputs``.
 
     Args:
         num_classes (int): K, the number of classes, at least 2.
@@ -106,7 +93,7 @@ class DisturbLabel(BaseTransform):
             data sets.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument, or the label of a sample, is out of range.
     """
 
     def __init__(self, num_classes: int, prob: float = 0.1) -> None:
@@ -114,17 +101,7 @@ class DisturbLabel(BaseTransform):
         self.prob = number('DisturbLabel.prob', prob, 0, 1)
 
     def transform(self, results: dict) -> dict:
-        """Replaces ``gt_label``.
-
-        Args:
-            results (dict): With ``gt_label``, one class.
-
-        Returns:
-            dict: The same dict.
-
-        Raises:
-            ValueError: If ``gt_label`` is not one of the classes.
-        """
+        """Replaces ``gt_label``, which must be one class."""
         label = results.get('gt_label')
         if not isinstance(label, int | np.integer) or not 0 <= label < self.num_classes:
             raise ValueError(

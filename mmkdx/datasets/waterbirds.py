@@ -9,7 +9,7 @@ from typing import Any
 from mmpretrain.datasets import BaseDataset
 
 from mmkdx.arguments import one_of
-from mmkdx.datasets.listing import check_images
+from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
 URL = 'https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz'
@@ -22,18 +22,13 @@ class Waterbirds(BaseDataset):
     """Landbirds and waterbirds on land and on water.
 
     Source: S. Sagawa, P. W. Koh, T. B. Hashimoto and P. Liang, "Distributionally Robust Neural Networks
-    for Group Shifts", ICLR 2020; the public folder, read as it is, or another one of the same
-    layout. In training 95 % of the birds are on the background of their class; in the other splits
-    half of each class are. Some species have a wrong class (those with "tern" in a longer word); as
-    in the published results, they keep it.
+    for Group Shifts", ICLR 2020; the public folder as it is, or another one of the same layout. In
+    training 95 % of the birds are on the background of their class, in the other splits half of them.
+    Some species have a wrong class (those with "tern" in a longer word) and keep it, as in the
+    published results.
 
-    A sample has
-
-    - ``img_path``;
-    - ``gt_label``: 0 landbird, 1 waterbird;
-    - ``place``: the background, 0 land, 1 water;
-    - ``group``: 2 · gt_label + place, so 0 and 3 are birds where they belong.
-
+    A sample has ``img_path``, ``gt_label`` (0 landbird, 1 waterbird), ``place`` (the background: 0 land,
+    1 water) and ``group`` (2 · gt_label + place, so birds of 0 and 3 are where they belong).
     ``PackInputs`` keeps the last two for ``GroupAccuracy`` if its ``meta_keys`` name them.
 
     Args:
@@ -62,11 +57,8 @@ class Waterbirds(BaseDataset):
 
     def load_data_list(self) -> list[dict]:
         """Reads the table."""
-        table, root = Path(self.ann_file), Path(self.data_root)
-        if not table.is_file():
-            raise FileNotFoundError(
-                f'there is no file {table.resolve()} (below data_root of Waterbirds); unpack {URL}'
-            )
+        root = Path(self.data_root)
+        table = existing(self.ann_file, 'below data_root of Waterbirds', f'unpack {URL}')
         samples = []
         with table.open(newline='') as file:
             reader = csv.DictReader(file)
@@ -81,13 +73,10 @@ class Waterbirds(BaseDataset):
                         'place are 0 or 1, split is 0, 1 or 2'
                     )
                 if SPLITS[int(split)] == self.split:
+                    y, place = int(y), int(place)
+                    path = str(root / row['img_filename'])
                     samples.append(
-                        dict(
-                            img_path=str(root / row['img_filename']),
-                            gt_label=int(y),
-                            place=int(place),
-                            group=2 * int(y) + int(place),
-                        )
+                        dict(img_path=path, gt_label=y, place=place, group=2 * y + place)
                     )
         if not samples:
             raise ValueError(f'{table} lists no image of the split {self.split!r}')

@@ -1,22 +1,7 @@
-"""What a data set is, through any nesting of wrappers, built or in a config.
+"""What a data set is, through any nesting of wrappers, built (first half) or in a config (second half).
 
-Of a built data set:
-
-- ``positions``: which image each index shows (its ``sample_idx``); ``images``: an index of each image;
-- ``leaves``: the data sets without wrappers; ``locate``: the one that holds a sample;
-- ``pipelines``: their transforms;
-- ``labels`` and ``class_names``.
-
-Of the config of one:
-
-- ``leaf_configs``: the configs of the data sets without wrappers;
-- ``config_pipeline``, ``with_pipeline``: its transforms, and the same data through others;
-- ``config_class_names``: the names of its classes, without building it;
-- ``file_pipeline``: how an image file comes to the network as this data set's images do;
-- ``compose``: transforms of mmkdx and mmpretrain, built; ``type_name``: what a config names.
-
-Wrappers are known by what they hold: ``datasets``, or ``dataset`` and, where only some of its images are
-shown or in another order, ``indices``.
+A wrapper is known by what it holds: ``datasets``, or ``dataset`` and, where it shows only some images or
+another order, ``indices``.
 """
 
 from __future__ import annotations
@@ -34,16 +19,12 @@ from mmpretrain.datasets import CIFAR10, MNIST, KFoldDataset
 from mmkdx.registry import DATASETS, TRANSFORMS
 from mmkdx.sample_numbers import extent, parts
 
-#: The channels of arrays that mmpretrain's data sets hold. A class of mmkdx names another order than
-#: OpenCV's 'bgr' by ``channel_order``.
-_ORDERS = {CIFAR10: 'rgb', MNIST: 'gray'}
-
 
 def positions(dataset: Any) -> np.ndarray:
     """For each index of a data set the ``sample_idx`` that its data sample has, of shape (len, ).
 
-    ``sample_idx`` says which image it is: the same for all copies that a wrapper makes, and different
-    for different images. The images of several parts are counted one part after the other.
+    All copies of an image that a wrapper makes have one ``sample_idx``. The images of several parts are
+    counted one part after the other.
 
     Raises:
         ValueError: If a wrapper does not say which images it shows.
@@ -79,9 +60,7 @@ def pipelines(dataset: Any) -> list[Compose]:
 
 
 def labels(dataset: Any) -> np.ndarray:
-    """The class of each index, of shape (len, ).
-
-    It is read from annotations where there are some, else from the items.
+    """The class of each index, of shape (len, ), from annotations or else from the items.
 
     Raises:
         ValueError: If a sample has no label, or several.
@@ -109,13 +88,11 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     Raises:
         ValueError: If its parts have different names.
     """
-    return _one_of_all(
-        [
-            (getattr(leaf, 'metainfo', None) or {}).get('classes', getattr(leaf, 'classes', None))
-            for leaf in leaves(dataset)
-        ],
-        type(dataset).__name__,
-    )
+    found = [
+        (getattr(leaf, 'metainfo', None) or {}).get('classes', getattr(leaf, 'classes', None))
+        for leaf in leaves(dataset)
+    ]
+    return _one_of_all(found, type(dataset).__name__)
 
 
 def leaf_configs(dataset: dict) -> list[dict]:
@@ -123,7 +100,8 @@ def leaf_configs(dataset: dict) -> list[dict]:
     inner = dataset.get('datasets') or dataset.get('dataset')
     if inner is None:
         return [dataset]
-    return [leaf for part in _as_list(inner) for leaf in leaf_configs(part)]
+    inner = inner if isinstance(inner, list | tuple) else [inner]
+    return [leaf for part in inner for leaf in leaf_configs(part)]
 
 
 def config_pipeline(dataset: dict) -> list[dict]:
@@ -134,8 +112,9 @@ def config_pipeline(dataset: dict) -> list[dict]:
     """
     found = [list(leaf.get('pipeline') or ()) for leaf in leaf_configs(dataset)]
     if any(each != found[0] for each in found):
+        name = type_name(dataset)
         raise ValueError(
-            f'the parts of {type_name(dataset)} have different pipelines; use a data set of one pipeline'
+            f'the parts of {name} have different pipelines; use a data set of one pipeline'
         )
     return found[0]
 
@@ -154,30 +133,29 @@ def config_class_names(dataset: dict) -> tuple[str, ...] | None:
     Raises:
         ValueError: If its parts have different names.
     """
-    return _one_of_all(
-        [
+    found = []
+    for leaf in leaf_configs(dataset):
+        classes = leaf.get('classes')
+        # As mmpretrain takes them: a list, or a file with one in each line
+        classes = list_from_file(classes) if isinstance(classes, str) else classes
+        found.append(
             (leaf.get('metainfo') or {}).get('classes')
-            or _listed(leaf.get('classes'))
+            or classes
             or getattr(_class(leaf), 'METAINFO', {}).get('classes')
-            for leaf in leaf_configs(dataset)
-        ],
-        type_name(dataset),
-    )
+        )
+    return _one_of_all(found, type_name(dataset))
 
 
 def file_pipeline(dataset: dict, loaded: bool = False) -> list[dict]:
-    """The transforms by which an image file becomes what a network sees of this data set's images.
+    """The configs of transforms from an image file to what a network sees of this data set's images.
 
     The file is read by the pipeline's own ``LoadImageFromFile``, with its options. A data set without
     one holds arrays; then the file's channels are put into the order of these.
 
     Args:
         dataset (dict): The config of the data set.
-        loaded (bool): Whether the image is already an array ``img`` of shape (H, W, 3) in BGR, so that
-            no file is read. Defaults to False.
-
-    Returns:
-        list[dict]: The configs of the transforms; the first takes ``img_path``, or ``img``.
+        loaded (bool): Whether the first transform takes an array ``img`` of shape (H, W, 3) in BGR, and
+            not ``img_path``. Defaults to False.
 
     Raises:
         ValueError: If its parts have different pipelines or orders of channels.
@@ -282,11 +260,6 @@ def _one_of_all(found: list, name: str) -> tuple[str, ...] | None:
     return found[0] if found else None
 
 
-def _listed(classes: Any) -> Any:
-    """The names of classes that mmpretrain takes as a list or as a file with one in each line."""
-    return list_from_file(classes) if isinstance(classes, str) else classes
-
-
 def _class(config: dict) -> Any:
     """The class that a config names."""
     kind = config['type']
@@ -297,10 +270,10 @@ def _class(config: dict) -> Any:
 
 
 def _order(kind: type | None) -> str:
-    """The order of the channels of a data set's arrays: 'rgb', 'bgr' or 'gray'."""
-    known = (order for base, order in _ORDERS.items() if kind and issubclass(kind, base))
-    return getattr(kind, 'channel_order', None) or next(known, 'bgr')
+    """The order of the channels of a data set's arrays: 'rgb', 'bgr' or 'gray'.
 
-
-def _as_list(value: Any) -> list:
-    return list(value) if isinstance(value, list | tuple) else [value]
+    A class names another order than OpenCV's 'bgr' by ``channel_order``; those of mmpretrain do not.
+    """
+    known = {CIFAR10: 'rgb', MNIST: 'gray'}
+    default = next((known[base] for base in known if kind and issubclass(kind, base)), 'bgr')
+    return getattr(kind, 'channel_order', default)

@@ -18,8 +18,7 @@ from mmkdx.datasets.wrappers import class_names
 from mmkdx.hooks.prototype_stage_hook import models_of
 from mmkdx.models.classifier import prototype_head
 from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
-from mmkdx.models.heads.nearest_patches import find_nearest_patches
-from mmkdx.models.heads.push import push
+from mmkdx.models.heads.push import find_nearest_patches, push
 from mmkdx.models.taps import evaluating
 from mmkdx.registry import HOOKS
 from mmkdx.visualization.prototype_sheets import PrototypeSheets

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.utils import _pair
 
 from mmkdx.models.taps import fake_forward, forward_tensor
 
-#: Branches beside the main path, by the name of their module.
-SHORTCUTS = ('downsample', 'shortcut')
-
 
 class ReceptiveField(NamedTuple):
-    """The receptive field of the cells of a feature map, which are as many rows as columns.
+    """The receptive field of the cells of a square feature map.
 
     Args:
         n (int): How many cells a row has.
@@ -50,50 +46,23 @@ def receptive_field(backbone: nn.Module, size: int = 224) -> ReceptiveField:
         ReceptiveField: (n, jump, size, start).
 
     Raises:
-        ValueError: If the backbone has linear layers (by which transformers mix positions), it yields
-            no square feature map, a layer is not the same in both
-            directions, or layers form no chain (squeeze-and-excitation, strided parallel branches).
+        ValueError: If the backbone has linear layers (by which transformers mix positions), yields no
+            square feature map, has a layer that is not the same in both directions, or is no chain
+            (squeeze-and-excitation, strided parallel branches).
     """
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Linear):
             raise ValueError(
                 f'backbone is no chain of convolutions and poolings: {name} is a linear layer'
             )
-    width, jump, field, start = size, 1, 1, 0.5
-    last = 'the image'
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            nonlocal width, jump, field, start, last
-            if inputs[0].shape[-1] != width:
-                raise ValueError(
-                    f'backbone has no receptive field of one size: {name} takes a map of '
-                    f'{inputs[0].shape[-1]} columns after {last} gave one of {width}'
-                )
-            settings = (
-                *(layer.kernel_size, layer.stride, layer.padding),
-                getattr(layer, 'dilation', 1),  # average pooling has none
-            )
-            settings = [_pair(setting) for setting in settings]
-            if any(len(set(setting)) > 1 for setting in settings):
-                raise ValueError(
-                    f'backbone has no square receptive field: {name} is {layer}, which is not the same '
-                    'in both directions'
-                )
-            kernel, stride, padding, dilation = (setting[0] for setting in settings)
-            reach = dilation * (kernel - 1)
-            field += reach * jump
-            start += (reach / 2 - padding) * jump
-            jump *= stride
-            width, last = output.shape[-1], name
-
-        return add
-
+    calls = []
     handles = [
-        module.register_forward_hook(hook(name))
+        module.register_forward_hook(
+            lambda layer, inputs, output, name=name: calls.append((name, layer, inputs[0], output))
+        )
         for name, module in backbone.named_modules()
         if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))
-        and not set(name.split('.')) & set(SHORTCUTS)
+        and not {'downsample', 'shortcut'} & set(name.split('.'))
     ]
     try:
         with fake_forward(backbone):
@@ -101,6 +70,27 @@ def receptive_field(backbone: nn.Module, size: int = 224) -> ReceptiveField:
     finally:
         for handle in handles:
             handle.remove()
+
+    width, jump, field, start, last = size, 1, 1, 0.5, 'the image'
+    for name, layer, before, after in calls:
+        if before.shape[-1] != width:
+            raise ValueError(
+                f'backbone has no receptive field of one size: {name} takes a map of '
+                f'{before.shape[-1]} columns after {last} gave one of {width}'
+            )
+        settings = layer.kernel_size, layer.stride, layer.padding
+        settings = [_pair(each) for each in (*settings, getattr(layer, 'dilation', 1))]
+        if any(len(set(setting)) > 1 for setting in settings):
+            raise ValueError(
+                f'backbone has no square receptive field: {name} is {layer}, which is not the same '
+                'in both directions'
+            )
+        kernel, stride, padding, dilation = (setting[0] for setting in settings)
+        reach = dilation * (kernel - 1)
+        field += reach * jump
+        start += (reach / 2 - padding) * jump
+        jump *= stride
+        width, last = after.shape[-1], name
     output = output[-1] if isinstance(output, (tuple, list)) else output
     if output.ndim != 4 or tuple(output.shape[2:]) != (width, width):
         raise ValueError(
@@ -111,7 +101,7 @@ def receptive_field(backbone: nn.Module, size: int = 224) -> ReceptiveField:
 
 
 def cell_box(field: ReceptiveField, cell: int, size: int = 224) -> tuple[int, int, int, int]:
-    """The part of the image that one cell sees.
+    """The part of an image of height and width ``size`` that one cell sees.
 
     Args:
         field (ReceptiveField): The receptive field.
@@ -119,8 +109,7 @@ def cell_box(field: ReceptiveField, cell: int, size: int = 224) -> tuple[int, in
         size (int): Height and width of the image. Defaults to 224.
 
     Returns:
-        tuple[int, int, int, int]: Rows from y0 up to y1, columns from x0 up to x1, as (y0, y1, x0, x1),
-            clipped to the image.
+        tuple[int, int, int, int]: (y0, y1, x0, x1) with y1 and x1 exclusive, clipped to the image.
 
     Raises:
         ValueError: If there is no such cell.
@@ -132,8 +121,5 @@ def cell_box(field: ReceptiveField, cell: int, size: int = 224) -> tuple[int, in
     box: list[int] = []
     for index in divmod(cell, field.n):
         center = field.start + index * field.jump
-        box += [
-            max(int(center - field.size / 2), 0),
-            min(int(center + field.size / 2), size),
-        ]
+        box += [max(int(center - field.size / 2), 0), min(int(center + field.size / 2), size)]
     return tuple(box)

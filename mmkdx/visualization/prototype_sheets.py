@@ -17,7 +17,7 @@ from mmkdx.functional import resize_maps
 from mmkdx.functional.activation_boxes import high_activation_boxes
 from mmkdx.models.classifier import prototype_head
 from mmkdx.models.heads import ProtoPNetHead
-from mmkdx.models.heads.nearest_patches import NearestPatches
+from mmkdx.models.heads.push import NearestPatches
 from mmkdx.models.taps import evaluating
 from mmkdx.visualization.panel import as_rgb
 from mmkdx.visualization.prototypes import Patch, global_sheet, local_sheet

@@ -23,8 +23,7 @@ from mmkdx.datasets.push_set import check_push_set, listed, push_dataloader
 from mmkdx.datasets.wrappers import images, labels
 from mmkdx.hooks import PrototypePushHook, PrototypeStageHook
 from mmkdx.models.heads import PrototypeHead, PrototypeLayer
-from mmkdx.models.heads.nearest_patches import find_nearest_patches
-from mmkdx.models.heads.push import push
+from mmkdx.models.heads.push import find_nearest_patches, push
 from mmkdx.visualization.prototype_sheets import PrototypeSheets
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,9 @@ from pathlib import Path
 import mmcv
 import mmpretrain
 import pytest
+import torch
 from mmengine.config import Config
+from tiny import build, classifier
 
 import mmkdx
 from mmkdx import plugins
@@ -85,6 +87,41 @@ def test_check_config(tmp_path, monkeypatch, capsys):
         f'{path}: the config has none of train_dataloader, val_dataloader, test_dataloader, whose '
         'transforms make the batch'
     )
+
+
+def test_check_config_compares_the_classes_of_a_teacher(tmp_path, monkeypatch, capsys):
+    path, file = tmp_path / 'config.py', tmp_path / 'teacher.pth'
+    names = ['ant', 'bee', 'cow', 'dog']
+    teacher = build(classifier(8))
+    meta = dict(dataset_meta=dict(classes=names[::-1]))
+    torch.save(dict(meta=meta, state_dict=teacher.state_dict()), file)
+
+    def check(metainfo=None, **changes):
+        dataset = dict(type='BaseDataset', ann_file='', pipeline=[dict(type='Resize', scale=16)])
+        dataset['pipeline'].append(dict(type='PackInputs'))
+        model = dict(
+            type='Distiller',
+            student=classifier(4),
+            teacher=dict(model=classifier(8), checkpoint=str(file), **changes),
+            terms=dict(kd=dict(type='KLDivLoss', at='logits')),
+        )
+        config = dict(
+            default_scope='mmkdx',
+            model=model,
+            train_dataloader=dict(dataset=dict(dataset, metainfo=metainfo)),
+        )
+        Config(config).dump(path)
+        monkeypatch.setattr(sys, 'argv', ['check_config.py', str(path)])
+        tool('check_config')['main']()
+        return capsys.readouterr().out
+
+    with pytest.raises(
+        SystemExit, match="'ant' is class 0 of the data set and class 3 of the teac"
+    ):
+        check(dict(classes=names))
+    assert 'One step in ' in check(dict(classes=names), classes='match')
+    # The names are not in the config, so they are known with the data
+    assert str(file) in check(classes='match') and 'One step in ' in check()
 
 
 def test_collect_env(monkeypatch):

@@ -32,19 +32,12 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 
 
 class Layout(NamedTuple):
-    """What a public folder holds.
+    """What a public folder holds."""
 
-    Args:
-        classes (tuple[str, ...]): Its folders; their places are the labels.
-        images (tuple[int, int]): How many images its copies have, at least and at most.
-        source (str): Where it comes from.
-        ignored (tuple[str, ...]): Folders of it that are no classes.
-    """
-
-    classes: tuple[str, ...]
-    images: tuple[int, int]
-    source: str
-    ignored: tuple[str, ...] = ()
+    classes: tuple[str, ...]  # its folders, in the order of the labels
+    images: tuple[int, int]  # how many its copies have, at least and at most
+    source: str  # where it comes from
+    ignored: tuple[str, ...] = ()  # folders that are no classes
 
 
 LAYOUTS = dict(
@@ -119,18 +112,11 @@ def _class_folders(folder: Path, layout: Layout) -> dict[str, Path]:
 
 
 def find_classes(src: Path, layout: Layout) -> list[Path]:
-    """Finds the folder of each class.
-
-    Args:
-        src (Path): The public folder.
-        layout (Layout): What it should hold.
-
-    Returns:
-        list[Path]: The folders, in the order of the labels.
+    """Finds the folder of each class, in the order of the labels.
 
     Raises:
-        FileNotFoundError: If the folder is not there.
-        ValueError: If its folders are not the classes, such as those of a folder above or below it.
+        FileNotFoundError: If the public folder is not there.
+        ValueError: If its folders are not the classes.
     """
     if not src.is_dir():
         raise FileNotFoundError(f'there is no folder {src.resolve()}; unpack {layout.source}')
@@ -176,16 +162,7 @@ def convert(
     workers: int = 1,
     strict: bool = False,
 ) -> dict[str, int]:
-    """Writes the lists.
-
-    Args:
-        name (str): 'petimages' or 'plantvillage'.
-        src (str): The public folder that holds those of the classes.
-        out (str): The folder for the lists.
-        test (float): The share of the images to test on, between 0 and 1. Defaults to 0.2.
-        seed (int): The random seed of the split. Defaults to 42.
-        workers (int): How many threads decode images. Defaults to 1.
-        strict (bool): Whether a count that is not as published is an error. Defaults to False.
+    """Writes the lists; the arguments are those of the command line.
 
     Returns:
         dict[str, int]: How many lines each list has.

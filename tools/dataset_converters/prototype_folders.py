@@ -49,23 +49,14 @@ DISTORTION = 5  # pixels
 
 
 class Job(NamedTuple):
-    """What to do with one image.
-
-    Args:
-        source (Path): Its file.
-        box (np.ndarray, optional): What to crop it to, of shape (1, 4); None copies the file.
-        target (Path): The new file.
-        augmented (Path, optional): The folder of its augmented images, None where there are none.
-        passes (int): How often each operation is applied.
-        seed (int): What random numbers depend on, beside the name of the new file.
-    """
+    """What to do with one image."""
 
     source: Path
-    box: np.ndarray | None
+    box: np.ndarray | None  # the crop, of shape (1, 4); None copies the file
     target: Path
-    augmented: Path | None
-    passes: int
-    seed: int
+    augmented: Path | None  # the folder of augmented images; None makes none
+    passes: int  # how often each operation is applied
+    seed: int  # random numbers depend on it and on the name of the new file
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -201,17 +192,7 @@ def convert(
     workers: int = 0,
     strict: bool = False,
 ) -> dict[str, int]:
-    """Writes the folders.
-
-    Args:
-        name (str): 'cub' or 'cars'.
-        src (str): The public folder.
-        out (str): The new folder.
-        crop (bool): Whether images are cropped to their boxes.
-        augment (int): How often each operation is applied to a training image. Defaults to 10.
-        seed (int): What augmented images depend on. Defaults to 0.
-        workers (int): How many processes write; 0 is this one. Defaults to 0.
-        strict (bool): Whether a count that is not as published is an error. Defaults to False.
+    """Writes the folders; the arguments are those of the command line.
 
     Returns:
         dict[str, int]: For each new folder how many images are in it.

@@ -6,6 +6,7 @@ Needs neither data nor weights: teachers whose file is not there keep their rand
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -13,18 +14,21 @@ from terminaltables import AsciiTable
 
 from mmkdx.apis.dry_run import (
     build_from_config,
+    first_dataloader,
     floor_factor,
     multiply_adds,
     one_step,
     synthetic_batch,
     term_rows,
 )
+from mmkdx.datasets.wrappers import config_class_names
 from mmkdx.distillation import Distiller, Teacher
+from mmkdx.distillation.models import load_file
 from mmkdx.plugins import loaded_plugins
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def main() -> None:
+    """Reads the config and prints what there is to say of it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -32,27 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, as key=value'
     )
-    return parser.parse_args()
-
-
-def settle_weights(teacher: Teacher) -> str:
-    """Loads a teacher's file if it is there, and says what its weights are."""
-    if teacher.loaded:
-        return 'as given'
-    if teacher.checkpoint is None:
-        return 'NONE: set teacher.checkpoint'
-    local = '://' not in teacher.checkpoint
-    if local and Path(teacher.checkpoint).is_file():
-        teacher.load()
-        return teacher.checkpoint
-    teacher.loaded = True  # it keeps its random weights for the step below
-    where = teacher.checkpoint if local else teacher.checkpoint.rpartition('/')[2]
-    return f'{"NOT FOUND" if local else "to be downloaded"}: {where}'
-
-
-def main() -> None:
-    """Reads the config and prints what there is to say of it."""
-    args = parse_args()
+    args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -62,16 +46,30 @@ def main() -> None:
         raise SystemExit(f'{args.config}: {error}') from error
 
 
+def settle_weights(teacher: Teacher, names: Sequence[str] | None) -> str:
+    """Loads a teacher's file if it is there, compares its classes, and says what its weights are."""
+    if teacher.loaded:
+        teacher.match_classes(names)
+        return 'as given'
+    if teacher.checkpoint is None:
+        return 'NONE: set teacher.checkpoint'
+    local = '://' not in teacher.checkpoint
+    where = teacher.checkpoint if local else teacher.checkpoint.rpartition('/')[2]
+    if not local or not Path(where).is_file():
+        teacher.loaded = True  # it keeps its random weights for the step
+        return f'{"NOT FOUND" if local else "to be downloaded"}: {where}'
+    if names:
+        teacher.match_classes(names)
+        return where
+    # The config does not name the classes, so their order is compared when the data are there
+    load_file(teacher.model, where, teacher.strict)
+    teacher.train()
+    teacher.loaded = True
+    return where
+
+
 def check(name: str, cfg: Config) -> None:
-    """Prints what a config compares and costs, and what a step on made-up images yields.
-
-    Args:
-        name (str): What the config is called.
-        cfg (Config): The config.
-
-    Raises:
-        ValueError: If the config cannot train.
-    """
+    """Prints what a config compares and costs, and what a step on made-up images yields."""
     model = build_from_config(cfg)
     batch = synthetic_batch(cfg)
     channels, *size = batch['inputs'].shape[1:]
@@ -80,17 +78,8 @@ def check(name: str, cfg: Config) -> None:
 
     distills = isinstance(model, Distiller)
     if distills:
-        header = [
-            'term',
-            'loss',
-            'student tap',
-            'shape',
-            'teacher tap',
-            'shape',
-            'adapter',
-            'weight',
-            'schedule',
-        ]
+        header = ['term', 'loss', 'student tap', 'shape', 'teacher tap', 'shape']
+        header += ['adapter', 'weight', 'schedule']
         print(AsciiTable([header, *term_rows(model, size)], 'Terms').table)
 
     student = model.student if distills else model
@@ -104,11 +93,12 @@ def check(name: str, cfg: Config) -> None:
         return cost
 
     cost = count('student' if distills else 'model', student, str(cfg.get('load_from') or 'random'))
+    names = config_class_names(first_dataloader(cfg).dataset)
     costs = []
     for i, teacher in enumerate(model.teachers if distills else ()):
         members = [m for m in teacher.modules() if isinstance(m, Teacher)]
         for member in members or [teacher]:
-            weights = settle_weights(member) if members else "the student's average"
+            weights = settle_weights(member, names) if members else "the student's average"
             costs.append(count(f'teacher {i}', member.model, weights))
     print(AsciiTable(rows, 'Models').table)
     if costs:

@@ -12,16 +12,10 @@ from mmkdx.plugins import loaded_plugins
 
 
 def collect_env() -> dict[str, str]:
-    """Adds packages and plugins to what mmengine collects.
-
-    Returns:
-        dict[str, str]: What is to be told, by its name.
-    """
+    """Adds packages and plugins to what mmengine collects."""
     env = collect_base_env()
-    # told below with its distribution
-    env.pop('MMEngine', None)
-    # The same modules come from two package families, so the distribution is named; two of them
-    # in one environment overwrite each other.
+    env.pop('MMEngine', None)  # named below with its distribution
+    # Two package families have the same modules, and overwrite each other in one environment
     installed = packages_distributions()
     for module in ('mmengine', 'mmcv', 'mmpretrain'):
         names = sorted(set(installed.get(module, ())))

@@ -10,9 +10,9 @@ from mmengine.config import Config, DictAction
 import mmkdx  # noqa: F401  Config finds other packages' files only after this
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description='Print a config with all that it inherits.')
+def main(argv: list[str] | None = None) -> None:
+    """Runs the tool."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path of the config')
     parser.add_argument(
         '--cfg-options',
@@ -21,12 +21,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='settings to override, like optim_wrapper.optimizer.lr=0.01',
     )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Runs the tool."""
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     try:
         cfg = Config.fromfile(args.config)
     except FileNotFoundError as error:

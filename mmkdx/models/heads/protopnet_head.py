@@ -12,9 +12,6 @@ from mmkdx.arguments import flag, number, one_of
 from mmkdx.models.heads.prototype_head import PrototypeHead, PrototypeLayer, check_counts
 from mmkdx.registry import MODELS
 
-ADD_ONS = ('regular', 'bottleneck')
-SIMILARITIES = ('log', 'linear')
-
 
 @MODELS.register_module()
 class ProtoPNetHead(PrototypeHead):
@@ -22,19 +19,18 @@ class ProtoPNetHead(PrototypeHead):
 
     With d the smallest squared distance of a prototype to a patch of the image, ``logits = W s(d)``,
     where s is ``log((d + 1) / (d + 1e-4))`` or ``-d``. W begins with 1 from a prototype to its own class
-    and -0.5 to the others. Beside the cross-entropy the head yields, from the means over the batch,
+    and -0.5 to the others. The losses are the cross-entropy and, each times its weight, means over the
+    batch of
 
     - ``loss_cluster``: the distance of the nearest prototype of the image's class,
     - ``loss_separation``: minus the distance of the nearest prototype of another class,
-    - ``loss_l1``: the sum of the magnitudes of W between prototypes and other classes,
+    - ``loss_l1``: the sum of the magnitudes of W between prototypes and other classes.
 
-    each times its weight. The minima are true minima; the public code takes maxima of C - d, which is
-    the same unless a distance is above C. ``average_separation``, the mean distance of the prototypes
-    of other classes, is logged only.
+    The public code takes maxima of C - d in place of minima of d, which is the same unless a distance is
+    above C. ``average_separation``, the mean distance of other classes' prototypes, is logged only.
 
-    Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2, read from the authors' public
-    code. Without ``class_specific`` prototypes belong to no class: there is no separation, and
-    ``loss_l1`` is of all of W.
+    Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2, and the authors' public code.
+    Without ``class_specific`` there is no separation, and ``loss_l1`` is of all of W.
 
     Args:
         num_classes (int): The classes, K.
@@ -69,7 +65,7 @@ class ProtoPNetHead(PrototypeHead):
         l1_weight: float = 1e-4,
         **kwargs,
     ) -> None:
-        one_of('head.add_on', add_on, ADD_ONS)
+        one_of('head.add_on', add_on, ('regular', 'bottleneck'))
         check_counts(
             num_classes=num_classes,
             in_channels=in_channels,
@@ -82,7 +78,7 @@ class ProtoPNetHead(PrototypeHead):
             num_classes,
             **kwargs,
         )
-        self.similarity_kind = one_of('head.similarity', similarity, SIMILARITIES)
+        self.similarity_kind = one_of('head.similarity', similarity, ('log', 'linear'))
         self.class_specific = flag('head.class_specific', class_specific)
         self.cluster_weight = number('head.cluster_weight', cluster_weight, 0)
         self.separation_weight = number('head.separation_weight', separation_weight, 0)
@@ -103,18 +99,14 @@ class ProtoPNetHead(PrototypeHead):
 
     def push_classes(self) -> Tensor:
         """Patches of a prototype's own class, or of all classes if there is none."""
-        if self.class_specific:
-            return self.class_identity
-        return torch.ones_like(self.class_identity)
+        return self.class_identity if self.class_specific else torch.ones_like(self.class_identity)
 
     def class_weights(self) -> Tensor:
         """W, without the pruned prototypes."""
         return self.last_layer.weight * self.alive
 
     def prune(self, labels: Tensor, min_same_class: int = 3) -> int:
-        """Drops the prototypes whose nearest images are of other classes.
-
-        Source: Chen et al., "This Looks Like That", NeurIPS 2019, from the authors' public code.
+        """Drops the prototypes whose nearest images are of other classes, as in the public code.
 
         Args:
             labels (Tensor): The labels of the k training images nearest to each prototype, (P, k).
@@ -135,41 +127,23 @@ class ProtoPNetHead(PrototypeHead):
 
     def pre_logits(self, feats: Sequence[Tensor]) -> Tensor:
         """The similarities of the images to the prototypes, of shape (N, P)."""
-        return self._scores(self.distances(feats).amin((2, 3)))
+        return self.similarity(self.distances(feats).amin((2, 3))) * self.alive
 
     def forward(
         self, feats: Sequence[Tensor], with_distances: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The logits.
-
-        Args:
-            feats (Sequence[Tensor]): The backbone's feature maps; the last is taken.
-            with_distances (bool): Whether the smallest distances (N, P) come with them, in front.
-                Defaults to False.
-
-        Returns:
-            Tensor | tuple[Tensor, Tensor]: Logits of shape (N, K).
-        """
+        """Logits of shape (N, K); with ``with_distances`` the smallest distances (N, P) before them."""
         nearest = self.distances(feats).amin((2, 3))
         # A model in half precision as a whole has its last layer in it as well
-        scores = self._scores(nearest).to(self.last_layer.weight)
-        logits = self.last_layer(scores)
+        scores = self.similarity(nearest) * self.alive
+        logits = self.last_layer(scores.to(self.last_layer.weight))
         # The logits last: of a tuple that is what the tap 'logits' reads
         return (nearest, logits) if with_distances else logits
 
     def loss(
         self, feats: Sequence[Tensor], data_samples: list[DataSample], **kwargs
     ) -> dict[str, Tensor]:
-        """The losses of the class; see there.
-
-        Args:
-            feats (Sequence[Tensor]): The backbone's feature maps.
-            data_samples (list[DataSample]): The labels.
-            **kwargs: Further arguments of the cross-entropy.
-
-        Returns:
-            dict[str, Tensor]: Scalars.
-        """
+        """The losses that the class describes; ``kwargs`` go to the cross-entropy."""
         label = self.labels(data_samples)
         nearest, logits = self(feats, with_distances=True)
         losses = self._get_loss(logits, data_samples, **kwargs)
@@ -185,9 +159,6 @@ class ProtoPNetHead(PrototypeHead):
             weight = weight * ~self.class_identity.T
         losses['loss_l1'] = self.l1_weight * weight.abs().sum()
         return losses
-
-    def _scores(self, nearest: Tensor) -> Tensor:
-        return self.similarity(nearest) * self.alive
 
     def _nearest(self, distances: Tensor, chosen: Tensor) -> Tensor:
         """The mean over images of the smallest distance to a chosen prototype, where there is one."""

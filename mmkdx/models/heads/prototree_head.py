@@ -15,8 +15,6 @@ from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.heads.prototype_head import PrototypeHead, PrototypeLayer, check_counts
 from mmkdx.registry import MODELS
 
-ROUTINGS = ('distributed', 'max_path', 'greedy')
-
 
 @MODELS.register_module()
 class ProtoTreeHead(PrototypeHead):
@@ -70,7 +68,7 @@ class ProtoTreeHead(PrototypeHead):
         routing: str = 'distributed',
         **kwargs,
     ) -> None:
-        one_of('head.routing', routing, ROUTINGS)
+        one_of('head.routing', routing, ('distributed', 'max_path', 'greedy'))
         check_counts(
             num_classes=num_classes,
             in_channels=in_channels,
@@ -96,14 +94,7 @@ class ProtoTreeHead(PrototypeHead):
         self.register_buffer('kept_children', torch.ones(2**depth - 1, 2, dtype=torch.bool))
 
     def begin_epoch(self, num_batches: int) -> None:
-        """Remembers the leaves, which fade during the epoch; to be called as each one begins.
-
-        Args:
-            num_batches (int): The batches of the epoch, in one process.
-
-        Raises:
-            ValueError: If there are none.
-        """
+        """Remembers the leaves, which fade over the ``num_batches`` of the epoch (in one process)."""
         self.batches_per_epoch.fill_(integer('num_batches', num_batches, 1))
         self.epoch_start.copy_(self.leaves)
 
@@ -118,16 +109,10 @@ class ProtoTreeHead(PrototypeHead):
     def forward(
         self, feats: Sequence[Tensor], with_paths: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The logarithms of the distributions over classes, in fp32.
+        """The logarithms of the distributions over classes, in fp32, of shape (N, K).
 
-        Args:
-            feats (Sequence[Tensor]): The backbone's feature maps; the last is taken.
-            with_paths (bool): Whether the logarithms of the probabilities of the paths to the leaves,
-                of shape (N, 2**depth) and -inf to a pruned leaf, come with them, in front. Defaults to
-                False.
-
-        Returns:
-            Tensor | tuple[Tensor, Tensor]: Logits of shape (N, K).
+        With ``with_paths`` the log-probabilities of the paths to the leaves, of shape (N, 2**depth) and
+        -inf to a pruned leaf, come before them.
         """
         nearest = self.distances(feats).amin((2, 3))
         turns = self._turns(nearest)
@@ -142,16 +127,7 @@ class ProtoTreeHead(PrototypeHead):
     def loss(
         self, feats: Sequence[Tensor], data_samples: list[DataSample], **kwargs
     ) -> dict[str, Tensor]:
-        """The negative log-likelihood; in training, also updates the leaves.
-
-        Args:
-            feats (Sequence[Tensor]): The backbone's feature maps.
-            data_samples (list[DataSample]): The labels.
-            **kwargs: Further arguments of the loss module.
-
-        Returns:
-            dict[str, Tensor]: Scalars.
-        """
+        """The negative log-likelihood, with ``kwargs`` for it; in training also updates the leaves."""
         label = self.labels(data_samples)
         paths, logits = self(feats, with_paths=True)
         losses = self._get_loss(logits, data_samples, **kwargs)
@@ -168,9 +144,8 @@ class ProtoTreeHead(PrototypeHead):
     def class_weights(self) -> Tensor:
         """The mean class probabilities of the leaves right of a node minus those left of it.
 
-        So by how much, within [-1, 1], finding the prototype speaks for a class once an image is at the
-        node, with the leaves of a side counted alike. Pruned leaves do not count; a pruned prototype has
-        0.
+        It says by how much, within [-1, 1], finding the prototype speaks for a class once an image is at
+        the node. Pruned leaves do not count; a pruned prototype has 0.
         """
         alive = self._leaf_alive()[:, None]
         probabilities = full_precision(self.leaves).softmax(1) * alive
@@ -179,17 +154,17 @@ class ProtoTreeHead(PrototypeHead):
 
     @torch.no_grad()
     def prune(self, threshold: float = 0.01) -> int:
-        """Drops each subtree of whose leaves none is surer of a class than a threshold.
+        """Drops each subtree without a leaf whose largest probability is above a threshold.
 
-        Its parent is replaced by the other child: all images that come there turn to the side that is
-        kept. This holds for the root as well, which the authors' code leaves as it is.
+        Its parent is replaced by the other child: all images there turn to the side that is kept. This
+        holds for the root as well, which the authors' code leaves as it is.
 
         Args:
             threshold (float): A leaf whose largest probability is at most this says nothing. Defaults
                 to 0.01.
 
         Returns:
-            int: The prototypes that this call has pruned, those of replaced nodes among them.
+            int: The number of prototypes that this call has pruned, replaced nodes included.
 
         Raises:
             ValueError: If the threshold is out of range, or no leaf would be left.

@@ -49,13 +49,13 @@ class PrototypeHead(ClsHead):
     - ``source_image`` (P, ): the position of the image in the push data set; -1 before a push.
     - ``source_label`` (P, ): the label of that image.
     - ``source_cell`` (P, 2): row and column of the patch in the feature map.
-    - ``source_box`` (P, 4): x0, y0, x1, y1 in pixels of the network's input, of the region where the
-      prototype was highly activated before it was moved, as in ProtoPNet's public code (see
-      ``high_activation_boxes``; maps are enlarged bilinearly, there cubically); x1 and y1 are outside.
+    - ``source_box`` (P, 4): x0, y0, x1, y1 (exclusive) in pixels of the network's input: the region
+      where the prototype was highly activated before it was moved (see ``high_activation_boxes``; maps
+      are enlarged bilinearly, in ProtoPNet's public code cubically).
     - ``source_field`` (P, 4): the same of the region that the patch's position can see (see
-      ``receptive_field``); -1 of a backbone for which that is not known.
-    - ``alive`` (P, ): false for a pruned prototype, which plays no part any more. Its place stays, so
-      that checkpoints, optimizers and the pairing with a teacher's prototypes stay valid.
+      ``receptive_field``); -1 where that is not known of the backbone.
+    - ``alive`` (P, ): False for a pruned prototype. Its place stays, so that checkpoints, optimizers
+      and the pairing with a teacher's prototypes stay valid.
 
     Args:
         add_on (nn.Module): From the backbone's last feature map (N, in_channels, H, W) to the
@@ -73,11 +73,8 @@ class PrototypeHead(ClsHead):
         self.add_on = add_on
         self.prototype_layer = prototype_layer
         count = len(prototype_layer.prototypes)
-        self.register_buffer('source_image', torch.full((count,), -1))
-        self.register_buffer('source_label', torch.full((count,), -1))
-        self.register_buffer('source_cell', torch.full((count, 2), -1))
-        self.register_buffer('source_box', torch.full((count, 4), -1))
-        self.register_buffer('source_field', torch.full((count, 4), -1))
+        for name, shape in dict(image=(), label=(), cell=(2,), box=(4,), field=(4,)).items():
+            self.register_buffer(f'source_{name}', torch.full((count, *shape), -1))
         self.register_buffer('alive', torch.ones(count, dtype=torch.bool))
 
     @property
