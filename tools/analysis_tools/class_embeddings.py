@@ -23,9 +23,7 @@ from mmkdx.models.taps import TapSet, evaluating, forward_tensor
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of a training; its training images are embedded')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', help='the file to write (.npy), of shape (classes, width)')

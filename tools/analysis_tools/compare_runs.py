@@ -19,10 +19,8 @@ def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dirs', nargs='+', type=Path, help="the runs' work folders")
-    parser.add_argument('--metric', default='accuracy/top1', help='defaults to accuracy/top1')
-    parser.add_argument(
-        '--names', nargs='+', help="what to call the runs; defaults to the folders' names"
-    )
+    parser.add_argument('--metric', default='accuracy/top1', help='default: accuracy/top1')
+    parser.add_argument('--names', nargs='+', help="names of the runs; the folders' by default")
     return parser.parse_args()
 
 
@@ -55,15 +53,8 @@ def main() -> None:
     for name, work_dir in zip(names, args.work_dirs):
         parts = training_parts(work_dir)
         history = metric_values(parts, args.metric)
-        rows.append(
-            [
-                name,
-                f'{parameters(parts):,}',
-                f'{history[-1]:.2f}',
-                f'{max(history):.2f}',
-                f'{seconds(parts):.0f}',
-            ]
-        )
+        scores = [f'{history[-1]:.2f}', f'{max(history):.2f}']
+        rows.append([name, f'{parameters(parts):,}', *scores, f'{seconds(parts):.0f}'])
     table = AsciiTable(rows)
     table.justify_columns = {i: 'right' for i in range(1, len(rows[0]))}
     print(table.table)

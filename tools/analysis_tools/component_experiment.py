@@ -8,7 +8,6 @@ differences between two variants, seed by seed.
 
 import argparse
 import json
-import os
 import statistics
 from pathlib import Path
 
@@ -40,30 +39,12 @@ READOUTS = {
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = runs.experiment_parser(__doc__, [0, 1, 2, 3], 'work_dirs/components')
     parser.add_argument('config', type=Path)
     parser.add_argument(
         '--kinds', nargs='+', choices=CHANGES, default=list(CHANGES), help='default: all'
     )
-    parser.add_argument(
-        '--seeds', nargs='+', type=int, default=[0, 1, 2, 3], help='default: 0 1 2 3'
-    )
-    parser.add_argument(
-        '--metrics', nargs='+', default=['accuracy/top1'], help='as in the log of a test'
-    )
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        default=Path('work_dirs/components'),
-        help='runs that are finished there are not run again, nor is the file of statistics made anew',
-    )
-    parser.add_argument('--jobs', type=int, default=1, help='how many runs at a time')
     parser.add_argument('--json', type=Path, help='a file for all numbers')
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], help='changes to all variants, as of train.py'
-    )
     args = parser.parse_args()
     if not args.config.is_file():
         parser.error(f'there is no config {args.config}')
@@ -73,22 +54,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def changes(kind: str, term: str, file: Path) -> list[str]:
-    """The options of train.py that make a variant.
-
-    Args:
-        kind (str): The variant.
-        term (str): The name of the term.
-        file (Path): The file of statistics.
-
-    Returns:
-        list[str]: Texts key=value.
-    """
+    """The options ``key=value`` of train.py that make a variant, with the file of statistics."""
     of_term, of_model = CHANGES[kind]
     if kind in NEEDS:
         of_term = {**of_term, 'teacher_target.statistics': file}
-    options = {f'model.terms.{term}.{key}': value for key, value in of_term.items()}
-    options.update({f'model.{key}': value for key, value in of_model.items()})
-    return [f'{key}={value}' for key, value in options.items()]
+    options = [f'model.terms.{term}.{key}={value}' for key, value in of_term.items()]
+    return options + [f'model.{key}={value}' for key, value in of_model.items()]
 
 
 def make_statistics(config: Path, file: Path, options: list[str]) -> None:
@@ -101,29 +72,18 @@ def make_statistics(config: Path, file: Path, options: list[str]) -> None:
     arguments = ['--out', part, *(['--cfg-options', *options] if options else [])]
     tool = 'analysis_tools/teacher_statistics.py'
     runs.call_tool(tool, config, *arguments, log=file.with_suffix('.txt'))
-    os.replace(part, file)
+    part.replace(file)
 
 
 def differences(results: dict[str, list[dict]], readout: str, metric: str) -> list[float]:
-    """A read-out for each seed; empty where one of the two variants was not run or lacks the metric.
-
-    Args:
-        results (dict[str, list[dict]]): For each variant the metrics of each seed.
-        readout (str): The name of the read-out.
-        metric (str): The name of the metric.
-    """
+    """A read-out for each seed; empty where one of the two variants was not run or lacks the metric."""
     pairs = zip(*(results.get(kind, []) for kind in READOUTS[readout]))
     pairs = [tuple(each.get(metric) for each in pair) for pair in pairs]
     return [a - b for a, b in pairs if None not in (a, b)]
 
 
 def table(results: dict[str, list[dict]], metrics: list[str]) -> str:
-    """The two tables, in Markdown: the variants, and the read-outs whose variants were run.
-
-    Args:
-        results (dict[str, list[dict]]): For each variant the metrics of each seed.
-        metrics (list[str]): The columns.
-    """
+    """The two tables, in Markdown: the variants, and the read-outs whose variants were run."""
     variants = [[kind, *runs.metric_cells(found, metrics)] for kind, found in results.items()]
     found = runs.markdown(['variant', *metrics], variants)
     readouts = []
@@ -141,16 +101,11 @@ def to_json(args: argparse.Namespace, results: dict[str, list[dict]]) -> dict:
     """All numbers: the metrics of each variant and seed, and the read-outs of ``--metrics``."""
     readouts = {}
     for name, pair in READOUTS.items():
-        values = {metric: differences(results, name, metric) for metric in args.metrics}
-        summaries = {
-            metric: dict(
-                mean=statistics.mean(each),
-                sd=statistics.stdev(each) if len(each) > 1 else None,
-                each=each,
-            )
-            for metric, each in values.items()
-            if each
-        }
+        summaries = {}
+        for metric in args.metrics:
+            if each := differences(results, name, metric):
+                sd = statistics.stdev(each) if len(each) > 1 else None
+                summaries[metric] = dict(mean=statistics.mean(each), sd=sd, each=each)
         if summaries:
             readouts[name] = dict(variants=pair, metrics=summaries)
     return dict(config=str(args.config), seeds=args.seeds, variants=results, readouts=readouts)

@@ -2,9 +2,8 @@
 """Writes what a teacher says of each class on average, for the `teacher_target` of a term.
 
 CONFIG is a distillation with one term that has a `teacher_target`, or else one of `KLDivLoss`. Its
-teacher runs once over an epoch of the training images, as the training pipeline yields them: only then
-is the mean probability of the label what it is during training. The file holds, at the term's
-temperature:
+teacher runs once over an epoch of the training images, with the augmentation of the training. The file
+holds, at the term's temperature:
 
 - mass: the mean probability of the label
 - class_mean (K, K): in row y the mean probabilities of the images of class y
@@ -48,12 +47,7 @@ def parse_args() -> argparse.Namespace:
 def teacher_outputs(
     cfg: Config, distiller: Distiller, name: str
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """A teacher's logits (N, K) and the labels (N, ) of an epoch of training images, in batches.
-
-    Args:
-        cfg (Config): The config.
-        distiller (Distiller): Its model.
-        name (str): The term.
+    """The logits (N, K) of a term's teacher and the labels (N, ) of an epoch of training images.
 
     Raises:
         ValueError: If images have no class.
@@ -77,14 +71,7 @@ def teacher_outputs(
 
 
 def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> dict:
-    """The means of probabilities in each class.
-
-    Args:
-        outputs (Iterable): Batches of logits (N, K) and labels (N, ).
-        tau (float): The temperature.
-
-    Returns:
-        dict: 'mass', 'class_mean', 'tau', 'classes' and 'images'.
+    """The means of probabilities of batches of logits (N, K) and labels (N, ).
 
     Raises:
         ValueError: If there is a class without an image.
@@ -109,12 +96,7 @@ def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> d
 
 
 def weight_similarity(model: nn.Module | None, classes: int) -> Tensor | None:
-    """The cosines (K, K) between a linear classifier's weights of classes; None where there is none.
-
-    Args:
-        model (nn.Module, optional): The model.
-        classes (int): How many classes there are.
-    """
+    """The cosines (K, K) between a linear classifier's weights of classes; None where there is none."""
     try:
         weight = full_precision(model.get_submodule(find_flow(model).classifier).weight.detach())
     except (AttributeError, ValueError):

@@ -34,9 +34,8 @@ def parse_args() -> argparse.Namespace:
 
 def is_foreign(dataset: dict) -> bool:
     """Whether plain mmpretrain lacks a data set, or one that it wraps."""
-    if 'dataset' in dataset and is_foreign(dataset['dataset']):
-        return True
-    return DATASETS.get(dataset['type']) is None
+    inner = 'dataset' in dataset and is_foreign(dataset['dataset'])
+    return inner or DATASETS.get(dataset['type']) is None
 
 
 def name_parts(config: Any) -> bool:
@@ -63,9 +62,8 @@ def student_config(cfg: Config) -> Config:
         if loader is None:
             continue
         if not is_foreign(loader['dataset']):
-            for key in ('dataloader', 'cfg', 'evaluator'):
-                if f'{part}_{key}' in cfg:
-                    plain[f'{part}_{key}'] = cfg[f'{part}_{key}']
+            keys = (f'{part}_{key}' for key in ('dataloader', 'cfg', 'evaluator'))
+            plain.update((key, cfg[key]) for key in keys if key in cfg)
         elif part == 'test':
             plain['test_dataloader'] = dict(dataset=dict(pipeline=loader['dataset']['pipeline']))
     if 'train_dataloader' in plain:
@@ -82,9 +80,8 @@ def main() -> None:
     student = build_model(plain.model.to_dict(), 'model')
     load_weights(student, checkpoint, args.checkpoint)
 
-    meta = {
-        key: value for key, value in checkpoint.get('meta', {}).items() if key == 'dataset_meta'
-    }
+    meta = checkpoint.get('meta', {})
+    meta = {key: meta[key] for key in ('dataset_meta',) if key in meta}
     name = args.out_dir / (args.name or Path(args.config).stem)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     plain.dump(f'{name}.py')
