@@ -15,15 +15,6 @@ from mmkdx.distillation.models import build_model
 STAMP = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - mmengine', re.MULTILINE)
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dirs', nargs='+', type=Path, help="the runs' work folders")
-    parser.add_argument('--metric', default='accuracy/top1', help='default: accuracy/top1')
-    parser.add_argument('--names', nargs='+', help="names of the runs; the folders' by default")
-    return parser.parse_args()
-
-
 def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
     """Wall-clock seconds from the first to the last line of a run's logs, evaluations included."""
     total = 0.0
@@ -45,7 +36,11 @@ def parameters(parts: list[tuple[Path, list[dict]]]) -> int:
 
 def main() -> None:
     """Prints the table."""
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dirs', nargs='+', type=Path, help="the runs' work folders")
+    parser.add_argument('--metric', default='accuracy/top1', help='default: accuracy/top1')
+    parser.add_argument('--names', nargs='+', help="names of the runs; the folders' by default")
+    args = parser.parse_args()
     names = args.names or [path.name for path in args.work_dirs]
     if len(names) != len(args.work_dirs):
         raise SystemExit(f'--names has {len(names)} names for {len(args.work_dirs)} folders')

@@ -33,17 +33,6 @@ from mmkdx.functional import full_precision
 from mmkdx.models.flow import find_flow
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config of a distillation')
-    parser.add_argument('--out', type=Path, required=True, help='the file to write (.pth)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
-    return parser.parse_args()
-
-
 def teacher_outputs(
     cfg: Config, distiller: Distiller, name: str
 ) -> Iterable[tuple[Tensor, Tensor]]:
@@ -110,7 +99,13 @@ def weight_similarity(model: nn.Module | None, classes: int) -> Tensor | None:
 @torch.no_grad()
 def main() -> None:
     """Runs the teacher and writes the file."""
-    args = parse_args()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of a distillation')
+    parser.add_argument('--out', type=Path, required=True, help='the file to write (.pth)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
+    args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     name = find_term(cfg)

@@ -11,7 +11,6 @@ these. Ways that need more than --memory by estimate are left out.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import math
 from collections.abc import Callable
@@ -23,17 +22,6 @@ from torch import Tensor
 
 from mmkdx.functional.distance_correlation import bias_corrected_dcor, u_center, u_correlation
 from mmkdx.functional.distances import distance_gradient, pairwise_distances
-
-
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    options = parser(__doc__)
-    sizes = dict(type=int, nargs='+')
-    options.add_argument('--n', default=[32, 128, 512, 2048], help='samples', **sizes)
-    options.add_argument('--d', default=[25088, 100352, 802816], help='features', **sizes)
-    options.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
-    options.add_argument('--memory', type=float, default=8, help='the most GB of a way')
-    return options.parse_args()
 
 
 def features(n: int, d: int, device: str) -> tuple[Tensor, Tensor]:
@@ -128,7 +116,13 @@ def table(n: int, d: int, found: Timings, scores: dict[str, float]) -> str:
 
 def main() -> None:
     """Measures and prints."""
-    args = parse_args()
+    options = parser(__doc__)
+    sizes = dict(type=int, nargs='+')
+    options.add_argument('--n', default=[32, 128, 512, 2048], help='samples', **sizes)
+    options.add_argument('--d', default=[25088, 100352, 802816], help='features', **sizes)
+    options.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
+    options.add_argument('--memory', type=float, default=8, help='the most GB of a way')
+    args = options.parse_args()
     print(machine(args.device), flush=True)
     known = [each for each in args.methods if each != 'dcor' or importlib.util.find_spec('dcor')]
     for d in args.d:

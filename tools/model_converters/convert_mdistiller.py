@@ -124,27 +124,23 @@ def convert(name: str, src: str, dst: str) -> int:
 
     model = build_model(Config.fromfile(CONFIGS / f'{name}_cifar.py').model.to_dict(), 'model')
     network = model.state_dict()
-    keys = {}
-    for key in public:
+    renamed: dict[str, Tensor] = {}
+    for key, value in public.items():
         ours = rename(key, name)
         # Two classifiers, too, would be one too many
-        if ours not in network or ours in keys:
+        if ours not in network or ours in renamed:
             raise CheckpointError(f'{src} has a tensor {key!r}, which {name} has not.')
-        keys[ours] = key
-    state_dict = {}
-    for key, like in network.items():
-        if key in keys:
-            value = public[keys[key]]
-        elif key.endswith('.num_batches_tracked'):
-            value = like  # files of old torch versions have no such counters
-        else:
-            raise CheckpointError(f'{src} has no tensor for {key!r} of {name}.')
-        if value.shape != like.shape:
+        if value.shape != network[ours].shape:
             raise CheckpointError(
-                f'{src}: {keys[key]!r} is of shape {tuple(value.shape)}, and {name} needs '
-                f'{tuple(like.shape)}.'
+                f'{src}: {key!r} is of shape {tuple(value.shape)}, and {name} needs '
+                f'{tuple(network[ours].shape)}.'
             )
-        state_dict[key] = value
+        renamed[ours] = value
+    for key in network:
+        # Files of old torch versions have no such counters
+        if key not in renamed and not key.endswith('.num_batches_tracked'):
+            raise CheckpointError(f'{src} has no tensor for {key!r} of {name}.')
+    state_dict = {**network, **renamed}
 
     path = Path(dst)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,18 +20,6 @@ import mmkdx.registry as mmkdx
 from mmkdx.distillation.models import build_model, load_weights, model_config
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('config', help='the config of the distillation')
-    parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('out_dir', type=Path, help='the folder for both files')
-    parser.add_argument('--name', help="the files' name; defaults to that of the config")
-    return parser.parse_args()
-
-
 def is_foreign(dataset: dict) -> bool:
     """Whether plain mmpretrain lacks a data set, or one that it wraps."""
     inner = 'dataset' in dataset and is_foreign(dataset['dataset'])
@@ -73,7 +61,14 @@ def student_config(cfg: Config) -> Config:
 
 def main() -> None:
     """Writes both files."""
-    args = parse_args()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('config', help='the config of the distillation')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('out_dir', type=Path, help='the folder for both files')
+    parser.add_argument('--name', help="the files' name; defaults to that of the config")
+    args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
     plain = student_config(cfg)
