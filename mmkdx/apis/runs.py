@@ -17,23 +17,15 @@ from mmkdx.compat import last_whole_checkpoint
 from mmkdx.distillation.models import shipped_folder
 
 
-def experiment_parser(
-    description: str, seeds: Sequence[int], work_dir: str
-) -> argparse.ArgumentParser:
-    """A command line with the options of an experiment that runs configs with several seeds.
-
-    Args:
-        description (str): What the tool does.
-        seeds (Sequence[int]): The default of ``--seeds``.
-        work_dir (str): The default of ``--work-dir``.
-    """
+def experiment_parser(description: str, seeds: list[int], work_dir: str) -> argparse.ArgumentParser:
+    """A command line for ``run_seeds``, with the defaults of ``--seeds`` and ``--work-dir``."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add('--seeds', nargs='+', type=int, default=seeds, help=f'default: {seeds}')
     add('--metrics', nargs='+', default=['accuracy/top1'], help='as in the log of a test')
-    add('--work-dir', type=Path, default=Path(work_dir), help='what is finished there stays')
+    add('--work-dir', type=Path, default=Path(work_dir), help='finished runs in it are kept')
     add('--jobs', type=int, default=1, help='number of runs at a time')
     add('--cfg-options', nargs='+', default=[], help='changes to all configs, as of train.py')
     return parser
@@ -94,19 +86,17 @@ def run_seeds(
         return {name: [each.result() for each in found] for name, found in futures.items()}
 
 
-def mean_and_deviation(metric: str, values: Sequence[float]) -> str:
-    """A metric over seeds as text, like '71.25 ± 0.31'; empty where there is no value."""
-    if not values:
-        return ''
-    digits = 2 if metric.startswith('accuracy') else 3
-    text = f'{statistics.mean(values):.{digits}f}'
-    return text if len(values) == 1 else f'{text} ± {statistics.stdev(values):.{digits}f}'
-
-
 def metric_cells(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:
-    """For each metric its mean and standard deviation over the seeds that have it."""
-    columns = ([each[m] for each in results if each.get(m) is not None] for m in metrics)
-    return list(map(mean_and_deviation, metrics, columns))
+    """For each metric mean and deviation over the seeds that have it, like '71.25 ± 0.31', or ''."""
+    cells = []
+    for metric in metrics:
+        values = [each[metric] for each in results if each.get(metric) is not None]
+        digits = 2 if metric.startswith('accuracy') else 3
+        cell = f'{statistics.mean(values):.{digits}f}' if values else ''
+        if len(values) > 1:
+            cell += f' ± {statistics.stdev(values):.{digits}f}'
+        cells.append(cell)
+    return cells
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

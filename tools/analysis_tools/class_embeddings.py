@@ -53,9 +53,8 @@ def main() -> None:
     classes = len(loader.dataset.metainfo['classes'])
     table = class_prototypes(torch.cat(features), torch.tensor(labels), classes)
     np.save(args.out, table.numpy())
-    print(
-        f'\n{args.out}: {classes} classes, {table.shape[1]} numbers each, of {len(labels)} images'
-    )
+    size = f'{classes} classes, {table.shape[1]} numbers each'
+    print(f'\n{args.out}: {size}, of {len(labels)} images')
 
 
 if __name__ == '__main__':

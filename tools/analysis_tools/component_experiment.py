@@ -75,40 +75,39 @@ def make_statistics(config: Path, file: Path, options: list[str]) -> None:
     part.replace(file)
 
 
-def differences(results: dict[str, list[dict]], readout: str, metric: str) -> list[float]:
-    """A read-out for each seed; empty where one of the two variants was not run or lacks the metric."""
-    pairs = zip(*(results.get(kind, []) for kind in READOUTS[readout]))
-    pairs = [tuple(each.get(metric) for each in pair) for pair in pairs]
-    return [a - b for a, b in pairs if None not in (a, b)]
-
-
-def table(results: dict[str, list[dict]], metrics: list[str]) -> str:
-    """The two tables, in Markdown: the variants, and the read-outs whose variants were run."""
-    variants = [[kind, *runs.metric_cells(found, metrics)] for kind, found in results.items()]
-    found = runs.markdown(['variant', *metrics], variants)
-    readouts = []
-    for name, (first, second) in READOUTS.items():
-        columns = [differences(results, name, metric) for metric in metrics]
-        if any(columns):
-            cells = map(runs.mean_and_deviation, metrics, columns)
-            readouts.append([name, f'{first} - {second}', *cells])
-    if readouts:
-        found += '\n\n' + runs.markdown(['read-out', 'difference', *metrics], readouts)
-    return found
-
-
-def to_json(args: argparse.Namespace, results: dict[str, list[dict]]) -> dict:
-    """All numbers: the metrics of each variant and seed, and the read-outs of ``--metrics``."""
-    readouts = {}
+def find_readouts(results: dict[str, list[dict]], metrics: list[str]) -> dict[str, list[dict]]:
+    """For each read-out whose variants were run, the differences of their metrics, seed by seed."""
+    found = {}
     for name, pair in READOUTS.items():
-        summaries = {}
-        for metric in args.metrics:
-            if each := differences(results, name, metric):
+        seeds = zip(*(results.get(kind, []) for kind in pair))
+        found[name] = [
+            {m: a[m] - b[m] for m in metrics if None not in (a.get(m), b.get(m))} for a, b in seeds
+        ]
+    return {name: seeds for name, seeds in found.items() if any(seeds)}
+
+
+def table(results: dict[str, list[dict]], readouts: dict[str, list], metrics: list[str]) -> str:
+    """The two tables, in Markdown: the variants, and the read-outs."""
+    rows = [[kind, *runs.metric_cells(seeds, metrics)] for kind, seeds in results.items()]
+    text = runs.markdown(['variant', *metrics], rows)
+    if readouts:
+        rows = [
+            [name, ' - '.join(READOUTS[name]), *runs.metric_cells(seeds, metrics)]
+            for name, seeds in readouts.items()
+        ]
+        text += '\n\n' + runs.markdown(['read-out', 'difference', *metrics], rows)
+    return text
+
+
+def summaries(readouts: dict[str, list[dict]], metrics: list[str]) -> dict[str, dict]:
+    """The read-outs in numbers."""
+    found = {name: dict(variants=READOUTS[name], metrics={}) for name in readouts}
+    for name, seeds in readouts.items():
+        for metric in metrics:
+            if each := [seed[metric] for seed in seeds if metric in seed]:
                 sd = statistics.stdev(each) if len(each) > 1 else None
-                summaries[metric] = dict(mean=statistics.mean(each), sd=sd, each=each)
-        if summaries:
-            readouts[name] = dict(variants=pair, metrics=summaries)
-    return dict(config=str(args.config), seeds=args.seeds, variants=results, readouts=readouts)
+                found[name]['metrics'][metric] = dict(mean=statistics.mean(each), sd=sd, each=each)
+    return found
 
 
 def main() -> None:
@@ -129,10 +128,13 @@ def main() -> None:
         kind: (args.config, [*args.cfg_options, *changes(kind, term, file)]) for kind in args.kinds
     }
     results = runs.run_seeds(variants, args.seeds, folder, args.jobs)
-    print(table(results, args.metrics))
+    readouts = find_readouts(results, args.metrics)
+    print(table(results, readouts, args.metrics))
     if args.json:
+        found = dict(config=str(args.config), seeds=args.seeds, variants=results)
+        found['readouts'] = summaries(readouts, args.metrics)
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(to_json(args, results), indent=1))
+        args.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == '__main__':

@@ -71,9 +71,8 @@ def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> d
             sums = logits.new_zeros(logits.shape[1], logits.shape[1], dtype=torch.float64)
             counts = sums.new_zeros(len(sums))
         sums.index_add_(0, labels, (logits / tau).softmax(1).double())
-        counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
-    missing = (counts == 0).nonzero().flatten().tolist()
-    if missing:
+        counts += labels.bincount(minlength=len(counts))
+    if missing := (counts == 0).nonzero().flatten().tolist():
         raise ValueError(f'the training data have no image of the classes {missing[:5]}')
     return dict(
         mass=(sums.diagonal().sum() / counts.sum()).float().cpu(),
@@ -90,10 +89,8 @@ def weight_similarity(model: nn.Module | None, classes: int) -> Tensor | None:
         weight = full_precision(model.get_submodule(find_flow(model).classifier).weight.detach())
     except (AttributeError, ValueError):
         return None
-    if len(weight) != classes:
-        return None
     rows = F.normalize(weight - weight.mean(0))
-    return (rows @ rows.T).cpu()
+    return (rows @ rows.T).cpu() if len(weight) == classes else None
 
 
 @torch.no_grad()
@@ -120,14 +117,14 @@ def main() -> None:
     tau = settings.get('tau') or getattr(term.loss, 'tau', 1.0)
     found = target_statistics(teacher_outputs(cfg, distiller, name), tau)
     # An ensemble has no model of its own
-    model = getattr(teacher, 'model', None)
-    found['weight_similarity'] = weight_similarity(model, found['classes'])
+    found['weight_similarity'] = weight_similarity(
+        getattr(teacher, 'model', None), found['classes']
+    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(found, args.out)
-    print(
-        f'\n{args.out}: {found["classes"]} classes, {found["images"]} images, mean probability of the '
-        f'label {found["mass"]:.3f} at tau {tau:g}'
-    )
+    size = f'{found["classes"]} classes, {found["images"]} images'
+    mass = f'mean probability of the label {found["mass"]:.3f} at tau {tau:g}'
+    print(f'\n{args.out}: {size}, {mass}')
 
 
 if __name__ == '__main__':

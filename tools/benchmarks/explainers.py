@@ -14,13 +14,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from _timing import Run, machine, measure, parser
-from mmengine.registry import DefaultScope
 from mmpretrain import get_model
 from torch import Tensor, nn
 
 from mmkdx import explain
+from mmkdx.distillation.models import build_part
 from mmkdx.functional import ClassMaps, normalize_maps, resize_maps
-from mmkdx.registry import MODELS
 
 GRADIENTS = ('GradCAM', 'GradCAMPlusPlus', 'XGradCAM', 'HiResCAM', 'LayerCAM')
 PROJECTIONS = ('EigenCAM', 'EigenGradCAM')
@@ -28,16 +27,14 @@ PROJECTIONS = ('EigenCAM', 'EigenGradCAM')
 #: The single-pass methods that are timed.
 METHODS = ('CAM', *GRADIENTS, *PROJECTIONS, 'AblationCAM')
 
-HIDDEN = dict(type='StackedLinearClsHead', num_classes=1000, mid_channels=[512])
 
-
-def build(name: str, device: str, head: dict | None = None) -> nn.Module:
-    """A model of the zoo with random weights, and another head if one is given."""
+def build(name: str, device: str, hidden: bool = False) -> nn.Module:
+    """A model of the zoo with random weights; with ``hidden`` its head has a hidden layer."""
     torch.manual_seed(0)
     model = get_model(name)
-    if head is not None:
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            model.head = MODELS.build(dict(head, in_channels=model.head.in_channels))
+    if hidden:
+        head = dict(type='StackedLinearClsHead', num_classes=1000, mid_channels=[512])
+        model.head = build_part(dict(head, in_channels=model.head.in_channels))
     return model.to(device).eval()
 
 
@@ -59,6 +56,15 @@ def ours(name: str, model: nn.Module, images: Tensor, classes: Tensor) -> Run:
     """A method of mmkdx."""
     explainer = getattr(explain, name)()
     return lambda: finish(explainer(model, images, classes), images)
+
+
+def grad_cam(name: str, model: nn.Module, layers: list, images: Tensor, classes: Tensor) -> object:
+    """A method of pytorch-grad-cam."""
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    with getattr(pytorch_grad_cam, name)(model, layers) as cam:
+        return cam(images, [ClassifierOutputTarget(index) for index in classes.tolist()])
 
 
 def peers(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Run]:
@@ -84,17 +90,8 @@ def peers(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Run]:
         for name in ('GradCAM', 'XGradCAM', 'LayerCAM'):
             found[f'torchcam {name}'] = partial(torchcam, name)
     if importlib.util.find_spec('pytorch_grad_cam'):
-        import pytorch_grad_cam
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-        goals = [ClassifierOutputTarget(index) for index in classes.tolist()]
-
-        def grad_cam(name: str) -> object:
-            with getattr(pytorch_grad_cam, name)(model, [layer]) as cam:
-                return cam(images, goals)
-
         for name in GRADIENTS + PROJECTIONS:
-            found[f'grad-cam {name}'] = partial(grad_cam, name)
+            found[f'grad-cam {name}'] = partial(grad_cam, name, model, [layer], images, classes)
     return found
 
 
@@ -144,14 +141,7 @@ def pixels(model: nn.Module, image: Tensor) -> dict[str, Run]:
         integrated = IntegratedGradients(model)
         runs['captum IntegratedGradients'] = partial(integrated.attribute, image, target=0)
     if importlib.util.find_spec('pytorch_grad_cam'):
-        from pytorch_grad_cam import FullGrad
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-        def full() -> object:
-            with FullGrad(model, []) as cam:
-                return cam(image, [ClassifierOutputTarget(0)])
-
-        runs['grad-cam FullGrad'] = full
+        runs['grad-cam FullGrad'] = partial(grad_cam, 'FullGrad', model, [], image, classes)
     return runs
 
 
@@ -210,10 +200,10 @@ def main() -> None:
     images = torch.randn(args.batch, 3, size, size, device=device)
     classes = torch.arange(args.batch, device=device)
     model = build(args.model, device)
-    hidden = build(args.model, device, HIDDEN)
+    deep = build(args.model, device, hidden=True)
     for title, each, methods in (
         ('Pooling and one linear layer', model, METHODS),
-        ('A hidden layer after pooling', hidden, GRADIENTS + PROJECTIONS),
+        ('A hidden layer after pooling', deep, GRADIENTS + PROJECTIONS),
     ):
         runs = {'floor': partial(floor, each, images, classes)}
         runs |= {f'mmkdx {name}': ours(name, each, images, classes) for name in methods}

@@ -15,11 +15,10 @@ import argparse
 import torch
 from _timing import Run, Timings, machine, measure, parser
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from mmkdx.registry import MODELS
+from mmkdx.distillation.models import build_part
 
 CLOSED = ('weight', 'cam', 'grad_act')
 
@@ -62,12 +61,9 @@ def build(classes: int, term: dict | None, args: argparse.Namespace) -> nn.Modul
         head=dict(type='LinearClsHead', num_classes=classes, in_channels=8 * width),
     )
     if term is not None:
-        terms = dict(il=dict(type='IntrospectiveLoss', **term))
-        model = dict(
-            type='Distiller', student=model, input_size=args.size, student_weight=0.0, terms=terms
-        )
-    with DefaultScope.overwrite_default_scope('mmkdx'):
-        return MODELS.build(model).to(args.device).train()
+        model = dict(type='Distiller', student=model, input_size=args.size, student_weight=0.0)
+        model['terms'] = dict(il=dict(type='IntrospectiveLoss', **term))
+    return build_part(model).to(args.device).train()
 
 
 def step(model: nn.Module, data: dict) -> Run:

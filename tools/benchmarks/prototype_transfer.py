@@ -53,12 +53,6 @@ def score_of_sets(teacher_cells: Tensor, student_cells: Tensor) -> float:
     return float(np.mean(scores))
 
 
-def title(cells: tuple[Tensor, Tensor]) -> str:
-    """The size of a case."""
-    images, prototypes = cells[0].shape
-    return f'{images} images, {prototypes} x {prototypes} prototypes'
-
-
 def main() -> None:
     """Measures and prints."""
     options = parser(__doc__)
@@ -71,17 +65,18 @@ def main() -> None:
     print(machine(args.device))
     large = random_cells(args.images, args.prototypes, args.device)
     small = random_cells(args.small_images, args.small_prototypes, args.device)
+    title = '{0} images, {1} x {1} prototypes'
     cell_agreement(*(cells[:200] for cells in large))  # warms up; the large case runs once
     runs = {
         'matching score': lambda: prototype_matching_score(*large),
         'of it, agreement': lambda: cell_agreement(*large),
     }
-    print(measure(runs, args.device, warm_up=False).table(title(large)))
+    print(measure(runs, args.device, warm_up=False).table(title.format(*large[0].shape)))
     runs = {
         'mmkdx': lambda: prototype_matching_score(*small),
         'sets': lambda: score_of_sets(*small),
     }
-    print(measure(runs, args.device, args.rounds).table(title(small)))
+    print(measure(runs, args.device, args.rounds).table(title.format(*small[0].shape)))
     ours, sets = (run() for run in runs.values())
     print(f'score {ours:.12f}, by sets {sets:.12f}')
 

@@ -234,8 +234,9 @@ class Case:
         """A step of torchdistill's box, as in its example for image classification."""
         from torchdistill.core.distillation import get_distillation_box
 
-        alpha, beta = self.distiller.student_weight, term.weight
-        loss = dict(temperature=term.loss.tau, alpha=alpha, beta=beta)
+        loss = dict(
+            temperature=term.loss.tau, alpha=self.distiller.student_weight, beta=term.weight
+        )
         for side in ('student', 'teacher'):
             loss |= {f'{side}_module_path': '.', f'{side}_module_io': 'output'}
         process = dict(forward_proc='forward_batch_only', wrapper=None)

@@ -83,9 +83,7 @@ METHODS: dict[str, tuple[Callable[[Tensor, Tensor], float], Callable[[int, int],
 }
 
 
-def time_methods(
-    methods: list[str], n: int, d: int, device: str
-) -> tuple[Timings, dict[str, float]]:
+def time_methods(methods: list[str], n: int, d: int, device: str) -> tuple[Timings, dict]:
     """Times and peaks of memory of methods, in turn, and the score of each."""
     x, y = features(n, d, device)
     scores: dict[str, float] = {}

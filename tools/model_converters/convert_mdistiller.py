@@ -140,25 +140,21 @@ def convert(name: str, src: str, dst: str) -> int:
         # Files of old torch versions have no such counters
         if key not in renamed and not key.endswith('.num_batches_tracked'):
             raise CheckpointError(f'{src} has no tensor for {key!r} of {name}.')
-    state_dict = {**network, **renamed}
-
     path = Path(dst)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.part')
     try:
         meta = dict(mmkdx_version=mmkdx.__version__, network=name)
-        torch.save(dict(meta=meta, state_dict=state_dict), part)
+        torch.save(dict(meta=meta, state_dict={**network, **renamed}), part)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return len(state_dict)
+    return len(network)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the tool."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('name', metavar='NAME', help=f'the network: {", ".join(NAMES)}')
     parser.add_argument('src', metavar='SRC', help="mdistiller's file")
     parser.add_argument('dst', metavar='DST', help='the new file')

@@ -47,12 +47,10 @@ def student_config(cfg: Config) -> Config:
         plain['custom_imports'] = dict(imports=['mmkdx'])
     for part in ('train', 'val', 'test'):
         loader = cfg.get(f'{part}_dataloader')
-        if loader is None:
-            continue
-        if not is_foreign(loader['dataset']):
+        if loader and not is_foreign(loader['dataset']):
             keys = (f'{part}_{key}' for key in ('dataloader', 'cfg', 'evaluator'))
             plain.update((key, cfg[key]) for key in keys if key in cfg)
-        elif part == 'test':
+        elif loader and part == 'test':
             plain['test_dataloader'] = dict(dataset=dict(pipeline=loader['dataset']['pipeline']))
     if 'train_dataloader' in plain:
         plain.update((key, cfg[key]) for key in ('optim_wrapper', 'param_scheduler') if key in cfg)
@@ -61,9 +59,7 @@ def student_config(cfg: Config) -> Config:
 
 def main() -> None:
     """Writes both files."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='the config of the distillation')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out_dir', type=Path, help='the folder for both files')
