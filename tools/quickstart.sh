@@ -1,22 +1,18 @@
 #!/usr/bin/env bash
 set -euo pipefail
 
-usage() {
+if (($#)); then
     cat << 'END'
 Usage: bash tools/quickstart.sh
 
 Installs mmkdx, at the first call, and runs it on the digits that ship in scikit-learn: trains a teacher
 on all training images, then students sixteen times as slim on 100 of them, alone, with the teacher's
-logits (KD) and with its class maps (CAT-KD), compares them on the test images, and shows in a report where
-the distilled student looks, beside its teacher and beside the student trained alone.
+logits (KD) and with its class maps (CAT-KD). Compares them on the test images, and shows in a report
+where the distilled student looks, beside its teacher and beside the student trained alone.
 
 Checkpoints, logs and the report are written to work_dirs/. Takes five to ten minutes on two CPU cores,
 after the installation.
 END
-}
-
-if (($#)); then
-    usage
     [[ $1 == -h || $1 == --help ]]
     exit
 fi
@@ -24,6 +20,12 @@ fi
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null
 source tools/setup_env.sh
 setup_env openmmlab demo
+
+fail() {
+    echo "$1 failed; the end of $log:" >&2
+    tail -n 20 "$log" >&2
+    exit 1
+}
 
 names=(teacher 'student alone' KD CAT-KD)
 configs=(
@@ -40,9 +42,7 @@ for i in "${!configs[@]}"; do
     # Of mmengine's log the lines of progress are shown; all of it is in the file.
     if ! "$PYTHON" tools/train.py "configs/digits/$config.py" 2>&1 | tee "$log" |
         { grep --line-buffered -o 'Epoch(.*' || true; }; then
-        echo "Training ${names[i]} failed; the end of $log:" >&2
-        tail -n 20 "$log" >&2
-        exit 1
+        fail "Training ${names[i]}"
     fi
 done
 
@@ -63,9 +63,7 @@ if ! "$PYTHON" tools/test.py "configs/digits/${configs[3]}.py" "work_dirs/${conf
     --base "configs/digits/${configs[1]}.py" "work_dirs/${configs[1]}/epoch_20.pth" \
     --cfg-options custom_hooks.1.out_dir=work_dirs/report custom_hooks.1.show_samples=30 \
     > "$log" 2>&1; then
-    echo "Explaining failed; the end of $log:" >&2
-    tail -n 20 "$log" >&2
-    exit 1
+    fail Explaining
 fi
 echo
 echo "The report: $PWD/work_dirs/report/report.html"

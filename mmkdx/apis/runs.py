@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +15,20 @@ from mmengine.config import Config
 
 from mmkdx.compat import last_whole_checkpoint
 from mmkdx.distillation.models import shipped_folder
+
+
+def experiment_parser(description: str, seeds: list[int], work_dir: str) -> argparse.ArgumentParser:
+    """A command line for ``run_seeds``, with the defaults of ``--seeds`` and ``--work-dir``."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add('--seeds', nargs='+', type=int, default=seeds, help=f'default: {seeds}')
+    add('--metrics', nargs='+', default=['accuracy/top1'], help='as in the log of a test')
+    add('--work-dir', type=Path, default=Path(work_dir), help='finished runs in it are kept')
+    add('--jobs', type=int, default=1, help='number of runs at a time')
+    add('--cfg-options', nargs='+', default=[], help='changes to all configs, as of train.py')
+    return parser
 
 
 def call_tool(tool: str, *arguments: object, log: Path) -> None:
@@ -34,47 +48,14 @@ def call_tool(tool: str, *arguments: object, log: Path) -> None:
             raise RuntimeError(f'{tool} {arguments[0]} failed; see {log}')
 
 
-def run_seed(
-    config: Path, seed: int, work_dir: Path, options: Sequence[str], name: str | None = None
-) -> dict[str, float]:
-    """Trains and tests a config with a seed; a run that was tested before is only read.
-
-    Args:
-        config (Path): The config.
-        seed (int): The random seed.
-        work_dir (Path): The folder of all runs.
-        options (Sequence[str]): Changes of the config as ``key=value``.
-        name (str, optional): The folder of these runs in ``work_dir``. Defaults to None: the config's
-            name.
-
-    Returns:
-        dict[str, float]: The metrics of the test.
-    """
-    name = name or config.stem
-    folder = work_dir / name / f'seed_{seed}'
-    result = folder / 'test.json'
-    if not result.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        common = ['--work-dir', folder, '--cfg-options', f'randomness.seed={seed}', *options]
-        call_tool('train.py', config, *common, log=folder / 'train.txt')
-        checkpoint = (folder / 'last_checkpoint').read_text()
-        # Under another name first, so that an interrupted test is not taken for a finished one
-        part = folder / 'test.part.json'
-        out = ['--out', part, '--out-item', 'metrics']
-        call_tool('test.py', config, checkpoint, *out, *common, log=folder / 'test.txt')
-        os.replace(part, result)
-        print(f'{name}, seed {seed}: done', file=sys.stderr)
-    return json.loads(result.read_text())
-
-
 def run_seeds(
     runs: Mapping[str, tuple[Path, Sequence[str]]], seeds: Sequence[int], work_dir: Path, jobs: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Trains and tests several configs with several seeds.
+    """Trains and tests configs with several seeds; a run that was tested before is only read.
 
     Args:
         runs (Mapping[str, tuple[Path, Sequence[str]]]): By the name of a folder in ``work_dir``, a
-            config and its changes.
+            config and its changes as ``key=value``.
         seeds (Sequence[int]): The random seeds.
         work_dir (Path): The folder of all runs.
         jobs (int): The number of runs at a time.
@@ -82,27 +63,40 @@ def run_seeds(
     Returns:
         dict[str, list[dict[str, float]]]: For each name the metrics of each seed.
     """
+
+    def run(name: str, seed: int) -> dict[str, float]:
+        config, options = runs[name]
+        folder = work_dir / name / f'seed_{seed}'
+        result = folder / 'test.json'
+        if not result.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            common = ['--work-dir', folder, '--cfg-options', f'randomness.seed={seed}', *options]
+            call_tool('train.py', config, *common, log=folder / 'train.txt')
+            checkpoint = (folder / 'last_checkpoint').read_text()
+            # Under another name first, so that an interrupted test is not taken for a finished one
+            part = folder / 'test.part.json'
+            out = ['--out', part, '--out-item', 'metrics']
+            call_tool('test.py', config, checkpoint, *out, *common, log=folder / 'test.txt')
+            part.replace(result)
+            print(f'{name}, seed {seed}: done', file=sys.stderr)
+        return json.loads(result.read_text())
+
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {
-            name: [pool.submit(run_seed, config, s, work_dir, options, name) for s in seeds]
-            for name, (config, options) in runs.items()
-        }
-        return {name: [each.result() for each in jobs] for name, jobs in futures.items()}
-
-
-def mean_and_deviation(metric: str, values: Sequence[float]) -> str:
-    """A metric over seeds as text, like '71.25 ± 0.31'; empty where there is no value."""
-    if not values:
-        return ''
-    digits = 2 if metric.startswith('accuracy') else 3
-    text = f'{statistics.mean(values):.{digits}f}'
-    return text if len(values) == 1 else f'{text} ± {statistics.stdev(values):.{digits}f}'
+        futures = {name: [pool.submit(run, name, seed) for seed in seeds] for name in runs}
+        return {name: [each.result() for each in found] for name, found in futures.items()}
 
 
 def metric_cells(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:
-    """For each metric its mean and standard deviation over the seeds that have it."""
-    columns = ([each[m] for each in results if each.get(m) is not None] for m in metrics)
-    return list(map(mean_and_deviation, metrics, columns))
+    """For each metric mean and deviation over the seeds that have it, like '71.25 ± 0.31', or ''."""
+    cells = []
+    for metric in metrics:
+        values = [each[metric] for each in results if each.get(metric) is not None]
+        digits = 2 if metric.startswith('accuracy') else 3
+        cell = f'{statistics.mean(values):.{digits}f}' if values else ''
+        if len(values) > 1:
+            cell += f' ± {statistics.stdev(values):.{digits}f}'
+        cells.append(cell)
+    return cells
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -141,12 +135,8 @@ def metric_values(parts: list[tuple[Path, list[dict]]], metric: str) -> list[flo
     Raises:
         ValueError: If the run never evaluated it.
     """
-    found = {
-        record['step']: record[metric]
-        for _, records in parts
-        for record in records
-        if metric in record
-    }
+    evaluated = (each for _, records in parts for each in records if metric in each)
+    found = {record['step']: record[metric] for record in evaluated}
     if not found:
         raise ValueError(f'{parts[-1][0]} has no metric {metric!r}')
     return [found[step] for step in sorted(found)]

@@ -139,10 +139,15 @@ def test_an_ensemble_has_no_classifier(tmp_path, monkeypatch):
 
 def test_models_without_a_linear_classifier():
     similarity = tool('analysis_tools/teacher_statistics').weight_similarity
-    assert similarity(torch.nn.Conv2d(3, 4, 1), 4) is None
-    assert similarity(torch.nn.Linear(3, 5), 4) is None  # not that of the classes
+
+    def network(*head):
+        return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), *head, torch.nn.Flatten()).eval()
+
+    flat, linear = torch.nn.Flatten(), torch.nn.Linear
+    assert similarity(network(torch.nn.Conv2d(3, 4, 1)), 4) is None
+    assert similarity(network(flat, linear(3, 5)), 4) is None  # not that of the classes
     assert similarity(None, 4) is None
-    assert similarity(torch.nn.Linear(3, 4), 4).shape == (4, 4)
+    assert similarity(network(flat, linear(3, 4)), 4).shape == (4, 4)
 
 
 KL = dict(type='KLDivLoss', at='logits')

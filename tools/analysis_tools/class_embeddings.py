@@ -21,22 +21,15 @@ from mmkdx.functional.distance_correlation import class_prototypes
 from mmkdx.models.taps import TapSet, evaluating, forward_tensor
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@torch.no_grad()
+def main() -> None:
+    """Embeds the training images and writes the classes' embeddings."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of a training; its training images are embedded')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', help='the file to write (.npy), of shape (classes, width)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
-    return parser.parse_args()
-
-
-@torch.no_grad()
-def main() -> None:
-    """Embeds the training images and writes the classes' embeddings."""
-    args = parse_args()
+    args = parser.parse_args()
     if not args.out.endswith('.npy'):
         raise SystemExit(f'{args.out} does not end in .npy')
     cfg = Config.fromfile(args.config)
@@ -60,9 +53,8 @@ def main() -> None:
     classes = len(loader.dataset.metainfo['classes'])
     table = class_prototypes(torch.cat(features), torch.tensor(labels), classes)
     np.save(args.out, table.numpy())
-    print(
-        f'\n{args.out}: {classes} classes, {table.shape[1]} numbers each, of {len(labels)} images'
-    )
+    size = f'{classes} classes, {table.shape[1]} numbers each'
+    print(f'\n{args.out}: {size}, of {len(labels)} images')
 
 
 if __name__ == '__main__':

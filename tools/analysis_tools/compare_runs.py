@@ -15,17 +15,6 @@ from mmkdx.distillation.models import build_model
 STAMP = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - mmengine', re.MULTILINE)
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dirs', nargs='+', type=Path, help="the runs' work folders")
-    parser.add_argument('--metric', default='accuracy/top1', help='defaults to accuracy/top1')
-    parser.add_argument(
-        '--names', nargs='+', help="what to call the runs; defaults to the folders' names"
-    )
-    return parser.parse_args()
-
-
 def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
     """Wall-clock seconds from the first to the last line of a run's logs, evaluations included."""
     total = 0.0
@@ -47,7 +36,11 @@ def parameters(parts: list[tuple[Path, list[dict]]]) -> int:
 
 def main() -> None:
     """Prints the table."""
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dirs', nargs='+', type=Path, help="the runs' work folders")
+    parser.add_argument('--metric', default='accuracy/top1', help='default: accuracy/top1')
+    parser.add_argument('--names', nargs='+', help="names of the runs; the folders' by default")
+    args = parser.parse_args()
     names = args.names or [path.name for path in args.work_dirs]
     if len(names) != len(args.work_dirs):
         raise SystemExit(f'--names has {len(names)} names for {len(args.work_dirs)} folders')
@@ -55,15 +48,8 @@ def main() -> None:
     for name, work_dir in zip(names, args.work_dirs):
         parts = training_parts(work_dir)
         history = metric_values(parts, args.metric)
-        rows.append(
-            [
-                name,
-                f'{parameters(parts):,}',
-                f'{history[-1]:.2f}',
-                f'{max(history):.2f}',
-                f'{seconds(parts):.0f}',
-            ]
-        )
+        scores = [f'{history[-1]:.2f}', f'{max(history):.2f}']
+        rows.append([name, f'{parameters(parts):,}', *scores, f'{seconds(parts):.0f}'])
     table = AsciiTable(rows)
     table.justify_columns = {i: 'right' for i in range(1, len(rows[0]))}
     print(table.table)

@@ -8,7 +8,6 @@ differences between two variants, seed by seed.
 
 import argparse
 import json
-import os
 import statistics
 from pathlib import Path
 
@@ -40,30 +39,12 @@ READOUTS = {
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = runs.experiment_parser(__doc__, [0, 1, 2, 3], 'work_dirs/components')
     parser.add_argument('config', type=Path)
     parser.add_argument(
         '--kinds', nargs='+', choices=CHANGES, default=list(CHANGES), help='default: all'
     )
-    parser.add_argument(
-        '--seeds', nargs='+', type=int, default=[0, 1, 2, 3], help='default: 0 1 2 3'
-    )
-    parser.add_argument(
-        '--metrics', nargs='+', default=['accuracy/top1'], help='as in the log of a test'
-    )
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        default=Path('work_dirs/components'),
-        help='runs that are finished there are not run again, nor is the file of statistics made anew',
-    )
-    parser.add_argument('--jobs', type=int, default=1, help='how many runs at a time')
     parser.add_argument('--json', type=Path, help='a file for all numbers')
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], help='changes to all variants, as of train.py'
-    )
     args = parser.parse_args()
     if not args.config.is_file():
         parser.error(f'there is no config {args.config}')
@@ -73,22 +54,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def changes(kind: str, term: str, file: Path) -> list[str]:
-    """The options of train.py that make a variant.
-
-    Args:
-        kind (str): The variant.
-        term (str): The name of the term.
-        file (Path): The file of statistics.
-
-    Returns:
-        list[str]: Texts key=value.
-    """
+    """The options ``key=value`` of train.py that make a variant, with the file of statistics."""
     of_term, of_model = CHANGES[kind]
     if kind in NEEDS:
         of_term = {**of_term, 'teacher_target.statistics': file}
-    options = {f'model.terms.{term}.{key}': value for key, value in of_term.items()}
-    options.update({f'model.{key}': value for key, value in of_model.items()})
-    return [f'{key}={value}' for key, value in options.items()]
+    options = [f'model.terms.{term}.{key}={value}' for key, value in of_term.items()]
+    return options + [f'model.{key}={value}' for key, value in of_model.items()]
 
 
 def make_statistics(config: Path, file: Path, options: list[str]) -> None:
@@ -101,59 +72,42 @@ def make_statistics(config: Path, file: Path, options: list[str]) -> None:
     arguments = ['--out', part, *(['--cfg-options', *options] if options else [])]
     tool = 'analysis_tools/teacher_statistics.py'
     runs.call_tool(tool, config, *arguments, log=file.with_suffix('.txt'))
-    os.replace(part, file)
+    part.replace(file)
 
 
-def differences(results: dict[str, list[dict]], readout: str, metric: str) -> list[float]:
-    """A read-out for each seed; empty where one of the two variants was not run or lacks the metric.
-
-    Args:
-        results (dict[str, list[dict]]): For each variant the metrics of each seed.
-        readout (str): The name of the read-out.
-        metric (str): The name of the metric.
-    """
-    pairs = zip(*(results.get(kind, []) for kind in READOUTS[readout]))
-    pairs = [tuple(each.get(metric) for each in pair) for pair in pairs]
-    return [a - b for a, b in pairs if None not in (a, b)]
-
-
-def table(results: dict[str, list[dict]], metrics: list[str]) -> str:
-    """The two tables, in Markdown: the variants, and the read-outs whose variants were run.
-
-    Args:
-        results (dict[str, list[dict]]): For each variant the metrics of each seed.
-        metrics (list[str]): The columns.
-    """
-    variants = [[kind, *runs.metric_cells(found, metrics)] for kind, found in results.items()]
-    found = runs.markdown(['variant', *metrics], variants)
-    readouts = []
-    for name, (first, second) in READOUTS.items():
-        columns = [differences(results, name, metric) for metric in metrics]
-        if any(columns):
-            cells = map(runs.mean_and_deviation, metrics, columns)
-            readouts.append([name, f'{first} - {second}', *cells])
-    if readouts:
-        found += '\n\n' + runs.markdown(['read-out', 'difference', *metrics], readouts)
-    return found
-
-
-def to_json(args: argparse.Namespace, results: dict[str, list[dict]]) -> dict:
-    """All numbers: the metrics of each variant and seed, and the read-outs of ``--metrics``."""
-    readouts = {}
+def find_readouts(results: dict[str, list[dict]], metrics: list[str]) -> dict[str, list[dict]]:
+    """For each read-out whose variants were run, the differences of their metrics, seed by seed."""
+    found = {}
     for name, pair in READOUTS.items():
-        values = {metric: differences(results, name, metric) for metric in args.metrics}
-        summaries = {
-            metric: dict(
-                mean=statistics.mean(each),
-                sd=statistics.stdev(each) if len(each) > 1 else None,
-                each=each,
-            )
-            for metric, each in values.items()
-            if each
-        }
-        if summaries:
-            readouts[name] = dict(variants=pair, metrics=summaries)
-    return dict(config=str(args.config), seeds=args.seeds, variants=results, readouts=readouts)
+        seeds = zip(*(results.get(kind, []) for kind in pair))
+        found[name] = [
+            {m: a[m] - b[m] for m in metrics if None not in (a.get(m), b.get(m))} for a, b in seeds
+        ]
+    return {name: seeds for name, seeds in found.items() if any(seeds)}
+
+
+def table(results: dict[str, list[dict]], readouts: dict[str, list], metrics: list[str]) -> str:
+    """The two tables, in Markdown: the variants, and the read-outs."""
+    rows = [[kind, *runs.metric_cells(seeds, metrics)] for kind, seeds in results.items()]
+    text = runs.markdown(['variant', *metrics], rows)
+    if readouts:
+        rows = [
+            [name, ' - '.join(READOUTS[name]), *runs.metric_cells(seeds, metrics)]
+            for name, seeds in readouts.items()
+        ]
+        text += '\n\n' + runs.markdown(['read-out', 'difference', *metrics], rows)
+    return text
+
+
+def summaries(readouts: dict[str, list[dict]], metrics: list[str]) -> dict[str, dict]:
+    """The read-outs in numbers."""
+    found = {name: dict(variants=READOUTS[name], metrics={}) for name in readouts}
+    for name, seeds in readouts.items():
+        for metric in metrics:
+            if each := [seed[metric] for seed in seeds if metric in seed]:
+                sd = statistics.stdev(each) if len(each) > 1 else None
+                found[name]['metrics'][metric] = dict(mean=statistics.mean(each), sd=sd, each=each)
+    return found
 
 
 def main() -> None:
@@ -174,10 +128,13 @@ def main() -> None:
         kind: (args.config, [*args.cfg_options, *changes(kind, term, file)]) for kind in args.kinds
     }
     results = runs.run_seeds(variants, args.seeds, folder, args.jobs)
-    print(table(results, args.metrics))
+    readouts = find_readouts(results, args.metrics)
+    print(table(results, readouts, args.metrics))
     if args.json:
+        found = dict(config=str(args.config), seeds=args.seeds, variants=results)
+        found['readouts'] = summaries(readouts, args.metrics)
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(to_json(args, results), indent=1))
+        args.json.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == '__main__':

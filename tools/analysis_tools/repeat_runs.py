@@ -4,28 +4,14 @@
 import argparse
 from pathlib import Path
 
-from mmkdx.apis.runs import markdown, metric_cells, run_seeds
+from mmkdx.apis.runs import experiment_parser, markdown, metric_cells, run_seeds
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = experiment_parser(__doc__, [0, 1, 2], 'work_dirs/repeat')
     parser.add_argument('configs', nargs='+', type=Path)
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2], help='default: 0 1 2')
     parser.add_argument('--names', nargs='+', help="the rows' names; the configs' by default")
-    parser.add_argument(
-        '--metrics', nargs='+', default=['accuracy/top1'], help='as in the log of a test'
-    )
-    parser.add_argument(
-        '--work-dir',
-        type=Path,
-        default=Path('work_dirs/repeat'),
-        help='runs that are finished there are not run again',
-    )
-    parser.add_argument('--jobs', type=int, default=1, help='how many runs at a time')
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], help='changes to all configs, as of train.py'
-    )
     args = parser.parse_args()
     if args.names and len(args.names) != len(args.configs):
         parser.error(f'there are {len(args.names)} names for {len(args.configs)} configs')

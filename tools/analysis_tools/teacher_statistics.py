@@ -2,9 +2,8 @@
 """Writes what a teacher says of each class on average, for the `teacher_target` of a term.
 
 CONFIG is a distillation with one term that has a `teacher_target`, or else one of `KLDivLoss`. Its
-teacher runs once over an epoch of the training images, as the training pipeline yields them: only then
-is the mean probability of the label what it is during training. The file holds, at the term's
-temperature:
+teacher runs once over an epoch of the training images, with the augmentation of the training. The file
+holds, at the term's temperature:
 
 - mass: the mean probability of the label
 - class_mean (K, K): in row y the mean probabilities of the images of class y
@@ -34,26 +33,10 @@ from mmkdx.functional import full_precision
 from mmkdx.models.flow import find_flow
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config of a distillation')
-    parser.add_argument('--out', type=Path, required=True, help='the file to write (.pth)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
-    return parser.parse_args()
-
-
 def teacher_outputs(
     cfg: Config, distiller: Distiller, name: str
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """A teacher's logits (N, K) and the labels (N, ) of an epoch of training images, in batches.
-
-    Args:
-        cfg (Config): The config.
-        distiller (Distiller): Its model.
-        name (str): The term.
+    """The logits (N, K) of a term's teacher and the labels (N, ) of an epoch of training images.
 
     Raises:
         ValueError: If images have no class.
@@ -77,14 +60,7 @@ def teacher_outputs(
 
 
 def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> dict:
-    """The means of probabilities in each class.
-
-    Args:
-        outputs (Iterable): Batches of logits (N, K) and labels (N, ).
-        tau (float): The temperature.
-
-    Returns:
-        dict: 'mass', 'class_mean', 'tau', 'classes' and 'images'.
+    """The means of probabilities of batches of logits (N, K) and labels (N, ).
 
     Raises:
         ValueError: If there is a class without an image.
@@ -95,9 +71,8 @@ def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> d
             sums = logits.new_zeros(logits.shape[1], logits.shape[1], dtype=torch.float64)
             counts = sums.new_zeros(len(sums))
         sums.index_add_(0, labels, (logits / tau).softmax(1).double())
-        counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
-    missing = (counts == 0).nonzero().flatten().tolist()
-    if missing:
+        counts += labels.bincount(minlength=len(counts))
+    if missing := (counts == 0).nonzero().flatten().tolist():
         raise ValueError(f'the training data have no image of the classes {missing[:5]}')
     return dict(
         mass=(sums.diagonal().sum() / counts.sum()).float().cpu(),
@@ -109,26 +84,25 @@ def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> d
 
 
 def weight_similarity(model: nn.Module | None, classes: int) -> Tensor | None:
-    """The cosines (K, K) between a linear classifier's weights of classes; None where there is none.
-
-    Args:
-        model (nn.Module, optional): The model.
-        classes (int): How many classes there are.
-    """
+    """The cosines (K, K) between a linear classifier's weights of classes; None where there is none."""
     try:
         weight = full_precision(model.get_submodule(find_flow(model).classifier).weight.detach())
     except (AttributeError, ValueError):
         return None
-    if len(weight) != classes:
-        return None
     rows = F.normalize(weight - weight.mean(0))
-    return (rows @ rows.T).cpu()
+    return (rows @ rows.T).cpu() if len(weight) == classes else None
 
 
 @torch.no_grad()
 def main() -> None:
     """Runs the teacher and writes the file."""
-    args = parse_args()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config of a distillation')
+    parser.add_argument('--out', type=Path, required=True, help='the file to write (.pth)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
+    args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     name = find_term(cfg)
@@ -143,14 +117,14 @@ def main() -> None:
     tau = settings.get('tau') or getattr(term.loss, 'tau', 1.0)
     found = target_statistics(teacher_outputs(cfg, distiller, name), tau)
     # An ensemble has no model of its own
-    model = getattr(teacher, 'model', None)
-    found['weight_similarity'] = weight_similarity(model, found['classes'])
+    found['weight_similarity'] = weight_similarity(
+        getattr(teacher, 'model', None), found['classes']
+    )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.save(found, args.out)
-    print(
-        f'\n{args.out}: {found["classes"]} classes, {found["images"]} images, mean probability of the '
-        f'label {found["mass"]:.3f} at tau {tau:g}'
-    )
+    size = f'{found["classes"]} classes, {found["images"]} images'
+    mass = f'mean probability of the label {found["mass"]:.3f} at tau {tau:g}'
+    print(f'\n{args.out}: {size}, {mass}')
 
 
 if __name__ == '__main__':

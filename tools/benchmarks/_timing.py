@@ -1,7 +1,7 @@
 """What all benchmarks share: they time several runs in turn, so that a busy machine hits them alike.
 
-Ratios are medians over the rounds of the ratio within a round, so that a slow moment counts for both
-sides. Memory is the growth of the peak: of the CUDA allocator, or of the process on a CPU.
+A ratio is the median of the ratios within a round. Memory is the growth of the peak: of the CUDA
+allocator, or of the process on a CPU.
 """
 
 from __future__ import annotations
@@ -50,11 +50,7 @@ class Timings:
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.each(*base)))
 
     def share(self, name: str, less: list[str], base: list[str]) -> tuple[float, float]:
-        """By how much a run exceeds the runs ``less``, as a fraction of the runs ``base``.
-
-        Returns:
-            tuple[float, float]: The median over rounds, and its standard error.
-        """
+        """By how much a run exceeds the runs ``less``, in runs ``base``: median and standard error."""
         rounds = zip(self.seconds[name], self.each(*less), self.each(*base))
         shares = [(time - other) / floor for time, other, floor in rounds]
         middle = statistics.median(shares)

@@ -2,25 +2,24 @@
 """Times explainers against their floor and against pytorch-grad-cam, torchcam and captum, in one run.
 
 The floor of a map is a forward without a graph up to the layer and the gradient from the score down to
-the layer. No method of the CAM family can do without it, except for the closed form, which needs no
-gradient. Maps are scaled to [0, 1] and resized to the images.
+the layer. Of the CAM family only the closed form needs no gradient. Maps are scaled to [0, 1] and
+resized to the images.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from _timing import Run, machine, measure, parser
-from mmengine.registry import DefaultScope
 from mmpretrain import get_model
 from torch import Tensor, nn
 
 from mmkdx import explain
+from mmkdx.distillation.models import build_part
 from mmkdx.functional import ClassMaps, normalize_maps, resize_maps
-from mmkdx.registry import MODELS
 
 GRADIENTS = ('GradCAM', 'GradCAMPlusPlus', 'XGradCAM', 'HiResCAM', 'LayerCAM')
 PROJECTIONS = ('EigenCAM', 'EigenGradCAM')
@@ -28,48 +27,14 @@ PROJECTIONS = ('EigenCAM', 'EigenGradCAM')
 #: The single-pass methods that are timed.
 METHODS = ('CAM', *GRADIENTS, *PROJECTIONS, 'AblationCAM')
 
-HIDDEN = dict(
-    type='StackedLinearClsHead',
-    num_classes=1000,
-    mid_channels=[512],
-    act_cfg=dict(type='ReLU'),
-)
 
-
-class Logits(nn.Module):
-    """A classifier of mmpretrain's interface as a function of images, as other libraries take it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Yields logits."""
-        return self.model(images, mode='tensor')
-
-
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    options = parser(__doc__)
-    options.add_argument(
-        '--model',
-        default='resnet18_8xb32_in1k',
-        help="a ResNet of mmpretrain's zoo, with random weights",
-    )
-    options.add_argument('--batch', type=int, default=32, help='images in a batch')
-    options.add_argument('--size', type=int, default=224, help='height and width of the images')
-    options.add_argument('--rounds', type=int, default=8, help='number of rounds')
-    options.add_argument('--channels', type=int, help='channels of the exact Score-CAM (all)')
-    return options.parse_args()
-
-
-def build(name: str, device: str, head: dict | None = None) -> nn.Module:
-    """A model of the zoo with random weights, and another head if one is given."""
+def build(name: str, device: str, hidden: bool = False) -> nn.Module:
+    """A model of the zoo with random weights; with ``hidden`` its head has a hidden layer."""
     torch.manual_seed(0)
     model = get_model(name)
-    if head is not None:
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            model.head = MODELS.build(dict(head, in_channels=model.head.in_channels))
+    if hidden:
+        head = dict(type='StackedLinearClsHead', num_classes=1000, mid_channels=[512])
+        model.head = build_part(dict(head, in_channels=model.head.in_channels))
     return model.to(device).eval()
 
 
@@ -93,14 +58,23 @@ def ours(name: str, model: nn.Module, images: Tensor, classes: Tensor) -> Run:
     return lambda: finish(explainer(model, images, classes), images)
 
 
+def grad_cam(name: str, model: nn.Module, layers: list, images: Tensor, classes: Tensor) -> object:
+    """A method of pytorch-grad-cam."""
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    with getattr(pytorch_grad_cam, name)(model, layers) as cam:
+        return cam(images, [ClassifierOutputTarget(index) for index in classes.tolist()])
+
+
 def peers(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Run]:
     """The same methods of other libraries that are installed."""
-    wrapped, layer = Logits(model), model.backbone.layer4
+    layer = model.backbone.layer4
     found: dict[str, Run] = {}
     if importlib.util.find_spec('captum'):
         from captum.attr import LayerGradCam
 
-        captum = LayerGradCam(wrapped, layer)
+        captum = LayerGradCam(model, layer)
         found['captum GradCAM'] = lambda: finish(
             captum.attribute(images, target=classes)[:, 0].detach(), images
         )
@@ -108,25 +82,16 @@ def peers(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Run]:
         from torchcam import methods
 
         def torchcam(name: str) -> Tensor:
-            with getattr(methods, name)(wrapped, layer) as extractor:
-                maps = extractor(classes.tolist(), wrapped(images.requires_grad_()))[0]
+            with getattr(methods, name)(model, layer) as extractor:
+                maps = extractor(classes.tolist(), model(images.requires_grad_()))[0]
             images.requires_grad_(False)
             return resize_maps(maps.detach(), images.shape[2:])
 
         for name in ('GradCAM', 'XGradCAM', 'LayerCAM'):
-            found[f'torchcam {name}'] = lambda name=name: torchcam(name)
+            found[f'torchcam {name}'] = partial(torchcam, name)
     if importlib.util.find_spec('pytorch_grad_cam'):
-        import pytorch_grad_cam
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-        goals = [ClassifierOutputTarget(index) for index in classes.tolist()]
-
-        def grad_cam(name: str) -> object:
-            with getattr(pytorch_grad_cam, name)(wrapped, [layer]) as cam:
-                return cam(images, goals)
-
         for name in GRADIENTS + PROJECTIONS:
-            found[f'grad-cam {name}'] = lambda name=name: grad_cam(name)
+            found[f'grad-cam {name}'] = partial(grad_cam, name, model, [layer], images, classes)
     return found
 
 
@@ -144,13 +109,13 @@ def score_cam(model: nn.Module, image: Tensor, channels: int | None, device: str
     @torch.no_grad()
     def forwards() -> None:
         for part in torch.arange(count).split(32):
-            model(image.expand(len(part), -1, -1, -1), mode='tensor')
+            model(image.expand(len(part), -1, -1, -1))
 
     def explain_image(name: str) -> None:
         maps[name] = explain.ScoreCAM(**variants[name])(model, image, 0)
 
     runs = {f'{count} forwards': forwards}
-    runs |= {name: lambda name=name: explain_image(name) for name in variants}
+    runs |= {name: partial(explain_image, name) for name in variants}
     text = measure(runs, device).table('Score-CAM of one image')
     exact, *rest = variants
     for name in rest:
@@ -161,11 +126,11 @@ def score_cam(model: nn.Module, image: Tensor, channels: int | None, device: str
 
 def pixels(model: nn.Module, image: Tensor) -> dict[str, Run]:
     """A gradient by the pixels of one image, then the pixel methods, ours and others'."""
-    wrapped, classes = Logits(model), torch.zeros(1, dtype=torch.long, device=image.device)
+    classes = torch.zeros(1, dtype=torch.long, device=image.device)
 
     def gradient() -> Tensor:
         leaf = image.clone().requires_grad_()
-        return torch.autograd.grad(wrapped(leaf)[0, 0], leaf)[0]
+        return torch.autograd.grad(model(leaf)[0, 0], leaf)[0]
 
     runs: dict[str, Run] = {'gradient': gradient}
     for name in ('InputGradient', 'FullGrad', 'IntegratedGradients'):
@@ -173,17 +138,10 @@ def pixels(model: nn.Module, image: Tensor) -> dict[str, Run]:
     if importlib.util.find_spec('captum'):
         from captum.attr import IntegratedGradients
 
-        integrated = IntegratedGradients(wrapped)
-        runs['captum IntegratedGradients'] = lambda: integrated.attribute(image, target=0)
+        integrated = IntegratedGradients(model)
+        runs['captum IntegratedGradients'] = partial(integrated.attribute, image, target=0)
     if importlib.util.find_spec('pytorch_grad_cam'):
-        from pytorch_grad_cam import FullGrad
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-        def full() -> object:
-            with FullGrad(wrapped, []) as cam:
-                return cam(image, [ClassifierOutputTarget(0)])
-
-        runs['grad-cam FullGrad'] = full
+        runs['grad-cam FullGrad'] = partial(grad_cam, 'FullGrad', model, [], image, classes)
     return runs
 
 
@@ -223,30 +181,31 @@ def training(name: str, batch: int, size: int, device: str) -> dict[str, Run]:
         loss.backward()
         optimizer.step()
 
-    return {kind: lambda kind=kind: step(kind) for kind in kinds}
+    return {kind: partial(step, kind) for kind in kinds}
 
 
 def main() -> None:
     """Measures and prints."""
-    args = parse_args()
+    options = parser(__doc__)
+    options.add_argument('--model', default='resnet18_8xb32_in1k', help="a ResNet of mmpretrain's")
+    options.add_argument('--batch', type=int, default=32, help='images in a batch')
+    options.add_argument('--size', type=int, default=224, help='height and width of the images')
+    options.add_argument('--rounds', type=int, default=8, help='number of rounds')
+    options.add_argument('--channels', type=int, help='channels of the exact Score-CAM (all)')
+    args = options.parse_args()
     torch.manual_seed(0)
     device, size = args.device, args.size
-    print(
-        f'{args.model}, {args.batch} images of {size} x {size}, {args.rounds} rounds, '
-        f'{machine(device)}'
-    )
+    print(machine(device))
+    print(f'{args.model}, {args.batch} images of {size} x {size}, {args.rounds} rounds')
     images = torch.randn(args.batch, 3, size, size, device=device)
     classes = torch.arange(args.batch, device=device)
     model = build(args.model, device)
-    tables = {
-        'Pooling and one linear layer': (model, METHODS),
-        'A hidden layer after pooling': (
-            build(args.model, device, HIDDEN),
-            GRADIENTS + PROJECTIONS,
-        ),
-    }
-    for title, (each, methods) in tables.items():
-        runs: dict[str, Run] = {'floor': lambda each=each: floor(each, images, classes)}
+    deep = build(args.model, device, hidden=True)
+    for title, each, methods in (
+        ('Pooling and one linear layer', model, METHODS),
+        ('A hidden layer after pooling', deep, GRADIENTS + PROJECTIONS),
+    ):
+        runs = {'floor': partial(floor, each, images, classes)}
         runs |= {f'mmkdx {name}': ours(name, each, images, classes) for name in methods}
         runs |= peers(each, images, classes)
         print(measure(runs, device, args.rounds).table(title), flush=True)

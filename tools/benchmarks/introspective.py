@@ -5,8 +5,7 @@ The model is a ResNet-18 for small images. A step is forward, backward and SGD.
 
 'weight', 'cam' and 'grad_act' are closed forms that read class maps. 'cam, gradients' explains the same
 layer by one vector-Jacobian product a class. Explainers of pixels need another forward and one backward
-pass a class, unless there are candidates or probes. --passes leaves out the ways that take more backward
-passes through the network.
+pass a class, unless there are candidates or probes.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import argparse
 
 import torch
 from _timing import Run, Timings, machine, measure, parser
-from mmengine.registry import DefaultScope
+from mmengine.optim import OptimWrapper
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
+from torch import nn
 
-from mmkdx.registry import MODELS
+from mmkdx.distillation.models import build_part
 
 CLOSED = ('weight', 'cam', 'grad_act')
 
@@ -46,7 +45,9 @@ def parse_args() -> argparse.Namespace:
     options.add_argument('--size', type=int, default=32, help='height and width of the images')
     options.add_argument('--channels', type=int, default=64, help="of the network's first stage")
     options.add_argument('--repeats', type=int, default=7)
-    options.add_argument('--passes', type=int, default=100)
+    options.add_argument(
+        '--passes', type=int, default=100, help='the most backward passes through the network'
+    )
     return options.parse_args()
 
 
@@ -60,25 +61,15 @@ def build(classes: int, term: dict | None, args: argparse.Namespace) -> nn.Modul
         head=dict(type='LinearClsHead', num_classes=classes, in_channels=8 * width),
     )
     if term is not None:
-        terms = dict(il=dict(type='IntrospectiveLoss', **term))
-        model = dict(
-            type='Distiller', student=model, input_size=args.size, student_weight=0.0, terms=terms
-        )
-    with DefaultScope.overwrite_default_scope('mmkdx'):
-        return MODELS.build(model).to(args.device).train()
+        model = dict(type='Distiller', student=model, input_size=args.size, student_weight=0.0)
+        model['terms'] = dict(il=dict(type='IntrospectiveLoss', **term))
+    return build_part(model).to(args.device).train()
 
 
-def step(model: nn.Module, images: Tensor, samples: list) -> Run:
+def step(model: nn.Module, data: dict) -> Run:
     """A training step with a batch."""
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        losses = model(images, samples, mode='loss')
-        sum(value for key, value in losses.items() if 'loss' in key).backward()
-        optimizer.step()
-
-    return run
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 1e-3, 0.9))
+    return lambda: model.train_step(data, wrapper)
 
 
 def time_ways(classes: int, args: argparse.Namespace) -> Timings:
@@ -89,18 +80,16 @@ def time_ways(classes: int, args: argparse.Namespace) -> Timings:
     samples = [DataSample().set_gt_label(label).to(args.device) for label in labels]
     terms = {'cross entropy': None}
     terms |= {way: WAYS[way][0] for way in args.ways if WAYS[way][1](classes) <= args.passes}
-    steps = {way: step(build(classes, term, args), images, samples) for way, term in terms.items()}
+    data = dict(inputs=images, data_samples=samples)
+    steps = {way: step(build(classes, term, args), data) for way, term in terms.items()}
     return measure(steps, args.device, args.repeats)
 
 
 def main() -> None:
     """Measures and prints."""
     args = parse_args()
-    print(
-        f'{machine(args.device)}, batches of {args.batch_size} images of {args.size} x {args.size}, '
-        f'{args.repeats} repeats',
-        flush=True,
-    )
+    size = f'{args.batch_size} images of {args.size} x {args.size}'
+    print(f'{machine(args.device)}, batches of {size}, {args.repeats} repeats', flush=True)
     for classes in args.classes:
         print(time_ways(classes, args).table(f'{classes} classes'), flush=True)
 

@@ -2,14 +2,11 @@
 """Times the prototype matching score at the size of CUB-200-2011, and beside Python sets.
 
 The sets are the definition: each prototype's patches are a set, and each pair of prototypes has its
-Jaccard indices. Both ways intersect a pair once for all caps and share the assignment. Cells are random
-with a structure: a prototype mostly sits at one of 20 parts of an image, and each part has a random cell
-in each image.
+Jaccard indices. Cells are random with a structure: a prototype mostly sits at one of 20 parts of an
+image, and each part has a random cell in each image.
 """
 
 from __future__ import annotations
-
-import argparse
 
 import numpy as np
 import torch
@@ -25,17 +22,6 @@ from mmkdx.functional.prototype_transfer import (
 
 #: Number of cells of an image: a grid of 7 x 7.
 CELLS = 49
-
-
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    options = parser(__doc__)
-    options.add_argument('--images', type=int, default=5794, help='images of the large case')
-    options.add_argument('--prototypes', type=int, default=2000, help='its prototypes')
-    options.add_argument('--small-images', type=int, default=1000, help='images beside sets')
-    options.add_argument('--small-prototypes', type=int, default=200, help='prototypes beside sets')
-    options.add_argument('--rounds', type=int, default=3, help='rounds of the small case')
-    return options.parse_args()
 
 
 def random_cells(images: int, prototypes: int, device: str) -> tuple[Tensor, Tensor]:
@@ -69,25 +55,28 @@ def score_of_sets(teacher_cells: Tensor, student_cells: Tensor) -> float:
 
 def main() -> None:
     """Measures and prints."""
-    args = parse_args()
+    options = parser(__doc__)
+    options.add_argument('--images', type=int, default=5794, help='images of the large case')
+    options.add_argument('--prototypes', type=int, default=2000, help='its prototypes')
+    options.add_argument('--small-images', type=int, default=1000, help='images beside sets')
+    options.add_argument('--small-prototypes', type=int, default=200, help='prototypes beside sets')
+    options.add_argument('--rounds', type=int, default=3, help='rounds of the small case')
+    args = options.parse_args()
     print(machine(args.device))
     large = random_cells(args.images, args.prototypes, args.device)
     small = random_cells(args.small_images, args.small_prototypes, args.device)
+    title = '{0} images, {1} x {1} prototypes'
     cell_agreement(*(cells[:200] for cells in large))  # warms up; the large case runs once
     runs = {
         'matching score': lambda: prototype_matching_score(*large),
         'of it, agreement': lambda: cell_agreement(*large),
     }
-    title = f'{args.images} images, {args.prototypes} x {args.prototypes} prototypes'
-    print(measure(runs, args.device, warm_up=False).table(title))
+    print(measure(runs, args.device, warm_up=False).table(title.format(*large[0].shape)))
     runs = {
         'mmkdx': lambda: prototype_matching_score(*small),
         'sets': lambda: score_of_sets(*small),
     }
-    title = (
-        f'{args.small_images} images, {args.small_prototypes} x {args.small_prototypes} prototypes'
-    )
-    print(measure(runs, args.device, args.rounds).table(title))
+    print(measure(runs, args.device, args.rounds).table(title.format(*small[0].shape)))
     ours, sets = (run() for run in runs.values())
     print(f'score {ours:.12f}, by sets {sets:.12f}')
 

@@ -1,11 +1,10 @@
 #!/usr/bin/env python
 """Times distillation steps against their floor, and against the loops of other toolkits, in one run.
 
-The floor is the student's own training step and the teacher's forward. What a step takes beyond it has
-two parts. Framework: the same step with all terms replaced by zero, which reads the taps, runs the
-teacher's side and joins the losses. Loss: what the terms then add. Cached: how much longer than the
-student's own step is a step that reads the teacher's outputs from files. Models have random weights, the
-learning rate is 0 and images are in memory, so that steps alone are timed.
+The floor is the student's own training step and the teacher's forward. The overhead over it has two
+parts. Framework: the same step with all terms replaced by zero. Loss: what the terms then add. Cached:
+a step that reads the teacher's outputs from files, over the student's own step. Models have random
+weights, the learning rate is 0 and images are in memory, so that steps alone are timed.
 
 Other loops train the same models on the same batches: torchdistill's DistillationBox (where it is
 installed; KD only), a loop as in mdistiller's trainer (its meters wait for the device at each step), and
@@ -25,10 +24,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from _timing import Run, machine, measure, parser
@@ -43,7 +42,6 @@ from torch.utils.data import DataLoader
 from mmkdx.apis.dry_run import build_from_config, synthetic_batch
 from mmkdx.datasets import SeededViews
 from mmkdx.distillation.cache import CacheWriter
-from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.models import build_part
 from mmkdx.functional.class_maps import first_tensor
 from mmkdx.models.taps import TapSet, forward_tensor
@@ -62,19 +60,11 @@ PEERS = ('minimal loop', 'mdistiller-style loop', 'torchdistill')
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     options = parser(__doc__)
-    options.add_argument(
-        'configs', nargs='*', help=f'distillation configs (all shipped ones of {PAIR})'
-    )
-    options.add_argument(
-        '--quick', action='store_true', help='KD and CAT-KD only, and fewer loops, for 45 seconds'
-    )
-    options.add_argument(
-        '--against', type=Path, help='another checkout; --quick of both is measured in turn'
-    )
+    options.add_argument('configs', nargs='*', help=f'default: all shipped configs of {PAIR}')
+    options.add_argument('--quick', action='store_true', help='KD and CAT-KD only, for 45 seconds')
+    options.add_argument('--against', type=Path, help='a checkout; --quick of both, in turn')
     options.add_argument('--turns', type=int, default=3, help='number of turns of --against')
-    options.add_argument(
-        '--batch-size', type=int, help=f'that of the config; with --quick {QUICK_BATCH}'
-    )
+    options.add_argument('--batch-size', type=int, help="default: the config's")
     options.add_argument('--seconds', type=float, default=40, help='for the rounds of a config')
     options.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='float32')
     options.add_argument('--channels-last', action='store_true')
@@ -100,23 +90,25 @@ class Case:
     def __init__(self, file: Path, args: argparse.Namespace) -> None:
         self.config = Config.fromfile(file)
         self.device, self.dtype = args.device, getattr(torch, args.dtype)
+        self.half = self.dtype != torch.float32
+        kind = torch.device(self.device).type
+        self._autocast = torch.autocast(kind, self.dtype, enabled=self.half)
         self.quick = args.quick
         self.batch_size = args.batch_size or self.config.train_dataloader.batch_size
         model = self.config.model
         if model.get('type') != 'Distiller' or 'model' not in (model.get('teacher') or {}):
             raise ValueError(f'{file} is not the config of a Distiller with a teacher')
         model.teacher.update(checkpoint=None, pretrained=False)
-        if args.dtype != 'float32':
+        if self.half:
             model.teacher.dtype = args.dtype
         model.update(channels_last=args.channels_last, compile=args.compile)
         torch.manual_seed(0)
-        self.distiller: Distiller = build_from_config(self.config).to(self.device).train()
+        self.distiller = build_from_config(self.config).to(self.device).train()
         self.distiller.teachers[0].loaded = True  # random weights are meant
+        prepare = self.distiller.data_preprocessor
         # On the device, as for the other loops
-        data = synthetic_batch(self.config, self.batch_size)
-        self.data = self.distiller.data_preprocessor.cast_data(data)
-        ready = self.distiller.data_preprocessor(copy.deepcopy(self.data), training=True)
-        self.images = ready['inputs']
+        self.data = prepare.cast_data(synthetic_batch(self.config, self.batch_size))
+        self.images = prepare(copy.deepcopy(self.data), training=True)['inputs']
         self.labels = torch.cat([sample.gt_label for sample in self.data['data_samples']])
 
     def runs(self) -> dict[str, Run]:
@@ -126,7 +118,7 @@ class Case:
 
         @torch.no_grad()
         def teach() -> None:
-            with self._autocast():
+            with self._autocast:
                 forward_tensor(teacher.model, images)
 
         empty = copy.deepcopy(self.distiller)
@@ -142,10 +134,10 @@ class Case:
             'framework': self._step(empty),
             'step': self._step(self.distiller),
         }
-        terms = list(self.distiller.terms.values())
+        term, *others = self.distiller.terms.values()
         by_hand = ('KLDivLoss',) if self.quick else ('KLDivLoss', 'CATLoss')
-        if len(terms) == 1 and terms[0].loss_name in by_hand:
-            runs |= self._loops(terms[0])
+        if not others and term.loss_name in by_hand:
+            runs |= self._loops(term)
         if self.quick:  # fewer runs leave time for more rounds
             runs.pop('minimal loop', None)
             return runs
@@ -173,18 +165,13 @@ class Case:
         (data,) = loader
         return {'cached': self._step(distiller.train(), data)}
 
-    def _autocast(self) -> Any:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast('cuda', self.dtype)
-
     def _step(self, model: nn.Module, data: dict | None = None) -> Run:
         """A step as mmengine's training loop makes it."""
         data = data or self.data
         config = copy.deepcopy(self.config.optim_wrapper)
         config.optimizer.lr = 0.0
-        if self.dtype != torch.float32:
-            config.update(type='AmpOptimWrapper', dtype=str(self.dtype).split('.')[1])
+        if self.half:
+            config.update(type='AmpOptimWrapper', dtype=str(self.dtype).removeprefix('torch.'))
         with DefaultScope.overwrite_default_scope('mmkdx'):
             wrapper = build_optim_wrapper(model, config)
         return lambda: model.train_step(data, wrapper)
@@ -196,28 +183,29 @@ class Case:
         optimizer.pop('_scope_', None)
         kind = getattr(torch.optim, optimizer.pop('type'))
         teacher = self.distiller.teachers[0].model
-        labels, images = self.labels, self.images
-        own, weight = self.distiller.student_weight, term.weight
+
+        def outputs(model: nn.Module) -> tuple[Tensor, Tensor]:
+            """The logits, and what is compared: the logits at the temperature or pooled class maps."""
+            (features,) = model.backbone(self.images)[-1:]
+            linear = model.head.fc
+            logits = linear(features.mean((2, 3)))
+            if kd:
+                return logits, logits / term.loss.tau
+            maps = F.conv2d(features, linear.weight[:, :, None, None])
+            return logits, F.adaptive_avg_pool2d(maps, term.loss.resolution)
 
         def losses(student: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
             """The student's logits, its loss and the distillation loss, by hand."""
             with torch.no_grad():
-                (truth,) = teacher.backbone(images)[-1:]
-                target = F.linear(truth.mean((2, 3)), *head(teacher))
-            (maps,) = student.backbone(images)[-1:]
-            logits = F.linear(maps.mean((2, 3)), *head(student))
+                _, truth = outputs(teacher)
+            logits, own = outputs(student)
             if kd:
-                tau = term.loss.tau
-                soft = F.log_softmax(logits / tau, 1), F.softmax(target / tau, 1)
-                loss = F.kl_div(*soft, reduction='batchmean') * tau**2
+                pair = F.log_softmax(own, 1), F.softmax(truth, 1)
+                loss = F.kl_div(*pair, reduction='batchmean') * term.loss.tau**2
             else:
-                both = ((maps, head(student)[0]), (truth, head(teacher)[0]))
-                r = term.loss.resolution
-                small = [
-                    F.adaptive_avg_pool2d(F.conv2d(a, w[:, :, None, None]), r) for a, w in both
-                ]
-                loss = F.mse_loss(*small)
-            return logits, own * F.cross_entropy(logits, labels), weight * loss
+                loss = F.mse_loss(own, truth)
+            alone = F.cross_entropy(logits, self.labels)
+            return logits, self.distiller.student_weight * alone, term.weight * loss
 
         def loop(meters: bool) -> Run:
             student = copy.deepcopy(self.distiller.student)
@@ -226,28 +214,29 @@ class Case:
 
             def run() -> None:
                 optim.zero_grad()
-                with self._autocast():
+                with self._autocast:
                     logits, *parts = losses(student)
                 sum(parts).backward()
                 optim.step()
                 if meters:
-                    best = logits.topk(5, 1)[1].eq(labels[:, None])
+                    best = logits.topk(5, 1)[1].eq(self.labels[:, None])
                     right = [best[:, :k].float().sum().item() for k in (1, 5)]
                     seen.append((sum(parts).detach().cpu().numpy().mean(), *right))
 
             return run
 
         found = {'minimal loop': loop(False), 'mdistiller-style loop': loop(True)}
-        plain = self.dtype == torch.float32
-        if kd and plain and importlib.util.find_spec('torchdistill'):
-            found['torchdistill'] = self._torchdistill(kind.__name__, optimizer, own, term)
+        if kd and not self.half and importlib.util.find_spec('torchdistill'):
+            found['torchdistill'] = self._torchdistill(kind.__name__, optimizer, term)
         return found
 
-    def _torchdistill(self, kind: str, optimizer: dict, own: float, term: nn.Module) -> Run:
+    def _torchdistill(self, kind: str, optimizer: dict, term: nn.Module) -> Run:
         """A step of torchdistill's box, as in its example for image classification."""
         from torchdistill.core.distillation import get_distillation_box
 
-        loss = dict(temperature=term.loss.tau, alpha=own, beta=term.weight)
+        loss = dict(
+            temperature=term.loss.tau, alpha=self.distiller.student_weight, beta=term.weight
+        )
         for side in ('student', 'teacher'):
             loss |= {f'{side}_module_path': '.', f'{side}_module_io': 'output'}
         process = dict(forward_proc='forward_batch_only', wrapper=None)
@@ -274,11 +263,6 @@ class Case:
             seen.append(loss.item())
 
         return run
-
-
-def head(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """The weight and the bias of a classifier of mmpretrain."""
-    return model.head.fc.weight, model.head.fc.bias
 
 
 def nothing(student: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -313,19 +297,14 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     rows = [['', *FLOOR, 'step', 'framework', 'loss', 'cached', 'peak MB', 'of student']]
     peers = [['', *PEERS]]
     for name, each in found.items():
+        row = [name, *(f'{1e3 * each["seconds"][key]:.1f}' for key in (*FLOOR, 'step'))]
+        for part in ('framework', 'loss'):
+            row.append(
+                f'{100 * each[f"{part}_overhead"]:+.1f} ± {100 * each[f"{part}_error"]:.1f} %'
+            )
         cached, ratios = each['cached_overhead'], each['step_over']
-        rows.append(
-            [
-                name,
-                *(f'{1e3 * each["seconds"][key]:.1f}' for key in (*FLOOR, 'step')),
-                *(
-                    f'{100 * each[f"{part}_overhead"]:+.1f} ± {100 * each[f"{part}_error"]:.1f} %'
-                    for part in ('framework', 'loss')
-                ),
-                '' if cached is None else f'{100 * cached:+.1f} %',
-                *(f'{each["memory"][key]:.0f}' for key in ('step', 'student')),
-            ]
-        )
+        row.append('' if cached is None else f'{100 * cached:+.1f} %')
+        rows.append([*row, *(f'{each["memory"][key]:.0f}' for key in ('step', 'student'))])
         if ratios:
             peers.append([name, *(f'{ratios[p]:.3f}' if p in ratios else '' for p in PEERS)])
     text = AsciiTable(rows, 'A step in ms, and its overhead over the floor').table
@@ -341,18 +320,19 @@ def draw(found: dict[str, dict[str, Any]], title: str, file: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    names, left = list(found)[::-1], [0.0] * len(found)
+    names, left = list(found)[::-1], np.zeros(len(found))
+    cases = [found[name] for name in names]
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.32 * len(names)), layout='constrained')
     for part in (*FLOOR, 'framework', 'loss'):
-        shares = []
-        for each in map(found.get, names):
-            floor = sum(each['seconds'][key] for key in FLOOR)
-            share = each['seconds'][part] / floor if part in FLOOR else each[f'{part}_overhead']
-            shares.append(100 * max(share, 0))
-        axes.barh(names, shares, left=left, label=part)
-        left = [a + b for a, b in zip(left, shares)]
+        if part in FLOOR:
+            shares = [each['seconds'][part] / each['floor'] for each in cases]
+        else:
+            shares = [max(each[f'{part}_overhead'], 0) for each in cases]
+        widths = 100 * np.array(shares)
+        axes.barh(names, widths, left=left, label=part)
+        left = left + widths
     axes.axvline(100, color='black', linewidth=0.8, linestyle=':')
-    for i, each in enumerate(map(found.get, names)):
+    for i, each in enumerate(cases):
         over = 100 * (each['framework_overhead'] + each['loss_overhead'])
         axes.text(left[i], i, f' {over:+.1f} %', va='center', size='small')
     axes.set(xlabel='% of the floor', xlim=(0, 1.1 * max(left)))
@@ -366,16 +346,12 @@ def quick(checkout: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What --quick of a checkout writes, by its own script and its own mmkdx."""
     scripts = ('tools/benchmarks/step.py', 'tools/analysis_tools/benchmark_step.py')
     script = next(each for each in scripts if (checkout / each).is_file())
+    env = dict(os.environ, PYTHONPATH=str(checkout))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, 'found.json')
         words = ['--quick', '--seconds', args.seconds, '--device', args.device, '--json', file]
-        subprocess.run(
-            [sys.executable, script, *map(str, words)],
-            cwd=checkout,
-            env=dict(os.environ, PYTHONPATH=str(checkout)),
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
+        command = [sys.executable, script, *map(str, words)]
+        subprocess.run(command, cwd=checkout, env=env, stdout=subprocess.DEVNULL, check=True)
         return json.loads(file.read_text())['configs']
 
 
@@ -386,17 +362,13 @@ def compare(args: argparse.Namespace) -> str:
         for checkout in list(found)[:: -1 if turn % 2 else 1]:
             found[checkout].append(quick(checkout, args))
     rows = [['% of the floor', 'this checkout', 'the other', 'difference']]
-    here, there = found.values()
-    for name in here[0]:
+    for name in found[ROOT][0]:
         for part in ('framework', 'loss'):
-            pair = [
-                [100 * each[name][f'{part}_overhead'] for each in runs] for runs in (here, there)
-            ]
-            pair.append([a - b for a, b in zip(*pair)])
-            cells = [
-                f'{statistics.mean(each):+.2f} ({min(each):+.2f} to {max(each):+.2f})'
-                for each in pair
-            ]
+            here, there = (
+                [100 * each[name][f'{part}_overhead'] for each in runs] for runs in found.values()
+            )
+            columns = here, there, [a - b for a, b in zip(here, there)]
+            cells = (f'{statistics.mean(c):+.2f} ({min(c):+.2f} to {max(c):+.2f})' for c in columns)
             rows.append([f'{name}, {part}', *cells])
     return AsciiTable(rows, f'Mean and range over {args.turns} turns').table
 
@@ -409,8 +381,7 @@ def main() -> None:
         return
     files = [Path(file) for file in args.configs]
     if args.quick:
-        folders = dict(kd='kd', cat='cat_kd')
-        files = [ROOT / 'configs' / folders[key] / f'{key}_{PAIR}.py' for key in folders]
+        files = [ROOT / f'configs/{folder}_{PAIR}.py' for folder in ('kd/kd', 'cat_kd/cat')]
         args.batch_size = args.batch_size or QUICK_BATCH
         args.seconds = min(args.seconds, QUICK_SECONDS)
     files = files or sorted(ROOT.glob(f'configs/*/*_{PAIR}.py'))
@@ -430,8 +401,8 @@ def main() -> None:
     if args.json:
         keys = ('framework_overhead', 'loss_overhead')
         result = {key: {name: each[key] for name, each in found.items()} for key in keys}
-        ratios = [each['step_over'].get('torchdistill') for each in found.values()]
-        # mmkdx's seconds over torchdistill's, so below 1 mmkdx is faster
+        ratios = (each['step_over'].get('torchdistill') for each in found.values())
+        # Below 1 mmkdx is faster
         result['vs_torchdistill'] = next((each for each in ratios if each is not None), None)
         args.json.write_text(json.dumps(dict(machine=title, **result, configs=found), indent=2))
 

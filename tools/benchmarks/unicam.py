@@ -5,49 +5,23 @@ The other ways are UniCAM's closed form, which takes the gradient of features av
 and never one of full width; the naive form, autograd through the (n, n, d) tensor of differences; and
 dcor, in fp64 on the CPU and without a gradient. Features are random fp32 and correlated.
 
-Each case runs in a process of its own. Cost should grow as n² d, and memory as n d + n²; the last two
-columns are the measurements divided by these.
+Cost should grow as n² d, and memory as n d + n²; the last two columns are the measurements divided by
+these. Ways that need more than --memory by estimate are left out.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
-from _timing import machine, parser
-from _timing import measure as measure_runs
+from _timing import Timings, machine, measure, parser
 from terminaltables import AsciiTable
 from torch import Tensor
 
-from mmkdx.functional.distance_correlation import (
-    bias_corrected_dcor,
-    u_center,
-    u_correlation,
-)
+from mmkdx.functional.distance_correlation import bias_corrected_dcor, u_center, u_correlation
 from mmkdx.functional.distances import distance_gradient, pairwise_distances
-
-
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    options = parser(__doc__)
-    sizes = dict(type=int, nargs='+')
-    options.add_argument('--n', default=[32, 128, 512, 2048], help='samples', **sizes)
-    options.add_argument('--d', default=[25088, 100352, 802816], help='features', **sizes)
-    options.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
-    options.add_argument(
-        '--memory', type=float, default=8, help='leaves out cases that need more GB by estimate'
-    )
-    options.add_argument(
-        '--seconds', type=float, default=60, help='after which naive or dcor is stopped'
-    )
-    options.add_argument('--case', nargs=3, help=argparse.SUPPRESS)  # of a process of its own
-    return options.parse_args()
 
 
 def features(n: int, d: int, device: str) -> tuple[Tensor, Tensor]:
@@ -109,76 +83,55 @@ METHODS: dict[str, tuple[Callable[[Tensor, Tensor], float], Callable[[int, int],
 }
 
 
-def measure(method: str, n: int, d: int, device: str) -> dict[str, float]:
-    """The median time, the growth of the peak memory in MB, and the score."""
+def time_methods(methods: list[str], n: int, d: int, device: str) -> tuple[Timings, dict]:
+    """Times and peaks of memory of methods, in turn, and the score of each."""
     x, y = features(n, d, device)
-    scores: list[float] = []
+    scores: dict[str, float] = {}
 
-    def run() -> None:
+    def run(method: str) -> None:
+        scores[method] = METHODS[method][0](x, y)
         x.grad = None
-        scores.append(METHODS[method][0](x, y))
 
-    METHODS[method][0](*features(8, 98, device))  # imports what it needs
-    found = measure_runs({method: run}, device, budget=1, warm_up=False)
-    return dict(seconds=found.median(method), memory=found.memory[method], score=scores[0])
-
-
-def case(method: str, n: int, d: int, args: argparse.Namespace) -> dict[str, float] | str:
-    """What ``measure`` finds in a process of its own, or why there is nothing."""
-    estimate = (METHODS[method][1](n, d) + 8 * n * d) / 1e9
-    if estimate > args.memory:
-        return f'{estimate:.1f} GB'
-    command = [sys.executable, __file__, '--device', args.device]
-    command += ['--case', method, str(n), str(d)]
-    limit = args.seconds if method in ('naive', 'dcor') else None
-    try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return f'> {limit:g} s'
-    if process.returncode:
-        print(process.stderr, file=sys.stderr)
-        return f'exit {process.returncode}'
-    return json.loads(process.stdout.splitlines()[-1])
+    for method in methods:
+        METHODS[method][0](*features(8, 98, device))  # imports what it needs
+    runs = {method: lambda method=method: run(method) for method in methods}
+    return measure(runs, device, rounds=3, warm_up=False), scores
 
 
-def table(n: int, d: int, found: dict[str, dict[str, float] | str]) -> str:
+def table(n: int, d: int, found: Timings, scores: dict[str, float]) -> str:
     """The methods beside the first."""
     head = ['', 'seconds', 'peak MB', 'ratio of time', 'of memory', 'score']
     rows = [[*head, 'ps / (n² d)', 'bytes / (n d + n²)']]
-    base = next(iter(found.values()))
-    for method, values in found.items():
-        if isinstance(values, str):
-            rows.append([method, values, *[''] * 6])
-            continue
-        seconds, memory = values['seconds'], values['memory']
-        row = [method, f'{seconds:.4f}', f'{memory:.0f}']
-        if isinstance(base, str):
-            row += ['', '']
-        else:
-            row += [f'{seconds / base["seconds"]:.2f}', f'{memory / max(base["memory"], 1):.2f}']
-        row += [f'{values["score"]:.6f}', f'{1e12 * seconds / (n * n * d):.2f}']
-        rows.append([*row, f'{1e6 * memory / (n * d + n * n):.1f}'])
+    base = next(iter(scores))
+    for method, score in scores.items():
+        seconds, memory = found.median(method), found.memory[method]
+        row = [method, f'{seconds:.4f}', f'{memory:.0f}', f'{found.ratio(method, base):.2f}']
+        row += [f'{memory / max(found.memory[base], 1):.2f}', f'{score:.6f}']
+        row += [f'{1e12 * seconds / (n * n * d):.2f}', f'{1e6 * memory / (n * d + n * n):.1f}']
+        rows.append(row)
     return AsciiTable(rows, f'n = {n}, d = {d}').table
 
 
 def main() -> None:
     """Measures and prints."""
-    args = parse_args()
-    if args.case:
-        method, n, d = args.case
-        print(json.dumps(measure(method, int(n), int(d), args.device)))
-        return
+    options = parser(__doc__)
+    sizes = dict(type=int, nargs='+')
+    options.add_argument('--n', default=[32, 128, 512, 2048], help='samples', **sizes)
+    options.add_argument('--d', default=[25088, 100352, 802816], help='features', **sizes)
+    options.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
+    options.add_argument('--memory', type=float, default=8, help='the most GB of a way')
+    args = options.parse_args()
     print(machine(args.device), flush=True)
-    methods = [each for each in args.methods if each != 'dcor' or importlib.util.find_spec('dcor')]
+    known = [each for each in args.methods if each != 'dcor' or importlib.util.find_spec('dcor')]
     for d in args.d:
-        stopped: dict[str, str] = {}
         for n in args.n:
-            found = {}
-            for method in methods:
-                found[method] = stopped.get(method) or case(method, n, d, args)
-                if str(found[method]).startswith('>'):
-                    stopped[method] = found[method]  # more samples do not take less
-            print(table(n, d, found), flush=True)
+            need = {method: (METHODS[method][1](n, d) + 8 * n * d) / 1e9 for method in known}
+            methods = [method for method in known if need[method] <= args.memory]
+            if methods:
+                print(table(n, d, *time_methods(methods, n, d, args.device)), flush=True)
+            for method in known:
+                if method not in methods:
+                    print(f'n = {n}, d = {d}: {method} needs {need[method]:.1f} GB', flush=True)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ configs/_base_/models/NAME_cifar.py.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ NAMES = (
 )
 
 # How mmpretrain's units call what mdistiller's count through
-INVERTED_RESIDUAL = {0: '0.conv', 1: '0.bn', 3: '1.conv', 4: '1.bn', 6: '2.conv', 7: '2.bn'}
+UNIT = {0: '0.conv', 1: '0.bn', 3: '1.conv', 4: '1.bn', 6: '2.conv', 7: '2.bn'}
 BRANCHES = ('branch1.0', 'branch1.1', 'branch2.0', 'branch2.1', 'branch2.2')
 # By the beginning of NAME, how mdistiller calls a module and how mmkdx does. The first pattern that
 # fits the beginning of a key counts; a key that none fits stays.
@@ -46,35 +45,19 @@ RULES = {
         # The first unit's expansion, which expands nothing, is a layer before the unit
         (r'blocks\.0\.0\.conv\.0', 'blocks.0.0.conv'),
         (r'blocks\.0\.0\.conv\.1', 'blocks.0.0.bn'),
-        *(
-            (rf'blocks\.0\.0\.conv\.{i + 3}', f'blocks.0.1.conv.{INVERTED_RESIDUAL[i]}')
-            for i in (0, 1, 3, 4)
-        ),
-        *(
-            (rf'(blocks\.\d\.\d\.conv)\.{i}', rf'\1.{layer}')
-            for i, layer in INVERTED_RESIDUAL.items()
-        ),
+        *((rf'blocks\.0\.0\.conv\.{i + 3}', f'blocks.0.1.conv.{UNIT[i]}') for i in (0, 1, 3, 4)),
+        *((rf'(blocks\.\d\.\d\.conv)\.{i}', rf'\1.{layer}') for i, layer in UNIT.items()),
     ],
     'shufflenetv2': [
-        *(
-            (rf'(layer\d\.0)\.(conv|bn){i}', rf'\1.{layer}.\2')
-            for i, layer in enumerate(BRANCHES, 1)
-        ),
-        *(
-            (rf'(layer\d\.[1-7])\.(conv|bn){i}', rf'\1.{layer}.\2')
-            for i, layer in enumerate(BRANCHES[2:], 1)
-        ),
+        (rf'(layer\d\.{unit})\.(conv|bn){i}', rf'\1.{layer}.\2')
+        for unit, branches in (('0', BRANCHES), ('[1-7]', BRANCHES[2:]))
+        for i, layer in enumerate(branches, 1)
     ],
 }
 
 
 def rename(key: str, name: str) -> str:
-    """What a tensor of mdistiller's network is called in mmkdx's.
-
-    Args:
-        key (str): Its public key.
-        name (str): The network, one of ``NAMES``.
-    """
+    """The key in mmkdx's network of a tensor with a public key."""
     if head := re.fullmatch(r'(?:fc|linear|classifier(?:\.0)?)\.(weight|bias)', key):
         return f'head.fc.{head[1]}'
     rules = next((rules for family, rules in RULES.items() if name.startswith(family)), [])
@@ -85,8 +68,8 @@ def rename(key: str, name: str) -> str:
     return f'backbone.{key}'
 
 
-def recognise(weights: dict[str, Tensor]) -> str | None:
-    """Which network weights with public keys look like; None if like none."""
+def recognise(weights: dict[str, Tensor]) -> str:
+    """Which network weights with public keys look like."""
     if 'block0.0.weight' in weights:
         return 'vgg13' if 'block0.3.weight' in weights else 'vgg8'
     if 'blocks.0.0.conv.0.weight' in weights:
@@ -105,102 +88,77 @@ def recognise(weights: dict[str, Tensor]) -> str | None:
         return f'wrn_{6 * len(units) + 4}_{units[0] // 16}'
     if blocks := widths(r'layer1\.\d+\.bn2\.weight'):
         return f'resnet{6 * len(blocks) + 2}' + ('x4' if blocks[0] == 64 else '')
-    return None
+    return "none of mdistiller's networks"
 
 
 def public_weights(checkpoint: Any, src: str) -> dict[str, Tensor]:
-    """The weights in what a public file holds.
-
-    Raises:
-        CheckpointError: If there are none.
-    """
+    """The weights in what a public file holds; of a whole distiller, the student's."""
     weights = checkpoint.get('model') if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         raise CheckpointError(f"{src} is none of mdistiller's files: it has no weights in 'model'.")
-    # The whole distiller, with a teacher beside the student
-    student = 'module.student.'
-    if any(key.startswith(student) for key in weights):
-        weights = {
-            key.removeprefix(student): value
-            for key, value in weights.items()
-            if key.startswith(student)
-        }
-    return weights
+    prefix = 'module.student.'
+    student = {key: value for key, value in weights.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in (student or weights).items()}
 
 
 def convert(name: str, src: str, dst: str) -> int:
-    """Converts a file.
+    """Converts a file; the new one appears, or takes the place of another, when it is whole.
 
     Args:
         name (str): The network, one of ``NAMES``.
         src (str): The public file.
-        dst (str): The new file, which appears, or takes the place of another, when it is whole.
+        dst (str): The new file.
 
     Returns:
         int: The number of tensors.
 
     Raises:
         ValueError: If there is no such network.
-        FileNotFoundError: If there is no public file.
         CheckpointError: If the public file is corrupt, or has not exactly the network's tensors.
     """
     if name not in NAMES:
         raise ValueError(f'There is no network {name!r}; NAME is one of {", ".join(NAMES)}.')
     public = public_weights(load_checkpoint_file(src), src)
     if (looks := recognise(public)) != name:
-        looks = "none of mdistiller's networks" if looks is None else looks
         raise CheckpointError(f'{src} does not hold {name}: it looks like {looks}.')
 
     model = build_model(Config.fromfile(CONFIGS / f'{name}_cifar.py').model.to_dict(), 'model')
     network = model.state_dict()
-    keys = {}
-    for key in public:
+    renamed: dict[str, Tensor] = {}
+    for key, value in public.items():
         ours = rename(key, name)
         # Two classifiers, too, would be one too many
-        if ours not in network or ours in keys:
+        if ours not in network or ours in renamed:
             raise CheckpointError(f'{src} has a tensor {key!r}, which {name} has not.')
-        keys[ours] = key
-    state_dict = {}
-    for key, like in network.items():
-        if key in keys:
-            value = public[keys[key]]
-        elif key.endswith('.num_batches_tracked'):
-            value = like  # files of old torch versions have no such counters
-        else:
-            raise CheckpointError(f'{src} has no tensor for {key!r} of {name}.')
-        if value.shape != like.shape:
+        if value.shape != network[ours].shape:
             raise CheckpointError(
-                f'{src}: {keys[key]!r} is of shape {tuple(value.shape)}, and {name} needs '
-                f'{tuple(like.shape)}.'
+                f'{src}: {key!r} is of shape {tuple(value.shape)}, and {name} needs '
+                f'{tuple(network[ours].shape)}.'
             )
-        state_dict[key] = value
-
+        renamed[ours] = value
+    for key in network:
+        # Files of old torch versions have no such counters
+        if key not in renamed and not key.endswith('.num_batches_tracked'):
+            raise CheckpointError(f'{src} has no tensor for {key!r} of {name}.')
     path = Path(dst)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'{path.name}.part')
     try:
         meta = dict(mmkdx_version=mmkdx.__version__, network=name)
-        torch.save(dict(meta=meta, state_dict=state_dict), part)
-        os.replace(part, path)
+        torch.save(dict(meta=meta, state_dict={**network, **renamed}), part)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    return len(state_dict)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('name', metavar='NAME', help=f'the network: {", ".join(NAMES)}')
-    parser.add_argument('src', metavar='SRC', help="mdistiller's file")
-    parser.add_argument('dst', metavar='DST', help='the new file')
-    return parser.parse_args(argv)
+    return len(network)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the tool."""
-    args = parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('name', metavar='NAME', help=f'the network: {", ".join(NAMES)}')
+    parser.add_argument('src', metavar='SRC', help="mdistiller's file")
+    parser.add_argument('dst', metavar='DST', help='the new file')
+    args = parser.parse_args(argv)
     try:
         count = convert(args.name, args.src, args.dst)
     except (CheckpointError, OSError, ValueError) as error:

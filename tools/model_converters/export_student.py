@@ -20,23 +20,10 @@ import mmkdx.registry as mmkdx
 from mmkdx.distillation.models import build_model, load_weights, model_config
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument('config', help='the config of the distillation')
-    parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('out_dir', type=Path, help='the folder for both files')
-    parser.add_argument('--name', help="the files' name; defaults to that of the config")
-    return parser.parse_args()
-
-
 def is_foreign(dataset: dict) -> bool:
     """Whether plain mmpretrain lacks a data set, or one that it wraps."""
-    if 'dataset' in dataset and is_foreign(dataset['dataset']):
-        return True
-    return DATASETS.get(dataset['type']) is None
+    inner = 'dataset' in dataset and is_foreign(dataset['dataset'])
+    return inner or DATASETS.get(dataset['type']) is None
 
 
 def name_parts(config: Any) -> bool:
@@ -60,13 +47,10 @@ def student_config(cfg: Config) -> Config:
         plain['custom_imports'] = dict(imports=['mmkdx'])
     for part in ('train', 'val', 'test'):
         loader = cfg.get(f'{part}_dataloader')
-        if loader is None:
-            continue
-        if not is_foreign(loader['dataset']):
-            for key in ('dataloader', 'cfg', 'evaluator'):
-                if f'{part}_{key}' in cfg:
-                    plain[f'{part}_{key}'] = cfg[f'{part}_{key}']
-        elif part == 'test':
+        if loader and not is_foreign(loader['dataset']):
+            keys = (f'{part}_{key}' for key in ('dataloader', 'cfg', 'evaluator'))
+            plain.update((key, cfg[key]) for key in keys if key in cfg)
+        elif loader and part == 'test':
             plain['test_dataloader'] = dict(dataset=dict(pipeline=loader['dataset']['pipeline']))
     if 'train_dataloader' in plain:
         plain.update((key, cfg[key]) for key in ('optim_wrapper', 'param_scheduler') if key in cfg)
@@ -75,16 +59,20 @@ def student_config(cfg: Config) -> Config:
 
 def main() -> None:
     """Writes both files."""
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='the config of the distillation')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('out_dir', type=Path, help='the folder for both files')
+    parser.add_argument('--name', help="the files' name; defaults to that of the config")
+    args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
     plain = student_config(cfg)
     student = build_model(plain.model.to_dict(), 'model')
     load_weights(student, checkpoint, args.checkpoint)
 
-    meta = {
-        key: value for key, value in checkpoint.get('meta', {}).items() if key == 'dataset_meta'
-    }
+    meta = checkpoint.get('meta', {})
+    meta = {key: meta[key] for key in ('dataset_meta',) if key in meta}
     name = args.out_dir / (args.name or Path(args.config).stem)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     plain.dump(f'{name}.py')

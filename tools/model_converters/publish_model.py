@@ -20,14 +20,7 @@ from mmkdx.compat import CheckpointError
 
 
 def publish(in_file: str, out_file: str) -> Path:
-    """Writes the published checkpoint.
-
-    Args:
-        in_file (str): A checkpoint of a training run, or a file with nothing but weights.
-        out_file (str): Name of the new file, to which a hash of its content is appended.
-
-    Returns:
-        Path: The file that was written.
+    """Writes the published checkpoint, whose name ends in a hash of its content.
 
     Raises:
         CheckpointError: There are no weights in the file.
@@ -51,21 +44,12 @@ def publish(in_file: str, out_file: str) -> Path:
     return path
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description='Reduce a checkpoint of a training run to the student, for others to use.'
-    )
-    parser.add_argument('in_file', help='checkpoint of a training run')
-    parser.add_argument(
-        'out_file', help='name of the new file, to which a hash of its content is appended'
-    )
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Runs the tool."""
-    args = parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('in_file', help='checkpoint of a training run, or a file of weights alone')
+    parser.add_argument('out_file', help='the new file; a hash of its content is appended')
+    args = parser.parse_args(argv)
     try:
         print(f'Published as {publish(args.in_file, args.out_file)}')
     except (CheckpointError, FileNotFoundError) as error:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 from tiny import tool
 
 
@@ -46,7 +47,7 @@ def test_a_step_trains(benchmark):
     torch.manual_seed(0)
     linear, images = torch.nn.Linear(2, 1), torch.ones(3, 2)
 
-    class Model(torch.nn.Module):
+    class Model(BaseModel):
         def __init__(self):
             super().__init__()
             self.linear = linear
@@ -54,7 +55,7 @@ def test_a_step_trains(benchmark):
         def forward(self, inputs, samples, mode):
             return dict(loss_il=self.linear(inputs).square().mean(), note=torch.ones(()))
 
-    run = benchmark.step(Model(), images, [])
+    run = benchmark.step(Model(), dict(inputs=images, samples=[]))
     before = linear(images).square().mean().item()
     for _ in range(50):
         run()

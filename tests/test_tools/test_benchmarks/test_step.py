@@ -30,7 +30,7 @@ model = dict(
     student_weight=0.1, teacher=dict(model=r'{teacher}', checkpoint='nowhere.pth'),
     terms=dict(term={term}),
 )
-train_dataloader = dict(batch_size=6, dataset=dict(pipeline=[
+train_dataloader = dict(batch_size=6, dataset=dict(type='CIFAR100', pipeline=[
     dict(type='Resize', scale=16), dict(type='PackInputs')]))
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9))
 """
