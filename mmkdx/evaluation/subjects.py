@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mmkdx.arguments import integer
-from mmkdx.distillation.composed_teachers import TeacherEnsemble
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.explain import Explainer, build_explainer
