@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.compiler import set_stance
 from torch.overrides import TorchFunctionMode
 
-from mmkdx.explain.base import Explainer
+from mmkdx.explain.base import Explainer, Targets
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
-from mmkdx.explain.targets import Targets
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
 from mmkdx.registry import EXPLAINERS
@@ -105,16 +104,9 @@ def _weights(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
+    *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """The weights of ``F.scaled_dot_product_attention``, without dropout."""
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if attn_mask is not None:
-        scores = (
-            scores.masked_fill(~attn_mask, float('-inf'))
-            if attn_mask.dtype == torch.bool
-            else scores + attn_mask
-        )
-    return scores.softmax(-1)
+    """The weights of ``F.scaled_dot_product_attention``, without dropout: its result for unit values."""
+    units = torch.eye(key.shape[-2]).to(key).expand(*value.shape[:-1], -1)
+    return F.scaled_dot_product_attention(query, key, units, attn_mask, 0.0, *args, **kwargs)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmkdx.explain.base import Evidence, LayerExplainer
-from mmkdx.explain.targets import Targets, class_weights
+from mmkdx.explain.base import Evidence, LayerExplainer, Targets, class_weights
 from mmkdx.functional import ClassMaps, full_precision, tokens_to_map
 from mmkdx.registry import EXPLAINERS
 

@@ -119,9 +119,7 @@ class AblationCAM(PerturbationCAM):
     Source: Desai and Ramaswamy, "Ablation-CAM: Visual explanations for deep convolutional network via
     gradient-free localization", WACV 2020, Eq. 3 (``w_c = (s - s without A_c) / s``) and 4.
 
-    Args:
-        layer (str | Sequence[str]): See ``LayerExplainer``.
-        max_batch (int): The most ablations at once. Defaults to 32.
+    All arguments are those of ``PerturbationCAM``.
     """
 
     def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkdx.arguments import flag, integer, number
-from mmkdx.explain.base import Explainer
-from mmkdx.explain.targets import Targets
+from mmkdx.explain.base import Explainer, Targets
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
 from mmkdx.models.taps import Tap, intercept

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmkdx.arguments import integer
-from mmkdx.explain.base import Explainer
-from mmkdx.explain.targets import Targets
+from mmkdx.explain.base import Explainer, Targets
 from mmkdx.functional import full_precision
 from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.families import describe

@@ -183,11 +183,7 @@ class MapSegmentation(RegionMetric):
       as the background's scores and R as the foreground's.
 
     All are in [0, 1]; higher is better. A constant map counts: it predicts background, and its scores
-    are all 0. The intervals of the first two are bootstrapped.
-
-    Args:
-        labels (Sequence[int] | str, optional): What makes the foreground; see ``RegionMetric``.
-            Defaults to None.
+    are all 0. The intervals of the first two are bootstrapped. The argument is that of ``RegionMetric``.
     """
 
     better = dict(pixel_accuracy='higher', mean_iou='higher', mean_ap='higher')

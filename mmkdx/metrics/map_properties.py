@@ -75,10 +75,8 @@ class MaxSensitivity(ExplanationMetric):
         generators = sample_generators(batch.index, self.seed, images.device)
         changes = []
         for _ in range(self.samples):
-            noise = torch.stack(
-                [torch.rand(images.shape[1:], generator=g, device=g.device) for g in generators]
-            )
-            noisy = images + self.radius * (2 * noise - 1).to(images)
+            noise = [torch.rand(images.shape[1:], generator=g, device=g.device) for g in generators]
+            noisy = images + self.radius * (2 * torch.stack(noise) - 1).to(images)
             explained = model.explain(noisy, model.targets).flatten(1)
             changes.append((explained - maps).norm(dim=1))
         norm = maps.norm(dim=1)

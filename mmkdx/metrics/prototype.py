@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmkdx.arguments import integer, number, positive
+from mmkdx.functional.perturbation import sample_generators
 from mmkdx.functional.prototype_parts import (
     consistency,
     covered_parts_from_label_map,
@@ -99,7 +100,16 @@ class PrototypeTransfer(ExplanationMetric):
         for prefix, (grid, distances, cells) in models.items():
             student = teacher is not None and prefix != 'teacher/'
             if student:
-                self._check(prefix.rstrip('/') or 'student', teacher, (grid, distances))
+                for what, theirs, ours in (
+                    ('a grid of', teacher[0], grid),
+                    ('prototypes:', teacher[1].shape[1], distances.shape[1]),
+                ):
+                    if theirs != ours:
+                        name = prefix.rstrip('/') or 'student'
+                        raise ValueError(
+                            f'PrototypeTransfer: the {name} has {what} {ours} and the teacher {theirs}; '
+                            'positions and prototypes are paired, so both must agree'
+                        )
             for tau in self.taus:
                 bound = 'inf' if tau is None else f'{tau:g}'
                 values = {f'{prefix}aap@{bound}': active_patches(distances, cells, tau)}
@@ -115,18 +125,6 @@ class PrototypeTransfer(ExplanationMetric):
                 value = prototype_matching_score(teacher[2], cells)
                 scores[f'{prefix}pms'] = Score(value, n=len(rows), better='higher')
         return scores
-
-    @staticmethod
-    def _check(name: str, teacher: tuple, model: tuple) -> None:
-        for what, theirs, ours in (
-            ('a grid of', teacher[0], model[0]),
-            ('prototypes:', teacher[1].shape[1], model[1].shape[1]),
-        ):
-            if theirs != ours:
-                raise ValueError(
-                    f'PrototypeTransfer: the {name} has {what} {ours} and the teacher {theirs}; '
-                    'positions and prototypes are paired, so both must agree'
-                )
 
 
 @METRICS.register_module()
@@ -178,13 +176,9 @@ class PrototypeParts(ExplanationMetric):
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Any]:
         """What each prototype covers in each image."""
-        noise = torch.stack(
-            [
-                torch.randn(each.shape, generator=torch.Generator().manual_seed(int(index)))
-                for each, index in zip(batch.inputs, batch.index)
-            ]
-        ).to(batch.inputs)
-        noisy = batch.inputs + (0.2 * noise).clamp(-0.25, 0.25)
+        generators = sample_generators(batch.index, 0, torch.device('cpu'))
+        noise = torch.stack([torch.randn(batch.inputs.shape[1:], generator=g) for g in generators])
+        noisy = batch.inputs + (0.2 * noise.to(batch.inputs)).clamp(-0.25, 0.25)
         maps = _own_distances(batch, model, self)
         noisy_maps = prototype_distances(model, noisy, type(self).__name__)
         head = model.model.head
@@ -266,15 +260,10 @@ class PrototypeParts(ExplanationMetric):
 
 
 def prototype_distances(model: Explained, inputs: Tensor, owner: str) -> Tensor:
-    """Squared distances of all positions to all prototypes of a model, of shape (N, P, H, W).
-
-    Args:
-        model (Explained): The model.
-        inputs (Tensor): Images of shape (N, 3, H, W), in the student's normalisation.
-        owner (str): Who asks, for the message.
+    """Squared distances (N, P, H, W) of all positions of images to all prototypes of a model.
 
     Raises:
-        ValueError: If it has no prototypes.
+        ValueError: If it has no prototypes; the message names the owner.
     """
     try:
         path = find_prototypes(model.model)

@@ -231,13 +231,7 @@ class RelevanceScore(PairMetric):
 
     Source: Adhane et al., WACV 2025, Eq. 9 and section 4.2.2; see ``FeatureSimilarityScore``.
 
-    Args:
-        mask (dict | str, optional): See ``PairMetric``; of all but ``rs_unique``. Defaults to 'GradCAM'.
-        perturbation (str): See ``PairMetric``. Defaults to 'road'.
-        keep (float): See ``PairMetric``. Defaults to 0.5.
-
-    Raises:
-        ValueError: If an argument is out of its range.
+    All arguments are those of ``PairMetric``; ``mask`` is for all scores but ``rs_unique``.
     """
 
     def measure(self, batch: PairedBatch) -> dict[str, Tensor]:
