@@ -162,7 +162,6 @@ def test_a_method_can_be_read_from_end_to_end():
 PIPELINES = {'mmkdx.datasets.seeded_views': 'it tells data apart by how pipelines print themselves'}
 #: Who may compare with the name of a tap, beside models/named_taps.py.
 TAP_NAMES = {
-    'mmkdx.hooks.prototype_stage_hook': 'groups of parameters have names, too',
     'mmkdx.models.families': 'so Hugging Face calls what a model returns',
 }
 
