@@ -161,9 +161,7 @@ def test_a_method_can_be_read_from_end_to_end():
 #: Who may read a data set's or config's ``pipeline``, beside datasets/wrappers.py.
 PIPELINES = {'mmkdx.datasets.seeded_views': 'it tells data apart by how pipelines print themselves'}
 #: Who may compare with the name of a tap, beside models/named_taps.py.
-TAP_NAMES = {
-    'mmkdx.models.families': 'so Hugging Face calls what a model returns',
-}
+TAP_NAMES = {'mmkdx.models.families': 'so Hugging Face calls what a model returns'}
 
 
 def test_only_the_wrappers_know_where_a_pipeline_is():

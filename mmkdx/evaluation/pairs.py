@@ -87,11 +87,7 @@ class PairEvaluation:
     ) -> list[PictureSection]:
         """Measures this rank's batches, and draws the maps of some images on the first rank.
 
-        Args:
-            loader (DataLoader): The evaluation's data loader.
-            model (nn.Module): The model whose preprocessor prepares the images.
-            show (int): Number of drawn images.
-            trial (bool): Whether one small batch is enough. Defaults to False.
+        The preprocessor of ``model`` prepares the images. A trial takes one small batch.
 
         Raises:
             ValueError: If there are too few images of two classes.
