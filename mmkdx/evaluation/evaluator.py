@@ -267,10 +267,7 @@ class ExplanationEvaluator:
         return values
 
     def finish(self, trial: bool = False) -> Evaluation:
-        """Compares student and base model, and gathers what all ranks measured.
-
-        Args:
-            trial (bool): Whether one small batch is compared. Defaults to False.
+        """Compares student and base model, in a trial on few images, and gathers all ranks' values.
 
         Raises:
             ValueError: If two metrics yield a score of one name.

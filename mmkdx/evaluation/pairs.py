@@ -68,10 +68,10 @@ class PairEvaluation:
         self._analysis: PairAnalysis | None = None
 
     def begin(self, subjects: dict[str, Subject], dataset: Any, place: dict[int, int]) -> None:
-        """Takes the models, and draws batches of the images whose index in the data set is given.
+        """Takes the models, and the sample: for each image its index in the data set.
 
         Raises:
-            ValueError: If an image has no label, or several, or there are too few of two classes.
+            ValueError: If an image has no label, or several.
         """
         try:
             found = labels(Subset(dataset, list(place.values()))).tolist()
@@ -79,15 +79,7 @@ class PairEvaluation:
             raise ValueError(f'{self.owner}.base is compared by classes: {error}') from None
         if any(label < 0 for label in found):
             raise ValueError(f'{self.owner}.base is compared by classes, and an image has no label')
-        sample = list(zip(place, place.values(), found))
-        drawn = context_batches(found, self.size, self.seed)
-        if not drawn:
-            raise ValueError(
-                f'{self.owner}.base: of the {len(sample)} images of the sample no batch can be drawn, '
-                'which takes four of each of two classes, or two of each of three; raise '
-                f'{self.owner}.num_samples'
-            )
-        self._batches = [[sample[i] for i in batch] for batch in drawn]
+        self._sample = list(zip(place, place.values(), found))
         self._subjects, self._analysis = subjects, None
 
     def run(
@@ -95,13 +87,20 @@ class PairEvaluation:
     ) -> list[PictureSection]:
         """Measures this rank's batches, and draws the maps of some images on the first rank.
 
-        Args:
-            loader (DataLoader): The evaluation's data loader.
-            model (nn.Module): The model whose preprocessor prepares the images.
-            show (int): Number of drawn images.
-            trial (bool): Whether one small batch is enough. Defaults to False.
+        The preprocessor of ``model`` prepares the images. A trial takes one small batch.
+
+        Raises:
+            ValueError: If there are too few images of two classes.
         """
-        batches = [self._batches[0][:TRIAL_SIZE]] if trial else self._batches
+        drawn = context_batches([label for *_, label in self._sample], self.size, self.seed)
+        if not drawn:
+            raise ValueError(
+                f'{self.owner}.base: of the {len(self._sample)} images of the sample no batch can be '
+                'drawn, which takes four of each of two classes, or two of each of three; raise '
+                f'{self.owner}.num_samples'
+            )
+        batches = [[self._sample[i] for i in batch] for batch in drawn]
+        batches = [batches[0][:TRIAL_SIZE]] if trial else batches
         own = list(enumerate(batches))[get_rank() :: get_world_size()]
         data = DataLoader(
             loader.dataset,
