@@ -93,4 +93,4 @@ def test_example_plugin(tmp_path):
     shutil.rmtree(project / 'mmkdx_example_plugin')  # only the installed package is left
     done = run('-m', 'pytest', '-q', '-p', 'no:cacheprovider', str(project / 'tests'), folder=site)
     assert done.returncode == 0, done.stdout
-    assert '8 passed' in done.stdout
+    assert '11 passed' in done.stdout
