@@ -16,15 +16,9 @@ from mmkdx.models.taps import Tap, intercept
 
 
 def activations(model: nn.Module, inputs: Tensor, points: Sequence[Layer | Tap]) -> list[Tensor]:
-    """The values at layers and taps of a model, in eval mode, in fp32, without a graph.
+    """The maps (N, C, h, w) of layers and the values at taps, in eval mode, in fp32, without a graph.
 
-    Args:
-        model (nn.Module): The model.
-        inputs (Tensor): Images of shape (N, 3, H, W).
-        points (Sequence[Layer | Tap]): Layers, for maps (N, C, h, w), and taps.
-
-    Returns:
-        list[Tensor]: One for each point.
+    One tensor for each of the points; images have the shape (N, 3, H, W).
     """
     kept: dict[Tap, Tensor] = {}
 

@@ -24,7 +24,7 @@ from mmkdx.models.families import describe, unwrap
 from mmkdx.models.taps import evaluating, intercept
 from mmkdx.registry import EXPLAINERS
 
-#: See ``Explainer.__call__``.
+#: What can be explained; see ``Explainer.__call__``.
 Targets = int | str | Tensor | Sequence | None
 
 
@@ -99,12 +99,9 @@ class Explainer(metaclass=ABCMeta):
     def for_targets(
         self, make: Callable[[Tensor], list[Tensor]], targets: Targets, logits: Tensor
     ) -> list[Tensor]:
-        """The maps of targets in any form, also of 'all'.
+        """The maps of targets in any form, for logits (N, K).
 
-        Args:
-            make (Callable): Makes lists of maps (N, h, w) from class weights (N, K).
-            targets (int | str | Tensor | Sequence, optional): See ``__call__``.
-            logits (Tensor): The logits of shape (N, K).
+        ``make`` makes lists of maps (N, h, w) from class weights (N, K).
         """
         if not (isinstance(targets, str) and targets == 'all'):
             return make(class_weights(targets, logits))
@@ -118,12 +115,7 @@ class Explainer(metaclass=ABCMeta):
 
 @contextmanager
 def undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """A context of eval mode, full precision and gradients; the model's modes come back afterwards.
-
-    Args:
-        model (nn.Module): The model.
-        inputs (Tensor): A tensor on the device of the computation.
-    """
+    """A context of eval mode, full precision on the inputs' device, and gradients."""
     training = any(module.training for module in model.modules())
     mode = evaluating(model) if training else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), no_autocast(inputs), mode:
@@ -277,11 +269,9 @@ class Evidence:
 
 
 def class_weights(targets: Targets, logits: Tensor) -> Tensor:
-    """The weights (N, K) of the classes; one-hot for class indices.
+    """The weights of the classes, one-hot for class indices, in the shape of the logits (N, K).
 
-    Args:
-        targets (int | str | Tensor | Sequence, optional): See ``Explainer.__call__``; not 'all'.
-        logits (Tensor): The logits of shape (N, K).
+    Targets are those of ``Explainer.__call__`` but 'all'.
 
     Raises:
         ValueError: If a target is no class of the model, or there are more or fewer than images.

@@ -50,8 +50,7 @@ class BaseCAM(LayerExplainer):
         """Explains a forward that ran already, like the training step's.
 
         Args:
-            activations (Tensor): The layer's activations in that forward, of shape (N, C, h, w) or
-                tokens (N, L, C), with their graph.
+            activations (Tensor): Its layer's activations (N, C, h, w), or tokens (N, L, C).
             logits (Tensor): Its logits of shape (N, K).
             targets (int | str | Tensor | Sequence, optional): See ``__call__``; not 'all'.
             image (Sequence[int], optional): Height and width of the images, which tokens need.

@@ -155,12 +155,7 @@ class FullGrad(PixelExplainer):
     def bias_gradients(
         self, model: nn.Module, inputs: Tensor, weights: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """The terms of the full gradient before ψ.
-
-        Args:
-            model (nn.Module): The model.
-            inputs (Tensor): Images of shape (N, 3, H, W).
-            weights (Tensor): The weights of the classes, of shape (N, K).
+        """The terms of the full gradient before ψ, for weights of the classes (N, K).
 
         Returns:
             tuple[Tensor, list[Tensor]]: ``g ⊙ x`` of shape (N, 3, H, W) and for each layer with

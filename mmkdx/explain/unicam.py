@@ -328,14 +328,12 @@ def _named(layers: Sequence | Mapping) -> dict[str, tuple[str, ...]]:
         )
     if not isinstance(layers, Mapping):
         layers = {f'stage{i}': layer for i, layer in enumerate(layers, 1)}
-    named = {
-        name: (paths,) * 3 if isinstance(paths, str) else tuple(paths)
-        for name, paths in layers.items()
-    }
-    for name, paths in named.items():
+    named = {}
+    for name, given in layers.items():
+        paths = named[name] = (given,) * 3 if isinstance(given, str) else tuple(given)
         if len(paths) not in (2, 3) or not all(isinstance(path, str) for path in paths):
             raise ValueError(
-                f'UniCAM.layers: {name} is {layers[name]!r}; it must be a path, or the paths of '
+                f'UniCAM.layers: {name} is {given!r}; it must be a path, or the paths of '
                 'student, base and, if there is one, teacher'
             )
     return named

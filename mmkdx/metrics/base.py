@@ -44,11 +44,9 @@ class Explained:
     probabilities: Callable[[Tensor], Tensor] = ModelFacts('torch', nn.Identity()).probabilities
 
     def confidence(self, logits: Tensor, targets: Tensor | None = None) -> Tensor:
-        """The probabilities (N, ...) of classes (N, ), by default ``self.targets``.
+        """The probabilities (N, ...) of classes (N, ) in its logits (N, ..., K).
 
-        Args:
-            logits (Tensor): Logits of this model, of shape (N, ..., K).
-            targets (Tensor, optional): The classes.
+        The classes are ``self.targets`` unless others are given.
         """
         targets = self.targets if targets is None else targets
         values = self.probabilities(logits.flatten(0, -2)).view(logits.shape)
@@ -103,11 +101,8 @@ class ExplainedBatch:
     def labels(self, owner: str) -> list[int]:
         """The one label of each image.
 
-        Args:
-            owner (str): Who needs it, for messages.
-
         Raises:
-            ValueError: If an image has no label, or several.
+            ValueError: If an image has no label, or several; the message names the owner.
         """
         labels = [labels_of(sample) for sample in self.data_samples or [{}] * len(self.index)]
         for index, found in zip(self.index, labels):
@@ -134,10 +129,7 @@ class ScoreMetric(BaseMetric):
 
     Args:
         collect_device (str): Where ranks exchange rows, 'cpu' or 'gpu'. Defaults to 'cpu'.
-        prefix (str, optional): Must be empty; the config key 'name' does this here.
-
-    Raises:
-        ValueError: If there is a prefix.
+        prefix (str, optional): Refused with a ValueError, as the config key 'name' does this here.
     """
 
     default_prefix = ''
@@ -163,11 +155,7 @@ class ScoreMetric(BaseMetric):
         self._kept: dict[tuple[str, str, int], dict[str, Any]] = {}
 
     def evaluate(self, size: int = sys.maxsize) -> dict[str, Score]:
-        """Gathers the rows of all ranks and returns scores by name on every rank.
-
-        Args:
-            size (int): The most rows, counted before repeated ones are removed. Defaults to no limit.
-        """
+        """Gathers all ranks' rows, at most ``size``, and returns scores by name on every rank."""
         scores = super().evaluate(size)
         self.rows = {index: self._named(values) for index, values in self.rows.items()}
         return self._named(scores)
@@ -196,9 +184,7 @@ class ScoreMetric(BaseMetric):
     def report_sections(self) -> list[Any]:
         """What a report shows beside scores and maps, after ``evaluate`` on the main rank.
 
-        Returns:
-            list: Each a ``PictureSection``, or an object that ``mmkdx.visualization.sections.draw``
-            turns into one.
+        Each is a ``PictureSection``, or what ``mmkdx.visualization.sections.draw`` turns into one.
         """
         return []
 

@@ -117,7 +117,13 @@ class ClassSimilarity(ExplanationMetric):
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:
         """Each image's cosines, their mean and spread, and the prediction."""
         classes = model.logits.shape[1]
-        labels = self._labels(batch, classes)
+        labels = torch.tensor(batch.labels('ClassSimilarity'), device=batch.inputs.device)
+        for index, label in zip(batch.index, labels.tolist()):
+            if label >= classes:
+                raise ValueError(
+                    f'ClassSimilarity: sample {int(index)} has the label {label}, which is no class of '
+                    f'a model of {classes}'
+                )
         similarity = self._similarity(batch, model, labels)
         own = torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, labels[:, None], True)
         others = similarity[~own].view(len(labels), classes - 1)
@@ -165,17 +171,6 @@ class ClassSimilarity(ExplanationMetric):
     def report_sections(self) -> list[Similarities]:
         """The matrices of each model, as a picture."""
         return [Similarities(self.matrices, self.name)] if self.matrices else []
-
-    def _labels(self, batch: ExplainedBatch, classes: int) -> Tensor:
-        """The label of each image, of shape (N, )."""
-        labels = batch.labels('ClassSimilarity')
-        for index, label in zip(batch.index, labels):
-            if label >= classes:
-                raise ValueError(
-                    f'ClassSimilarity: sample {int(index)} has the label {label}, which is no class of '
-                    f'a model of {classes}'
-                )
-        return torch.tensor(labels, dtype=torch.long, device=batch.inputs.device)
 
     def _similarity(self, batch: ExplainedBatch, model: Explained, labels: Tensor) -> Tensor:
         """The cosines, of shape (N, K)."""

@@ -67,15 +67,14 @@ class DeletionInsertion(_MaskingMetric):
     (``reverse_cross_deletion`` and ``reverse_cross_insertion``).
 
     Source: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC
-    2018. The defaults are those of its public code for ImageNet: 28 steps of 224 · 8 pixels, deletion to
-    zeros after normalisation (the mean colour), insertion into a blurred image. torchcam and xplique
-    insert into zeros: ``insertion_baseline='zero'``.
+    2018. The defaults are those of its public code for ImageNet; there a step is 224 · 8 pixels.
+    torchcam and xplique insert into zeros: ``insertion_baseline='zero'``.
 
     Args:
         steps (int): The number of steps; each takes ⌈H · W / steps⌉ pixels, the last what is left.
             Defaults to 28.
-        deletion_baseline (str): What replaces pixels: 'zero' (after normalisation), 'black' (before
-            it), or 'blur' (see ``mmkdx.functional.perturbation.blur``). Defaults to 'zero'.
+        deletion_baseline (str): What replaces pixels: 'zero' (the mean colour), 'black', or 'blur' (see
+            ``mmkdx.functional.perturbation.blur``). Defaults to 'zero'.
         insertion_baseline (str): What insertion begins with, one of the same. Defaults to 'blur'.
         cross (bool): Whether student and teacher are measured by each other's maps, which triples the
             forward passes of a distillation. Defaults to True.

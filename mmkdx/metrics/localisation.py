@@ -240,9 +240,6 @@ def ratio_score(parts: np.ndarray, wholes: np.ndarray, better: str | None = None
         parts (np.ndarray): Counts of shape (n, k), a row of NaN for a sample that is left out.
         wholes (np.ndarray): Counts of the same shape. A column without any has the ratio 0.
         better (str, optional): 'higher' or 'lower'.
-
-    Returns:
-        Score: The score.
     """
     counted = ~np.isnan(parts).any(1)
     parts, wholes = parts[counted], wholes[counted]

@@ -189,12 +189,9 @@ class FeatureSimilarityScore(PairMetric):
 
     def measure(self, batch: PairedBatch) -> dict[str, Tensor]:
         """See the base class."""
-        # UniCAM is of student and base model alone
-        others = (
-            ['base']
-            if self.mask == 'UniCAM'
-            else [name for name in batch.models if name != 'student']
-        )
+        others = [name for name in batch.models if name != 'student']
+        if self.mask == 'UniCAM':  # which is of student and base model alone
+            others = ['base']
         student = self.distances(batch, 'student', self.mask)
         scores = {}
         for model in others:
@@ -249,12 +246,15 @@ class RelevanceScore(PairMetric):
             prefix = '' if model == 'student' else 'base/'
             for layer, distances in self.distances(batch, model, 'UniCAM').items():
                 scores[f'{prefix}rs_unique_{layer}'] = u_correlation(u_center(distances), labels)
-        for layer in batch.unique:
-            found = pair_correlations(*(centred[model][layer] for model in pair), labels)
-            for name in ('part', 'partial'):
-                scores[f'{name}_{layer}'] = found[name]
-                scores[f'base/{name}_{layer}'] = found[f'base_{name}']
-            scores[f'rho_{layer}'] = found['rho']
+        found = {
+            layer: pair_correlations(*(centred[model][layer] for model in pair), labels)
+            for layer in batch.unique
+        }
+        for name in ('part', 'partial', 'rho'):
+            for layer, values in found.items():
+                scores[f'{name}_{layer}'] = values[name]
+                if name != 'rho':  # the same for both models
+                    scores[f'base/{name}_{layer}'] = values[f'base_{name}']
         return scores
 
     def direction(self, name: str) -> str | None:

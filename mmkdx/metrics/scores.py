@@ -38,11 +38,9 @@ def mean_score(values: Sequence[float], better: str | None = None) -> Score:
     """The mean of values with the 95 % confidence interval of Student's t distribution.
 
     Args:
-        values (Sequence[float]): The samples' values; NaN is left out.
+        values (Sequence[float]): The samples' values; NaN is left out. With fewer than two values the
+            ends of the interval are NaN.
         better (str, optional): 'higher' or 'lower'.
-
-    Returns:
-        Score: Its ends are NaN with fewer than two values.
     """
     array = np.asarray(values, dtype=float)
     array = array[~np.isnan(array)]
@@ -79,9 +77,6 @@ def batch_score(values: Sequence[float], images: Sequence[int], better: str | No
         values (Sequence[float]): The batches' values; NaN is left out.
         images (Sequence[int]): The sizes of the batches.
         better (str, optional): 'higher' or 'lower'.
-
-    Returns:
-        Score: With ``n`` images in ``batches`` that count, and ``error``.
     """
     array = np.asarray(values, dtype=float)
     counted = np.isfinite(array)
@@ -105,11 +100,8 @@ def pooled_score(
     Args:
         statistic (Callable): Yields the score of samples, or of each row of samples, from their
             positions, integers of shape (..., n).
-        n (int): Number of samples.
+        n (int): Number of samples. With fewer than two the ends of the interval are NaN.
         better (str, optional): 'higher' or 'lower'.
-
-    Returns:
-        Score: Its ends are NaN with fewer than two samples.
     """
     index = np.arange(n)
     value = float(statistic(index)) if n else math.nan
