@@ -141,7 +141,6 @@ def _compiled(model: nn.Module, taps: Collection[Tap]) -> bool:
         module = model
         for name in ['', *filter(None, tap.path.split('.'))]:
             module = getattr(module, name) if name else module
-            wrapped = isinstance(getattr(module, '_orig_mod', None), nn.Module)
-            if wrapped or module._compiled_call_impl is not None:
+            if '_orig_mod' in module._modules or module._compiled_call_impl is not None:
                 return True
     return False

@@ -180,9 +180,8 @@ class CachedTeacher(BaseTeacher):
         """What is stored of the student's preprocessed images: tensors on the CPU, a row for each."""
         found = {'signature': signature(inputs).cpu()}
         for name, part in self._encode(self.teacher(inputs)).items():
-            found[name] = part = (
-                (part.half() if part.is_floating_point() else part).cpu().contiguous()
-            )
+            part = part.half() if part.is_floating_point() else part
+            found[name] = part.cpu().contiguous()
             if not part.isfinite().all():
                 raise ValueError(
                     f'teacher.cache: what the teacher has at tap {name.rpartition(".")[0]!r} is not '
@@ -240,9 +239,8 @@ class CachedTeacher(BaseTeacher):
         """Refuses images that the teacher did not see."""
         stored = self._cache.rows(views, positions, ['signature'])['signature']
         change = (signature(inputs).cpu() - stored).abs().amax(1)
-        far = (
-            (change > TOLERANCE * stored.abs().amax(1).clamp(min=1e-6)).nonzero().flatten().tolist()
-        )
+        allowed = TOLERANCE * stored.abs().amax(1).clamp(min=1e-6)
+        far = (change > allowed).nonzero().flatten().tolist()
         if far:
             raise CacheError(
                 f'teacher.cache: image {positions[far[0]]} in view {views[far[0]]} is not what the '
