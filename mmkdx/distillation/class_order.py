@@ -168,9 +168,9 @@ def _in_order(module: nn.Module, args: tuple, output: Any) -> Any:
 
 
 def _dataset_meta() -> dict | None:
-    # A run names its classes to mmengine's Visualizer before weights are initialised: one dict for each
-    # loop. A model is never given its Runner, and a hook would have to stand in each config. Asked
-    # without an instance, mmengine would keep a lock.
+    # mmengine's Runner tells the Visualizer the classes before it initialises weights, one dict for each
+    # loop. A model never gets its Runner, and a hook would have to stand in each config. Without an
+    # instance there is nothing to ask, and asking would leave a lock behind.
     return Visualizer.get_current_instance().dataset_meta if Visualizer._instance_dict else None
 
 
