@@ -29,19 +29,17 @@ class ProtoTreeHead(PrototypeHead):
     Nodes are in the order of a heap: node i has the children 2 i + 1 (left) and 2 i + 2 (right), and
     prototype i. Leaves are numbered from left to right.
 
-    The leaves are not learnt by gradients. They begin uniform, c = 0, and with each training batch of
-    ``loss`` become, from the samples b of all processes with their labels y,
+    The leaves are not learnt by gradients. They begin uniform, c = 0. Each training batch of ``loss``
+    updates them from the samples b of all processes with their labels y:
 
     .. math:: c \leftarrow relu(c - c_{start} / n)
               + \sum_b p(leaf | b) \; softmax(c) \odot onehot(y_b) / p(y_b | b),
 
-    where :math:`c_{start}` are the leaves as the epoch began and n is its number of batches, which
-    ``begin_epoch`` is told. Until it has been called nothing is subtracted: the leaves of a first epoch
-    begin at 0 anyway.
+    where :math:`c_{start}` are the leaves at the start of the epoch and n is its number of batches; see
+    ``begin_epoch``. Without it nothing is subtracted.
 
     Source: Nauta et al., "Neural Prototype Trees for Interpretable Fine-grained Image Recognition",
-    CVPR 2021, read from the authors' public code. The leaves are updated with the forward that the
-    gradient step is made from, as there.
+    CVPR 2021, and the authors' public code.
 
     Args:
         num_classes (int): The classes, K.
@@ -49,10 +47,9 @@ class ProtoTreeHead(PrototypeHead):
         depth (int): The levels of inner nodes; there are ``2**depth - 1`` prototypes and ``2**depth``
             leaves. Defaults to 9.
         prototype_channels (int): The size of a prototype, C. Defaults to 256.
-        routing (str): What an image's distribution is in eval mode: 'distributed', the mean over all
-            leaves, as in training; 'max_path', that of the leaf with the most probable path; 'greedy',
-            that of the leaf reached by the more probable turn at each node (left, if they are equal).
-            Defaults to 'distributed'.
+        routing (str): An image's distribution in eval mode: 'distributed', the mean over all leaves, as
+            in training; 'max_path', the leaf with the most probable path; 'greedy', the leaf reached by
+            the more probable turn at each node (left if equal). Defaults to 'distributed'.
         **kwargs: The arguments of mmpretrain's ``ClsHead``.
 
     Raises:

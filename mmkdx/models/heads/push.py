@@ -101,9 +101,8 @@ def find_nearest_patches(
 def push(model: BaseModel, batches: Iterable[dict]) -> NearestPatches:
     """Projects the prototypes of a model onto the nearest patches of a data set.
 
-    A prototype without an image to come from stays as it is.
-
-    The images must not be augmented. Arguments and result are those of ``find_nearest_patches``.
+    A prototype that no image may replace stays as it is. The images must not be augmented. Arguments
+    and result are those of ``find_nearest_patches``.
     """
     head: PrototypeHead = model.head
     nearest = find_nearest_patches(model, batches, classes=head.push_classes())
