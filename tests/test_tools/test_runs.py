@@ -268,5 +268,5 @@ def test_check_config_prints_what_is_compared(monkeypatch, capsys, tmp_path, con
 def test_check_config_shows_a_mistake(monkeypatch, options, message):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr('sys.argv', ['check_config.py', STUDENT, '--cfg-options', options])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         tool('misc/check_config').main()
