@@ -67,10 +67,14 @@ def build(cfg: Config) -> nn.Module:
     return model.double()
 
 
-def step(model: nn.Module, cfg: Config) -> tuple[dict[str, float], list[str]]:
-    """One step of such a model on made-up images; see ``one_step``."""
+def made_up(cfg: Config) -> dict:
+    """The same made-up batch at each call."""
     set_random_seed(0)
-    batch = synthetic_batch(cfg)
+    return synthetic_batch(cfg)
+
+
+def step(model: nn.Module, batch: dict) -> tuple[dict[str, float], list[str]]:
+    """One step of such a model on such a batch; see ``one_step``."""
     model.data_preprocessor.register_forward_hook(
         lambda _, args, data: {**data, 'inputs': data['inputs'].double()}
     )
@@ -83,7 +87,7 @@ def record(paths: list[Path]) -> dict[str, dict[str, float]]:
     recorded = {}
     for path in paths:
         cfg = Config.fromfile(path)
-        logged, _ = step(build(cfg), cfg)
+        logged, _ = step(build(cfg), made_up(cfg))
         recorded[path.as_posix()] = {k: v for k, v in logged.items() if 'loss' in k}
         print(path, recorded[path.as_posix()], flush=True)
     return recorded

@@ -102,13 +102,17 @@ def launch(
     world: int = 2,
     env: Mapping[str, str] | None = None,
     **options,
-) -> None:
-    """Runs a script in several processes that find each other, as ``torchrun`` does."""
+) -> str:
+    """Runs a script in several processes that find each other, as ``torchrun`` does.
+
+    Returns:
+        str: What they wrote to stdout.
+    """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(world))
-    _succeed(
+    done = _succeed(
         [
             Script(
                 path,
@@ -119,6 +123,7 @@ def launch(
             for rank in range(world)
         ]
     )
+    return ''.join(each.stdout for each in done)
 
 
 def run_ranks(script: str, out: Path, world: int) -> list:
@@ -132,6 +137,8 @@ def run_ranks(script: str, out: Path, world: int) -> list:
     return [torch.load(f'{out}.{rank}') for rank in range(world)]
 
 
-def _succeed(ranks: list[Script]) -> None:
-    for done in [rank.wait() for rank in ranks]:
-        assert done.returncode == 0, done.stderr[-3000:]
+def _succeed(ranks: list[Script]) -> list[subprocess.CompletedProcess]:
+    done = [rank.wait() for rank in ranks]
+    for each in done:
+        assert each.returncode == 0, each.stderr[-3000:]
+    return done

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from one_step import FILE, build, step
+from one_step import FILE, build, made_up, step
 from tiny import tool
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -101,10 +101,10 @@ def test_config_takes_a_step(path, monkeypatch):
     """Without waiting for the device, and with the losses that it had when they were recorded."""
     monkeypatch.chdir(ROOT)
     cfg = Config.fromfile(path)
-    model = build(cfg)
+    model, batch = build(cfg), made_up(cfg)
     monkeypatch.setattr(F, 'one_hot', one_hot)
     with Waits() as waits:
-        logged, unused = step(model, cfg)
+        logged, unused = step(model, batch)
     assert not unused
     # Beside what is read in the end
     assert len(waits.seen) == len(logged) + (path.stem.partition('_')[0] in READ), waits.seen
@@ -167,7 +167,7 @@ def test_training_does_not_wait_for_the_gpu(path, monkeypatch):
     cfg = Config.fromfile(path)
     model = build_from_config(cfg).cuda().train()
     for teacher in model.teachers:
-        settle_weights(teacher)
+        settle_weights(teacher, None)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     batch = model.data_preprocessor(synthetic_batch(cfg), True)
     model.data_preprocessor = torch.nn.Identity()

@@ -95,7 +95,7 @@ def test_distillation(name):
     tree = 'prototree' in name
     assert stages.copy_last_layer == (not tree)
     # the teacher's config yields the checkpoint that the student looks for
-    teacher = Config.fromfile(ROOT / cfg.model.teacher.model)
+    teacher = Config.fromfile(CONFIGS.parent / cfg.model.teacher.model.removeprefix('mmkdx::'))
     stem = Path(cfg.model.teacher.model).stem
     epoch = teacher.train_cfg.max_epochs
     assert cfg.model.teacher.checkpoint == f'work_dirs/{stem}/epoch_{epoch}.pth'

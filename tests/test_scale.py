@@ -132,7 +132,7 @@ def step(model: torch.nn.Module, dtype: torch.dtype | None = None) -> tuple[floa
 
 
 def test_the_table_has_every_loss():
-    assert set(TERMS) == set(mmkdx.losses.__all__)
+    assert set(TERMS) == set(mmkdx.losses.__all__) - {'DistillLoss'}
 
 
 @pytest.mark.parametrize('name', TERMS)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkdx.compat import load_checkpoint_file
-from mmkdx.datasets.parts import MARK, Parts
+from mmkdx.datasets.bird_drawing import MARK
+from mmkdx.datasets.parts import Parts
 from mmkdx.distillation.models import build_model, load_weights
 from mmkdx.evaluation.pairs import context_batches
 from mmkdx.explain import GradCAM, UniCAM

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
+from processes import launch
 from tiny import build, classifier
 
 from mmkdx.evaluation import Evaluation, ExplanationEvaluator
@@ -500,6 +498,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import barrier
 from mmengine.runner import Runner
 from mmkdx.compat import prepare_cpu_launch
+sys.path.append(sys.argv[2])
 from test_pair_evaluation import results
 
 cfg = Config.fromfile(sys.argv[1])
@@ -536,21 +535,7 @@ def test_two_processes_compare_as_one(tmp_path):
     script, path = tmp_path / 'launched.py', tmp_path / 'config.py'
     script.write_text(LAUNCHED)
     two.dump(path)
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    folders = ROOT, ROOT / 'tests', Path(__file__).parent
-    done = subprocess.run(
-        [*launch, str(script), str(path)],
-        env={
-            **os.environ,
-            'PYTHONPATH': os.pathsep.join(map(str, folders)),
-            'CUDA_VISIBLE_DEVICES': '',
-            'OMP_NUM_THREADS': '1',
-        },
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(script, path, Path(__file__).parent, cwd=tmp_path, env={'CUDA_VISIBLE_DEVICES': ''})
     found = [json.loads((tmp_path / 'pytorch' / f'{rank}.json').read_text()) for rank in (0, 1)]
     assert found[0] == found[1]
     for values, others in zip(found[0], expected, strict=True):

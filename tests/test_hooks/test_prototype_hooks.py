@@ -3,9 +3,6 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
+from processes import launch
 from tiny import build
 from torch import nn, tensor
 
@@ -601,19 +599,7 @@ def test_two_processes_push_as_one(tmp_path):
     script, path = tmp_path / 'launched.py', tmp_path / 'config.py'
     script.write_text(LAUNCHED)
     configs[1].dump(path)
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    done = subprocess.run(
-        [*launch, str(script), str(path)],
-        env={
-            **os.environ,
-            'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
-            'CUDA_VISIBLE_DEVICES': '',
-            'OMP_NUM_THREADS': '1',
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(script, path, env={'CUDA_VISIBLE_DEVICES': ''})
     one, two = (state_of(Path(cfg.work_dir), 1) for cfg in configs)
     for key in parts_of(one, 'source', 'alive'):
         assert torch.equal(one[key], two[key]), key

@@ -1,14 +1,11 @@
 """The base of the metrics of explanations: rows, scores, what is kept, and what is not counted."""
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import launch
 from scipy import stats
 
 from mmkdx.metrics import Explained, ExplainedBatch, ExplanationMetric, Score, mean_score
@@ -233,18 +230,9 @@ dist.destroy_process_group()
 def test_ranks_with_samples_of_their_own_know_one_score(tmp_path):
     script = tmp_path / 'ranks.py'
     script.write_text(RANKS)
-    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    run = subprocess.run(
-        [sys.executable, *launch, str(script)],
-        cwd=Path(__file__).parents[2],
-        env=dict(os.environ, PYTHONPATH='.', OMP_NUM_THREADS='1'),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    assert '[rank 0: 2.0 of 5, 5 rows]' in run.stdout
-    assert '[rank 1: 2.0 of 5, 0 rows]' in run.stdout
+    written = launch(script)
+    assert '[rank 0: 2.0 of 5, 5 rows]' in written
+    assert '[rank 1: 2.0 of 5, 0 rows]' in written
 
 
 # Maps that say nothing

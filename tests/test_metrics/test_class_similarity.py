@@ -1,9 +1,6 @@
 """How alike explanations of classes are: cosines, matrices, correlations, and what they rest on."""
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import torch
 from explainable import images, model_for
 from mmengine.logging import MMLogger
 from mmpretrain.structures import DataSample
+from processes import launch
 from scipy import stats
 from torch import nn
 
@@ -404,7 +402,11 @@ def found_by(rank: int, ranks: int) -> str:
 
 
 RANKS = """
+import sys
+
 import torch.distributed as dist
+
+sys.path.append(sys.argv[1])
 from test_class_similarity import found_by
 
 dist.init_process_group('gloo')
@@ -417,21 +419,11 @@ dist.destroy_process_group()
 def test_two_processes_find_what_one_finds(tmp_path):
     script = tmp_path / 'ranks.py'
     script.write_text(RANKS)
-    tests = Path(__file__).parent
-    path = os.pathsep.join(map(str, (tests.parents[1], tests.parent, tests)))
-    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    run = subprocess.run(
-        [sys.executable, *launch, str(script)],
-        env=dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS='1'),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
+    written = launch(script, Path(__file__).parent)
     one = found_by(0, 1)
     assert 'class_similarity=' in one and '/11' in one and 'with 2 matrices' in one
-    assert f'rank 0: {one}' in run.stdout
-    assert f'rank 1: {one.replace("with 2", "with 0")}' in run.stdout
+    assert f'rank 0: {one}' in written
+    assert f'rank 1: {one.replace("with 2", "with 0")}' in written
 
 
 # Mistakes

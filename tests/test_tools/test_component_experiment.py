@@ -407,7 +407,7 @@ def test_configs(path, monkeypatch):
     assert all(hook.type != 'ExplainHook' for hook in cfg.custom_hooks)
     cfg.model.terms.kd.teacher_target.kind = 'permute'
     model = build_from_config(cfg)
-    tool('misc/check_config').settle_weights(model.teachers[0])
+    tool('misc/check_config').settle_weights(model.teachers[0], None)
     logged, unused = one_step(model, synthetic_batch(cfg))
     assert not unused and logged['loss_kd'] > 0
 
