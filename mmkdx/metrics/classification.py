@@ -18,10 +18,10 @@ from mmkdx.registry import METRICS
 class CalibrationError(BaseMetric):
     """Expected calibration error and negative log-likelihood of predicted probabilities.
 
-    - ``calibration/ece``, in percent, lower is better: the mean over bins of the gap between
-      accuracy and mean probability, weighted by the bins' images. Bins of the predicted class's probability have equal
-      widths and are closed above. Source: Guo et al., "On Calibration of Modern Neural Networks", ICML
-      2017, Eq. 3.
+    - ``calibration/ece``, in percent, lower is better: the mean over bins of the gap between accuracy
+      and mean probability, weighted by the bins' images. Bins of the predicted class's probability
+      have equal widths and are closed above. Source: Guo et al., "On Calibration of Modern Neural
+      Networks", ICML 2017, Eq. 3.
     - ``calibration/nll``, in nats, lower is better: the mean of -ln p(label). A model that always
       predicts the class frequencies has a low ``ece`` but no low ``nll``.
 
