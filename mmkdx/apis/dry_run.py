@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmkdx.datasets.wrappers import compose, file_pipeline, leaf_configs, type_name
 from mmkdx.distillation import Distiller
 from mmkdx.distillation.places import Value, names_of
-from mmkdx.models.taps import fake_forward, forward_tensor
+from mmkdx.models.families import forward_tensor
+from mmkdx.models.intercept import fake_forward
 from mmkdx.registry import MODELS
 
 

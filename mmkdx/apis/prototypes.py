@@ -21,7 +21,7 @@ from mmkdx.distillation.models import build_model, load_weights, read_config
 from mmkdx.distillation.teachers import Teacher, build_teacher
 from mmkdx.functional.prototype_transfer import cell_agreement, match_prototypes
 from mmkdx.models.heads.push import find_nearest_patches
-from mmkdx.models.taps import evaluating
+from mmkdx.models.intercept import evaluating
 from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets, spread
 from mmkdx.visualization.prototypes import transfer_sheet
 from mmkdx.visualization.report import write_report

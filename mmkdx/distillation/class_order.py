@@ -15,7 +15,8 @@ from mmkdx.arguments import one_of
 from mmkdx.models.families import describe
 from mmkdx.models.flow import find_flow, state_of
 from mmkdx.models.heads import PrototypeHead
-from mmkdx.models.taps import Tap, TapSet
+from mmkdx.models.intercept import Tap
+from mmkdx.models.taps import TapSet
 
 
 def classes_in(checkpoint: dict) -> tuple[str, ...] | None:

@@ -21,7 +21,9 @@ from mmkdx.distillation.terms import Term, build_term
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, fake_images
-from mmkdx.models.taps import TapSet, fake_forward, find_tap
+from mmkdx.models.intercept import fake_forward
+from mmkdx.models.named_taps import find_tap
+from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
 

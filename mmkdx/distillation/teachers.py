@@ -15,8 +15,8 @@ from mmkdx.distillation.class_order import ClassNames, classes_in
 from mmkdx.distillation.input_bridge import checked_normalization, input_bridge
 from mmkdx.distillation.models import ModelSpec, build_model, build_part, load_file, zoo_weights
 from mmkdx.functional import map_tensors, no_autocast
-from mmkdx.models.families import describe, unwrap
-from mmkdx.models.taps import TapSet, forward_tensor
+from mmkdx.models.families import describe, forward_tensor, unwrap
+from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
 

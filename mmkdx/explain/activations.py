@@ -12,7 +12,7 @@ from mmkdx.explain.base import undisturbed, without_checkpointing
 from mmkdx.explain.layers import Layer
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
-from mmkdx.models.taps import Tap, intercept
+from mmkdx.models.intercept import Tap, intercept
 
 
 def activations(model: nn.Module, inputs: Tensor, points: Sequence[Layer | Tap]) -> list[Tensor]:

@@ -21,7 +21,7 @@ from mmkdx.arguments import flag
 from mmkdx.explain.layers import Layer, find_layers
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe, unwrap
-from mmkdx.models.taps import evaluating, intercept
+from mmkdx.models.intercept import evaluating, intercept
 from mmkdx.registry import EXPLAINERS
 
 #: What can be explained; see ``Explainer.__call__``.

@@ -15,7 +15,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
 from mmkdx.functional import no_autocast
 from mmkdx.models.families import describe
-from mmkdx.models.taps import Tap, TapSet, evaluating, intercept
+from mmkdx.models.intercept import Tap, evaluating, intercept
+from mmkdx.models.taps import TapSet
 
 #: Modules that 'auto' does not take: parts of an attention, and projections within a block.
 _NOT_CHOSEN = (nn.Linear, nn.Softmax, _DropoutNd)

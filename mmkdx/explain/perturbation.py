@@ -15,7 +15,7 @@ from mmkdx.explain.gradient import weighted_sum
 from mmkdx.explain.layers import Layer
 from mmkdx.functional import full_precision, normalize_maps, resize_maps
 from mmkdx.models.families import describe
-from mmkdx.models.taps import intercept
+from mmkdx.models.intercept import intercept
 from mmkdx.registry import EXPLAINERS
 
 

@@ -15,7 +15,7 @@ from mmkdx.arguments import flag, integer, number
 from mmkdx.explain.base import Explainer, Targets
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
-from mmkdx.models.taps import Tap, intercept
+from mmkdx.models.intercept import Tap, intercept
 from mmkdx.registry import EXPLAINERS
 
 

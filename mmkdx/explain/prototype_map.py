@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from mmkdx.arguments import integer
 from mmkdx.explain.base import Explainer, Targets
 from mmkdx.functional import full_precision
-from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.families import describe
-from mmkdx.models.taps import Tap, intercept
+from mmkdx.models.heads.prototype_head import find_prototypes
+from mmkdx.models.intercept import Tap, intercept
 from mmkdx.registry import EXPLAINERS
 
 

@@ -27,7 +27,8 @@ from mmkdx.functional.distance_correlation import (
 )
 from mmkdx.functional.distances import distance_gradient, pairwise_distances
 from mmkdx.models.families import unwrap
-from mmkdx.models.taps import Tap, TapSet
+from mmkdx.models.intercept import Tap
+from mmkdx.models.taps import TapSet
 from mmkdx.registry import EXPLAINERS
 
 #: What is differentiated: the labels' correlation with the features that only one model has learned, or

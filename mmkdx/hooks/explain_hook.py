@@ -13,7 +13,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from mmkdx.arguments import flag, integer
 from mmkdx.evaluation import Evaluation, ExplanationEvaluator
 from mmkdx.evaluation.writer import try_files, write_files, write_page
-from mmkdx.models.taps import evaluating
+from mmkdx.models.intercept import evaluating
 from mmkdx.registry import HOOKS
 
 

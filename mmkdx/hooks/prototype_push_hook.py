@@ -16,10 +16,10 @@ from mmkdx.arguments import flag, integer, number, positive
 from mmkdx.datasets.push_set import check_push_set, images_of_classes, listed, push_dataloader
 from mmkdx.datasets.wrappers import class_names
 from mmkdx.hooks.prototype_stage_hook import models_of
-from mmkdx.models.classifier import prototype_head
 from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
+from mmkdx.models.heads.prototype_head import prototype_head
 from mmkdx.models.heads.push import find_nearest_patches, push
-from mmkdx.models.taps import evaluating
+from mmkdx.models.intercept import evaluating
 from mmkdx.registry import HOOKS
 from mmkdx.visualization.prototype_sheets import PrototypeSheets
 from mmkdx.visualization.sections import PictureSection

@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from mmkdx.arguments import flag, integer, number
 from mmkdx.datasets.wrappers import class_names
 from mmkdx.distillation import Distiller
-from mmkdx.models.classifier import prototype_head
 from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
+from mmkdx.models.heads.prototype_head import prototype_head
 from mmkdx.registry import HOOKS
 
 #: The parts of a prototype network that a stage can train, and their modules.

@@ -14,7 +14,7 @@ from mmkdx.functional.schedules import WeightSchedule
 from mmkdx.losses.base import DistillLoss, integer, number
 from mmkdx.losses.logit import KLDivLoss
 from mmkdx.models.flow import find_flow
-from mmkdx.models.taps import fake_forward
+from mmkdx.models.intercept import fake_forward
 from mmkdx.registry import MODELS
 
 #: As in both authors' codes, and in most of mmpretrain's networks.

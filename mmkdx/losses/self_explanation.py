@@ -30,7 +30,8 @@ from mmkdx.functional.self_explanation import (
 )
 from mmkdx.losses.base import DistillLoss, flag, integer, number, one_of, positive
 from mmkdx.models.families import describe
-from mmkdx.models.taps import TapSet, evaluating, fake_forward
+from mmkdx.models.intercept import evaluating, fake_forward
+from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
 #: Explainers by the pixels, and what each is called where the pixels are the features.

@@ -18,7 +18,8 @@ from mmkdx.functional import full_precision
 from mmkdx.functional.self_explanation import EXPLAINERS, class_similarity, cosines
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, by_model, drop_hidden
 from mmkdx.metrics.scores import Score
-from mmkdx.models.taps import TapSet, evaluating
+from mmkdx.models.intercept import evaluating
+from mmkdx.models.taps import TapSet
 from mmkdx.registry import METRICS
 
 #: The most bytes of maps of all classes at a time, where there is no closed form.

@@ -27,8 +27,8 @@ from mmkdx.functional.prototype_transfer import (
 )
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, by_model, drop_hidden
 from mmkdx.metrics.scores import Score, mean_score
-from mmkdx.models.classifier import find_prototypes
-from mmkdx.models.taps import Tap, intercept
+from mmkdx.models.heads.prototype_head import find_prototypes
+from mmkdx.models.intercept import Tap, intercept
 from mmkdx.registry import METRICS
 
 

@@ -1,6 +1,7 @@
 """What concerns networks themselves: what they are, reading their activations, their classifier."""
 
 from mmkdx.models.families import ImageFormat, ModelFacts, describe, register_family, unwrap
-from mmkdx.models.taps import Tap, TapSet
+from mmkdx.models.intercept import Tap
+from mmkdx.models.taps import TapSet
 
 __all__ = ['ImageFormat', 'ModelFacts', 'Tap', 'TapSet', 'describe', 'register_family', 'unwrap']

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from mmkdx.functional import ClassMaps, full_precision
 from mmkdx.functional.largest_logits import all_logits, largest_logits
-from mmkdx.models.classifier import find_prototypes
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, state_of
+from mmkdx.models.heads.prototype_head import find_prototypes
 from mmkdx.models.intercept import Tap
 
 __all__ = ['NAMED_TAPS', 'NamedTap', 'Place', 'find_tap']
@@ -29,7 +30,7 @@ class Place(NamedTuple):
     weights: str = ''
 
 
-class NamedTap:
+class NamedTap(ABC):
     """What the name of a tap stands for.
 
     A derived class registers itself: ``class Embedding(NamedTap, name='embedding')``.
@@ -44,15 +45,15 @@ class NamedTap:
         if name:
             NAMED_TAPS[name] = cls()
 
+    @abstractmethod
     def locate(self, flow: Flow) -> Place:
         """Finds the place in a model.
 
         Raises:
             ValueError: If there is none. The message continues a sentence that begins with the model.
         """
-        raise NotImplementedError
 
-    def check(self, flow: Flow, place: Place) -> None:
+    def check(self, flow: Flow, place: Place) -> None:  # noqa: B027 (most taps have nothing to refuse)
         """Refuses a model in which the value is not what the name says, as ``locate`` does."""
 
     def read(self, value: Any, module: nn.Module) -> Any:

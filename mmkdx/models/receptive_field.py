@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from mmkdx.models.taps import fake_forward, forward_tensor
+from mmkdx.models.families import forward_tensor
+from mmkdx.models.intercept import fake_forward
 
 
 class ReceptiveField(NamedTuple):

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from mmkdx.models.families import describe, forward_tensor
+from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, state_of
-from mmkdx.models.intercept import Tap, evaluating, fake_forward, intercept
+from mmkdx.models.intercept import Tap, intercept
 from mmkdx.models.named_taps import find_tap
-
-__all__ = ['Tap', 'TapSet', 'evaluating', 'fake_forward', 'find_tap', 'forward_tensor', 'intercept']
 
 
 class TapSet:

@@ -15,10 +15,10 @@ from torch import Tensor
 from mmkdx.datasets.wrappers import images, labels
 from mmkdx.functional import resize_maps
 from mmkdx.functional.activation_boxes import high_activation_boxes
-from mmkdx.models.classifier import prototype_head
 from mmkdx.models.heads import ProtoPNetHead
+from mmkdx.models.heads.prototype_head import prototype_head
 from mmkdx.models.heads.push import NearestPatches
-from mmkdx.models.taps import evaluating
+from mmkdx.models.intercept import evaluating
 from mmkdx.visualization.panel import as_rgb
 from mmkdx.visualization.prototypes import Patch, global_sheet, local_sheet
 from mmkdx.visualization.sections import PictureSection

@@ -7,7 +7,7 @@ from torch import nn
 
 from mmkdx.distillation.adapters import Adapter
 from mmkdx.functional import tokens_to_map
-from mmkdx.models.taps import fake_forward
+from mmkdx.models.intercept import fake_forward
 
 
 def random(*shape, seed=0):

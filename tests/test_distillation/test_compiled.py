@@ -7,7 +7,9 @@ import torch
 from tiny import batch, classifier, distiller, total
 
 from mmkdx.explain import GradCAM
-from mmkdx.models.taps import Tap, TapSet, forward_tensor
+from mmkdx.models.families import forward_tensor
+from mmkdx.models.intercept import Tap
+from mmkdx.models.taps import TapSet
 
 TERMS = dict(
     kd=dict(type='KLDivLoss', at='logits'),

@@ -11,7 +11,7 @@ from torch import nn
 from mmkdx.distillation.input_bridge import InputBridge, input_bridge
 from mmkdx.distillation.teachers import Teacher, build_teacher
 from mmkdx.models import describe
-from mmkdx.models.taps import fake_forward
+from mmkdx.models.intercept import fake_forward
 
 IMAGENET = dict(mean=[124.0, 116.0, 104.0], std=[58.0, 57.0, 57.0])
 

@@ -12,7 +12,7 @@ from torch import nn
 from mmkdx.distillation.composed_teachers import EMATeacher
 from mmkdx.distillation.teachers import Teacher, build_teacher
 from mmkdx.functional import ClassMaps
-from mmkdx.models.taps import fake_forward
+from mmkdx.models.intercept import fake_forward
 
 
 def saved(tmp_path, config=None, name='teacher.pth', **extra):

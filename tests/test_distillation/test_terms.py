@@ -10,7 +10,7 @@ from torch import nn
 from mmkdx.distillation.terms import build_term
 from mmkdx.functional import ClassMaps, tokens_to_map
 from mmkdx.losses import ATLoss, CATLoss, DistillLoss, KLDivLoss
-from mmkdx.models.taps import fake_forward
+from mmkdx.models.intercept import fake_forward
 from mmkdx.registry import MODELS
 
 

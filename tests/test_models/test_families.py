@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 import mmkdx
 from mmkdx.models import ImageFormat, ModelFacts, describe, register_family, unwrap
 from mmkdx.models.families import _families, preprocessed
-from mmkdx.models.taps import evaluating, fake_forward
+from mmkdx.models.intercept import evaluating, fake_forward
 
 IMAGENET = ImageFormat(
     tuple(each * 255 for each in (0.485, 0.456, 0.406)),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmkdx.models.taps import Tap, evaluating, intercept
+from mmkdx.models.intercept import Tap, evaluating, intercept
 
 Pair = namedtuple('Pair', 'first second')
 

@@ -6,8 +6,8 @@ from mmpretrain.models.backbones import VGG, DenseNet, RegNet, RepVGG, ResNet, S
 from torch import nn
 
 from mmkdx.models import backbones
+from mmkdx.models.intercept import fake_forward
 from mmkdx.models.receptive_field import ReceptiveField, cell_box, receptive_field
-from mmkdx.models.taps import fake_forward
 
 
 @pytest.mark.parametrize(

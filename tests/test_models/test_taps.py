@@ -13,7 +13,9 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmkdx.functional import ClassMaps
-from mmkdx.models.taps import Tap, TapSet, fake_forward, forward_tensor
+from mmkdx.models.families import forward_tensor
+from mmkdx.models.intercept import Tap, fake_forward
+from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
 GAP = dict(type='GlobalAveragePooling')

@@ -18,7 +18,9 @@ from mmkdx.compat import load_checkpoint_file
 from mmkdx.datasets.push_set import push_dataloader
 from mmkdx.distillation.models import build_model, load_weights
 from mmkdx.functional.distance_correlation import class_prototypes
-from mmkdx.models.taps import TapSet, evaluating, forward_tensor
+from mmkdx.models.families import forward_tensor
+from mmkdx.models.intercept import evaluating
+from mmkdx.models.taps import TapSet
 
 
 @torch.no_grad()

@@ -44,7 +44,8 @@ from mmkdx.datasets import SeededViews
 from mmkdx.distillation.cache import CacheWriter
 from mmkdx.distillation.models import build_part
 from mmkdx.functional.class_maps import first_tensor
-from mmkdx.models.taps import TapSet, forward_tensor
+from mmkdx.models.families import forward_tensor
+from mmkdx.models.taps import TapSet
 
 ROOT = Path(__file__).parents[2]
 PAIR = 'resnet32x4_resnet8x4_cifar100'

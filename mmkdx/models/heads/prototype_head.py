@@ -123,3 +123,26 @@ def check_counts(**counts: int) -> None:
     """Refuses arguments of a head that are not integers of at least 1."""
     for name, value in counts.items():
         integer(f'head.{name}', value, 1)
+
+
+def find_prototypes(model: nn.Module) -> str:
+    """The path of the layer with a model's prototypes, a ValueError where it has none."""
+    for path, module in model.named_modules():
+        if isinstance(module, PrototypeLayer):
+            return path
+    raise ValueError('has no prototypes; use a prototype head, such as ProtoPNetHead')
+
+
+def prototype_head(model: nn.Module, owner: str) -> PrototypeHead:
+    """The prototype head of mmpretrain's classifier, which ``owner`` needs.
+
+    Raises:
+        ValueError: If the classifier has another head.
+    """
+    head = getattr(model, 'head', None)
+    if not isinstance(head, PrototypeHead):
+        raise ValueError(
+            f'{owner} needs a prototype head, such as ProtoPNetHead, and the model has '
+            f'{type(head).__name__}'
+        )
+    return head

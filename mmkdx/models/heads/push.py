@@ -13,8 +13,8 @@ from torch import Tensor
 from mmkdx.functional import resize_maps
 from mmkdx.functional.activation_boxes import high_activation_boxes
 from mmkdx.models.heads.prototype_head import PrototypeHead
+from mmkdx.models.intercept import evaluating
 from mmkdx.models.receptive_field import cell_box, receptive_field
-from mmkdx.models.taps import evaluating
 
 
 @dataclass
