@@ -12,17 +12,24 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import flag, number, size
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
+from mmkdx.distillation.checks import (
+    check_gradients,
+    check_head,
+    check_labels,
+    check_maps,
+    check_teacher,
+)
 from mmkdx.distillation.finite_watch import FiniteWatch
-from mmkdx.distillation.labels import check_labels, index_of, labels_of
+from mmkdx.distillation.labels import index_of, labels_of
 from mmkdx.distillation.models import ModelSpec, build_model
-from mmkdx.distillation.places import Place, Value, check_head, check_maps, names_of, value_at
+from mmkdx.distillation.places import Place, Value, names_of, value_at
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.distillation.terms import Term, build_term
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, fake_images
 from mmkdx.models.intercept import fake_forward
-from mmkdx.models.named_taps import find_tap
+from mmkdx.models.path_tap import find_tap
 from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
@@ -145,8 +152,8 @@ class Distiller(BaseModel):
         if tuple(inputs.shape[2:]) not in self._probed:
             self.probe(inputs.shape[2:])
         labels, index = labels_of(data_samples), index_of(data_samples)
-        own_labels = self._activation if self.student_weight else 'sigmoid'
-        check_labels(labels, self.terms.values(), own_labels)
+        if self.student_weight:
+            check_labels(labels, self._activation)
         truth = {}
         for i, teacher in self._compared.items():
             if self.training:
@@ -169,7 +176,8 @@ class Distiller(BaseModel):
             for name, term in self.terms.items()
         }
         if self.training and torch.is_grad_enabled():
-            self._check_gradients(student, terms)
+            for name, term in self.terms.items():
+                check_gradients(term, student, terms[f'loss_{name}'])
         own = {key: value for key, value in losses.items() if isinstance(value, Tensor)}
         named = {f'terms.{name}': terms[f'loss_{name}'] for name in self.terms}
         self._watch({'images': inputs, **own, **named})
@@ -206,7 +214,6 @@ class Distiller(BaseModel):
         for name, term in self.terms.items():
             resized = getattr(self._compared.get(term.teacher), 'size', None)
             term.connect(*places[name], self.student, (size, resized or size))
-            term.check(*places[name])
         self._probed.add(tuple(size))
         return places
 
@@ -229,17 +236,7 @@ class Distiller(BaseModel):
         for name, term in self.terms.items():
             term.locate(self.student, size)
             check_head(term, 'student', self._activation)
-            if not term.taught:
-                continue
-            if not self.teachers:
-                raise ValueError(
-                    f'terms.{name} compares with a teacher and there is none: set teacher'
-                )
-            if term.teacher >= len(self.teachers):
-                raise ValueError(
-                    f'terms.{name}.teacher is {term.teacher} and the last of the '
-                    f'{len(self.teachers)} teachers is {len(self.teachers) - 1}'
-                )
+            check_teacher(term, len(self.teachers))
         terms = list(self.terms.values())
         taps, explained = _taps([(term, term.student_tap) for term in terms])
         self._taps = TapSet(taps, 'student', explained)
@@ -250,19 +247,6 @@ class Distiller(BaseModel):
             teacher.bind(self.student, taps, owner, explained)
             for term, activation in itertools.product(taught, teacher.activations()):
                 check_head(term, owner, activation)
-
-    def _check_gradients(self, student: dict[str, Any], losses: dict[str, Tensor]) -> None:
-        """Refuses a term that would train nothing, as with frozen layers or a detached explanation."""
-        for name, term in self.terms.items():
-            values = [student[tap] for tap in names_of(term.student_tap)]
-            dead = all(isinstance(value, Tensor) and not value.requires_grad for value in values)
-            if dead or not losses[f'loss_{name}'].requires_grad:
-                tap = ', '.join(map(repr, names_of(term.student_tap)))
-                what = f'what stands at tap {tap}' if dead else 'its loss'
-                raise ValueError(
-                    f'{term.key}: no gradient flows from it into the student, so it would train '
-                    f'nothing; {what} is detached or made of frozen parameters'
-                )
 
     @property
     def weights_read(self) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mmkdx.distillation.places import Value, activation_of
+from mmkdx.distillation.places import Value
 
 if TYPE_CHECKING:
     from mmkdx.distillation.terms import Term
@@ -45,28 +44,13 @@ def multi_hot(labels: Labels, classes: int) -> Tensor:
     return torch.stack(rows)
 
 
-def check_labels(labels: Labels | None, terms: Iterable[Term], activation: str) -> None:
-    """Refuses images of several labels, or none, where one label an image is meant.
-
-    mmpretrain's softmax heads would join the labels, and so give them to other images. The student's
-    ``activation`` is 'sigmoid' also where its own losses do not count.
-    """
-    if not isinstance(labels, list):
-        return
-    for term in terms:
-        if term.needs & {'target', 'class'} and activation_of(term.loss) != 'sigmoid':
-            target_for(term, labels)
-    if activation == 'softmax':
-        raise ValueError(
-            f'student: its softmax head takes one label an image, and {_counts(labels)}; use a head for '
-            'several labels, such as MultiLabelLinearClsHead'
-        )
+def label_counts(labels: list[Tensor]) -> str:
+    """How many labels the images of a batch have, for messages."""
+    return f'the images of the batch have {", ".join(str(len(each)) for each in labels[:8])} labels'
 
 
-def target_for(term: Term, labels: Labels | None, student: Value = None) -> Tensor:
+def target_of(term: Term, labels: Labels | None, student: Value) -> Tensor:
     """The labels as a term's loss takes them: classes (N, ), or numbers for each class (N, K).
-
-    The student's value tells a loss of sigmoids how many classes there are.
 
     Raises:
         ValueError: If the loss cannot take such labels, or there are none.
@@ -74,11 +58,11 @@ def target_for(term: Term, labels: Labels | None, student: Value = None) -> Tens
     need = f'{term.key}: {term.loss_name} needs'
     if labels is None:
         raise ValueError(f'{need} the labels of the images, and the data samples have none')
-    if activation_of(term.loss) == 'sigmoid':
+    if term.activation == 'sigmoid':
         return multi_hot(labels, student.shape[1])
     if isinstance(labels, list):
         raise ValueError(
-            f"{need} one label an image, and {_counts(labels)}; use dict(type='KLDivLoss', "
+            f"{need} one label an image, and {label_counts(labels)}; use dict(type='KLDivLoss', "
             "activation='sigmoid')"
         )
     if 'class' in term.loss.needs and labels.dim() > 1:
@@ -87,7 +71,3 @@ def target_for(term: Term, labels: Labels | None, student: Value = None) -> Tens
             'batch_augments (train_cfg.augments of the student, or data_preprocessor) or the term'
         )
     return labels
-
-
-def _counts(labels: list[Tensor]) -> str:
-    return f'the images of the batch have {", ".join(str(len(each)) for each in labels[:8])} labels'

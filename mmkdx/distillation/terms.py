@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,16 +11,14 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import integer, number, one_of
 from mmkdx.distillation.adapters import Adapter
-from mmkdx.distillation.labels import Labels, target_for
+from mmkdx.distillation.checks import check_contract, check_teacher_target, check_values
+from mmkdx.distillation.labels import Labels, target_of
 from mmkdx.distillation.models import build_part
-from mmkdx.distillation.places import Value, activation_of, check_classes, places, shape_text
+from mmkdx.distillation.places import Value, places, shape_text
 from mmkdx.distillation.teacher_target import TeacherTarget
 from mmkdx.functional import ClassMaps, full_precision, no_autocast
 from mmkdx.functional.class_maps import first_tensor, map_tensors
 from mmkdx.functional.schedules import WeightSchedule
-
-#: What a term reads of a loss; see ``mmkdx.losses.base.DistillLoss``.
-CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
 
 
 class Term(nn.Module):
@@ -71,19 +68,16 @@ class Term(nn.Module):
         self.schedule = None if schedule is None else WeightSchedule(**schedule)
         self.key = f'terms.{name}'
         self.loss = build_part(dict(type=type, **loss_args))
-        if not all(hasattr(self.loss, each) for each in CONTRACT):
-            taken = tuple(inspect.signature(self.loss.forward).parameters)[1:]
-            raise ValueError(
-                f'{self.loss_name} does not declare what it needs; derive it from '
-                f"mmkdx.losses.base.DistillLoss, set compares (such as 'shape') and needs={taken}, and "
-                'let its forward take exactly that after student'
-            )
+        check_contract(self)
         self.compares = self.loss.compares
         self.needs = frozenset(self.loss.needs)
         #: Whether it compares with a teacher.
         self.taught = 'teacher' in self.needs
         #: Whether the loss takes gradients of the logits by what is at the other taps.
         self.explains = 'gradients' in self.needs
+        #: What turns logits into probabilities in the loss; None where it makes none.
+        default = 'softmax' if self.compares == 'logits' else None
+        self.activation = getattr(self.loss, 'activation', default)
         self.student_tap, self.teacher_tap = places(at, self.taught, self.loss_name)
         if self.compares != 'anything' and not (
             isinstance(self.student_tap, str) and isinstance(self.teacher_tap, str | None)
@@ -92,12 +86,7 @@ class Term(nn.Module):
         self.adapter: nn.Module | None = None
         self.teacher_target = None
         if teacher_target is not None:
-            taken = activation_of(self.loss)
-            if not self.taught or self.compares != 'logits' or taken != 'softmax':
-                raise ValueError(
-                    'teacher_target is for the logits of a teacher, of which the loss takes the '
-                    f'softmax, and {self.loss_name} takes none'
-                )
+            check_teacher_target(self)
             tau = getattr(self.loss, 'tau', 1.0)
             self.teacher_target = TeacherTarget(**{'tau': tau, **teacher_target})
         self._connected = False
@@ -121,7 +110,9 @@ class Term(nn.Module):
     ) -> None:
         """Checks that the loss takes what is at the taps and, the first time, builds what is missing.
 
-        That is the adapter, and the layers of the loss's own.
+        That is the adapter, and the layers of the loss's own. Then a copy of the term is run on random
+        values, so that mistakes show before training. A loss that needs the images or the model is not
+        run, and neither is one that takes gradients of the logits, as random values have none.
 
         Args:
             student (Tensor | ClassMaps | list): What the student's tap holds, real or fake.
@@ -131,7 +122,7 @@ class Term(nn.Module):
                 teacher's. Defaults to unknown.
 
         Raises:
-            ValueError: If the two cannot be bridged, or are not of the kind that the loss compares.
+            ValueError: If the two cannot be bridged, or the loss cannot take such values.
         """
         sides = (student, teacher)[: 1 + self.taught]
         if not self._connected:
@@ -140,49 +131,34 @@ class Term(nn.Module):
             except ValueError as error:
                 raise ValueError(f'{self.key}.at: {self.loss_name}: {error}') from error
         self._connected = True
-        if self.compares in ('logits', 'class_maps'):
-            check_classes(self, sides)
-        elif self.compares == 'anything':
-            return
-        elif any(isinstance(side, ClassMaps) for side in sides):
-            raise ValueError(
-                f"{self.key}.at: {self.loss_name} compares tensors, and tap 'cam' holds class maps"
-            )
-        elif self.auto and self.taught:
+        check_values(self, sides)
+        if self.auto and self.taught and self.compares in ('shape', 'map_size'):
             try:
                 if self.adapter is None:
                     self.adapter = Adapter(student, teacher, channels=self.compares == 'shape')
                 self.adapter.check(student, teacher, images)
             except ValueError as error:
                 raise ValueError(f'{self.key}.adapter: {error}; choose other taps (at)') from error
+        try:
+            self.loss.check(*sides)
+            if not self.needs & {'inputs', 'model'}:
+                if not self.explains or isinstance(student, ClassMaps):
+                    self._try_out(student, teacher)
+        except Exception as error:
+            raise ValueError(
+                f'{self.key}: {self.loss_name} cannot {"compare" if self.taught else "take"} '
+                f'{" and ".join(map(shape_text, sides))}: {str(error).partition(chr(10))[0]}'
+            ) from error
 
     @torch.no_grad()
-    def check(self, student: Value, teacher: Value) -> None:
-        """Runs a copy of the term on random values, so that mistakes show before training.
-
-        A loss that needs the images or the model is not run, and neither is one that takes gradients of
-        the logits, as random values have none. For the arguments see ``connect``.
-
-        Raises:
-            ValueError: If the loss cannot take such values.
-        """
-        sides = (student, teacher)[: 1 + self.taught]
-        runs = not self.needs & {'inputs', 'model'}
-        runs = runs and (not self.explains or isinstance(student, ClassMaps))
-        anchor = first_tensor(student)
+    def _try_out(self, student: Value, teacher: Value) -> None:
+        """Runs a copy on random values."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # torch.manual_seed would seed CUDA as well
             values = [map_tensors(_random_like, value) for value in (student, teacher)]
+            anchor = first_tensor(student)
             target = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
-            try:
-                self.loss.check(*sides)
-                if runs:
-                    copy.deepcopy(self)(*values, target, torch.arange(len(anchor)))
-            except Exception as error:
-                raise ValueError(
-                    f'{self.key}: {self.loss_name} cannot {"compare" if self.taught else "take"} '
-                    f'{" and ".join(map(shape_text, sides))}: {str(error).partition(chr(10))[0]}'
-                ) from error
+            copy.deepcopy(self)(*values, target, torch.arange(len(anchor)))
 
     def forward(
         self,
@@ -210,7 +186,7 @@ class Term(nn.Module):
         given = dict(index=index, inputs=inputs, model=model)
         given = {need: value for need, value in given.items() if need in self.needs}
         if self.needs & {'target', 'class'}:
-            given['target'] = target_for(self, target, student)
+            given['target'] = target_of(self, target, student)
         if 'index' in self.needs and index is None:
             raise ValueError(
                 f'{self.key}: {self.loss_name} needs the position of each sample in the data set, '

@@ -26,15 +26,6 @@ NEEDS = (*ARGUMENTS, 'class', 'gradients')
 #: The names that a term reads.
 CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
 
-#: Names of the former contract, and what to declare in their place.
-FORMER = dict(
-    needs_teacher="needs without 'teacher'",
-    hard_labels="needs with 'class'",
-    sample_index="needs with 'index'",
-    sees_model="needs with 'inputs' and 'model'",
-    explains="needs with 'gradients'",
-)
-
 
 class DistillLoss(nn.Module):
     """Base of the losses that a term computes.
@@ -104,8 +95,6 @@ def _check_contract(loss: type[DistillLoss]) -> None:
     for need in loss.needs:
         one_of(f'{name}.needs', need, NEEDS)
     for own in sorted(set(dir(loss)) - set(dir(DistillLoss))):
-        if own in FORMER:
-            raise ValueError(f'{name}.{own} is not read; declare {FORMER[own]}')
         near = difflib.get_close_matches(own, (*CONTRACT, 'forward'), 1, 0.8)
         if near and not own.startswith('_'):
             raise ValueError(f'{name}.{own} is not read; do you mean {near[0]!r}?')

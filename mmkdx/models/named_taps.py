@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.heads.prototype_head import find_prototypes
 from mmkdx.models.intercept import Tap
 
-__all__ = ['NAMED_TAPS', 'NamedTap', 'Place', 'find_tap']
+__all__ = ['NAMED_TAPS', 'NamedTap', 'Place']
 
 #: All named taps by name; a class of its own adds another.
 NAMED_TAPS: dict[str, NamedTap] = {}
@@ -192,40 +191,3 @@ class Prototypes(NamedTap, name='prototypes'):
 
     def read(self, value: Any, module: nn.Module) -> Tensor:
         return module.prototypes
-
-
-class PathTap(NamedTap):
-    """What stands at a path in a model, ``path[@call][:in|:out][[item]]``."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def locate(self, flow: Flow) -> Place:
-        tap = Tap.parse(self.text)
-        paths = [path for path, _ in flow.model.named_modules(remove_duplicate=False) if path]
-        if tap.path not in paths:
-            near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
-            raise ValueError(f'has no module {tap.path!r}; near names are {", ".join(near)}')
-        return Place(tap)
-
-    def check(self, flow: Flow, place: Place) -> None:
-        """Refuses a module that is not called, or several times, and a value that is no tensor."""
-        path, call = place.tap.path, place.tap.call
-        calls, value, _ = flow.reading(place.tap)
-        if not calls:
-            raise ValueError(f'does not call module {path!r} in its forward')
-        often = f'calls module {path!r} {calls} times in one forward'
-        if call is None and calls > 1:
-            raise ValueError(f"{often}; write '{path}@0' to '{path}@{calls - 1}'")
-        if call is not None and call >= calls:
-            raise ValueError(f'{often}, so the last call is @{calls - 1}')
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f'holds a {type(value).__name__} and no tensor at {self.text!r}; where a tuple stands '
-                "there, choose an element, as in 'backbone.stages.3[0]'"
-            )
-
-
-def find_tap(name: str) -> NamedTap:
-    """The tap of a name, or of a path."""
-    return NAMED_TAPS.get(name) or PathTap(name)
