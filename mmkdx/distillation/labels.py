@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from mmkdx.distillation.places import Value
-
-if TYPE_CHECKING:
-    from mmkdx.distillation.terms import Term
-
-#: Classes (N, ); class probabilities (N, K); or the indices of each image's classes, where an image
-#: has not exactly one.
-Labels = Tensor | list[Tensor]
+from mmkdx.distillation.places import Labels
 
 
 def labels_of(data_samples: list | None) -> Labels | None:
@@ -42,32 +33,3 @@ def multi_hot(labels: Labels, classes: int) -> Tensor:
         return labels
     rows = [torch.zeros(classes, device=each.device).index_fill_(0, each, 1) for each in labels]
     return torch.stack(rows)
-
-
-def label_counts(labels: list[Tensor]) -> str:
-    """How many labels the images of a batch have, for messages."""
-    return f'the images of the batch have {", ".join(str(len(each)) for each in labels[:8])} labels'
-
-
-def target_of(term: Term, labels: Labels | None, student: Value) -> Tensor:
-    """The labels as a term's loss takes them: classes (N, ), or numbers for each class (N, K).
-
-    Raises:
-        ValueError: If the loss cannot take such labels, or there are none.
-    """
-    need = f'{term.key}: {term.loss_name} needs'
-    if labels is None:
-        raise ValueError(f'{need} the labels of the images, and the data samples have none')
-    if term.activation == 'sigmoid':
-        return multi_hot(labels, student.shape[1])
-    if isinstance(labels, list):
-        raise ValueError(
-            f"{need} one label an image, and {label_counts(labels)}; use dict(type='KLDivLoss', "
-            "activation='sigmoid')"
-        )
-    if 'class' in term.loss.needs and labels.dim() > 1:
-        raise ValueError(
-            f'{need} one class an image and the batches have mixed or soft labels; remove '
-            'batch_augments (train_cfg.augments of the student, or data_preprocessor) or the term'
-        )
-    return labels

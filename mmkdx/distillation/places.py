@@ -11,6 +11,10 @@ from mmkdx.functional import ClassMaps
 
 #: One tap, or several whose values come as a list.
 Place = str | tuple[str, ...]
+#: Classes (N, ); class probabilities (N, K); or the indices of each image's classes, where an image
+#: has not exactly one.
+Labels = Tensor | list[Tensor]
+
 #: What is read there; None where there is no teacher.
 Value = Tensor | ClassMaps | list | None
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmkdx.arguments import integer, number, one_of
+from mmkdx.arguments import flag, integer, number, one_of
+from mmkdx.distillation import checks
 from mmkdx.distillation.adapters import Adapter
-from mmkdx.distillation.checks import check_contract, check_teacher_target, check_values
-from mmkdx.distillation.labels import Labels, target_of
+from mmkdx.distillation.labels import multi_hot
 from mmkdx.distillation.models import build_part
-from mmkdx.distillation.places import Value, places, shape_text
+from mmkdx.distillation.places import Labels, Value, places, shape_text, value_at
 from mmkdx.distillation.teacher_target import TeacherTarget
 from mmkdx.functional import ClassMaps, full_precision, no_autocast
 from mmkdx.functional.class_maps import first_tensor, map_tensors
@@ -35,6 +35,8 @@ class Term(nn.Module):
             or a list of taps.
         adapter (str, optional): 'auto', or None for no adapter. Defaults to 'auto'.
         weight (float): The weight. Defaults to 1.
+        allow_negative (bool): Whether the weight may be below 0, which trains the student away from what
+            the loss asks for. Defaults to False, as that is nearly always a slip.
         schedule (dict, optional): The arguments of ``WeightSchedule``. Defaults to None (constant).
         teacher (int): Which teacher, where there are several. Defaults to 0.
         teacher_target (dict, optional): The arguments of ``TeacherTarget``, which leaves a part of what
@@ -53,6 +55,7 @@ class Term(nn.Module):
         at: str | Sequence[str | Sequence[str]],
         adapter: str | None = 'auto',
         weight: float = 1.0,
+        allow_negative: bool = False,
         schedule: dict | None = None,
         teacher: int = 0,
         teacher_target: dict | None = None,
@@ -60,15 +63,14 @@ class Term(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = number('weight', weight)
+        checks.weight(self, flag('allow_negative', allow_negative))
         self.auto = one_of('adapter', adapter, ('auto', None)) == 'auto'
         self.teacher = integer('teacher', teacher, 0)
-        for key, value in dict(schedule=schedule, teacher_target=teacher_target).items():
-            if not isinstance(value, dict | None):
-                raise ValueError(f'{key} is {value!r}; it must be a dict of arguments')
         self.schedule = None if schedule is None else WeightSchedule(**schedule)
         self.key = f'terms.{name}'
         self.loss = build_part(dict(type=type, **loss_args))
-        check_contract(self)
+        self.loss_name = self.loss.__class__.__name__
+        checks.contract(self)
         self.compares = self.loss.compares
         self.needs = frozenset(self.loss.needs)
         #: Whether it compares with a teacher.
@@ -79,22 +81,19 @@ class Term(nn.Module):
         default = 'softmax' if self.compares == 'logits' else None
         self.activation = getattr(self.loss, 'activation', default)
         self.student_tap, self.teacher_tap = places(at, self.taught, self.loss_name)
-        if self.compares != 'anything' and not (
-            isinstance(self.student_tap, str) and isinstance(self.teacher_tap, str | None)
-        ):
-            raise ValueError(f'at is {at!r}, and {self.loss_name} compares one place with one')
+        checks.places(self)
         self.adapter: nn.Module | None = None
         self.teacher_target = None
         if teacher_target is not None:
-            check_teacher_target(self)
+            checks.teacher_target(self)
             tau = getattr(self.loss, 'tau', 1.0)
             self.teacher_target = TeacherTarget(**{'tau': tau, **teacher_target})
         self._connected = False
 
-    @property
-    def loss_name(self) -> str:
-        """The class name of the loss."""
-        return type(self.loss).__name__
+    def values(self, student: Mapping, teachers: Mapping[int, Mapping]) -> tuple[Value, Value]:
+        """What is at the taps in the student and, for a loss that needs it, in its teacher."""
+        theirs = teachers.get(self.teacher)
+        return value_at(student, self.student_tap), value_at(theirs, self.teacher_tap)
 
     def locate(self, model: nn.Module, size: Sequence[int]) -> None:
         """Lets the loss choose the student's place for ``at='auto'`` and images (height, width)."""
@@ -131,7 +130,7 @@ class Term(nn.Module):
             except ValueError as error:
                 raise ValueError(f'{self.key}.at: {self.loss_name}: {error}') from error
         self._connected = True
-        check_values(self, sides)
+        checks.values(self, sides)
         if self.auto and self.taught and self.compares in ('shape', 'map_size'):
             try:
                 if self.adapter is None:
@@ -186,13 +185,10 @@ class Term(nn.Module):
         given = dict(index=index, inputs=inputs, model=model)
         given = {need: value for need, value in given.items() if need in self.needs}
         if self.needs & {'target', 'class'}:
-            given['target'] = target_of(self, target, student)
-        if 'index' in self.needs and index is None:
-            raise ValueError(
-                f'{self.key}: {self.loss_name} needs the position of each sample in the data set, '
-                "and the data samples have no 'sample_idx'; let the dataset's PackInputs keep it "
-                '(meta_keys)'
-            )
+            checks.target(self, target)
+            several = self.activation == 'sigmoid'
+            given['target'] = multi_hot(target, student.shape[1]) if several else target
+        checks.index(self, index)
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
         with no_autocast(first_tensor(student)):
@@ -201,10 +197,7 @@ class Term(nn.Module):
             if self.teacher_target is not None:
                 teacher = self.teacher_target(teacher, target)
             loss = self.loss(*(student, teacher)[: 1 + self.taught], **given)
-        if not isinstance(loss, Tensor) or loss.dim():
-            tensor = isinstance(loss, Tensor)
-            kind = f'tensor of shape {tuple(loss.shape)}' if tensor else type(loss).__name__
-            raise ValueError(f'{self.loss_name} returns a {kind}; a loss returns a scalar tensor')
+        checks.scalar(self, loss)
         return loss * (self.weight * (self.schedule() if self.schedule else 1.0))
 
 
@@ -220,20 +213,7 @@ def _random_like(tensor: Tensor) -> Tensor:
 
 def build_term(name: str, config: dict) -> Term:
     """Builds a term; errors name its key in ``terms``."""
-    if not isinstance(config, dict):
-        raise ValueError(
-            f'terms.{name} is {config!r}; it must be a dict of the arguments of a term'
-        )
-    for key in ('type', 'at'):
-        if key not in config:
-            raise ValueError(
-                f'terms.{name} has no {key!r}; a term needs a loss (type) and a tap (at)'
-            )
-    if 'loss' in name:
-        raise ValueError(
-            f"terms.{name}: a term's name must not contain 'loss', by which mmengine knows what it "
-            'sums up'
-        )
+    checks.term_config(name, config)
     try:
         return Term(name, **config)
     except (TypeError, ValueError, KeyError) as error:

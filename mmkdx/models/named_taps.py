@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkdx.arguments import integer
 from mmkdx.functional import ClassMaps, full_precision
 from mmkdx.functional.largest_logits import all_logits, largest_logits
 from mmkdx.models.families import describe
@@ -17,6 +18,9 @@ from mmkdx.models.heads.prototype_head import find_prototypes
 from mmkdx.models.intercept import Tap
 
 __all__ = ['NAMED_TAPS', 'NamedTap', 'Place']
+
+#: What a cache stores of a value: tensors with a row for each image.
+Stored = Mapping[str, Tensor]
 
 #: All named taps by name; a class of its own adds another.
 NAMED_TAPS: dict[str, NamedTap] = {}
@@ -64,20 +68,18 @@ class NamedTap(ABC):
         """
         return value
 
-    def encode(self, value: Any, top_k: int | None, resolution: int | None) -> dict[str, Tensor]:
-        """The tensors that a cache stores of a value, with a row for each image.
+    def encode(self, value: Any, top_k: int | None, resolution: int | None) -> Stored:
+        """What a cache stores of a value.
 
         The options are those of ``CachedTeacher``. One that leaves nothing out is a ValueError.
         """
         return dict(values=full_precision(value))
 
-    def decode(
-        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
-    ) -> Any:
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Any:
         """The value of rows of what ``encode`` returned.
 
         Args:
-            stored (Mapping[str, Tensor]): The rows.
+            stored (Stored): The rows.
             shape (Sequence[int]): The shape of one image's value.
             module (nn.Module, optional): The module of the place's weights; None where the stored
                 value stands for itself, as the mean over several teachers does.
@@ -102,19 +104,13 @@ class Logits(NamedTap, name='logits'):
     def read(self, value: Any, module: nn.Module) -> Tensor:
         return value if isinstance(value, Tensor) else describe(module).logits_in(value)
 
-    def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> dict[str, Tensor]:
-        value, classes = full_precision(value), value.shape[1]
+    def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> Stored:
+        value = full_precision(value)
         if top_k is None:
             return dict(values=value)
-        if top_k >= classes:
-            raise ValueError(
-                f'teacher.top_k is {top_k} and there are {classes} classes; leave top_k out'
-            )
-        return largest_logits(value, top_k)
+        return largest_logits(value, integer('teacher.top_k', top_k, 1, value.shape[1] - 1))
 
-    def decode(
-        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
-    ) -> Tensor:
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Tensor:
         return all_logits(stored, shape[0]) if 'index' in stored else stored['values']
 
 
@@ -160,22 +156,14 @@ class Cam(NamedTap, name='cam'):
     def read(self, value: Tensor, module: nn.Module) -> ClassMaps:
         return ClassMaps(value, module.weight, module.bias, keep=True)
 
-    def encode(
-        self, value: ClassMaps, top_k: int | None, resolution: int | None
-    ) -> dict[str, Tensor]:
-        features, side = full_precision(value.features), min(value.shape[2:])
+    def encode(self, value: ClassMaps, top_k: int | None, resolution: int | None) -> Stored:
+        features = full_precision(value.features)
         if resolution is None:
             return dict(values=features)
-        if resolution > side:
-            raise ValueError(
-                f'teacher.resolution is {resolution} and the class maps have {side} positions a side; '
-                'leave resolution out'
-            )
-        return dict(values=F.adaptive_avg_pool2d(features, resolution))
+        side = integer('teacher.resolution', resolution, 1, min(value.shape[2:]))
+        return dict(values=F.adaptive_avg_pool2d(features, side))
 
-    def decode(
-        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
-    ) -> ClassMaps:
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> ClassMaps:
         weights = (module.weight, module.bias) if module else ()
         return ClassMaps(stored['values'], *weights, keep=True)
 
