@@ -39,6 +39,11 @@ def test_a_good_one():
         (dict(chek=lambda self: None), "chek is not read; do you mean 'check'"),
         (dict(conect=lambda self: None), "conect is not read; do you mean 'connect'"),
         (dict(log={}), "log is not read; do you mean 'logs'"),
+        (dict(needs_teacher=False), "needs_teacher is not read; declare needs without 'teacher'"),
+        (dict(sees_model=True), "sees_model is not read; declare needs with 'inputs' and 'model'"),
+        (dict(hard_labels=True), "hard_labels is not read; declare needs with 'class'"),
+        (dict(sample_index=True), "sample_index is not read; declare needs with 'index'"),
+        (dict(explains=True), "explains is not read; declare needs with 'gradients'"),
         (
             dict(needs=('teacher', 'class', 'index')),
             r'forward takes \(student, teacher\), and .* must take \(student, teacher, target, index\)',
