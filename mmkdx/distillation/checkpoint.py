@@ -26,8 +26,8 @@ def to_checkpoint(
             teacher.state_dict(destination=state, prefix=f'{prefix}distill.teachers.{i}.')
     # The version numbers of the modules, which guide the conversion of old files.
     versions = getattr(state, '_metadata', {})
-    for key in [key for key in versions if key.startswith(f'{prefix}student.')]:
-        versions[prefix + key.removeprefix(f'{prefix}student.')] = versions.pop(key)
+    for key in [key for key in versions if f'{key}.'.startswith(f'{prefix}student.')]:
+        versions[f'{prefix}{key[len(prefix) + len("student.") :]}'.rstrip('.')] = versions.pop(key)
 
 
 def from_checkpoint(
@@ -37,7 +37,9 @@ def from_checkpoint(
     _rename(state, prefix, 'distill.', 'student.')
     versions = getattr(state, '_metadata', None) or {}
     for key in list(versions):
-        versions.setdefault(f'{prefix}student.{key.removeprefix(prefix)}', versions[key])
+        for owner in ('student', 'student.model'):  # which a PlainClassifier cannot do itself
+            name = f'{prefix}{owner}.{key.removeprefix(prefix)}'.rstrip('.')
+            versions.setdefault(name, versions[key])
     for i, teacher in enumerate(distiller.teachers):
         start = f'{prefix}teachers.{i}.'
         keys = [key for key in state if key.startswith(start)]

@@ -61,6 +61,7 @@ class ModelFacts:
         activation (str): What turns logits into probabilities, 'softmax' or 'sigmoid'.
         images (ImageFormat): What it expects of images.
         classes (tuple[str, ...], optional): The names of its classes. Defaults to None (unknown).
+        num_classes (int, optional): The number of its logits. Defaults to None (unknown).
     """
 
     family: str
@@ -69,6 +70,7 @@ class ModelFacts:
     activation: str = 'softmax'
     images: ImageFormat = field(default_factory=ImageFormat)
     classes: tuple[str, ...] | None = None
+    num_classes: int | None = None
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The logits (N, K) of preprocessed images (N, C, H, W), in the model's present mode."""
@@ -161,7 +163,8 @@ def forward_tensor(model: nn.Module, inputs: Tensor) -> Any:
 
 @register_family(lambda model: True)
 def _torch(model: nn.Module) -> ModelFacts:
-    return ModelFacts('torch', model, activation=_activation(_last_width(model)))
+    width = _last_width(model)
+    return ModelFacts('torch', model, activation=_activation(width), num_classes=width)
 
 
 @register_family(lambda model: _is_from(model, 'torchvision.models'))
@@ -170,9 +173,11 @@ def _torchvision(model: nn.Module) -> ModelFacts:
     known = hasattr(weights, 'transforms')
     mean, std = _moments(weights) if known else _agreed_moments(type(model).__module__)
     images = _format(model, mean, std, 255, getattr(model, 'image_size', None))
+    width = getattr(model, 'num_classes', None) or _last_width(model)
     classes = weights.meta.get('categories') if known else None
-    activation = _activation(_last_width(model))
-    return ModelFacts('torchvision', model, '', activation, images, classes and tuple(classes))
+    # Of other classes, where the classifier is a new one
+    classes = tuple(classes) if classes and len(classes) == width else None
+    return ModelFacts('torchvision', model, '', _activation(width), images, classes, width)
 
 
 @register_family(lambda model: _is_from(model, 'timm'))
@@ -183,19 +188,22 @@ def _timm(model: nn.Module) -> ModelFacts:
     own = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
     sides = own or (known.get('input_size') or (None,))[1:] or None
     images = _format(model, known.get('mean'), known.get('std'), 255, sides)
-    return ModelFacts('timm', model, '', _activation(getattr(model, 'num_classes', None)), images)
+    width = getattr(model, 'num_classes', None)
+    return ModelFacts('timm', model, '', _activation(width), images, num_classes=width)
 
 
 @register_family(lambda model: _is_from(model, 'transformers'))
 def _huggingface(model: nn.Module) -> ModelFacts:
     config = getattr(model, 'config', None)
     multi = getattr(config, 'problem_type', None) == 'multi_label_classification'
-    activation = 'sigmoid' if multi else _activation(getattr(config, 'num_labels', None))
+    width = getattr(config, 'num_labels', None)
+    activation = 'sigmoid' if multi else _activation(width)
     names = getattr(config, 'id2label', None) or {}
     classes = tuple(str(names[key]) for key in sorted(names, key=int))
     if classes == tuple(f'LABEL_{i}' for i in range(len(classes))):  # transformers' own, or none
         classes = None
-    return ModelFacts('huggingface', model, '', activation, _processor_format(model), classes)
+    images = _processor_format(model)
+    return ModelFacts('huggingface', model, '', activation, images, classes, width)
 
 
 @register_family(lambda model: isinstance(model, BaseModel))
