@@ -91,10 +91,12 @@ class ModelFacts:
             if len({each.shape for each in logits}) == 1:
                 logits = sum(logits)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
-            shape = f' of shape {tuple(logits.shape)}' if isinstance(logits, Tensor) else ''
+            kind = type(logits).__name__
+            if isinstance(logits, Tensor):
+                kind = f'Tensor of shape {tuple(logits.shape)}'
             raise ValueError(
-                f'{type(self.model).__name__} returns a {type(logits).__name__}{shape}, and a '
-                'classifier returns logits of shape (N, K); for a model that returns them in '
+                f'{type(self.model).__name__} returns a {kind}, and a classifier '
+                ' returns logits of shape (N, K); for a model that returns them in '
                 'another form, see mmkdx.models.register_family'
             )
         return logits

@@ -63,8 +63,8 @@ def check_library(name: str, key: str) -> None:
     Raises:
         ValueError: If there is none; the message lists near names.
     """
-    library = name.partition('::')[0]
-    if library not in LIBRARIES and library.isidentifier() and find_spec(library) is None:
+    library, mark, _ = name.partition('::')
+    if mark and library.isidentifier() and find_spec(library) is None:
         raise ValueError(
             f'{key}: there is no library {library!r} of networks and no package of this name with '
             f'configs; the libraries are {", ".join(LIBRARIES)}{near_names(library, LIBRARIES)}'
