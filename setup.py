@@ -87,7 +87,7 @@ setup(
     extras_require={
         'openmmlab': requirements('mminstall'),
         'onedl': requirements('mminstall-onedl'),
-        **{name: requirements(name) for name in ('demo', 'tests', 'docs', 'optional')},
+        **{name: requirements(name) for name in ('demo', 'tests', 'docs', 'optional', 'libraries', 'export')},
     },
     cmdclass={'build_py': BuildWithMimFiles},
     zip_safe=False,

@@ -94,7 +94,11 @@ def test_editable_installation_links_what_mim_looks_for(checkout):
 
 
 @pytest.mark.parametrize(
-    'name', ['runtime', 'mminstall', 'mminstall-onedl', 'tests', 'docs', 'optional']
+    'name',
+    [
+        *('runtime', 'mminstall', 'mminstall-onedl', 'tests', 'docs', 'optional'),
+        *('libraries', 'export'),
+    ],
 )
 def test_every_requirement_has_a_tested_version(name):
     pins = {line.partition('==')[0] for line in (ROOT / 'requirements/constraints.txt').open()}

@@ -58,6 +58,19 @@ class ClassNames:
         finally:
             undo()
 
+    def settle_without_weights(
+        self, model: nn.Module, names: Sequence[str], known: Sequence[str] | None
+    ) -> None:
+        """Maps classes as ``settle`` does; any of the model's stand for those that only a file names."""
+        meant = [each for name in names for each in self.map.get(name, (name,))]
+        if known is None and any(isinstance(each, str) for each in meant):
+            groups: Any = [0] * len(names)
+        else:
+            groups = class_groups(names, known, self.map)
+        if groups is not None:
+            reorder(model, groups)
+        self._compared = names
+
     def settle(
         self, model: nn.Module, known: Sequence[str] | None, taps: TapSet | None
     ) -> Sequence[str] | None:

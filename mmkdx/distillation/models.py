@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from mmkdx.models.families import describe
 from mmkdx.models.libraries import check_library, find_network, names_network
 from mmkdx.registry import MODELS
 
@@ -127,10 +128,11 @@ def zoo_entry(name: str, key: str) -> Any:
         ) from None
 
 
-def pretrained_source(model: ModelSpec, checkpoint: str | None) -> tuple[ModelSpec, str | None]:
-    """A teacher's model and the file of its weights, where its zoo or library has weights for it.
+def own_weights(model: ModelSpec, checkpoint: str | None) -> str | dict:
+    """What ``load_file`` loads where a teacher's zoo or library has weights for it.
 
-    A library loads its weights itself, so there is no file then.
+    Returns:
+        str | dict: The URL of the zoo's weights, or the model dict of a library's network with them.
     """
     if checkpoint:
         raise ValueError(
@@ -138,23 +140,27 @@ def pretrained_source(model: ModelSpec, checkpoint: str | None) -> tuple[ModelSp
         )
     named = model if isinstance(model, dict) else dict(type=model)
     if names_network(named.get('type')):
-        return dict(named, pretrained=True), None
+        return dict(named, pretrained=True)
     weights = zoo_entry(model, 'teacher.model').weights if isinstance(model, str) else None
     if not weights:
         raise ValueError(
             "teacher.pretrained=True needs a model name of mmpretrain's zoo or of another library as "
             'teacher.model, which has weights; else set teacher.checkpoint'
         )
-    return model, weights
+    return weights
 
 
-def load_file(model: nn.Module, name: str | None, strict: bool = True) -> dict:
-    """Loads a teacher's checkpoint, a file or URL, into its model and returns it."""
+def load_file(model: nn.Module, name: str | dict | None, strict: bool = True) -> dict:
+    """Loads a teacher's checkpoint, a file or URL or see ``own_weights``, into its model, returns it."""
     if name is None:
         raise ValueError(
             'the teacher has no weights: set teacher.checkpoint to a file or URL, or '
             "teacher.pretrained=True for a model of mmpretrain's zoo or of another library"
         )
+    if isinstance(name, dict):
+        network = build_model(name, 'teacher.model')
+        model.load_state_dict(network.state_dict())
+        return dict(meta=dict(CLASSES=describe(network).classes))
     try:
         state = CheckpointLoader.load_checkpoint(name, map_location='cpu')
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from mmkdx.distillation.models import (
     build_model,
     build_part,
     load_file,
-    pretrained_source,
+    own_weights,
 )
 from mmkdx.functional import map_tensors, no_autocast
 from mmkdx.models.families import describe, forward_tensor, unwrap
@@ -158,7 +158,7 @@ class Teacher(BaseTeacher):
         self.normalize = checked_normalization('teacher.normalize', normalize)
         self.size = None if resize is None else arguments.size('teacher.resize', resize)
         if arguments.flag('teacher.pretrained', pretrained):
-            model, checkpoint = pretrained_source(model, checkpoint)
+            checkpoint = own_weights(model, checkpoint)
         self.checkpoint = checkpoint
         has_weights = isinstance(model, nn.Module) or has_own_weights(model)
         self._own_weights = has_weights and checkpoint is None
@@ -205,6 +205,12 @@ class Teacher(BaseTeacher):
         """
         self._names.wanted = names
         self.load()
+
+    def keep_random_weights(self, names: Sequence[str] | None) -> None:
+        """Does without weights, in a dry run, and maps its classes as far as names are known."""
+        self.loaded = True
+        if names and self._names.by_name:
+            self._names.settle_without_weights(self.model, names, self.classes)
 
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
         """Runs the teacher in its own normalisation and precision."""

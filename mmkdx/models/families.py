@@ -95,9 +95,9 @@ class ModelFacts:
             if isinstance(logits, Tensor):
                 kind = f'Tensor of shape {tuple(logits.shape)}'
             raise ValueError(
-                f'{type(self.model).__name__} returns a {kind}, and a classifier '
-                ' returns logits of shape (N, K); for a model that returns them in '
-                'another form, see mmkdx.models.register_family'
+                f'{type(self.model).__name__} returns a {kind}, and a classifier returns '
+                'logits of shape (N, K); for a model that returns them in another form, see '
+                'mmkdx.models.register_family'
             )
         return logits
 

@@ -219,6 +219,8 @@ def test_a_library_brings_its_own_weights(monkeypatch):
     source = shufflenet_v2_x0_5()
     monkeypatch.setattr(WeightsEnum, 'get_state_dict', lambda *args, **kwargs: source.state_dict())
     teacher = Teacher('torchvision::shufflenet_v2_x0_5', pretrained=True)
+    assert not teacher.loaded  # a config can be looked at without weights
+    teacher.load()
     assert teacher.loaded and torch.equal(teacher.model.model.fc.weight, source.fc.weight)
     assert teacher.classes[281] == 'tabby'
     with pytest.raises(ValueError, match='two sources of weights'):
