@@ -77,6 +77,8 @@ def test_wheel_leaves_the_choice_of_the_family(checkout):
         'tests',
         'docs',
         'optional',
+        'libraries',
+        'export',
     }
 
 
