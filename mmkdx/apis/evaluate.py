@@ -14,6 +14,7 @@ from mmkdx.distillation.models import build_model
 from mmkdx.evaluation import Evaluation, ExplanationEvaluator
 from mmkdx.evaluation.writer import try_files, write_files, write_page
 from mmkdx.explain import Explainer
+from mmkdx.models.plain_classifier import PlainClassifier
 
 
 def evaluate_explanations(
@@ -58,6 +59,8 @@ def evaluate_explanations(
         raise ValueError(f'{owner}: data must be a DataLoader whose data set is read by position')
     options.update(teacher=teacher, base=base, owner=owner)
     student = build_model(student, 'student')
+    if isinstance(student, PlainClassifier):  # whose preprocessor would prepare the images again
+        student = student.model
     evaluator = ExplanationEvaluator(explainer, metrics, **options)
     with _restored(teacher, base):
         trial = evaluator.try_out(student, data)

@@ -12,7 +12,7 @@ from mmengine.runner import load_checkpoint
 from mmpretrain.evaluation import Accuracy
 from mmpretrain.structures import DataSample
 from networks import NETWORKS, OwnNetwork, spec_of
-from tiny import batch, build, classifier, distiller
+from tiny import batch, build, classifier, distiller, run_ranks
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -283,6 +283,41 @@ def test_autocast_and_compiling():
     ).eval()
     compiled.teachers[0].model.load_state_dict(model.teachers[0].model.state_dict())
     torch.testing.assert_close(sum(compiled(images, samples, mode='loss').values()), expected)
+
+
+#: The gradient of a step over a batch, divided among the ranks.
+RANKS = """
+import os
+import sys
+import torch
+import torch.distributed as dist
+from mmengine.model import MMDistributedDataParallel
+from networks import OwnNetwork
+from tiny import batch, distiller
+
+path, rank, world = sys.argv[1], *map(int, sys.argv[2:])
+dist.init_process_group('gloo', f'file://{path}.store', rank=rank, world_size=world)
+torch.manual_seed(0)
+model = distiller(student=OwnNetwork(), input_size=16).eval()  # without statistics of a batch
+images, samples = batch(8, 16)
+sum(model(images, samples, mode='loss').values()).backward()
+whole = [parameter.grad.clone() for parameter in model.parameters()]
+model.zero_grad()
+wrapped = MMDistributedDataParallel(model)
+part = slice(rank * 4, rank * 4 + 4)
+sum(wrapped(images[part], samples[part], mode='loss').values()).backward()
+torch.save([whole, [each.grad for each in model.parameters()], list(wrapped.module.state_dict())],
+           f'{path}.{rank}')
+dist.barrier()
+os._exit(0)  # a thread of gloo may outlive the interpreter, which then aborts with all done
+"""
+
+
+def test_two_processes_train_as_one(tmp_path):
+    for whole, shared, names in run_ranks(RANKS, tmp_path / 'two', 2):
+        for one, other in zip(whole, shared, strict=True):
+            torch.testing.assert_close(one, other)
+        assert names == list(OwnNetwork().state_dict())
 
 
 @pytest.mark.parametrize(
