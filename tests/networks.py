@@ -44,6 +44,13 @@ NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
+#: Those of each library whose tests take a second; the others are marked as slow.
+QUICK = 'timm::test_resnet', 'torchvision::squeezenet1_1', 'hf::resnet', 'networks:OwnNetwork'
+PARAMETERS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NETWORKS
+]
+
+
 def spec_of(name: str) -> tuple[dict, int]:
     """A network's model dict, and the side of its images; the test is left out without its library."""
     arguments, side = NETWORKS[name]

@@ -58,9 +58,10 @@ def evaluate_explanations(
     if not isinstance(data, DataLoader) or not hasattr(data.dataset, '__getitem__'):
         raise ValueError(f'{owner}: data must be a DataLoader whose data set is read by position')
     options.update(teacher=teacher, base=base, owner=owner)
-    student = build_model(student, 'student')
-    if isinstance(student, PlainClassifier):  # whose preprocessor would prepare the images again
-        student = student.model
+    if not isinstance(student, nn.Module):
+        student = build_model(student, 'student')
+        if isinstance(student, PlainClassifier):  # whose preprocessor would prepare images again
+            student = student.model
     evaluator = ExplanationEvaluator(explainer, metrics, **options)
     with _restored(teacher, base):
         trial = evaluator.try_out(student, data)

@@ -141,19 +141,18 @@ def _plain(model: PlainClassifier) -> ModelFacts:
 def _without_prefix(
     model: PlainClassifier, state: dict[str, Tensor], prefix: str, metadata: dict
 ) -> None:
-    for key in [key for key in state if key.startswith(f'{prefix}model.')]:
-        state[prefix + key.removeprefix(f'{prefix}model.')] = state.pop(key)
-    # The modules' versions, which guide the conversion of old files, are asked for by both names
-    versions = getattr(state, '_metadata', {})
-    for key in [key for key in versions if f'{key}.'.startswith(f'{prefix}model.')]:
-        versions[f'{prefix}{key[len(prefix) + len("model.") :]}'.rstrip('.')] = versions[key]
+    # With the modules' versions, which guide the conversion of old files
+    for names, stop in ((state, ''), (getattr(state, '_metadata', {}), '.')):
+        inner = f'{prefix}model.'
+        # All first, as a part of the network may be called `model`, too
+        taken = {key: names.pop(key) for key in list(names) if f'{key}{stop}'.startswith(inner)}
+        for key, value in taken.items():
+            names[f'{prefix}{key[len(inner) :]}'.rstrip('.')] = value
 
 
 def _with_prefix(model: PlainClassifier, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key.removeprefix(prefix)
-        if not name.startswith('scoring.'):
-            state[f'{prefix}model.{name}'] = state.pop(key)
-    versions = getattr(state, '_metadata', None) or {}
-    for key in [key for key in versions if key.startswith(prefix)]:
-        versions.setdefault(f'{prefix}model.{key.removeprefix(prefix)}'.rstrip('.'), versions[key])
+    for names in (state, getattr(state, '_metadata', None) or {}):
+        own = [each for each in names if each.startswith(prefix)]
+        own = [each for each in own if not each[len(prefix) :].startswith('scoring.')]
+        for key, value in {key: names.pop(key) for key in own}.items():
+            names[f'{prefix}model.{key[len(prefix) :]}'.rstrip('.')] = value

@@ -7,7 +7,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from networks import NETWORKS, OwnNetwork, spec_of
+from networks import NETWORKS, PARAMETERS, OwnNetwork, spec_of
 from tiny import batch, build, classifier
 
 from mmkdx.apis.export import FORMATS, METADATA, export_model
@@ -22,7 +22,7 @@ KNOWN = dict(
 )
 
 
-@pytest.fixture(params=NETWORKS, scope='module')
+@pytest.fixture(params=PARAMETERS, scope='module')
 def network(request):
     """A student, and a fresh network of the library, and images."""
     spec, side = spec_of(request.param)

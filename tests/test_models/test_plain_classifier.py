@@ -11,7 +11,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import load_checkpoint
 from mmpretrain.evaluation import Accuracy
 from mmpretrain.structures import DataSample
-from networks import NETWORKS, OwnNetwork, spec_of
+from networks import PARAMETERS, OwnNetwork, spec_of
 from tiny import batch, build, classifier, distiller, run_ranks
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -30,7 +30,7 @@ def own(**kwargs):
     return build(dict(type='PlainClassifier', network=OwnNetwork(), **kwargs))
 
 
-@pytest.fixture(params=NETWORKS, scope='module')
+@pytest.fixture(params=PARAMETERS, scope='module')
 def network(request):
     """A student, the same network of the library, and images for it."""
     spec, side = spec_of(request.param)
@@ -122,6 +122,64 @@ def test_explainers_see_the_network(network, explainer):
     found, expected = explain(student, images, targets), explain(plain, images, targets)
     torch.testing.assert_close(found, expected)
     assert found.abs().sum() > 0
+
+
+class Versioned(OwnNetwork):
+    """A network that converts weights of older versions, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *args):
+        assert metadata['version'] == 2
+        super()._load_from_state_dict(state, prefix, metadata, *args)
+
+
+def test_versions_of_modules_are_kept(tmp_path):
+    """Of the network and its parts, from a library's file, a student's and a distiller's."""
+    plain = Versioned()
+    models = [
+        plain,
+        build(dict(type='PlainClassifier', network=Versioned())),
+        distiller(student=Versioned(), input_size=16),
+    ]
+    for source in models:
+        torch.save(source.state_dict(), tmp_path / 'a.pth')
+        for model in models:
+            model.load_state_dict(torch.load(tmp_path / 'a.pth'))
+            load_checkpoint(model, str(tmp_path / 'a.pth'), strict=True)
+        load_weights(plain, torch.load(tmp_path / 'a.pth'), 'file')
+        load_weights(models[1], torch.load(tmp_path / 'a.pth'), 'file')
+
+
+class Nested(nn.Module):
+    """A network with tensors of the same names below parts called ``model`` and ``student``."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.fc, self.student = nn.Module(), nn.Linear(3, 4), nn.Module()
+        self.model.fc, self.student.fc = nn.Linear(3, 4), nn.Linear(3, 4)
+        self.model.model, self.student.model = nn.Module(), nn.Module()
+        self.model.model.fc, self.student.model.fc = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, images):
+        inputs = images.mean((2, 3))
+        return sum(each(inputs) for each in self.modules() if isinstance(each, nn.Linear))
+
+
+def test_parts_may_be_called_as_mmkdx_calls_its_own(tmp_path):
+    student = build(dict(type='PlainClassifier', network=Nested()))
+    expected = student.model.state_dict()
+    other, model = Nested(), distiller(student=student)
+    for saved in (student.state_dict(), model.state_dict()):
+        assert list(saved) == list(expected)
+        other.load_state_dict(saved)
+        assert all(torch.equal(value, expected[key]) for key, value in other.state_dict().items())
+    for loaded in (
+        build(dict(type='PlainClassifier', network=Nested())),
+        distiller(student=Nested()),
+    ):
+        loaded.load_state_dict(expected)
+        assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
 
 def test_files_that_do_not_fit_are_counted():
@@ -313,6 +371,7 @@ os._exit(0)  # a thread of gloo may outlive the interpreter, which then aborts w
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     for whole, shared, names in run_ranks(RANKS, tmp_path / 'two', 2):
         for one, other in zip(whole, shared, strict=True):
