@@ -94,11 +94,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         #: What pictures and tables call the model: a plain one by its name.
         self.student = 'student'
         if not isinstance(self.model, Distiller) and len(self.subjects) == 1:
-            inner = getattr(self.model, 'backbone', None) or getattr(
-                self.model, 'model', self.model
-            )
-            kind = type(inner).__name__
-            self.student = Path(self.config.filename or kind).stem
+            self.student = Path(self.config.filename or describe(self.model).name).stem
 
     def __call__(
         self,

@@ -158,7 +158,8 @@ def _onnx(facts: ModelFacts, images: Tensor, known: dict) -> bytes:
         onnx, runtime, _ = map(import_module, ('onnx', 'onnxruntime', 'onnxscript'))
     except ImportError as error:
         raise ValueError(
-            f"format 'onnx' needs {error.name}, which is not installed: pip install 'mmkdx[export]'"
+            f"format 'onnx' needs {error.name}, which is not installed: pip install onnx onnxruntime "
+            "onnxscript, or install mmkdx with its extra 'export'"
         ) from error
     program = torch.onnx.export(
         _program(facts, images), input_names=['images'], output_names=['logits'], verbose=False

@@ -41,7 +41,9 @@ def from_checkpoint(
     _rename(state, prefix, 'distill.', 'student.')
     versions = getattr(state, '_metadata', None) or {}
     # A PlainClassifier inside another model is not given these
-    owner = 'student.model' if isinstance(distiller.student, PlainClassifier) else 'student'
+    inner = getattr(distiller.student, '_fsdp_wrapped_module', distiller.student)
+    plain = isinstance(inner, PlainClassifier)
+    owner = 'student.model' if plain else 'student'
     for key, value in list(versions.items()):
         versions[f'{prefix}{owner}.{key.removeprefix(prefix)}'.rstrip('.')] = value
     for i, teacher in enumerate(distiller.teachers):
@@ -49,7 +51,7 @@ def from_checkpoint(
         keys = [key for key in state if key.startswith(start)]
         if along := {key.removeprefix(start): state.pop(key) for key in keys}:
             teacher.load_state_dict(along)
-    student = distiller.student.state_dict(prefix=f'{prefix}student.')
+    student = (inner.model if plain else distiller.student).state_dict(prefix=f'{prefix}student.')
     matched = sum(
         key in state and state[key].shape == value.shape for key, value in student.items()
     )

@@ -79,7 +79,8 @@ class ClassNames:
         If only features are read from the model (``taps``), the order of its classes does not matter.
 
         Raises:
-            ValueError: See ``class_order``; or if the data set's names are unknown and to be matched.
+            ValueError: See ``class_groups`` and ``compare_order``; or if the data set's names are
+                unknown and to be matched.
         """
         owner = taps.owner if taps else 'teacher'
         meta = _dataset_meta()

@@ -72,6 +72,13 @@ class ModelFacts:
     classes: tuple[str, ...] | None = None
     num_classes: int | None = None
 
+    @property
+    def name(self) -> str:
+        """The class of the network, without that of a classifier around it."""
+        parts = (getattr(self.model, part, None) for part in ('backbone', 'model'))
+        inner = next((each for each in parts if isinstance(each, nn.Module)), self.model)
+        return type(inner).__name__
+
     def logits(self, inputs: Tensor) -> Tensor:
         """The logits (N, K) of preprocessed images (N, C, H, W), in the model's present mode."""
         # A model may overwrite its input, which it must not where the input is a leaf

@@ -187,7 +187,8 @@ def _library(name: str, what: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise ValueError(
-            f"{what} needs {name}, which is not installed: pip install 'mmkdx[libraries]'"
+            f'{what} needs {name}, which is not installed: pip install {name}, or install mmkdx with '
+            "its extra 'libraries'"
         ) from error
 
 

@@ -98,7 +98,8 @@ class PlainClassifier(BaseModel):
         )
         kind = 'MultiLabelClsHead' if several else 'ClsHead'
         self.scoring = MODELS.build(dict(type=kind, loss=criterion))
-        self.register_state_dict_post_hook(_without_prefix)
+        #: Also for a wrapper that has to name tensors after it has collected them.
+        self.checkpoint_names = self.register_state_dict_post_hook(without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
     def forward(
@@ -138,9 +139,10 @@ def _plain(model: PlainClassifier) -> ModelFacts:
     )
 
 
-def _without_prefix(
+def without_prefix(
     model: PlainClassifier, state: dict[str, Tensor], prefix: str, metadata: dict
 ) -> None:
+    """Names the tensors of a ``PlainClassifier`` as its network does."""
     # With the modules' versions, which guide the conversion of old files
     for names, stop in ((state, ''), (getattr(state, '_metadata', {}), '.')):
         inner = f'{prefix}model.'

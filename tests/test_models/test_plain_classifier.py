@@ -371,6 +371,48 @@ os._exit(0)  # a thread of gloo may outlive the interpreter, which then aborts w
 """
 
 
+#: A student whose parts are shared out, and what its checkpoint holds.
+SHARED = """
+import os
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+from functools import partial
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+from mmkdx.distillation import FullyShardedDistiller
+from networks import OwnNetwork
+from tiny import batch, distiller
+
+path, rank, world = sys.argv[1], *map(int, sys.argv[2:])
+os.environ['LOCAL_RANK'] = str(rank)
+dist.init_process_group('gloo', f'file://{path}.store', rank=rank, world_size=world)
+torch.manual_seed(0)
+model = distiller(student=OwnNetwork(), input_size=16).eval()
+before = {key: value.clone() for key, value in model.state_dict().items()}
+policy = partial(size_based_auto_wrap_policy, min_num_params=20)
+wrapped = FullyShardedDistiller(model, auto_wrap_policy=policy, device_id=torch.device('cpu'))
+full = FullyShardedDataParallel.state_dict_type(
+    wrapped, StateDictType.FULL_STATE_DICT, FullStateDictConfig(rank0_only=False))
+with full:
+    after = {key: value.clone() for key, value in wrapped.state_dict().items()}
+    wrapped.load_state_dict({key: value + 1 for key, value in before.items()})
+    loaded = {key: value.clone() for key, value in wrapped.state_dict().items()}
+torch.save([before, after, loaded], f'{path}.{rank}')
+dist.barrier()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_a_shared_out_student_has_the_networks_names(tmp_path):
+    for before, after, loaded in run_ranks(SHARED, tmp_path / 'shared', 2):
+        assert list(before) == list(OwnNetwork().state_dict())
+        assert before.keys() == after.keys() == loaded.keys()
+        for key, value in before.items():
+            assert torch.equal(after[key], value) and torch.equal(loaded[key], value + 1)
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     for whole, shared, names in run_ranks(RANKS, tmp_path / 'two', 2):

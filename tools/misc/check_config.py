@@ -24,6 +24,7 @@ from mmkdx.apis.dry_run import (
 from mmkdx.datasets.wrappers import config_class_names
 from mmkdx.distillation import Distiller, Teacher
 from mmkdx.distillation.models import load_file
+from mmkdx.models import describe
 from mmkdx.plugins import loaded_plugins
 
 
@@ -91,8 +92,7 @@ def check(name: str, cfg: Config) -> None:
 
     def count(name: str, module, weights: str) -> int:
         cost = multiply_adds(module, size, channels)
-        inner = getattr(module, 'backbone', None) or getattr(module, 'model', module)
-        kind = type(inner).__name__
+        kind = describe(module).name
         parameters = sum(p.numel() for p in module.parameters())
         rows.append([name, kind, f'{parameters:,}', f'{cost / 1e9:.3f} G', weights])
         return cost
