@@ -453,3 +453,28 @@ def test_a_run_compares_before_its_first_iteration(tmp_path, checkpoint, monkeyp
     # A model that is built afterwards has nothing to do with that run's data
     assert Visualizer.get_current_instance().dataset_meta['classes'] == DATA
     distiller(teacher=dict(model=classifier(8), checkpoint=path)).init_weights()
+
+
+@pytest.mark.parametrize(
+    'classes, expected',
+    [
+        ('match', [0, 0]),  # only a file would say which they are
+        (dict(bird='owl', pet='cat'), [0, 0]),
+        (dict(bird=2, pet=[1, 3]), [2, [1, 3]]),
+        (TEACHER, None),
+    ],
+)
+def test_a_dry_run_maps_what_is_known(classes, expected):
+    """Without weights, of which no file is there."""
+    teacher = Teacher(classifier(8), 'no_file.pth', classes=classes)
+    teacher.bind(build(classifier(4, classes=2)), dict(logits='terms.kd.at'))
+    images, _ = batch()
+    logits = teacher.model(images)
+    if expected is None:
+        with pytest.raises(ValueError, match="the teacher has no class 'bird'"):
+            teacher.keep_random_weights(('bird', 'pet'))
+        return
+    teacher.keep_random_weights(('bird', 'pet'))
+    columns = [logits[:, [each] if isinstance(each, int) else each] for each in expected]
+    wanted = torch.stack([each.logsumexp(1) for each in columns], 1)
+    torch.testing.assert_close(describe(teacher.model).logits(images), wanted)

@@ -53,6 +53,7 @@ def settle_weights(teacher: Teacher, names: Sequence[str] | None) -> str:
         teacher.match_classes(names)
         return 'as given'
     if teacher.checkpoint is None:
+        teacher.keep_random_weights(names)
         return 'NONE: set teacher.checkpoint'
     source = teacher.checkpoint
     if isinstance(source, dict):  # a library has them
