@@ -157,17 +157,19 @@ def read_run_model(path: Path) -> dict[str, Any]:
     The file is read as data. A config is a program, and a run may be somebody else's.
 
     Raises:
-        ValueError: If the config is more than data, or its model is of another config.
+        ValueError: If the config is more than data, or names another config or what is not registered.
     """
-    refusal = f'{path} is not as mmengine writes it, and is not executed, since it may be of a foreign run'
     try:
         content = ast.parse(path.read_text(encoding='utf-8')).body
         config = {each.targets[0].id: _data(each.value) for each in content}
         model = dict(config['model'])
+        if not isinstance(model.get('student', {}), dict):
+            raise ValueError(f'model.student is {model["student"]!r}')
     except (AttributeError, KeyError, SyntaxError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(refusal) from error
-    if not isinstance(model.get('student', {}), dict):
-        raise ValueError(f'{path}: model.student is {model["student"]!r}, and must be a dict here')
+        raise ValueError(
+            f'{path} is not executed, since it may be of a foreign run, and it is not plain data with '
+            f'a model: {error}'
+        ) from error
     if preprocessor := model.get('data_preprocessor') or config.get('data_preprocessor'):
         model['data_preprocessor'] = preprocessor
     return model
@@ -177,14 +179,23 @@ def _data(node: ast.expr) -> Any:
     """The value of an expression of constants, lists, tuples and dicts; ``dict(...)`` is one, too."""
     match node:
         case ast.Call(func=ast.Name(id='dict'), args=[], keywords=items):
-            return {item.arg: _data(item.value) for item in items}
+            return _registered({item.arg: _data(item.value) for item in items})
         case ast.Dict(keys=keys, values=values):
-            return {ast.literal_eval(key): _data(value) for key, value in zip(keys, values)}
+            pairs = zip(map(ast.literal_eval, keys), map(_data, values))
+            return _registered(dict(pairs))
         case ast.List(elts=items):
             return [_data(item) for item in items]
         case ast.Tuple(elts=items):
             return tuple(_data(item) for item in items)
     return ast.literal_eval(node)
+
+
+def _registered(config: dict[Any, Any]) -> dict[Any, Any]:
+    """Refuses a type that mmengine would import."""
+    kind = str(config.get('type', ''))
+    if kind.rpartition('.')[0] not in ('', 'mmengine', 'mmcv', 'mmpretrain', 'mmkdx'):
+        raise ValueError(f'type is {kind!r}, which no registry holds')
+    return config
 
 
 def find_run(work_dir: str) -> tuple[dict[str, Any], str]:
