@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,12 +95,17 @@ def written_together(folder: str | os.PathLike) -> Iterator[Path]:
 def exit_on_write_error() -> Iterator[None]:
     """Ends a command-line tool with one sentence and status 1 where a file cannot be written.
 
-    It is used as a decorator, too.
+    It is used as a decorator, too. Other libraries write files as well, such as copies of configs.
     """
     try:
         yield
     except WriteError as error:
         raise SystemExit(str(error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = error.filename or f'a file, perhaps in {tempfile.gettempdir()}'
+        raise SystemExit(f'cannot write {where}: {error.strerror}') from error
 
 
 def append_text(path: str | os.PathLike, text: str) -> None:

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+from unittest import mock
+
+from mmengine.config import Config
 
 
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """Lets this process write no file beyond a size in bytes; the system says 'File too large'.
 
-    What it writes to stdout counts too, where that is a file.
+    The temporary copies that mmengine makes of configs do not count, as if they were on another disk.
+    What is printed is dropped, since stdout may be a file.
     """
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    read = Config.fromfile
+
+    def limit(soft: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    def fromfile(*args: Any, **kwargs: Any) -> Config:
+        limit(hard)
+        try:
+            return read(*args, **kwargs)
+        finally:
+            limit(size)
+
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    limit(size)
     try:
-        yield
+        with (
+            mock.patch.object(Config, 'fromfile', fromfile),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        limit(hard)
         signal.signal(signal.SIGXFSZ, before)

@@ -1,8 +1,10 @@
 """Files that are whole whatever happens while they are written, and what is read of torn ones."""
 
+import errno
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -178,6 +180,16 @@ def test_a_tool_ends_with_a_sentence(tmp_path):
     main(4)
     with pytest.raises(ValueError, match='other'), exit_on_write_error():
         raise ValueError('other')
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_of_another_library_is_a_sentence(number):
+    for name, words in (('/a/b', '/a/b'), (None, f'a file, perhaps in {tempfile.gettempdir()}')):
+        with pytest.raises(SystemExit) as caught, exit_on_write_error():
+            raise OSError(number, os.strerror(number), *filter(None, [name]))
+        assert caught.value.code == f'cannot write {words}: {os.strerror(number)}'
+    with pytest.raises(FileNotFoundError), exit_on_write_error():
+        open('/no/such/file')
 
 
 # Files that grow

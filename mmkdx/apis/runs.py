@@ -178,7 +178,11 @@ def read_run_model(path: Path) -> dict[str, Any]:
 def _data(node: ast.expr) -> Any:
     """The value of an expression of constants, lists, tuples and dicts; ``dict(...)`` is one, too."""
     match node:
-        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=items):
+        case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as only], keywords=[]):
+            return _data(only)  # keys that are no names
+        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=items) if all(
+            item.arg for item in items
+        ):
             return _registered({item.arg: _data(item.value) for item in items})
         case ast.Dict(keys=keys, values=values):
             pairs = zip(map(ast.literal_eval, keys), map(_data, values))
