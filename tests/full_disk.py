@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 from unittest import mock
 
@@ -33,15 +34,18 @@ def full_disk(size: int) -> Iterator[None]:
         finally:
             limit(size)
 
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limit(size)
-    try:
-        with (
-            mock.patch.object(Config, 'fromfile', fromfile),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            yield
-    finally:
-        limit(hard)
-        signal.signal(signal.SIGXFSZ, before)
+    with ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGXFSZ, signal.signal(signal.SIGXFSZ, signal.SIG_IGN))
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        stack.enter_context(redirect_stderr(io.StringIO()))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, nowhere)
+        for stream in (1, 2):
+            copy = os.dup(stream)
+            stack.callback(os.close, copy)
+            stack.callback(os.dup2, copy, stream)
+            os.dup2(nowhere, stream)
+        stack.enter_context(mock.patch.object(Config, 'fromfile', fromfile))
+        stack.callback(limit, hard)
+        limit(size)
+        yield

@@ -55,8 +55,10 @@ def test_vectors_of_digits(tmp_path, monkeypatch, capsys):
     expected = sums / np.linalg.norm(sums, axis=1, keepdims=True)
     np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
     before = out.read_bytes()
-    with pytest.raises(SystemExit, match=f'^cannot write {out}: File too large$'), full_disk(200):
-        tool('analysis_tools/class_embeddings').main()
+    module = tool('analysis_tools/class_embeddings')
+    module.write_file = full_disk(200)(module.write_file)
+    with pytest.raises(SystemExit, match=f'^cannot write {out}: File too large$'):
+        module.main()
     assert out.read_bytes() == before
     assert UniCAM(embedding=str(out)).label_features(torch.tensor([3])).shape == (1, 6)
 
