@@ -102,7 +102,7 @@ def exit_on_write_error() -> Iterator[None]:
     except WriteError as error:
         raise SystemExit(str(error)) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO):
             raise
         where = error.filename or f'a file, perhaps in {tempfile.gettempdir()}'
         raise SystemExit(f'cannot write {where}: {error.strerror}') from error

@@ -182,7 +182,9 @@ def test_a_tool_ends_with_a_sentence(tmp_path):
         raise ValueError('other')
 
 
-@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize(
+    'number', [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO]
+)
 def test_a_full_disk_of_another_library_is_a_sentence(number):
     for name, words in (('/a/b', '/a/b'), (None, f'a file, perhaps in {tempfile.gettempdir()}')):
         with pytest.raises(SystemExit) as caught, exit_on_write_error():

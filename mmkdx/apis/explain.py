@@ -29,7 +29,7 @@ from mmkdx.explain import Explainer
 from mmkdx.functional import degenerate_maps
 from mmkdx.models.families import describe, unwrap
 from mmkdx.visualization.panel import as_rgb, explanation_panel
-from mmkdx.visualization.rendering import label_text, write_picture
+from mmkdx.visualization.rendering import label_text
 
 
 class ExplainInferencer(ImageClassificationInferencer):
@@ -242,7 +242,9 @@ class ExplainInferencer(ImageClassificationInferencer):
         maps = {name: torch.from_numpy(each) for name, each in result['maps'].items()}
         rgb = as_rgb(image, self._bgr)
         picture = explanation_panel(rgb, maps, captions, student=self.student)
-        write_picture(path, picture)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(path), picture[..., ::-1]):
+            raise OSError(f'cannot write the picture {path}')
         result['picture'] = str(path)
 
     def _prediction(self, probabilities: Tensor) -> dict[str, Any]:
