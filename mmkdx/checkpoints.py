@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pickle
@@ -20,6 +21,8 @@ from mmengine.config import ConfigDict
 from mmengine.dist import barrier, is_main_process
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+from mmkdx.files import write_file
 
 
 class CheckpointError(RuntimeError):
@@ -96,6 +99,17 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
             f'Checkpoint {path} ({path.stat().st_size} bytes) is empty, truncated, corrupt or no '
             'checkpoint at all.'
         ) from error
+
+
+def save_checkpoint_file(content: Any, path: str | os.PathLike) -> None:
+    """Writes what ``torch.save`` makes of an object; an earlier file stays until the new one is whole.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
+    data = io.BytesIO()
+    torch.save(content, data)
+    write_file(path, data.getbuffer())
 
 
 def _verify_checksums(path: Path) -> None:

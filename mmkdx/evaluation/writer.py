@@ -16,9 +16,9 @@ from mmkdx.visualization.report import write_report
 def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None:
     """Appends each image's values to ``<mode>.csv`` and the scores to ``<mode>.json``.
 
-    The folder is made if there is none. ``step`` is the epoch or iteration.
+    The folder is made if there is none. ``step`` is the epoch or iteration. The scores are written last,
+    so an evaluation whose scores are there has all its values.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     append_values(folder / f'{mode}.csv', found.rows, **step)
     append_scores(folder / f'{mode}.json', found.scores, **step, **found.facts)
 
@@ -31,7 +31,7 @@ def write_page(
     runs: Mapping[str, str] | None = None,
     unit: str = 'epoch',
 ) -> Path:
-    """Writes ``report.html`` into a folder that exists, and returns its path.
+    """Writes ``report.html`` into a folder, and returns its path.
 
     It shows facts about the models, unless they are empty, and over epochs or iterations the curves of
     runs, which are given by name and work directory.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 from mmengine.config import Config
 from mmengine.visualization import Visualizer
 from tiny import build, tool
@@ -104,6 +105,11 @@ def test_export_gives_plain_mmpretrain_the_same_student(run, monkeypatch, capsys
     )
     tool('model_converters/export_student').main()
     assert 'student.pth' in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(SystemExit, match='^cannot write .*student.pth: File too large$'):
+        with full_disk(20_000):  # room for the config
+            tool('model_converters/export_student').main()
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
     assert 'mmkdx' not in (out / 'student.py').read_text()
     assert set(torch.load(out / 'student.pth')) == {'meta', 'state_dict'}
 
@@ -224,6 +230,7 @@ def test_compare_runs_adds_the_times_of_all_parts(tmp_path):
         (folder / 'run.log').write_text(
             f'2026/01/01 00:00:0{day} - mmengine - INFO - a\nb\n2026/01/01 00:00:09 - mmengine - x\n'
         )
+        (folder / 'empty.log').touch()  # of a disk that was full
     seconds = tool('analysis_tools/compare_runs').seconds
     assert seconds([(tmp_path / '1', []), (tmp_path / '3', [])]) == 8 + 6
 
