@@ -66,7 +66,7 @@ def run(
             os.killpg(script.process.pid, signal.SIGKILL)  # what the drivers have started
         print(done.stdout, done.stderr, sep='')
         ended = read_json_lines(found)
-        rows += [row for each in ended for row in each]
+        rows += [row for each in ended for row in each['rows']]
         found.write_text('')
         left = left[len(ended) :]
         if left:

@@ -19,4 +19,4 @@ for name in names:
     rows = importlib.import_module(f'{Path(folder).name}.{name}').drive(float(share), int(seed))
     faulthandler.cancel_dump_traceback_later()
     with open(found, 'a') as file:
-        file.write(f'{json.dumps(rows)}\n')
+        file.write(f'{json.dumps(dict(rows=rows))}\n')
