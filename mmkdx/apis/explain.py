@@ -266,10 +266,10 @@ class ExplainInferencer(ImageClassificationInferencer):
 
 
 def _names(images: Sequence[str | np.ndarray], folder: str | None) -> Iterator[str]:
-    """What the pictures of images are called: their stems, each once.
+    """The names of the pictures of images: their stems, with a number where a stem is taken.
 
-    Images in the folder of the pictures keep their names. Names differ on every file system, also
-    where case and Unicode's normal form do not count.
+    Images that lie in the folder of the pictures take names, too. Names differ on every file system,
+    also where case and Unicode's normal form do not count.
     """
 
     def key(name: str) -> str:

@@ -5,8 +5,8 @@ minutes are over, with random numbers of the seed, and prints each try that goes
 rows with the keys of ``COLUMNS``: how many tries of a kind (``what``) there were, and how many of
 them survived, lost something, or were wrong without a word. Each try counts once.
 
-The drivers run one after the other, in a process of their own. If one hangs or breaks down, it is
-stopped and counts as lost, and the next one goes on.
+The drivers run one after the other, in a process of their own. If one hangs, breaks down or tries
+nothing, it counts as lost, and the next one goes on.
 """
 
 from __future__ import annotations
@@ -60,28 +60,29 @@ def run(
     while left:
         arguments = (found, share, seed, 60 * share + grace, folder, *left)
         script = Script(FOLDER / '__main__.py', *arguments, env=dict(TMPDIR=str(out)))
-        # The driver stops itself; this is for one that prevents that
-        done = script.wait((60 * share + grace) * len(left) + grace)
-        with suppress(ProcessLookupError):
-            os.killpg(script.process.pid, signal.SIGKILL)  # what the drivers have started
+        try:
+            # A driver that is late stops the process itself; this is for one that prevents that
+            done = script.wait((60 * share + grace) * len(left) + grace)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(script.process.pid, signal.SIGKILL)  # and what the drivers have started
         print(done.stdout, done.stderr, sep='')
-        ended = read_json_lines(found)
-        rows += [row for each in ended for row in each['rows']]
+        ended = [each['rows'] for each in read_json_lines(found)]
         found.write_text('')
+        if len(ended) < len(left):
+            ended.append([])
+        for name, own in zip(left, ended):
+            if not any(row['tried'] for row in own):
+                print(f'{name} hung, broke down or tried nothing')
+                own = [dict(what=name, tried=1, survived=0, lost=1, silent=0)]
+            rows += own
         left = left[len(ended) :]
-        if left:
-            print(f'{left[0]} hung or broke down')
-            rows.append(dict(what=left.pop(0), tried=1, survived=0, lost=1, silent=0))
     return rows
 
 
 def faults(rows: Sequence[dict]) -> list[dict]:
-    """Rows with something lost or wrong, without a try, or whose numbers do not add up."""
-    return [
-        row
-        for row in rows
-        if row['lost'] or row['silent'] or not 0 < row['tried'] == row['survived']
-    ]
+    """Rows with tries that did not survive."""
+    return [row for row in rows if row['lost'] or row['silent'] or row['tried'] != row['survived']]
 
 
 def table(rows: Sequence[dict]) -> str:

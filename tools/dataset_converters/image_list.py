@@ -7,9 +7,9 @@
   OUT/rejected.txt             what cannot be read, and why
 
 Images stay as they are. One is rejected if Pillow, which notices truncated files, or OpenCV, which
-reads it in training, cannot decode it, whatever its first bytes say, or if its name has a line break,
-as a list has a name a line. Bytes of names that are no text stay as they are. The parts depend on the
-images and --seed alone.
+reads it in training, cannot decode it, whatever its name or its first bytes say. One with a line break
+in its name is rejected too, since a list holds one name per line. Bytes of names that are no text stay
+as they are. The parts depend on the images and --seed alone.
 """
 
 from __future__ import annotations
