@@ -108,6 +108,11 @@ def exit_on_write_error() -> Iterator[None]:
         raise SystemExit(f'cannot write {where}: {error.strerror}') from error
 
 
+def printable(name: str | os.PathLike) -> str:
+    """A name as one line of text, with escapes for control characters and bytes that are no text."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(name))
+
+
 def append_text(path: str | os.PathLike, text: str) -> None:
     """Appends whole lines to a text file, after it has cut off a last line that a crash tore.
 
