@@ -142,25 +142,16 @@ def append_text(path: str | os.PathLike, text: str) -> None:
                 raise
 
 
-def read_lines(path: str | os.PathLike) -> list[str]:
-    """Reads the lines of a text file, without a last line that a crash tore."""
-    *lines, tail = Path(path).read_text(encoding='utf-8', errors='replace').split('\n')
-    if _record(tail) is not None:
-        lines.append(tail)
-    elif tail:
-        _warn(f'{path}: the torn last line is left out.')
-    return lines
-
-
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Reads a file with a JSON object in each line; torn lines are left out with a warning."""
+    lines = Path(path).read_text(encoding='utf-8', errors='replace').removesuffix('\n').split('\n')
     found = []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(lines, 1):
         record = _record(line)
-        if record is None:
-            _warn(f'{path}: line {number} is no JSON object and is left out.')
-        else:
+        if record is not None:
             found.append(record)
+        elif lines != ['']:
+            _warn(f'{path}: line {number} is no JSON object and is left out.')
     return found
 
 
@@ -177,7 +168,7 @@ def _last_line(file: BinaryIO, end: int) -> bytes:
     """What follows the last line break of a file that has ``end`` bytes."""
     tail = b''
     while end and b'\n' not in tail:
-        size = min(end, 1 << 16)
+        size = min(end, 4096)
         end -= size
         file.seek(end)
         tail = file.read(size) + tail

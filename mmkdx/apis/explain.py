@@ -28,11 +28,11 @@ from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.models import build_part, read_config
 from mmkdx.evaluation.subjects import build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
-from mmkdx.files import WriteError, printable, write_file
+from mmkdx.files import WriteError, printable
 from mmkdx.functional import degenerate_maps
 from mmkdx.models.families import describe, unwrap
 from mmkdx.visualization.panel import as_rgb, explanation_panel
-from mmkdx.visualization.rendering import label_text
+from mmkdx.visualization.rendering import label_text, write_picture
 
 
 class ExplainInferencer(ImageClassificationInferencer):
@@ -253,8 +253,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         maps = {name: torch.from_numpy(each) for name, each in result['maps'].items()}
         rgb = as_rgb(image, self._bgr)
         picture = explanation_panel(rgb, maps, captions, student=self.student)
-        # OpenCV's own writer breaks down at names that are not UTF-8
-        write_file(path, cv2.imencode('.png', picture[..., ::-1])[1].tobytes())
+        write_picture(path, picture)
         result['picture'] = str(path)
 
     def _prediction(self, probabilities: Tensor) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmkdx.evaluation.evaluator import Evaluation
 from mmkdx.evaluation.subjects import TARGETS
+from mmkdx.files import WriteError
 from mmkdx.visualization.records import append_scores, append_values, read_curves, read_header
 from mmkdx.visualization.report import write_report
 
@@ -65,7 +66,8 @@ def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int)
     """Writes the files of a trial into a temporary folder beside the real one; see ``write_files``.
 
     Raises:
-        ValueError: If nothing can be written there, or earlier files there have other columns; it names
+        WriteError: If a file cannot be written there.
+        ValueError: If there can be no such folder, or earlier files there have other columns; it names
             the option ``key``.
     """
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
@@ -74,6 +76,8 @@ def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int)
             write_files(Path(place), mode, found, **step)
             write_page(Path(place), found, '', {})
             columns = read_header(Path(place) / f'{mode}.csv')
+    except WriteError:  # the option is right, and the disk is full
+        raise
     except OSError as error:
         raise ValueError(
             f'{key} is {str(folder)!r}; nothing can be written there: {error}'

@@ -12,7 +12,7 @@ from typing import Any
 
 from terminaltables import AsciiTable
 
-from mmkdx.files import append_text, read_json_lines, read_lines
+from mmkdx.files import append_text, read_json_lines
 from mmkdx.metrics.scores import Score
 
 #: The models of an evaluation, in the order of a table's columns.
@@ -116,7 +116,11 @@ def append_values(path: Path, rows: Mapping[int, Mapping[str, Any]], **constants
 
 def read_header(path: Path) -> list[str]:
     """The columns of a CSV file; none where there is no file, or no whole line in it."""
-    return next(csv.reader(read_lines(path)), []) if path.exists() else []
+    if not path.exists():
+        return []
+    with path.open(newline='', errors='replace') as file:
+        line = file.readline()
+    return next(csv.reader([line])) if line.endswith('\n') else []
 
 
 def append_scores(path: Path, scores: Mapping[str, Score], **facts: Any) -> None:

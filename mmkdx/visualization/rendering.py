@@ -268,5 +268,6 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     Raises:
         WriteError: If the file cannot be written; an earlier one stays.
     """
+    # OpenCV's own writer breaks down at names that are not UTF-8
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     write_file(path, cv2.imencode(Path(path).suffix, bgr)[1].tobytes())

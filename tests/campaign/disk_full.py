@@ -89,7 +89,7 @@ def _tries(home: Path, what: str, write: Write, rng: random.Random) -> Iterator[
                 write(out)
         except SystemExit as leave:  # of a tool, with a sentence
             said, error = isinstance(leave.code, str), leave
-        except (WriteError, ValueError) as raised:
+        except WriteError as raised:
             said, error = 'File too large' in str(raised), raised
         except Exception as raised:
             said, error = False, raised

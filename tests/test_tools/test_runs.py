@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,18 @@ def test_compare_runs(run, monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', ['compare_runs.py', str(run / 'kd'), '--names', 'a', 'b'])
     with pytest.raises(SystemExit, match='--names has 2 names for 1 folders'):
         compare.main()
+    monkeypatch.setattr('sys.argv', ['compare_runs.py', str(run / 'nowhere')])
+    with pytest.raises(SystemExit, match='^.*nowhere holds no run: no .*/scalars.json has a loss$'):
+        compare.main()
+    # A config is a program, and this run may be somebody else's
+    other = run / 'other'
+    shutil.copytree(run / 'kd', other)
+    (config,) = other.glob('*/vis_data/config.py')
+    config.write_text(f'{config.read_text()}\nopen({str(other / "evil")!r}, "w")\n')
+    monkeypatch.setattr('sys.argv', ['compare_runs.py', str(other)])
+    with pytest.raises(SystemExit, match='config.py is not executed, since it may be of a foreign'):
+        compare.main()
+    assert not (other / 'evil').exists()
 
 
 def test_compare_runs_adds_the_times_of_all_parts(tmp_path):

@@ -45,11 +45,14 @@ def main() -> None:
     if len(names) != len(args.work_dirs):
         raise SystemExit(f'--names has {len(names)} names for {len(args.work_dirs)} folders')
     rows = [['run', 'parameters', args.metric, 'best', 'seconds']]
-    for name, work_dir in zip(names, args.work_dirs):
-        parts = training_parts(work_dir)
-        history = metric_values(parts, args.metric)
-        scores = [f'{history[-1]:.2f}', f'{max(history):.2f}']
-        rows.append([name, f'{parameters(parts):,}', *scores, f'{seconds(parts):.0f}'])
+    try:
+        for name, work_dir in zip(names, args.work_dirs):
+            parts = training_parts(work_dir)
+            history = metric_values(parts, args.metric)
+            scores = [f'{history[-1]:.2f}', f'{max(history):.2f}']
+            rows.append([name, f'{parameters(parts):,}', *scores, f'{seconds(parts):.0f}'])
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f'{error}') from error
     table = AsciiTable(rows)
     table.justify_columns = {i: 'right' for i in range(1, len(rows[0]))}
     print(table.table)
