@@ -178,7 +178,7 @@ def test_processes_seeds_and_runs(cub):
 def test_a_stopped_run_goes_on(cub, monkeypatch):
     root, _ = cub
     whole = content(run(root, 'cub', '--augment', '2', out='whole'))
-    save, saved = tool._save, []
+    save, saved = tool.write_file, []
 
     def stop(path, content):
         if len(saved) == 20:
@@ -187,7 +187,7 @@ def test_a_stopped_run_goes_on(cub, monkeypatch):
         save(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tool, '_save', stop)
+        patch.setattr(tool, 'write_file', stop)
         with pytest.raises(KeyboardInterrupt):
             run(root, 'cub', '--augment', '2')
     # a crop, one of the images that were made of it, and another one that is missing again
