@@ -40,16 +40,36 @@ def install() -> None:
     LoadImageFromFile.transform = _named(LoadImageFromFile.transform)
 
 
-def check_pixels(width: int, height: int) -> None:
-    """Refuses an image that is too large to decode.
+def check_image(file: str | os.PathLike | io.BytesIO) -> None:
+    """Refuses an image that is too large to decode. What Pillow does not know is left to the decoder.
 
     Raises:
         TooLargeError: If it has more pixels than the limit.
     """
+    limit, size = Image.MAX_IMAGE_PIXELS, ''
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+        if limit is None or width * height <= limit:
+            return
+        size = f' of {width:,} x {height:,} pixels'
+    except Image.DecompressionBombError:  # from twice the limit on
+        pass
+    except Exception:
+        return
+    raise TooLargeError(f'an image{size} is beyond the limit of {limit:,} pixels; {RAISE}')
+
+
+def check_bytes(count: int) -> None:
+    """Refuses an array in a file that is larger than the largest image, as 8-bit RGB.
+
+    Raises:
+        TooLargeError: If it has more bytes.
+    """
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
+    if limit is not None and count > 3 * limit:
         raise TooLargeError(
-            f'an image of {width:,} x {height:,} pixels is beyond the limit of {limit:,} pixels; {RAISE}'
+            f'an array of {count:,} bytes is beyond the limit of {3 * limit:,} bytes; {RAISE}'
         )
 
 
@@ -71,17 +91,7 @@ def _checked(decode: Callable) -> Callable:
 
     @wraps(decode)
     def imfrombytes(content: bytes, *args: Any, **kwargs: Any) -> np.ndarray:
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                width, height = image.size
-        except Image.DecompressionBombError as error:
-            limit = Image.MAX_IMAGE_PIXELS
-            raise TooLargeError(
-                f'an image is beyond the limit of {limit:,} pixels; {RAISE}'
-            ) from error
-        except Exception:  # no image that Pillow knows; the decoder says what is wrong
-            width = height = 0
-        check_pixels(width, height)
+        check_image(io.BytesIO(content))
         return decode(content, *args, **kwargs)
 
     return imfrombytes
