@@ -28,6 +28,12 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 NUMBERS = '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
 
 
+UNASKED = (
+    'which can run code and is not loaded unasked: if you trust the file, set MMKDX_UNSAFE_LOAD=1 in '
+    'the environment'
+)
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be loaded; the message names the file."""
 
@@ -149,8 +155,7 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
     except Exception as error:
         if refused := _refused(path, error):
             raise RefusedCheckpointError(
-                f'Checkpoint {path} holds {refused}, which can run code and is not loaded unasked: '
-                'if you trust the file, set MMKDX_UNSAFE_LOAD=1 in the environment.'
+                f'Checkpoint {path} holds {refused}, {UNASKED}.'
             ) from error
         if map_location != 'cpu':
             load_checkpoint_file(path)  # if the file is at fault, this says so;
@@ -239,10 +244,7 @@ class PlainUnpickler(pickle.Unpickler):
             **_numpy_functions(),
         }
         if f'{module}.{name}' not in known:
-            raise pickle.UnpicklingError(
-                f'it holds {module}.{name}, which can run code and is not loaded unasked: if you trust '
-                'the file, set MMKDX_UNSAFE_LOAD=1 in the environment'
-            )
+            raise pickle.UnpicklingError(f'GLOBAL {module}.{name}')
         return known[f'{module}.{name}']
 
 

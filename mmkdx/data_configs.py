@@ -16,10 +16,11 @@ from typing import Any
 import mmengine
 import yaml
 from mmengine.config import Config
+from mmengine.dataset import base_dataset
 from mmengine.fileio.handlers import PickleHandler, file_handlers, yaml_handler
 from mmengine.registry import registry as mmengine_registry
 
-from mmkdx.checkpoints import PlainUnpickler
+from mmkdx.checkpoints import UNASKED, PlainUnpickler
 
 SUFFIXES = ('.yml', '.yaml', '.json')
 #: The scopes that a config in YAML or JSON may name, beside those that are imported already.
@@ -64,6 +65,8 @@ def install() -> None:
         return
     yaml_handler.Loader = _Loader
     file_handlers.update(pickle=_PickleHandler(), pkl=_PickleHandler())
+    for module in (mmengine, mmengine.fileio, base_dataset):
+        module.load = _named(mmengine.fileio.io.load)
     Config._get_base_files = staticmethod(_checked_bases(Config._get_base_files))
     Config._file2dict = staticmethod(_recorded(Config._file2dict))
     for name, is_refused in (
@@ -203,9 +206,19 @@ class _PickleHandler(PickleHandler):
         """Loads a pickle; all that it holds only with ``MMKDX_UNSAFE_LOAD=1`` in the environment."""
         if os.environ.get('MMKDX_UNSAFE_LOAD') == '1':
             return super().load_from_fileobj(file, **kwargs)
+        return PlainUnpickler(file, **kwargs).load()
+
+
+def _named(load: Callable) -> Callable:
+    """``mmengine.load``, whose errors about pickles name the file."""
+
+    @wraps(load)
+    def named(file: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return PlainUnpickler(file, **kwargs).load()
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f'{getattr(file, "name", "a pickle")} is not loaded: {error}'
-            ) from error
+            return load(file, *args, **kwargs)
+        except (pickle.UnpicklingError, EOFError) as error:
+            _, refused, name = str(error).partition('GLOBAL ')
+            reason = f'holds {name}, {UNASKED}' if refused else 'is damaged or no pickle'
+            raise ValueError(f'{file} {reason}') from error
+
+    return named
