@@ -240,7 +240,11 @@ class PlainUnpickler(pickle.Unpickler):
             'numpy.ndarray': np.ndarray,
             '_codecs.encode': codecs.encode,
             'collections.OrderedDict': OrderedDict,
-            **{f'builtins.{kind.__name__}': kind for kind in (set, frozenset, complex)},
+            **{
+                f'{owner}.{kind.__name__}': kind
+                for owner in ('builtins', '__builtin__')  # of Python 2, as protocol 2 has it
+                for kind in (set, frozenset, complex)
+            },
             **_numpy_functions(),
         }
         if f'{module}.{name}' not in known:

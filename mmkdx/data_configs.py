@@ -34,7 +34,7 @@ REFUSED_KEYS = {
 #: Registered types that evaluate their arguments as Python.
 EVALUATING = ('RFSearchHook',)
 #: The number of values that a config may have. Aliases of YAML multiply them.
-MAX_VALUES = 1_000_000
+MAX_VALUES = 100_000
 
 PROGRAM = (
     'a program; configs in YAML and JSON may name YAML, JSON and the configs of installed packages, '

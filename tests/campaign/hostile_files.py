@@ -160,7 +160,7 @@ def _traversing(trap: Trap) -> Path:
 
 def _bomb(trap: Trap) -> Path:
     def change(name: str, raw: bytes) -> tuple[str, bytes]:
-        return name, bytes(1 << 26) if '/data/' in name else raw
+        return name, bytes(1 << 24) if '/data/' in name else raw
 
     return _rewritten(trap, change, compression=zipfile.ZIP_DEFLATED)
 
