@@ -152,9 +152,7 @@ def _column(file: Any, name: str) -> Any:
     """The HDF5 dataset with a reference for each image, which no link may take from another file."""
     for group, key in ((file, 'value'), (file['value'], name)):
         if type(link := group.get(key, getlink=True)).__name__ != 'HardLink':
-            raise DamagedError(
-                f'{key!r} is a {type(link).__name__}, which may lead to another file'
-            )
+            raise DamagedError(f'{key!r} is a link ({type(link).__name__}), which is not followed')
     return _inside(file['value'][name], name)
 
 
