@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import io
 import logging
 import os
 import pickle
@@ -23,6 +24,8 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+from mmkdx.files import write_file
 
 #: The codes of numpy's types of numbers.
 NUMBERS = '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
@@ -180,6 +183,17 @@ def _without_programs(checkpoint: Any) -> Any:
                 for key in ('cfg', 'config'):
                     owner.pop(key, None)
     return checkpoint
+
+
+def save_checkpoint_file(content: Any, path: str | os.PathLike) -> None:
+    """Writes what ``torch.save`` makes of an object; an earlier file stays until the new one is whole.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
+    data = io.BytesIO()
+    torch.save(content, data)
+    write_file(path, data.getbuffer())
 
 
 def _verify_checksums(path: Path) -> None:

@@ -142,7 +142,11 @@ def test_code_lines_of_a_sample(tmp_path):
 
 
 def test_a_method_can_be_read_from_end_to_end():
-    """All that CAT-KD's step is made of, beside its config, in whatever files it stands."""
+    """What CAT-KD's step runs, beside its config, in whatever files it stands.
+
+    Not counted: what is refused (distillation.checks, losses.contract), taps by path, compiling, other
+    kinds of teachers.
+    """
     parts = {
         'distillation': ['distiller', 'terms', 'teachers', 'places', 'labels'],
         'models': ['taps', 'named_taps', 'intercept', 'flow'],
@@ -154,8 +158,7 @@ def test_a_method_can_be_read_from_end_to_end():
         for folder, names in parts.items()
         for name in names
     }
-    # The goal is 1,050; no change may move away from it
-    assert sum(counts.values()) <= 1300, counts
+    assert sum(counts.values()) <= 1050, counts
 
 
 # What is asked in one place

@@ -23,6 +23,7 @@ from mmkdx.apis.dry_run import build_from_config
 from mmkdx.compat import prepare_cpu_launch
 from mmkdx.distillation.cache import CachedTeacher, CacheWriter
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.files import exit_on_write_error
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,6 +46,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@exit_on_write_error()
 def main() -> None:
     """Writes the caches of a config's teachers."""
     args = parse_args()

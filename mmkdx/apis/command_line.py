@@ -89,6 +89,9 @@ def _own_options() -> argparse.Namespace:
     bad = next((text for text in own.compare if '=' not in text), None)
     if bad is not None:
         parser.error(f'--compare {bad}: write NAME=WORK_DIR')
+    names = [text.partition('=')[0] for text in own.compare]
+    if twice := [name for name in names if names.count(name) > 1]:
+        parser.error(f'--compare gives the name {twice[0]} to two runs')
     if own.base and len(own.base) > 2:
         parser.error('--base: write WORK_DIR, or CONFIG CHECKPOINT')
     return own

@@ -53,8 +53,10 @@ class ImageList(BaseDataset):
         names = existing(table.with_name('classes.txt'), 'ann_file of ImageList', advice)
         classes = tuple(names.read_text(encoding='utf-8').splitlines())
         self._metainfo.setdefault('classes', classes)
+        # Names of files may hold bytes that are no text
+        text = table.read_text(encoding='utf-8', errors='surrogateescape')
         samples = []
-        for number, line in enumerate(table.read_text(encoding='utf-8').splitlines(), 1):
+        for number, line in enumerate(text.splitlines(), 1):
             name, _, label = line.rpartition(' ')
             if not name or label not in map(str, range(len(classes))):
                 raise ValueError(

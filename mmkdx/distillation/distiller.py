@@ -11,18 +11,19 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmkdx.arguments import flag, number, size
+from mmkdx.distillation import checks
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
 from mmkdx.distillation.finite_watch import FiniteWatch
-from mmkdx.distillation.labels import check_labels, index_of, labels_of
+from mmkdx.distillation.labels import index_of, labels_of
 from mmkdx.distillation.models import ModelSpec, build_model
-from mmkdx.distillation.places import Place, Value, check_head, check_maps, names_of, value_at
+from mmkdx.distillation.places import Place, names_of
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.distillation.terms import Term, build_term
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe
-from mmkdx.models.flow import Flow, fake_images
+from mmkdx.models.flow import fake_images
 from mmkdx.models.intercept import fake_forward
-from mmkdx.models.named_taps import find_tap
+from mmkdx.models.path_tap import find_tap
 from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
@@ -74,11 +75,7 @@ class Distiller(BaseModel):
         init_cfg: dict | None = None,
     ) -> None:
         built = build_model(student, 'student', data_preprocessor)
-        if not isinstance(built, BaseModel):
-            raise ValueError(
-                f"student is a {type(built).__name__}; it must be a classifier of mmpretrain's "
-                "interface, whose forward has the modes 'loss' and 'predict'"
-            )
+        checks.student(built)
         super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
         self.student = built
         # A student that comes as a module keeps its weights.
@@ -88,16 +85,10 @@ class Distiller(BaseModel):
         self.teachers: tuple[BaseTeacher, ...] = tuple(
             build_teacher(each) for each in teachers if each is not None
         )
-        if not isinstance(terms, dict | None) or (self.teachers and not terms):
-            raise ValueError(
-                f'terms is {terms!r}; it must be a dict of terms'
-                + (', of which a model with a teacher needs one' if self.teachers else '')
-            )
+        self.student_weight = number('student_weight', student_weight, 0)
+        checks.terms(terms, self.teachers, student_weight)
         built_terms = {name: build_term(name, config) for name, config in (terms or {}).items()}
         self.terms = nn.ModuleDict(built_terms)
-        self.student_weight = number('student_weight', student_weight, 0)
-        if not self.terms and not student_weight:
-            raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
         self._watch = FiniteWatch()
         #: The image sizes for which the terms are checked.
         self._probed: set[tuple[int, ...]] = set()
@@ -145,8 +136,8 @@ class Distiller(BaseModel):
         if tuple(inputs.shape[2:]) not in self._probed:
             self.probe(inputs.shape[2:])
         labels, index = labels_of(data_samples), index_of(data_samples)
-        own_labels = self._activation if self.student_weight else 'sigmoid'
-        check_labels(labels, self.terms.values(), own_labels)
+        if self.student_weight:
+            checks.labels(labels, self._activation)
         truth = {}
         for i, teacher in self._compared.items():
             if self.training:
@@ -155,34 +146,22 @@ class Distiller(BaseModel):
         mode = 'loss' if self.student_weight else 'tensor'
         with self._taps.record(self.student) as student:
             output = self.student(inputs, data_samples, mode=mode)
-        losses = {}
+        losses, terms, logs = {}, {}, {}
         if self.student_weight:
-            # The prefix keeps a head's key `loss` from hiding the total, which mmengine logs as `loss`.
-            losses = {
-                f'student.{key}': value * self.student_weight if 'loss' in key else value
-                for key, value in output.items()
-            }
-        terms = {
-            f'loss_{name}': term(
-                *self._values(term, student, truth), labels, index, inputs, self.student
-            )
-            for name, term in self.terms.items()
-        }
-        if self.training and torch.is_grad_enabled():
-            self._check_gradients(student, terms)
-        own = {key: value for key, value in losses.items() if isinstance(value, Tensor)}
-        named = {f'terms.{name}': terms[f'loss_{name}'] for name in self.terms}
-        self._watch({'images': inputs, **own, **named})
+            for key, value in output.items():
+                # The prefix keeps a head's key `loss` from hiding mmengine's total of that name
+                losses[f'student.{key}'] = value * self.student_weight if 'loss' in key else value
+        for name, term in self.terms.items():
+            terms[name] = term(*term.values(student, truth), labels, index, inputs, self.student)
+            if self.training and torch.is_grad_enabled():
+                checks.gradients(term, student, terms[name])
+            logs.update({f'{name}.{key}': value for key, value in term.loss.logs.items()})
+        named = {f'terms.{name}': value for name, value in terms.items()}
+        self._watch({'images': inputs, **losses, **named})
         if not self.student_weight:
             # Every parameter gets a gradient, so that DDP need not look for unused ones.
-            first = next(iter(terms))
-            terms[first] = terms[first] + 0 * full_precision(output).mean()
-        logs = {
-            f'{name}.{key}': value
-            for name, term in self.terms.items()
-            for key, value in term.loss.logs.items()
-        }
-        return {**losses, **terms, **logs}
+            terms[name] = terms[name] + 0 * full_precision(output).mean()
+        return {**losses, **{f'loss_{name}': value for name, value in terms.items()}, **logs}
 
     def probe(self, size: Sequence[int]) -> dict[str, tuple[Any, Any]]:
         """Finds, without computing, what each term compares for images (height, width), and checks it.
@@ -198,23 +177,14 @@ class Distiller(BaseModel):
             images = fake_images(self.student, size)
             student = self._taps.resolve(self.student, images)
             truth = {i: teacher.resolve(images) for i, teacher in self._compared.items()}
-            places = {name: self._values(term, student, truth) for name, term in self.terms.items()}
+            places = {name: term.values(student, truth) for name, term in self.terms.items()}
             for name, term in self.terms.items():
-                if term.compares == 'class_maps' and isinstance(places[name][0], Tensor):
-                    classes = Flow(describe(self.student), images).logits.shape[1]
-                    check_maps(term, places[name][0], classes)
+                checks.maps(term, places[name][0], self.student, images)
         for name, term in self.terms.items():
             resized = getattr(self._compared.get(term.teacher), 'size', None)
             term.connect(*places[name], self.student, (size, resized or size))
-            term.check(*places[name])
         self._probed.add(tuple(size))
         return places
-
-    @staticmethod
-    def _values(term: Term, student: dict, truth: dict[int, dict]) -> tuple[Value, Value]:
-        """The values at a term's place in the student and in its teacher."""
-        theirs = value_at(truth.get(term.teacher), term.teacher_tap)
-        return value_at(student, term.student_tap), theirs
 
     def _apply(self, fn: Any, recurse: bool = True) -> Distiller:
         # Teachers follow the student to another device.
@@ -226,20 +196,10 @@ class Distiller(BaseModel):
     def _bind(self, size: Sequence[int]) -> None:
         #: What turns the student's logits into probabilities.
         self._activation = describe(self.student).activation
-        for name, term in self.terms.items():
+        for term in self.terms.values():
             term.locate(self.student, size)
-            check_head(term, 'student', self._activation)
-            if not term.taught:
-                continue
-            if not self.teachers:
-                raise ValueError(
-                    f'terms.{name} compares with a teacher and there is none: set teacher'
-                )
-            if term.teacher >= len(self.teachers):
-                raise ValueError(
-                    f'terms.{name}.teacher is {term.teacher} and the last of the '
-                    f'{len(self.teachers)} teachers is {len(self.teachers) - 1}'
-                )
+            checks.head(term, 'student', self._activation)
+            checks.teacher(term, len(self.teachers))
         terms = list(self.terms.values())
         taps, explained = _taps([(term, term.student_tap) for term in terms])
         self._taps = TapSet(taps, 'student', explained)
@@ -249,20 +209,7 @@ class Distiller(BaseModel):
             owner = f'teacher {i}' if len(self.teachers) > 1 else 'teacher'
             teacher.bind(self.student, taps, owner, explained)
             for term, activation in itertools.product(taught, teacher.activations()):
-                check_head(term, owner, activation)
-
-    def _check_gradients(self, student: dict[str, Any], losses: dict[str, Tensor]) -> None:
-        """Refuses a term that would train nothing, as with frozen layers or a detached explanation."""
-        for name, term in self.terms.items():
-            values = [student[tap] for tap in names_of(term.student_tap)]
-            dead = all(isinstance(value, Tensor) and not value.requires_grad for value in values)
-            if dead or not losses[f'loss_{name}'].requires_grad:
-                tap = ', '.join(map(repr, names_of(term.student_tap)))
-                what = f'what stands at tap {tap}' if dead else 'its loss'
-                raise ValueError(
-                    f'{term.key}: no gradient flows from it into the student, so it would train '
-                    f'nothing; {what} is detached or made of frozen parameters'
-                )
+                checks.head(term, owner, activation)
 
     @property
     def weights_read(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +28,13 @@ class FiniteWatch:
     def __init__(self) -> None:
         self._pending: tuple[tuple[str, ...], Tensor, torch.cuda.Event | None] | None = None
 
-    def __call__(self, values: Mapping[str, Tensor]) -> None:
+    def __call__(self, values: Mapping[str, Any]) -> None:
         """Looks at a step's values.
 
         Args:
-            values (Mapping[str, Tensor]): Tensors on one device, by the names in messages: 'images',
-                'student.<key>' and 'terms.<name>', each after those that it is computed from.
+            values (Mapping[str, Any]): Tensors on one device, by the names in messages: 'images',
+                'student.<key>' and 'terms.<name>', each after those that it is computed from. What is
+                no tensor is left out.
 
         Raises:
             FloatingPointError: If one is NaN or infinite, or was a step or two ago.
@@ -40,6 +42,7 @@ class FiniteWatch:
         self._report()
         if self._pending is None and values:
             # A sum is one pass over the images, and keeps NaN and infinity
+            values = {name: each for name, each in values.items() if isinstance(each, Tensor)}
             flags = [full_precision(each.detach()).sum().isfinite() for each in values.values()]
             flags, event = torch.stack(flags), None
             if flags.is_cuda:

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from mmkdx.distillation.places import Value, activation_of
-
-if TYPE_CHECKING:
-    from mmkdx.distillation.terms import Term
-
-#: Classes (N, ); class probabilities (N, K); or the indices of each image's classes, where an image
-#: has not exactly one.
-Labels = Tensor | list[Tensor]
+from mmkdx.distillation.places import Labels
 
 
 def labels_of(data_samples: list | None) -> Labels | None:
@@ -43,51 +33,3 @@ def multi_hot(labels: Labels, classes: int) -> Tensor:
         return labels
     rows = [torch.zeros(classes, device=each.device).index_fill_(0, each, 1) for each in labels]
     return torch.stack(rows)
-
-
-def check_labels(labels: Labels | None, terms: Iterable[Term], activation: str) -> None:
-    """Refuses images of several labels, or none, where one label an image is meant.
-
-    mmpretrain's softmax heads would join the labels, and so give them to other images. The student's
-    ``activation`` is 'sigmoid' also where its own losses do not count.
-    """
-    if not isinstance(labels, list):
-        return
-    for term in terms:
-        if term.needs & {'target', 'class'} and activation_of(term.loss) != 'sigmoid':
-            target_for(term, labels)
-    if activation == 'softmax':
-        raise ValueError(
-            f'student: its softmax head takes one label an image, and {_counts(labels)}; use a head for '
-            'several labels, such as MultiLabelLinearClsHead'
-        )
-
-
-def target_for(term: Term, labels: Labels | None, student: Value = None) -> Tensor:
-    """The labels as a term's loss takes them: classes (N, ), or numbers for each class (N, K).
-
-    The student's value tells a loss of sigmoids how many classes there are.
-
-    Raises:
-        ValueError: If the loss cannot take such labels, or there are none.
-    """
-    need = f'{term.key}: {term.loss_name} needs'
-    if labels is None:
-        raise ValueError(f'{need} the labels of the images, and the data samples have none')
-    if activation_of(term.loss) == 'sigmoid':
-        return multi_hot(labels, student.shape[1])
-    if isinstance(labels, list):
-        raise ValueError(
-            f"{need} one label an image, and {_counts(labels)}; use dict(type='KLDivLoss', "
-            "activation='sigmoid')"
-        )
-    if 'class' in term.loss.needs and labels.dim() > 1:
-        raise ValueError(
-            f'{need} one class an image and the batches have mixed or soft labels; remove '
-            'batch_augments (train_cfg.augments of the student, or data_preprocessor) or the term'
-        )
-    return labels
-
-
-def _counts(labels: list[Tensor]) -> str:
-    return f'the images of the batch have {", ".join(str(len(each)) for each in labels[:8])} labels'

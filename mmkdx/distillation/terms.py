@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmkdx.arguments import integer, number, one_of
+from mmkdx.arguments import flag, integer, number, one_of
+from mmkdx.distillation import checks
 from mmkdx.distillation.adapters import Adapter
-from mmkdx.distillation.labels import Labels, target_for
+from mmkdx.distillation.labels import multi_hot
 from mmkdx.distillation.models import build_part
-from mmkdx.distillation.places import Value, activation_of, check_classes, places, shape_text
+from mmkdx.distillation.places import Labels, Value, places, shape_text, value_at
 from mmkdx.distillation.teacher_target import TeacherTarget
 from mmkdx.functional import ClassMaps, full_precision, no_autocast
 from mmkdx.functional.class_maps import first_tensor, map_tensors
 from mmkdx.functional.schedules import WeightSchedule
-
-#: What a term reads of a loss; see ``mmkdx.losses.base.DistillLoss``.
-CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
 
 
 class Term(nn.Module):
@@ -38,6 +35,8 @@ class Term(nn.Module):
             or a list of taps.
         adapter (str, optional): 'auto', or None for no adapter. Defaults to 'auto'.
         weight (float): The weight. Defaults to 1.
+        allow_negative (bool): Whether the weight may be below 0, which trains the student away from what
+            the loss asks for. Defaults to False, as that is nearly always a slip.
         schedule (dict, optional): The arguments of ``WeightSchedule``. Defaults to None (constant).
         teacher (int): Which teacher, where there are several. Defaults to 0.
         teacher_target (dict, optional): The arguments of ``TeacherTarget``, which leaves a part of what
@@ -56,6 +55,7 @@ class Term(nn.Module):
         at: str | Sequence[str | Sequence[str]],
         adapter: str | None = 'auto',
         weight: float = 1.0,
+        allow_negative: bool = False,
         schedule: dict | None = None,
         teacher: int = 0,
         teacher_target: dict | None = None,
@@ -63,49 +63,37 @@ class Term(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = number('weight', weight)
+        checks.weight(self, flag('allow_negative', allow_negative))
         self.auto = one_of('adapter', adapter, ('auto', None)) == 'auto'
         self.teacher = integer('teacher', teacher, 0)
-        for key, value in dict(schedule=schedule, teacher_target=teacher_target).items():
-            if not isinstance(value, dict | None):
-                raise ValueError(f'{key} is {value!r}; it must be a dict of arguments')
         self.schedule = None if schedule is None else WeightSchedule(**schedule)
         self.key = f'terms.{name}'
         self.loss = build_part(dict(type=type, **loss_args))
-        if not all(hasattr(self.loss, each) for each in CONTRACT):
-            taken = tuple(inspect.signature(self.loss.forward).parameters)[1:]
-            raise ValueError(
-                f'{self.loss_name} does not declare what it needs; derive it from '
-                f"mmkdx.losses.base.DistillLoss, set compares (such as 'shape') and needs={taken}, and "
-                'let its forward take exactly that after student'
-            )
+        self.loss_name = self.loss.__class__.__name__
+        checks.contract(self)
         self.compares = self.loss.compares
         self.needs = frozenset(self.loss.needs)
         #: Whether it compares with a teacher.
         self.taught = 'teacher' in self.needs
         #: Whether the loss takes gradients of the logits by what is at the other taps.
         self.explains = 'gradients' in self.needs
+        #: What turns logits into probabilities in the loss; None where it makes none.
+        default = 'softmax' if self.compares == 'logits' else None
+        self.activation = getattr(self.loss, 'activation', default)
         self.student_tap, self.teacher_tap = places(at, self.taught, self.loss_name)
-        if self.compares != 'anything' and not (
-            isinstance(self.student_tap, str) and isinstance(self.teacher_tap, str | None)
-        ):
-            raise ValueError(f'at is {at!r}, and {self.loss_name} compares one place with one')
+        checks.places(self)
         self.adapter: nn.Module | None = None
         self.teacher_target = None
         if teacher_target is not None:
-            taken = activation_of(self.loss)
-            if not self.taught or self.compares != 'logits' or taken != 'softmax':
-                raise ValueError(
-                    'teacher_target is for the logits of a teacher, of which the loss takes the '
-                    f'softmax, and {self.loss_name} takes none'
-                )
+            checks.teacher_target(self)
             tau = getattr(self.loss, 'tau', 1.0)
             self.teacher_target = TeacherTarget(**{'tau': tau, **teacher_target})
         self._connected = False
 
-    @property
-    def loss_name(self) -> str:
-        """The class name of the loss."""
-        return type(self.loss).__name__
+    def values(self, student: Mapping, teachers: Mapping[int, Mapping]) -> tuple[Value, Value]:
+        """What is at the taps in the student and, for a loss that needs it, in its teacher."""
+        theirs = teachers.get(self.teacher)
+        return value_at(student, self.student_tap), value_at(theirs, self.teacher_tap)
 
     def locate(self, model: nn.Module, size: Sequence[int]) -> None:
         """Lets the loss choose the student's place for ``at='auto'`` and images (height, width)."""
@@ -121,7 +109,9 @@ class Term(nn.Module):
     ) -> None:
         """Checks that the loss takes what is at the taps and, the first time, builds what is missing.
 
-        That is the adapter, and the layers of the loss's own.
+        That is the adapter, and the layers of the loss's own. Then a copy of the term is run on random
+        values, so that mistakes show before training. A loss that needs the images or the model is not
+        run, and neither is one that takes gradients of the logits, as random values have none.
 
         Args:
             student (Tensor | ClassMaps | list): What the student's tap holds, real or fake.
@@ -131,7 +121,7 @@ class Term(nn.Module):
                 teacher's. Defaults to unknown.
 
         Raises:
-            ValueError: If the two cannot be bridged, or are not of the kind that the loss compares.
+            ValueError: If the two cannot be bridged, or the loss cannot take such values.
         """
         sides = (student, teacher)[: 1 + self.taught]
         if not self._connected:
@@ -140,49 +130,34 @@ class Term(nn.Module):
             except ValueError as error:
                 raise ValueError(f'{self.key}.at: {self.loss_name}: {error}') from error
         self._connected = True
-        if self.compares in ('logits', 'class_maps'):
-            check_classes(self, sides)
-        elif self.compares == 'anything':
-            return
-        elif any(isinstance(side, ClassMaps) for side in sides):
-            raise ValueError(
-                f"{self.key}.at: {self.loss_name} compares tensors, and tap 'cam' holds class maps"
-            )
-        elif self.auto and self.taught:
+        checks.values(self, sides)
+        if self.auto and self.taught and self.compares in ('shape', 'map_size'):
             try:
                 if self.adapter is None:
                     self.adapter = Adapter(student, teacher, channels=self.compares == 'shape')
                 self.adapter.check(student, teacher, images)
             except ValueError as error:
                 raise ValueError(f'{self.key}.adapter: {error}; choose other taps (at)') from error
+        try:
+            self.loss.check(*sides)
+            if not self.needs & {'inputs', 'model'}:
+                if not self.explains or isinstance(student, ClassMaps):
+                    self._try_out(student, teacher)
+        except Exception as error:
+            raise ValueError(
+                f'{self.key}: {self.loss_name} cannot {"compare" if self.taught else "take"} '
+                f'{" and ".join(map(shape_text, sides))}: {str(error).partition(chr(10))[0]}'
+            ) from error
 
     @torch.no_grad()
-    def check(self, student: Value, teacher: Value) -> None:
-        """Runs a copy of the term on random values, so that mistakes show before training.
-
-        A loss that needs the images or the model is not run, and neither is one that takes gradients of
-        the logits, as random values have none. For the arguments see ``connect``.
-
-        Raises:
-            ValueError: If the loss cannot take such values.
-        """
-        sides = (student, teacher)[: 1 + self.taught]
-        runs = not self.needs & {'inputs', 'model'}
-        runs = runs and (not self.explains or isinstance(student, ClassMaps))
-        anchor = first_tensor(student)
+    def _try_out(self, student: Value, teacher: Value) -> None:
+        """Runs a copy on random values."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)  # torch.manual_seed would seed CUDA as well
             values = [map_tensors(_random_like, value) for value in (student, teacher)]
+            anchor = first_tensor(student)
             target = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
-            try:
-                self.loss.check(*sides)
-                if runs:
-                    copy.deepcopy(self)(*values, target, torch.arange(len(anchor)))
-            except Exception as error:
-                raise ValueError(
-                    f'{self.key}: {self.loss_name} cannot {"compare" if self.taught else "take"} '
-                    f'{" and ".join(map(shape_text, sides))}: {str(error).partition(chr(10))[0]}'
-                ) from error
+            copy.deepcopy(self)(*values, target, torch.arange(len(anchor)))
 
     def forward(
         self,
@@ -210,13 +185,10 @@ class Term(nn.Module):
         given = dict(index=index, inputs=inputs, model=model)
         given = {need: value for need, value in given.items() if need in self.needs}
         if self.needs & {'target', 'class'}:
-            given['target'] = target_for(self, target, student)
-        if 'index' in self.needs and index is None:
-            raise ValueError(
-                f'{self.key}: {self.loss_name} needs the position of each sample in the data set, '
-                "and the data samples have no 'sample_idx'; let the dataset's PackInputs keep it "
-                '(meta_keys)'
-            )
+            checks.target(self, target)
+            several = self.activation == 'sigmoid'
+            given['target'] = multi_hot(target, student.shape[1]) if several else target
+        checks.index(self, index)
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
         with no_autocast(first_tensor(student)):
@@ -225,10 +197,7 @@ class Term(nn.Module):
             if self.teacher_target is not None:
                 teacher = self.teacher_target(teacher, target)
             loss = self.loss(*(student, teacher)[: 1 + self.taught], **given)
-        if not isinstance(loss, Tensor) or loss.dim():
-            tensor = isinstance(loss, Tensor)
-            kind = f'tensor of shape {tuple(loss.shape)}' if tensor else type(loss).__name__
-            raise ValueError(f'{self.loss_name} returns a {kind}; a loss returns a scalar tensor')
+        checks.scalar(self, loss)
         return loss * (self.weight * (self.schedule() if self.schedule else 1.0))
 
 
@@ -244,20 +213,7 @@ def _random_like(tensor: Tensor) -> Tensor:
 
 def build_term(name: str, config: dict) -> Term:
     """Builds a term; errors name its key in ``terms``."""
-    if not isinstance(config, dict):
-        raise ValueError(
-            f'terms.{name} is {config!r}; it must be a dict of the arguments of a term'
-        )
-    for key in ('type', 'at'):
-        if key not in config:
-            raise ValueError(
-                f'terms.{name} has no {key!r}; a term needs a loss (type) and a tap (at)'
-            )
-    if 'loss' in name:
-        raise ValueError(
-            f"terms.{name}: a term's name must not contain 'loss', by which mmengine knows what it "
-            'sums up'
-        )
+    checks.term_config(name, config)
     try:
         return Term(name, **config)
     except (TypeError, ValueError, KeyError) as error:

@@ -150,7 +150,8 @@ class ExplainHook(Hook):
         compare = self.report if isinstance(self.report, dict) else {}
         own = Path(runner.work_dir).absolute()
         if all(Path(each).absolute() != own for each in compare.values()):
-            compare = {own.name: runner.work_dir, **compare}
+            name = own.name if own.name not in compare else str(own)
+            compare = {name: runner.work_dir, **compare}
         facts = dict(config=runner.cfg.filename or '', checkpoint=runner._load_from or '')
         path = write_page(folder, found, own.name, facts, compare, unit)
         runner.logger.info(f'The report is {path}')

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from mmengine.dist import all_gather
 from torch import Tensor, nn
 
 from mmkdx.arguments import flag, integer, number, one_of, positive, size
+from mmkdx.losses.contract import check_contract
 
 __all__ = ['DistillLoss', 'flag', 'integer', 'number', 'one_of', 'positive', 'size']
-
-COMPARES = ('shape', 'map_size', 'logits', 'class_maps', 'anything')
-
-#: What ``forward`` may take beside the student's value.
-ARGUMENTS = ('teacher', 'target', 'index', 'inputs', 'model')
-
-#: What a loss may need. 'class' is a target of one class for each image.
-NEEDS = (*ARGUMENTS, 'class', 'gradients')
-
-#: The names that a term reads.
-CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
-
-#: Names of the former contract, and what to declare in their place.
-FORMER = dict(
-    needs_teacher="needs without 'teacher'",
-    hard_labels="needs with 'class'",
-    sample_index="needs with 'index'",
-    sees_model="needs with 'inputs' and 'model'",
-    explains="needs with 'gradients'",
-)
 
 
 class DistillLoss(nn.Module):
@@ -76,7 +53,7 @@ class DistillLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        _check_contract(type(self))
+        check_contract(type(self), DistillLoss)
         #: Scalars of the last forward, which are logged as ``<term>.<key>``.
         self.logs: dict[str, Tensor] = {}
 
@@ -94,50 +71,3 @@ class DistillLoss(nn.Module):
 
     def locate(self, model: nn.Module, size: Sequence[int]) -> str | tuple[str, ...] | None:
         """The taps that ``at='auto'`` stands for in the student, for images of a height and width."""
-
-
-def _check_contract(loss: type[DistillLoss]) -> None:
-    name = loss.__name__
-    one_of(f'{name}.compares', loss.compares, COMPARES)
-    if not isinstance(loss.needs, tuple):
-        raise ValueError(f"{name}.needs is {loss.needs!r}; it must be a tuple like ('teacher',)")
-    for need in loss.needs:
-        one_of(f'{name}.needs', need, NEEDS)
-    for own in sorted(set(dir(loss)) - set(dir(DistillLoss))):
-        if own in FORMER:
-            raise ValueError(f'{name}.{own} is not read; declare {FORMER[own]}')
-        near = difflib.get_close_matches(own, (*CONTRACT, 'forward'), 1, 0.8)
-        if near and not own.startswith('_'):
-            raise ValueError(f'{name}.{own} is not read; do you mean {near[0]!r}?')
-    needs = {*loss.needs, 'target'} if 'class' in loss.needs else loss.needs
-    given = [each for each in ARGUMENTS if each in needs]
-    takes = dict(forward=given, connect=('teacher', 'model'), check=('teacher',))
-    for method, names in takes.items():
-        function = getattr(loss, method)
-        wanted = ['student', *(each for each in given if each in names)]
-        taken = list(inspect.signature(function).parameters)[1:]
-        own = method == 'forward' or function is not getattr(DistillLoss, method)
-        if own and sorted(taken) != sorted(wanted):
-            raise ValueError(
-                f'{name}.{method} takes ({", ".join(taken)}), and with needs={loss.needs} it must '
-                f'take ({", ".join(wanted)})'
-            )
-
-
-def gather(values: Tensor, dim: int = 0) -> Tensor:
-    """What all ranks have, along an axis."""
-    return torch.cat(all_gather(values.contiguous()), dim)
-
-
-def positions_on(device: torch.device, index: Tensor, num_samples: int) -> Tensor:
-    """Brings positions in the data set (N, ) to a device; on the CPU they are checked without a wait.
-
-    Raises:
-        ValueError: If a position is not below ``num_samples``.
-    """
-    if (last := int(index.max())) >= num_samples:
-        raise ValueError(
-            f'num_samples is {num_samples}, and there is a sample at position {last}; set it to the '
-            'size of the training data set'
-        )
-    return index.to(device, non_blocking=True)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkdx.functional import full_precision
-from mmkdx.losses.base import DistillLoss, gather, integer, number, positions_on, positive
+from mmkdx.losses.base import DistillLoss, integer, number, positive
+from mmkdx.losses.samples import gather, positions_on
 from mmkdx.registry import MODELS
 
 

@@ -10,15 +10,8 @@ from mmengine.logging import MessageHub
 from torch import Tensor
 
 from mmkdx.functional import full_precision
-from mmkdx.losses.base import (
-    DistillLoss,
-    gather,
-    integer,
-    number,
-    one_of,
-    positions_on,
-    positive,
-)
+from mmkdx.losses.base import DistillLoss, integer, number, one_of, positive
+from mmkdx.losses.samples import gather, positions_on
 from mmkdx.registry import MODELS
 
 

@@ -90,9 +90,8 @@ class Flow:
             return Reading(len(calls))
         value, states = calls[call].value, calls[call].states
         index = tap.element(value)
-        if index is None:
-            return Reading(len(calls), value, states[-1])
-        return Reading(len(calls), value[index], states[index])
+        whole = index is None
+        return Reading(len(calls), value if whole else value[index], states[-1 if whole else index])
 
     @cached_property
     def logits(self) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,10 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.compiler import set_stance
-
-_SYNTAX = re.compile(
-    r'(?P<path>\w[\w.]*)(?:@(?P<call>\d+))?(?::(?P<side>in|out))?(?:\[(?P<item>-?\d+)\])?'
-)
 
 
 @dataclass(frozen=True)
@@ -35,18 +30,6 @@ class Tap:
     call: int | None = None
     side: str = 'out'
     item: int | None = -1
-
-    @classmethod
-    def parse(cls, text: str) -> Tap:
-        """Reads a tap from its text, a ValueError if that is not of the form above."""
-        match = _SYNTAX.fullmatch(text)
-        if not match:
-            raise ValueError(
-                f"cannot have a tap {text!r}; write the name of a tap, such as 'logits', or "
-                "path[@call][:in|:out][[item]], as in 'backbone.layer3' or 'head.fc:in'"
-            )
-        path, call, side, item = match.group('path', 'call', 'side', 'item')
-        return cls(path, call and int(call), side or 'out', -1 if item is None else int(item))
 
     def __str__(self) -> str:
         call = '' if self.call is None else f'@{self.call}'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmkdx.arguments import integer
 from mmkdx.functional import ClassMaps, full_precision
 from mmkdx.functional.largest_logits import all_logits, largest_logits
 from mmkdx.models.families import describe
@@ -17,7 +17,10 @@ from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.heads.prototype_head import find_prototypes
 from mmkdx.models.intercept import Tap
 
-__all__ = ['NAMED_TAPS', 'NamedTap', 'Place', 'find_tap']
+__all__ = ['NAMED_TAPS', 'NamedTap', 'Place']
+
+#: What a cache stores of a value: tensors with a row for each image.
+Stored = Mapping[str, Tensor]
 
 #: All named taps by name; a class of its own adds another.
 NAMED_TAPS: dict[str, NamedTap] = {}
@@ -65,20 +68,18 @@ class NamedTap(ABC):
         """
         return value
 
-    def encode(self, value: Any, top_k: int | None, resolution: int | None) -> dict[str, Tensor]:
-        """The tensors that a cache stores of a value, with a row for each image.
+    def encode(self, value: Any, top_k: int | None, resolution: int | None) -> Stored:
+        """What a cache stores of a value.
 
         The options are those of ``CachedTeacher``. One that leaves nothing out is a ValueError.
         """
         return dict(values=full_precision(value))
 
-    def decode(
-        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
-    ) -> Any:
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Any:
         """The value of rows of what ``encode`` returned.
 
         Args:
-            stored (Mapping[str, Tensor]): The rows.
+            stored (Stored): The rows.
             shape (Sequence[int]): The shape of one image's value.
             module (nn.Module, optional): The module of the place's weights; None where the stored
                 value stands for itself, as the mean over several teachers does.
@@ -103,19 +104,13 @@ class Logits(NamedTap, name='logits'):
     def read(self, value: Any, module: nn.Module) -> Tensor:
         return value if isinstance(value, Tensor) else describe(module).logits_in(value)
 
-    def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> dict[str, Tensor]:
-        value, classes = full_precision(value), value.shape[1]
+    def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> Stored:
+        value = full_precision(value)
         if top_k is None:
             return dict(values=value)
-        if top_k >= classes:
-            raise ValueError(
-                f'teacher.top_k is {top_k} and there are {classes} classes; leave top_k out'
-            )
-        return largest_logits(value, top_k)
+        return largest_logits(value, integer('teacher.top_k', top_k, 1, value.shape[1] - 1))
 
-    def decode(
-        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
-    ) -> Tensor:
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Tensor:
         return all_logits(stored, shape[0]) if 'index' in stored else stored['values']
 
 
@@ -161,22 +156,14 @@ class Cam(NamedTap, name='cam'):
     def read(self, value: Tensor, module: nn.Module) -> ClassMaps:
         return ClassMaps(value, module.weight, module.bias, keep=True)
 
-    def encode(
-        self, value: ClassMaps, top_k: int | None, resolution: int | None
-    ) -> dict[str, Tensor]:
-        features, side = full_precision(value.features), min(value.shape[2:])
+    def encode(self, value: ClassMaps, top_k: int | None, resolution: int | None) -> Stored:
+        features = full_precision(value.features)
         if resolution is None:
             return dict(values=features)
-        if resolution > side:
-            raise ValueError(
-                f'teacher.resolution is {resolution} and the class maps have {side} positions a side; '
-                'leave resolution out'
-            )
-        return dict(values=F.adaptive_avg_pool2d(features, resolution))
+        side = integer('teacher.resolution', resolution, 1, min(value.shape[2:]))
+        return dict(values=F.adaptive_avg_pool2d(features, side))
 
-    def decode(
-        self, stored: Mapping[str, Tensor], shape: Sequence[int], module: nn.Module | None
-    ) -> ClassMaps:
+    def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> ClassMaps:
         weights = (module.weight, module.bias) if module else ()
         return ClassMaps(stored['values'], *weights, keep=True)
 
@@ -192,40 +179,3 @@ class Prototypes(NamedTap, name='prototypes'):
 
     def read(self, value: Any, module: nn.Module) -> Tensor:
         return module.prototypes
-
-
-class PathTap(NamedTap):
-    """What stands at a path in a model, ``path[@call][:in|:out][[item]]``."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def locate(self, flow: Flow) -> Place:
-        tap = Tap.parse(self.text)
-        paths = [path for path, _ in flow.model.named_modules(remove_duplicate=False) if path]
-        if tap.path not in paths:
-            near = difflib.get_close_matches(tap.path, paths, n=4, cutoff=0.4) or paths[:4]
-            raise ValueError(f'has no module {tap.path!r}; near names are {", ".join(near)}')
-        return Place(tap)
-
-    def check(self, flow: Flow, place: Place) -> None:
-        """Refuses a module that is not called, or several times, and a value that is no tensor."""
-        path, call = place.tap.path, place.tap.call
-        calls, value, _ = flow.reading(place.tap)
-        if not calls:
-            raise ValueError(f'does not call module {path!r} in its forward')
-        often = f'calls module {path!r} {calls} times in one forward'
-        if call is None and calls > 1:
-            raise ValueError(f"{often}; write '{path}@0' to '{path}@{calls - 1}'")
-        if call is not None and call >= calls:
-            raise ValueError(f'{often}, so the last call is @{calls - 1}')
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f'holds a {type(value).__name__} and no tensor at {self.text!r}; where a tuple stands '
-                "there, choose an element, as in 'backbone.stages.3[0]'"
-            )
-
-
-def find_tap(name: str) -> NamedTap:
-    """The tap of a name, or of a path."""
-    return NAMED_TAPS.get(name) or PathTap(name)

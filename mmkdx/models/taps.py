@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from mmkdx.models.compiling import compile_between
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.intercept import Tap, intercept
-from mmkdx.models.named_taps import find_tap
+from mmkdx.models.path_tap import find_tap
 
 
 class TapSet:
@@ -101,20 +102,17 @@ class TapSet:
         seen: dict[Tap, Any] = {}
         explained = {self.taps[name] for name in self.explained}
 
-        def reader(tap: Tap) -> Callable[[Any], Tensor | None]:
-            overwritten = tap in self._overwritten
-
-            def read(value: Any) -> None:
-                seen[tap] = value.clone() if overwritten and isinstance(value, Tensor) else value
-
-            def read_and_record(value: Tensor) -> Tensor:
+        def read(tap: Tap, value: Any) -> Tensor | None:
+            if tap in explained:
                 torch.set_grad_enabled(True)  # until the forward's end
-                seen[tap] = value if value.requires_grad else value.detach().requires_grad_()
-                return seen[tap].clone() if overwritten else seen[tap]
+                value = value if value.requires_grad else value.detach().requires_grad_()
+            overwritten = tap in self._overwritten and isinstance(value, Tensor)
+            copied = value.clone() if overwritten else value
+            # The graph begins at what is read, so the forward goes on with the copy
+            seen[tap] = value if tap in explained else copied
+            return copied if tap in explained else None
 
-            return read_and_record if tap in explained else read
-
-        readers = {tap: reader(tap) for tap in self.taps.values()}
+        readers = {tap: partial(read, tap) for tap in self.taps.values()}
         with torch.set_grad_enabled(torch.is_grad_enabled()), intercept(model, readers):
             yield values
         for name, tap in self.taps.items():
@@ -130,24 +128,5 @@ class TapSet:
         return model.get_submodule(self.weights.get(name, ''))
 
     def compile(self, model: nn.Module, **kwargs: Any) -> None:
-        """Compiles the largest parts of a model that hold no tap, in place; after ``resolve``.
-
-        Taps are hooks of a step's own, which compiled code would not call. The keyword arguments are
-        those of ``torch.compile``.
-        """
-        if 'isolate_recompiles' in inspect.signature(torch.compile).parameters:
-            # Else all parts share one small limit on versions, as they are called by the same code
-            kwargs = {'isolate_recompiles': True, **kwargs}
-        paths = [tap.path for tap in self.taps.values()]
-
-        def compile_below(module: nn.Module, path: str) -> None:
-            for name, child in module.named_children():
-                below = f'{path}{name}'
-                lists = isinstance(child, (nn.ModuleList, nn.ModuleDict))
-                if lists or any(f'{tap}.'.startswith(f'{below}.') for tap in paths):
-                    compile_below(child, f'{below}.')
-                # A single layer has nothing to be fused with
-                elif any(child.children()) and next(child.parameters(), None) is not None:
-                    child.compile(**kwargs)
-
-        compile_below(model, '')
+        """Compiles what no tap stands in; see ``compile_between``. After ``resolve``."""
+        compile_between(model, [tap.path for tap in self.taps.values()], **kwargs)

@@ -47,6 +47,12 @@ def test_a_comparison_needs_a_name(monkeypatch, capsys):
     assert '--compare work_dirs/x: write NAME=WORK_DIR' in capsys.readouterr().err
 
 
+def test_runs_that_are_compared_have_different_names(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        options(monkeypatch, '--report', '--compare', 'a=x', '--compare', 'a=y')
+    assert '--compare gives the name a to two runs' in capsys.readouterr().err
+
+
 def test_the_hook_is_told(monkeypatch):
     cfg = Config(dict(custom_hooks=[dict(type='EpochSeedHook'), dict(type='ExplainHook')]))
     untouched = cfg.to_dict()

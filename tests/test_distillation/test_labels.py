@@ -109,9 +109,8 @@ def test_several_labels_where_one_is_meant():
     terms = dict(dkd=dict(type='DKDLoss', at='logits'), kd=dict(type='KLDivLoss', at='logits'))
     images = batch(4)[0]
     message = '^terms.dkd: DKDLoss needs one label an image, .* of the batch have 2, 0, 1, 1 labels'
-    for weight in (0, 1):
-        with pytest.raises(ValueError, match=message):
-            distiller(terms, student_weight=weight)(images, samples(), mode='loss')
+    with pytest.raises(ValueError, match=message):
+        distiller(terms, student_weight=0)(images, samples(), mode='loss')
     message = '^student: its softmax head takes one label an image, .* have 2, 0, 1, 1 labels; use'
     with pytest.raises(ValueError, match=message):
         distiller()(images, samples(), mode='loss')

@@ -50,7 +50,6 @@ def connect(config, student, teacher):
         student, teacher = fake(student), fake(teacher)
     term = build_term('hint', dict(at='backbone', **config))
     term.connect(student, teacher)
-    term.check(student, teacher)
     return term
 
 
@@ -632,6 +631,14 @@ def test_no_scalar_in_training():
             )
             for each in (float('nan'), float('inf'), '2', True, None)
         ),
+        (
+            dict(type='KLDivLoss', at='logits', weight=-0.5),
+            'terms.kd: weight is -0.5, which trains the student away .* set allow_negative=True',
+        ),
+        (
+            dict(type='KLDivLoss', at='logits', allow_negative=1),
+            'terms.kd: allow_negative is 1; it must be True or False',
+        ),
         *(
             (
                 dict(type='KLDivLoss', at='logits', teacher=each),
@@ -671,6 +678,13 @@ def test_no_scalar_in_training():
 def test_wrong_configs(config, message):
     with pytest.raises(ValueError, match=f'^{message}'):
         build_term('kd', config)
+
+
+def test_a_negative_weight_that_is_meant():
+    student, teacher = random(4, 5), random(4, 5, seed=1)
+    given = dict(type='KLDivLoss', at='logits')
+    away = build_term('kd', dict(given, weight=-2, allow_negative=True))(student, teacher)
+    assert away.item() == -2 * build_term('kd', given)(student, teacher).item() < 0
 
 
 def test_an_unknown_kind_of_comparison():

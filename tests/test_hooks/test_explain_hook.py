@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 from tiny import build, classifier
 
 from mmkdx.evaluation import images
+from mmkdx.evaluation.writer import write_page
 from mmkdx.explain import GradCAM
-from mmkdx.hooks import ExplainHook
+from mmkdx.hooks import ExplainHook, explain_hook
 from mmkdx.metrics import ExplanationMetric
 from mmkdx.registry import METRICS
 
@@ -373,10 +374,16 @@ def test_a_teacher_is_found_under_test_time_augmentation(tmp_path):
     assert float(rows[0]['mean']) == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
-def test_a_report_shows_this_run_and_those_it_is_compared_with(trained, tmp_path):
-    compare = dict(earlier=str(trained.work_dir))
+def test_a_report_shows_this_run_and_those_it_is_compared_with(trained, tmp_path, monkeypatch):
+    # Of one name are this run and another one
+    compare = {'earlier': str(trained.work_dir), tmp_path.name: str(trained.work_dir)}
+    runs = []
+    monkeypatch.setattr(
+        explain_hook, 'write_page', lambda *args: runs.append(args[4]) or write_page(*args)
+    )
     settings = config(tmp_path, dict(report=compare, out_dir=str(tmp_path / 'report')))
     run(settings, 'test')
+    assert runs == [{str(tmp_path): str(tmp_path), **compare}]
     page = (tmp_path / 'report' / 'report.html').read_text()
     for text in (
         'earlier',

@@ -15,6 +15,7 @@ from torch import nn
 from mmkdx.functional import ClassMaps
 from mmkdx.models.families import forward_tensor
 from mmkdx.models.intercept import Tap, fake_forward
+from mmkdx.models.path_tap import parse_tap
 from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
@@ -128,7 +129,7 @@ class Function(nn.Module):
     ],
 )
 def test_texts(text, tap):
-    assert Tap.parse(text) == tap
+    assert parse_tap(text) == tap
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_texts(text, tap):
 )
 def test_wrong_texts(text):
     with pytest.raises(ValueError) as error:
-        Tap.parse(text)
+        parse_tap(text)
     assert str(error.value).startswith(
         f"cannot have a tap {text!r}; write the name of a tap, such as 'logits', or path"
     )

@@ -205,7 +205,7 @@ def test_the_files_are_a_whole_cache(whole):
     assert (cache.header['samples'], cache.header['views']) == (40, 2)
     names = [f'view-00{view}/part-0000{part}.safetensors' for view in (0, 1) for part in range(4)]
     assert list(contents(whole)) == names
-    assert not list(whole.rglob('*.tmp'))
+    assert not list(whole.rglob('*.part'))
 
 
 @pytest.mark.parametrize('count', [0, 1, 5])

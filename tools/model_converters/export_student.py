@@ -11,13 +11,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from mmpretrain.registry import DATASETS, MODELS
 
 import mmkdx.registry as mmkdx
+from mmkdx.checkpoints import save_checkpoint_file
 from mmkdx.distillation.models import build_model, load_weights, model_config
+from mmkdx.files import exit_on_write_error, write_file, written_together
 
 
 def is_foreign(dataset: dict) -> bool:
@@ -57,6 +58,7 @@ def student_config(cfg: Config) -> Config:
     return Config(plain)
 
 
+@exit_on_write_error()
 def main() -> None:
     """Writes both files."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -74,9 +76,11 @@ def main() -> None:
     meta = checkpoint.get('meta', {})
     meta = {key: meta[key] for key in ('dataset_meta',) if key in meta}
     name = args.out_dir / (args.name or Path(args.config).stem)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
-    plain.dump(f'{name}.py')
-    torch.save(dict(meta=meta, state_dict=student.state_dict()), f'{name}.pth')
+    with written_together(args.out_dir) as folder:
+        write_file(folder / f'{name.name}.py', plain.pretty_text)
+        save_checkpoint_file(
+            dict(meta=meta, state_dict=student.state_dict()), folder / f'{name.name}.pth'
+        )
     print(
         f'Wrote {name}.py and {name}.pth: mmpretrain.get_model({f"{name}.py"!r}, '
         f'pretrained={f"{name}.pth"!r})' + ('; needs mmkdx' if 'custom_imports' in plain else '')

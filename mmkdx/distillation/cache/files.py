@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mmkdx.files import write_file
 from mmkdx.version import __version__
 
 FORMAT = 1
@@ -94,9 +95,8 @@ def write_shard(folder: Path, header: Header, shard: Shard, tensors: dict[str, T
     """Writes a shard of tensors on the CPU, with a row for each sample: whole or not at all."""
     metadata = dict(header=header, sha256=checksum(header, shard, tensors))
     path = folder / shard.name
-    path.parent.mkdir(parents=True, exist_ok=True)
     # One entry, since safetensors writes several in any order, and equal shards are to be equal files
-    _write(path, save(tensors, {'mmkdx': json.dumps(metadata, sort_keys=True)}))
+    write_file(path, save(tensors, {'mmkdx': json.dumps(metadata, sort_keys=True)}))
 
 
 def is_whole(folder: Path, header: Header, shard: Shard) -> bool:
@@ -109,13 +109,10 @@ def is_whole(folder: Path, header: Header, shard: Shard) -> bool:
 
 
 def prepare(folder: Path, header: Header) -> None:
-    """Makes a folder ready for writing: removes what a killed process left half written."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Compares the cache in a folder, whole or not, with the one to be written."""
     present = _any_header(folder)
     if present is not None:
         compare(folder, present, header)
-    for path in folder.rglob('*.tmp'):
-        path.unlink()
 
 
 def finish(folder: Path, header: Header) -> None:
@@ -128,7 +125,7 @@ def finish(folder: Path, header: Header) -> None:
             raise CacheError(f'teacher.cache: {path} was not written; {AGAIN}')
         entries[shard.name] = dict(sha256=metadata['sha256'], size=path.stat().st_size)
     content = dict(header=header, mmkdx=__version__, shards=entries)
-    _write(folder / INDEX, json.dumps(content, indent=1).encode())
+    write_file(folder / INDEX, json.dumps(content, indent=1))
 
 
 def checksum(header: Header, shard: Shard, tensors: dict[str, Tensor]) -> str:
@@ -269,19 +266,3 @@ def _any_header(folder: Path) -> dict[str, Any] | None:
         return content['header']
     found = map(_metadata_of, sorted(folder.glob(SHARDS)))
     return next((metadata['header'] for metadata in found if metadata), None)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Puts a file under its name at once, when it is on the disk."""
-    # The process' number, since another may write the same file
-    part = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    with part.open('wb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

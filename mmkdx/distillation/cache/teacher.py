@@ -20,7 +20,7 @@ from mmkdx.distillation.teachers import BaseTeacher, Teacher, build_teacher
 from mmkdx.functional import ClassMaps
 from mmkdx.functional.class_maps import first_tensor
 from mmkdx.models.families import describe, preprocessed
-from mmkdx.models.named_taps import find_tap
+from mmkdx.models.path_tap import find_tap
 from mmkdx.registry import MODELS
 
 #: How many batches of a run are compared with the images that the teacher saw.

@@ -1,0 +1,228 @@
+"""What is refused: losses, models and values that do not belong together.
+
+To be read as ``checks.head(term, ...)``. Each function returns None, or raises a ``ValueError`` of one
+sentence that names the config key.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from mmkdx.distillation.places import Labels, names_of
+from mmkdx.functional import ClassMaps
+from mmkdx.models.families import describe
+from mmkdx.models.flow import Flow
+
+if TYPE_CHECKING:
+    from mmkdx.distillation.terms import Term
+
+#: What a term reads of a loss; see ``mmkdx.losses.base.DistillLoss``.
+CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
+
+#: The shapes of what a loss compares, where classes are compared one by one.
+SHAPES = dict(logits='(N, K)', class_maps='(N, K, H, W)')
+
+
+def student(model: nn.Module) -> None:
+    """Refuses a student without a training mode of its own."""
+    if not isinstance(model, BaseModel):
+        raise ValueError(
+            f"student is a {type(model).__name__}; it must be a classifier of mmpretrain's interface, "
+            "whose forward has the modes 'loss' and 'predict'"
+        )
+
+
+def terms(terms: Any, teachers: Sequence[nn.Module], student_weight: float) -> None:
+    """Refuses terms that are no dict, and none where there is nothing else to train with."""
+    if not isinstance(terms, dict | None) or (teachers and not terms):
+        raise ValueError(
+            f'terms is {terms!r}; it must be a dict of terms'
+            + (', of which a model with a teacher needs one' if teachers else '')
+        )
+    if not terms and not student_weight:
+        raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
+
+
+def term_config(name: str, config: Any) -> None:
+    """Refuses what are not the arguments of a term."""
+    if not isinstance(config, dict):
+        raise ValueError(
+            f'terms.{name} is {config!r}; it must be a dict of the arguments of a term'
+        )
+    for key in ('type', 'at'):
+        if key not in config:
+            raise ValueError(
+                f'terms.{name} has no {key!r}; a term needs a loss (type) and a tap (at)'
+            )
+    for key in ('schedule', 'teacher_target'):
+        if not isinstance(config.get(key), dict | None):
+            raise ValueError(
+                f'terms.{name}: {key} is {config[key]!r}; it must be a dict of arguments'
+            )
+    if 'loss' in name:
+        raise ValueError(
+            f"terms.{name}: a term's name must not contain 'loss', by which mmengine knows what it "
+            'sums up'
+        )
+
+
+def weight(term: Term, allow_negative: bool) -> None:
+    """Refuses a weight below 0 unless it is meant."""
+    if term.weight < 0 and not allow_negative:
+        raise ValueError(
+            f'weight is {term.weight:g}, which trains the student away from what the loss asks for; set '
+            'allow_negative=True in the term if you mean it'
+        )
+
+
+def places(term: Term) -> None:
+    """Refuses a list of taps for a loss that compares one place with one."""
+    taps = (term.student_tap, term.teacher_tap)
+    if term.compares != 'anything' and any(isinstance(tap, tuple) for tap in taps):
+        raise ValueError(f'at is {taps!r}, and {term.loss_name} compares one place with one')
+
+
+def contract(term: Term) -> None:
+    """Refuses a loss that does not declare what it compares and needs."""
+    if not all(hasattr(term.loss, each) for each in CONTRACT):
+        taken = tuple(inspect.signature(term.loss.forward).parameters)[1:]
+        raise ValueError(
+            f'{term.loss_name} does not declare what it needs; derive it from '
+            f"mmkdx.losses.base.DistillLoss, set compares (such as 'shape') and needs={taken}, and "
+            'let its forward take exactly that after student'
+        )
+
+
+def teacher_target(term: Term) -> None:
+    """Refuses a ``teacher_target`` beside a loss that takes no softmax of a teacher's logits."""
+    if not term.taught or term.compares != 'logits' or term.activation != 'softmax':
+        raise ValueError(
+            'teacher_target is for the logits of a teacher, of which the loss takes the softmax, and '
+            f'{term.loss_name} takes none'
+        )
+
+
+def head(term: Term, owner: str, activation: str) -> None:
+    """Refuses a loss of softmax probabilities for a model of sigmoids, or the other way round."""
+    if term.activation not in (None, activation):
+        advice = "type='KLDivLoss'" + (", activation='sigmoid'" if activation == 'sigmoid' else '')
+        raise ValueError(
+            f'{term.key}: {term.loss_name} takes the {term.activation} of logits, and the {owner} has '
+            f'a {activation} head (of one logit or several labels, if it is sigmoid); use dict({advice})'
+        )
+
+
+def teacher(term: Term, teachers: int) -> None:
+    """Refuses a term that compares with a teacher that is not there."""
+    if term.taught and not teachers:
+        raise ValueError(f'{term.key} compares with a teacher and there is none: set teacher')
+    if term.taught and term.teacher >= teachers:
+        raise ValueError(
+            f'{term.key}.teacher is {term.teacher} and the last of the {teachers} teachers is '
+            f'{teachers - 1}'
+        )
+
+
+def values(term: Term, values: Sequence[Any]) -> None:
+    """Refuses values that are not of the kind that a loss compares, or of other classes."""
+    if term.compares in ('shape', 'map_size') and any(isinstance(v, ClassMaps) for v in values):
+        raise ValueError(
+            f"{term.key}.at: {term.loss_name} compares tensors, and tap 'cam' holds class maps"
+        )
+    if term.compares not in SHAPES:
+        return
+    shape = SHAPES[term.compares]
+    for tap, value in zip((term.student_tap, term.teacher_tap), values):
+        if len(value.shape) != len(shape.split(',')):
+            raise ValueError(
+                f'{term.key}.at: {term.loss_name} compares {term.compares.replace("_", " ")} of shape '
+                f'{shape}, and tap {tap!r} holds {tuple(value.shape)}'
+            )
+    classes = [value.shape[1] for value in values]
+    if len(set(classes)) > 1:
+        raise ValueError(
+            f'{term.key}.at: the student has {classes[0]} classes and the teacher {classes[1]}; '
+            f'{term.loss_name} needs the same classes, so set student.head.num_classes or choose '
+            'another teacher'
+        )
+
+
+def maps(term: Term, maps: Any, student: nn.Module, images: Tensor) -> None:
+    """Refuses a student's features (N, C, H, W) where the maps of its classes should be."""
+    if term.compares != 'class_maps' or not isinstance(maps, Tensor) or maps.dim() != 4:
+        return
+    classes = Flow(describe(student), images).logits.shape[1]
+    if maps.shape[1] != classes:
+        raise ValueError(
+            f'{term.key}.at: {term.loss_name} compares class maps, and tap {term.student_tap!r} holds '
+            f"{maps.shape[1]} channels for the student's {classes} classes; use the tap 'cam'"
+        )
+
+
+def labels(labels: Labels | None, activation: str) -> None:
+    """Refuses images of several labels, or none, for a student's own softmax head.
+
+    mmpretrain's heads would join the labels, and so give them to other images.
+    """
+    if isinstance(labels, list) and activation == 'softmax':
+        raise ValueError(
+            f'student: its softmax head takes one label an image, and {_counts(labels)}; use a '
+            'head for several labels, such as MultiLabelLinearClsHead'
+        )
+
+
+def target(term: Term, labels: Labels | None) -> None:
+    """Refuses labels that a loss cannot take, and a batch without labels."""
+    need = f'{term.key}: {term.loss_name} needs'
+    if labels is None:
+        raise ValueError(f'{need} the labels of the images, and the data samples have none')
+    if term.activation == 'sigmoid':
+        return
+    if isinstance(labels, list):
+        raise ValueError(
+            f"{need} one label an image, and {_counts(labels)}; use dict(type='KLDivLoss', "
+            "activation='sigmoid')"
+        )
+    if 'class' in term.loss.needs and labels.dim() > 1:
+        raise ValueError(
+            f'{need} one class an image and the batches have mixed or soft labels; remove '
+            'batch_augments (train_cfg.augments of the student, or data_preprocessor) or the term'
+        )
+
+
+def index(term: Term, positions: Tensor | None) -> None:
+    """Refuses a batch whose positions in the data set are unknown, where a loss needs them."""
+    if 'index' in term.needs and positions is None:
+        raise ValueError(
+            f'{term.key}: {term.loss_name} needs the position of each sample in the data set, and the '
+            "data samples have no 'sample_idx'; let the dataset's PackInputs keep it (meta_keys)"
+        )
+
+
+def scalar(term: Term, loss: Any) -> None:
+    """Refuses what is no scalar tensor."""
+    if not isinstance(loss, Tensor) or loss.dim():
+        tensor = isinstance(loss, Tensor)
+        kind = f'tensor of shape {tuple(loss.shape)}' if tensor else type(loss).__name__
+        raise ValueError(f'{term.loss_name} returns a {kind}; a loss returns a scalar tensor')
+
+
+def gradients(term: Term, student: Mapping[str, Any], loss: Tensor) -> None:
+    """Refuses a term that would train nothing, as with frozen layers or a detached explanation."""
+    taps = names_of(term.student_tap)
+    dead = all(not getattr(student[tap], 'requires_grad', True) for tap in taps)
+    if dead or not loss.requires_grad:
+        what = f'what stands at tap {", ".join(map(repr, taps))}' if dead else 'its loss'
+        raise ValueError(
+            f'{term.key}: no gradient flows from it into the student, so it would train nothing; {what} '
+            'is detached or made of frozen parameters'
+        )
+
+
+def _counts(labels: list[Tensor]) -> str:
+    return f'the images of the batch have {", ".join(str(len(each)) for each in labels[:8])} labels'

@@ -1,0 +1,37 @@
+"""Compiling a model of which values are read by hooks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def compile_between(model: nn.Module, paths: Sequence[str], **kwargs: Any) -> None:
+    """Compiles, in place, the largest parts of a model that hold no module that is read.
+
+    Taps are hooks of a step's own, which compiled code would not call.
+
+    Args:
+        model (nn.Module): The model.
+        paths (Sequence[str]): The paths of the modules that are read.
+        **kwargs: The arguments of ``torch.compile``.
+    """
+    if 'isolate_recompiles' in inspect.signature(torch.compile).parameters:
+        # Else all parts share one small limit on versions, as they are called by the same code
+        kwargs = {'isolate_recompiles': True, **kwargs}
+
+    def compile_below(module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            below = f'{path}{name}'
+            lists = isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            if lists or any(f'{tap}.'.startswith(f'{below}.') for tap in paths):
+                compile_below(child, f'{below}.')
+            # A single layer has nothing to be fused with
+            elif any(child.children()) and next(child.parameters(), None) is not None:
+                child.compile(**kwargs)
+
+    compile_below(model, '')
