@@ -37,11 +37,13 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from mmkdx import bounds, data_configs
 from mmkdx.checkpoints import (
     CheckpointError,
     RefusedCheckpointError,
     last_whole_checkpoint,
     load_checkpoint_file,
+    load_from_ceph,
     load_from_http,
     load_from_local,
 )
@@ -60,6 +62,8 @@ __all__ = [
 def install() -> None:
     """Applies every shim that this environment needs; a second call changes nothing."""
     _load_checkpoints_safely()
+    data_configs.install()
+    bounds.install()
     _find_packages_without_pkg_resources()
     _look_for_mmcv_ops_without_find_loader()
     _checkpoint_activations_without_reentry()
@@ -89,8 +93,14 @@ def _load_checkpoints_safely() -> None:
     CheckpointLoader.register_scheme(
         prefixes=('http://', 'https://'), loader=load_from_http, force=True
     )
+    CheckpointLoader.register_scheme(
+        prefixes=[r'(\S+\:)?s3://', r'(\S+\:)?petrel://'], loader=load_from_ceph, force=True
+    )
     # 'torchvision://' and 'openmmlab://' look up a URL and hand it to this name
     _rebind(mmengine_checkpoint.load_from_http, load_from_http)
+    # onedl's for the rest, such as files that 'openmmlab://' names
+    if unsafe := getattr(mmengine_checkpoint, '_safe_torch_load', None):
+        _rebind(unsafe, load_from_local)
 
 
 def _find_packages_without_pkg_resources() -> None:

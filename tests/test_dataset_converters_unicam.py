@@ -192,7 +192,10 @@ def test_mmpretrain_reads_the_lists(pets):
 def test_lists_elsewhere_name_images_by_the_way_to_them(pets, tmp_path):
     lists = run(pets, out=tmp_path / 'lists')
     assert '../PetImages/Cat/0.jpg 0' in lists['all.txt']
-    data = ImageList(data_root=str(tmp_path / 'lists'), ann_file='train.txt', source=PUBLIC)
+    given = dict(data_root=str(tmp_path / 'lists'), ann_file='train.txt', source=PUBLIC)
+    with pytest.raises(ValueError, match=r'lists .\.\./PetImages/.*, which is outside of .*=True'):
+        ImageList(**given)
+    data = ImageList(**given, allow_outside=True)
     assert len(data) == 24 and all(Path(data[i]['img_path']).is_file() for i in range(24))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import flag
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -23,15 +24,25 @@ class ImageList(BaseDataset):
         ann_file (str): The list, below ``data_root``.
         source (str): Where the images come from, for the error if they are missing.
         data_root (str): The folder. Defaults to ''.
+        allow_outside (bool): Whether paths may leave the folder, as a converter's do for images
+            that are not below its lists. Defaults to False.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If the list, the names or images are missing.
-        ValueError: If a line is not a path and one of the labels.
+        ValueError: If a line is not a path and one of the labels, or the path leaves the folder.
     """
 
-    def __init__(self, ann_file: str, source: str, data_root: str = '', **kwargs: Any) -> None:
+    def __init__(
+        self,
+        ann_file: str,
+        source: str,
+        data_root: str = '',
+        allow_outside: bool = False,
+        **kwargs: Any,
+    ) -> None:
         self.source = source
+        self.allow_outside = flag('ImageList.allow_outside', allow_outside)
         super().__init__(ann_file=ann_file, data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -53,7 +64,8 @@ class ImageList(BaseDataset):
                     f'{len(classes) - 1}'
                 )
             samples.append((name, int(label)))
-        check_images(root, [name for name, _ in samples], table.name, f'unpack {self.source} again')
+        names, again = [name for name, _ in samples], f'unpack {self.source} again'
+        check_images(root, names, table.name, again, self.allow_outside)
         return [dict(img_path=str(root / name), gt_label=label) for name, label in samples]
 
     def _copy_without_annotation(self, memo: dict | None = None) -> ImageList:

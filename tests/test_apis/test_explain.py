@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from campaign.hostile_files import IMAGES
 from mmengine.config import Config
 from mmpretrain import get_model
 from tiny import build, classifier, tool
@@ -162,6 +163,14 @@ def test_an_unreadable_image_is_named_and_the_rest_goes_on(home, inferencer, tmp
     assert errors[2] is None and results[2]['maps']['student'].shape == (8, 8)
     assert 'd_missing.png: there is no such file' in errors[3]
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['c.png']
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def test_an_image_that_is_too_large_is_left_out(home, inferencer, tmp_path):
+    (tmp_path / 'bomb.png').write_bytes(IMAGES['PNG of 12,000 x 12,000'](None))
+    bad, good = inferencer([tmp_path / 'bomb.png', home / 'images' / 'b.png'])
+    assert 'bomb.png: an image of 12,000 x 12,000 pixels is beyond the limit' in bad['error']
+    assert 'error' not in good and good['maps']['student'].shape == (8, 8)
 
 
 def test_a_plain_classifier_explains_its_own_prediction(home):

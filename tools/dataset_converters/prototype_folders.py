@@ -34,6 +34,7 @@ import cv2
 import numpy as np
 from mmengine.utils import track_iter_progress
 
+from mmkdx.bounds import TooLargeError, check_image
 from mmkdx.datasets.cars import StanfordCars
 from mmkdx.datasets.cub import CUB
 from mmkdx.datasets.transforms import CropToBox
@@ -159,6 +160,10 @@ def write_images(job: Job) -> None:
                     augmented[path] = name
     if job.target.exists() and not augmented:
         return
+    try:
+        check_image(job.source)
+    except TooLargeError as error:
+        raise ValueError(f'{job.source}: {error}') from error
     image = cv2.imread(str(job.source), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f'{job.source} cannot be read as an image')

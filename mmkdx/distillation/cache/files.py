@@ -48,6 +48,9 @@ HEADER = {
 }
 #: Keys whose values are hashes and say nothing.
 HASHES = ('teacher', 'data', 'pipeline')
+#: Keys whose values say how many shards there are.
+SIZES = ('shard_size', 'samples', 'views')
+SHARDS = 'view-*/part-*.safetensors'
 Header = Mapping[str, Any]
 
 
@@ -150,11 +153,10 @@ class CacheReader:
                 raise CacheError(
                     f'teacher.cache: there is no cache {self.folder}; write it first: {COMMAND}'
                 )
-            plan = shards(present)
-            there = sum((self.folder / shard.name).is_file() for shard in plan)
+            there = sum(1 for _ in self.folder.glob(SHARDS))
             raise CacheError(
-                f'teacher.cache: {self.folder} is not whole, {there} of {len(plan)} parts are there; '
-                f'{AGAIN}'
+                f'teacher.cache: {self.folder} is not whole, {there} of {_count(present)} parts are '
+                f'there; {AGAIN}'
             )
         self.header: dict[str, Any] = content['header']
         compare(self.folder, self.header, dict(format=FORMAT))
@@ -172,7 +174,7 @@ class CacheReader:
         self, views: list[int], positions: list[int], keys: Sequence[str], pin_memory: bool = False
     ) -> dict[str, Tensor]:
         """The stored tensors of each key, on the CPU, with a row for each sample, in this order."""
-        size, samples, present = (self.header[key] for key in ('shard_size', 'samples', 'views'))
+        size, samples, present = (self.header[key] for key in SIZES)
         if max(views) >= present or max(positions) >= samples:
             raise CacheError(
                 f'teacher.cache: {self.folder} holds {present} views of {samples} images, and view '
@@ -187,6 +189,8 @@ class CacheReader:
         found = [(self._open(int(number[places[0]])), places) for places in groups]
         out: dict[str, Tensor] = {}
         for key in keys:
+            if any(key not in shard for shard, _ in found):
+                raise CacheError(f'teacher.cache: {self.folder} has no {key} in a part; {AGAIN}')
             value = found[0][0][key]
             shape, dtype = (len(views), *value.shape[1:]), getattr(torch, value.dtype.name)
             out[key] = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
@@ -201,7 +205,9 @@ class CacheReader:
             path, expected = self.folder / shard.name, self._entries[shard.name]['sha256']
             try:
                 tensors = load_file(path)
+                rows = {tensor.shape[:1] for tensor in tensors.values()}
                 whole = checksum(self.header, shard, tensors) == expected
+                whole &= rows == {(shard.stop - shard.start,)}
             except (SafetensorError, OSError):
                 whole = False
             if not whole:
@@ -214,9 +220,11 @@ def _metadata_of(path: Path) -> dict[str, Any] | None:
     """What a shard says of itself; None where it is missing, or damaged in size or header."""
     try:
         with safe_open(path, 'pt') as file:
-            return json.loads(file.metadata()['mmkdx'])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            metadata = json.loads(file.metadata()['mmkdx'])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    known = isinstance(metadata, dict) and isinstance(metadata.get('sha256'), str)
+    return metadata if known and _count(metadata.get('header')) else None
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -226,12 +234,29 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text())
-        content['header'], content['shards']
-    except (ValueError, KeyError, TypeError) as error:
+        header, entries = content['header'], content['shards']
+        # Before the shards of a header are listed, as it may claim any number
+        whole = len(entries) == _count(header) and set(entries) == {s.name for s in shards(header)}
+        whole &= all(
+            isinstance(entry['size'], int) and entry['sha256'] for entry in entries.values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
         raise CacheError(
             f'teacher.cache: {path} is damaged; remove this file, and the rest is kept by: {COMMAND}'
-        ) from error
+        )
     return content
+
+
+def _count(header: Any) -> int:
+    """The number of shards that a header claims; 0 if it is no header."""
+    if not isinstance(header, dict) or not isinstance(header.get('taps'), dict):
+        return 0
+    size, samples, views = found = [header.get(key) for key in SIZES]
+    if any(type(value) is not int or value < 1 for value in found):
+        return 0
+    return views * -(-samples // size)
 
 
 def _any_header(folder: Path) -> dict[str, Any] | None:
@@ -239,5 +264,5 @@ def _any_header(folder: Path) -> dict[str, Any] | None:
     content = _read_index(folder)
     if content is not None:
         return content['header']
-    found = map(_metadata_of, sorted(folder.glob('view-*/part-*.safetensors')))
+    found = map(_metadata_of, sorted(folder.glob(SHARDS)))
     return next((metadata['header'] for metadata in found if metadata), None)
