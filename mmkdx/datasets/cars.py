@@ -9,7 +9,7 @@ import numpy as np
 from mmpretrain import datasets
 from scipy.io import loadmat
 
-from mmkdx.arguments import one_of
+from mmkdx.arguments import one_of, text
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
@@ -48,6 +48,7 @@ class StanfordCars(datasets.StanfordCars):
     def __init__(
         self, data_root: str = 'data/stanford_cars', split: str = 'train', **kwargs: Any
     ) -> None:
+        text('StanfordCars.data_root', data_root, 'the path of a folder')
         self.split = one_of('StanfordCars.split', split, ('train', 'test'))
         kwargs.setdefault('test_mode', split == 'test')
         ann_file, data_prefix = _find(Path(data_root), split)

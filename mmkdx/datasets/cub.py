@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mmpretrain import datasets
 
-from mmkdx.arguments import flag, one_of
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -51,6 +51,7 @@ class CUB(datasets.CUB):
         parts: bool = False,
         **kwargs: Any,
     ) -> None:
+        text('CUB.data_root', data_root, 'the path of a folder')
         one_of('CUB.split', split, ('train', 'test'))
         self.parts = flag('CUB.parts', parts)
         kwargs.setdefault('test_mode', split == 'test')

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import text
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -31,7 +32,9 @@ class ImageList(BaseDataset):
     """
 
     def __init__(self, ann_file: str, source: str, data_root: str = '', **kwargs: Any) -> None:
-        self.source = source
+        text('ImageList.ann_file', ann_file, 'the path of a file')
+        text('ImageList.data_root', data_root, 'the path of a folder')
+        self.source = text('ImageList.source', source)
         super().__init__(ann_file=ann_file, data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmkdx.arguments import one_of
+from mmkdx.arguments import one_of, text
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
@@ -40,6 +40,7 @@ class TinyImageNet(BaseDataset):
     def __init__(
         self, data_root: str = 'data/tiny-imagenet-200', split: str = 'train', **kwargs: Any
     ) -> None:
+        text('TinyImageNet.data_root', data_root, 'the path of a folder')
         self.split = one_of('TinyImageNet.split', split, ('train', 'val'))
         super().__init__(
             ann_file='', data_root=data_root, data_prefix=split, test_mode=split == 'val', **kwargs

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmkdx.arguments import one_of
+from mmkdx.arguments import one_of, text
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -50,6 +50,7 @@ class Waterbirds(BaseDataset):
         split: str = 'train',
         **kwargs: Any,
     ) -> None:
+        text('Waterbirds.data_root', data_root, 'the path of a folder')
         self.split = one_of('Waterbirds.split', split, SPLITS)
         super().__init__(
             ann_file='metadata.csv', data_root=data_root, test_mode=split != 'train', **kwargs
