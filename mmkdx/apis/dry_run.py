@@ -60,15 +60,12 @@ def build_rest(cfg: Config, model: nn.Module) -> None:
 
 @contextmanager
 def naming(key: str) -> Iterator[None]:
-    """A context whose errors are sentences that begin with a key of the config."""
+    """A context whose errors become a ``ValueError`` of one line that begins with a config key."""
     try:
         yield
-    except FileNotFoundError:
-        raise
     except Exception as error:
-        lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines()]
-        what = next(filter(None, lines), type(error).__name__)
-        raise ValueError(f'{key}: {what}') from error
+        text = str(error if isinstance(error, OSError) or not error.args else error.args[0]).strip()
+        raise ValueError(f'{key}: {text.partition(chr(10))[0] or type(error).__name__}') from error
 
 
 def first_dataloader(cfg: Config) -> dict:

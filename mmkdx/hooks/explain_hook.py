@@ -111,6 +111,8 @@ class ExplainHook(Hook):
         with evaluating(runner.model), torch.no_grad():
             outputs = getattr(runner.model, f'{mode}_step')(data)
         loop.evaluator.process(data_samples=outputs, data_batch=data)
+        if mode == 'val':  # in a test a metric may write a file
+            loop.evaluator.evaluate(1)
         for metric in loop.evaluator.metrics:
             metric.results.clear()
 

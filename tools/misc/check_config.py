@@ -75,14 +75,13 @@ def settle_weights(teacher: Teacher, names: Sequence[str] | None) -> str:
 def check(name: str, cfg: Config) -> None:
     """Prints what a config compares and costs, and what a step on made-up images yields."""
     check_keys(cfg)
-    try:
+    with naming('model'):
         model = build_from_config(cfg)
-    except (TypeError, KeyError, AttributeError) as error:  # of a part that is not mmkdx's
-        raise ValueError(f'model: {error.args[0]}') from error
     logging.disable(logging.INFO)  # of the options of single parameters
     build_rest(cfg, model)
     logging.disable(logging.NOTSET)
-    with naming('the first dataloader'):
+    first_dataloader(cfg)
+    with naming('the transforms of the data loader'):
         batch = synthetic_batch(cfg)
     channels, *size = batch['inputs'].shape[1:]
     of = '' if channels == 3 else f' and {channels} channel{"s" * (channels > 1)}'
