@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmkdx.arguments import integer
 from mmkdx.compat import last_whole_checkpoint
 from mmkdx.distillation.models import shipped_folder
 
@@ -81,7 +82,7 @@ def run_seeds(
             print(f'{name}, seed {seed}: done', file=sys.stderr)
         return json.loads(result.read_text())
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(integer('jobs', jobs, 1)) as pool:
         futures = {name: [pool.submit(run, name, seed) for seed in seeds] for name in runs}
         return {name: [each.result() for each in found] for name, found in futures.items()}
 

@@ -22,7 +22,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,8 +35,7 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.runner import Runner
 
 from mmkdx import registry
-from mmkdx.apis.dry_run import build_from_config
-from mmkdx.distillation import Teacher
+from mmkdx.distillation.models import build_model
 from mmkdx.distillation.teacher_target import TeacherTarget
 from mmkdx.evaluation import ExplanationEvaluator
 from mmkdx.functional.schedules import WeightSchedule
@@ -57,6 +56,8 @@ VALUES = {
     'empty list': [],
     'empty dict': {},
 }
+#: How long one trial may take.
+SECONDS = 30
 OUTCOMES = ('survived', 'lost', 'silent')
 KINDS = (*VALUES, 'misspelt key', 'wrong type', 'swapped tap', 'top-level key')
 #: Sections of a config that training reads, how often each is changed.
@@ -75,8 +76,24 @@ SECTIONS = dict(
 )
 #: Words in the names of configs whose networks take seconds to build; small ones read the same options.
 HEAVY = {'in1k', 'cub', 'cars', 'petimages', 'plantvillage', 'waterbirds'}
+#: Those that ``check_config.py`` builds.
+CHECKED = (
+    'model',
+    'custom_hooks',
+    'val_evaluator',
+    'data_preprocessor',
+    'optim_wrapper',
+    'param_scheduler',
+)
 #: Not changed: texts that are looked up nowhere, and what would start processes or take all memory.
 LEFT = ('num_workers', 'persistent_workers', 'pin_memory', '_scope_', 'by_epoch', 'collate_fn')
+#: Arguments that a constructor keeps, and that are checked with the model or by mmengine.
+ELSEWHERE = {
+    *('init_cfg', 'module', 'serialize_data'),
+    *(('base', 'ExplanationEvaluator'), ('teacher', 'ExplanationEvaluator')),
+    *(('checkpoint', 'Teacher'), ('dataset', 'PairSampler'), ('dataset', 'ViewSampler')),
+    *(('data_preprocessor', 'Distiller'), ('statistics', 'TeacherTarget')),
+}
 #: Options of which a negative number means something.
 SIGNED = {
     'baseline': 'a pixel after normalisation',
@@ -98,6 +115,7 @@ NETWORK = dict(
 TEACHER = dict(model=NETWORK, checkpoint='teacher.pth')
 TERMS = dict(kd=dict(type='KLDivLoss', at='logits'))
 NEEDED: dict[str, dict] = dict(
+    TeacherTarget=dict(kind='uniform'),
     CATLoss=dict(class_select='topk', num_classes_selected=2),
     CRDLoss=dict(num_samples=9),
     CachedTeacher=dict(teacher=TEACHER, cache='cache'),
@@ -163,19 +181,25 @@ def drive(minutes: float, seed: int, configs: int = 320, calls: int = 480) -> li
         list[dict]: For each kind of owner ``what``, and how many were tried, survived (one sentence that
         names the option, or accepted as it is right), lost (no such sentence) and silent (accepted).
     """
-    found = list(trials(minutes, seed, configs, calls))
-    rows = []
-    for what in dict.fromkeys(each.what for each in found):
-        own = [each.outcome for each in found if each.what == what]
-        counts = {outcome: own.count(outcome) for outcome in OUTCOMES}
-        rows.append(dict(what=what, tried=len(own), **counts))
-    return rows
+    return count(trials(minutes, seed, configs, calls))
+
+
+def count(found: Iterable[Trial]) -> list[dict]:
+    """The rows of ``drive``."""
+    rows: dict[str, dict] = {}
+    for each in found:
+        row = rows.setdefault(
+            each.what, dict(what=each.what, tried=0, **dict.fromkeys(OUTCOMES, 0))
+        )
+        row['tried'] += 1
+        row[each.outcome] += 1
+    return list(rows.values())
 
 
 def trials(minutes: float, seed: int, configs: int = 320, calls: int = 480) -> Iterator[Trial]:
     """Yields what becomes of so many changed configs and calls, or as many as the time allows."""
     rng = random.Random(seed)
-    with _confined():
+    with confined():
         end = time.monotonic() + minutes * 10
         for _ in range(calls):
             if time.monotonic() > end:
@@ -190,6 +214,14 @@ def trials(minutes: float, seed: int, configs: int = 320, calls: int = 480) -> I
             if time.monotonic() > end:
                 break
             yield change(rng.choice(files), rng)
+
+
+def runs(path: Path) -> bool:
+    """Whether mmengine's Runner can begin a config here, as its data are drawn."""
+    return (
+        any(word.startswith(('digits', 'parts')) for word in words(path))
+        and 'cached' not in path.stem
+    )
 
 
 def words(path: Path) -> list[str]:
@@ -224,7 +256,8 @@ def constructors() -> list[tuple[Callable, str]]:
         for kind in dict.fromkeys(own)
         for name, parameter in inspect.signature(kind).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in ('init_cfg', 'module', 'serialize_data')
+        and (name, kind.__name__) not in ELSEWHERE
+        and name not in ELSEWHERE
     ]
 
 
@@ -242,7 +275,7 @@ def call(rng: random.Random) -> Trial:
     else:
         value, key = VALUES[how], name
     given[key] = value
-    return _tried(
+    return tried(
         'constructors',
         f'{kind.__name__}({key}={value!r})',
         how,
@@ -321,14 +354,17 @@ def options(value: Any, path: tuple = ()) -> Iterator[tuple]:
 def change(path: Path, rng: random.Random) -> Trial:
     """A shipped config with one option changed."""
     cfg = copy.deepcopy(read(path).to_dict())
-    sections = [key for key in SECTIONS if cfg.get(key)]
+    # What the Runner alone reads is changed where it can run
+    sections = [key for key in SECTIONS if cfg.get(key) and (runs(path) or key in CHECKED)]
     section = rng.choices(sections, [SECTIONS[key] for key in sections])[0]
     everything = [(section, *each) for each in options(cfg[section])] or [(section,)]
     how = rng.choice((*VALUES, *KINDS))
     what, old, parameter = 'configs: names at the top', None, None
     if how == 'top-level key':
         key = misspelt(section)
-        value = cfg.pop(section) if rng.random() < 0.5 else copy.deepcopy(cfg[section])
+        value = dict(type='x') if isinstance(cfg[section], dict) else [dict(type='x')]
+        if rng.random() < 0.5:
+            value = cfg.pop(section)
         cfg[key], place = value, (key,)
     else:
         key_of = {'wrong type': 'type', 'swapped tap': 'at'}
@@ -357,12 +393,12 @@ def change(path: Path, rng: random.Random) -> Trial:
     if how == 'None' and len(place) < 3:
         old = None  # mmengine's word for a section that is not there
     with tempfile.TemporaryDirectory() as folder:
-        return _tried(
+        return tried(
             what,
             where,
             how,
-            (key,),
-            lambda: begin(Config(cfg, filename=str(path)), Path(folder), section),
+            (key, value) if place[-1] == 'type' else (key,),
+            lambda: begin(Config(cfg, filename=str(path)), Path(folder)),
             right(how, key, old, parameter),
         )
 
@@ -388,13 +424,13 @@ def _owner(cfg: dict, path: tuple) -> tuple[bool, inspect.Parameter | None]:
     return False, None
 
 
-def begin(cfg: Config, folder: Path, section: str) -> None:
+def begin(cfg: Config, folder: Path) -> None:
     """All that happens before the first iteration, and that one."""
     _check_config()(cfg.filename, copy.deepcopy(cfg))
-    if Path(cfg.filename).parts[-2] not in ('digits', 'parts') or 'cached' in cfg.filename:
+    if not runs(Path(cfg.filename)):
         return
     cfg.work_dir = str(folder)
-    _draw_teachers(cfg, folder)
+    draw_weights(Path(cfg.filename))
     runner = Runner.from_cfg(cfg)
     runner.register_hook(Stop(), 'LOWEST')
     with contextlib.suppress(Begun):
@@ -406,20 +442,27 @@ def _check_config() -> Callable:
     return runpy.run_path(str(ROOT / 'tools/misc/check_config.py'))['check']
 
 
-def _draw_teachers(cfg: Config, folder: Path) -> None:
-    """Gives random weights to teachers whose files are not there."""
-    for teacher in getattr(build_from_config(cfg), 'teachers', ()):
-        for part in teacher.modules():
-            if isinstance(part, Teacher) and part.checkpoint:
-                file = folder / part.checkpoint
+@cache
+def draw_weights(path: Path) -> None:
+    """Gives random weights to the teachers and base models of a config whose files are not there."""
+
+    def find(value: Any) -> None:
+        if isinstance(value, dict) and {'model', 'checkpoint'} <= set(value):
+            file = Path(value['checkpoint'])
+            if not file.is_file():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(part.model.state_dict(), file)
+                torch.save(build_model(value['model'], 'model').state_dict(), file)
+        if isinstance(value, dict | list):
+            for each in value.values() if isinstance(value, dict) else value:
+                find(each)
+
+    find(read(path).to_dict())
 
 
 # Trying
 
 
-def _tried(
+def tried(
     what: str,
     where: str,
     kind: str,
@@ -430,7 +473,7 @@ def _tried(
 ) -> Trial:
     """Tries something; ``anyway`` is what it says of right options, too."""
     outcome, said = 'survived' if right else 'silent', 'accepted'
-    signal.setitimer(signal.ITIMER_REAL, 30)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     sink = io.StringIO()
     try:
         with (
@@ -448,7 +491,9 @@ def _tried(
         text = str(error).strip()
         good = any(str(key) in text for key in keys) and '\n' not in text
         good = good or (kind == 'huge' and 'memory' in text)
-        if text != anyway:
+        if text == anyway:  # the option was not looked at; Python refuses an unknown name
+            outcome = 'survived' if right or kind == 'misspelt key' else 'silent'
+        else:
             outcome = 'survived' if good else 'lost'
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -460,7 +505,7 @@ def _alarm(*_: Any) -> None:
 
 
 @contextlib.contextmanager
-def _confined() -> Iterator[None]:
+def confined() -> Iterator[None]:
     """A folder of its own, no output, an alarm, and 8 GiB of memory."""
     here, before = os.getcwd(), signal.signal(signal.SIGALRM, _alarm)
     limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -494,9 +539,8 @@ def main() -> None:
         found.append(each)
         if each.outcome != 'survived':
             print(each, flush=True)
-    for what in dict.fromkeys(each.what for each in found):
-        own = [each.outcome for each in found if each.what == what]
-        print(f'{what}: {len(own)} tried,', *(f'{own.count(o)} {o}' for o in OUTCOMES))
+    for row in count(found):
+        print(row)
 
 
 if __name__ == '__main__':
