@@ -57,7 +57,7 @@ VALUES = {
     'empty dict': {},
 }
 #: How long one trial may take.
-SECONDS = 30
+SECONDS = 90
 OUTCOMES = ('survived', 'lost', 'silent')
 KINDS = (*VALUES, 'misspelt key', 'wrong type', 'swapped tap', 'top-level key')
 #: Sections of a config that training reads, how often each is changed.
@@ -89,7 +89,7 @@ CHECKED = (
 LEFT = ('num_workers', 'persistent_workers', 'pin_memory', '_scope_', 'by_epoch', 'collate_fn')
 #: Arguments that a constructor keeps, and that are checked with the model or by mmengine.
 ELSEWHERE = {
-    *('init_cfg', 'module', 'serialize_data'),
+    *('init_cfg', 'module', 'owner', 'serialize_data'),
     *(('base', 'ExplanationEvaluator'), ('teacher', 'ExplanationEvaluator')),
     *(('checkpoint', 'Teacher'), ('dataset', 'PairSampler'), ('dataset', 'ViewSampler')),
     *(('data_preprocessor', 'Distiller'), ('statistics', 'TeacherTarget')),
@@ -397,7 +397,7 @@ def change(path: Path, rng: random.Random) -> Trial:
             what,
             where,
             how,
-            (key, value) if place[-1] == 'type' else (key,),
+            (key, value if place[-1] == 'type' else place[-1]),
             lambda: begin(Config(cfg, filename=str(path)), Path(folder)),
             right(how, key, old, parameter),
         )
@@ -490,7 +490,7 @@ def tried(
         said = f'{type(error).__name__}: {error}'
         text = str(error).strip()
         good = any(str(key) in text for key in keys) and '\n' not in text
-        good = good or (kind == 'huge' and 'memory' in text)
+        good = good or (kind == 'huge' and ('memory' in text or 'overflow' in text))
         if text == anyway:  # the option was not looked at; Python refuses an unknown name
             outcome = 'survived' if right or kind == 'misspelt key' else 'silent'
         else:
