@@ -15,6 +15,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmkdx.arguments import integer
 from mmkdx.compat import last_whole_checkpoint
 from mmkdx.distillation.models import shipped_folder
 from mmkdx.files import write_file
@@ -88,7 +89,7 @@ def run_seeds(
             print(f'{name}, seed {seed}: done', file=sys.stderr)
         return found
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(integer('jobs', jobs, 1)) as pool:
         futures = {name: [pool.submit(run, name, seed) for seed in seeds] for name in runs}
         return {name: [each.result() for each in found] for name, found in futures.items()}
 

@@ -9,7 +9,7 @@ import numpy as np
 from mmpretrain import datasets
 from scipy.io import loadmat
 
-from mmkdx.arguments import flag, one_of
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
@@ -55,6 +55,7 @@ class StanfordCars(datasets.StanfordCars):
         **kwargs: Any,
     ) -> None:
         self.allow_outside = flag('StanfordCars.allow_outside', allow_outside)
+        text('StanfordCars.data_root', data_root, 'the path of a folder')
         self.split = one_of('StanfordCars.split', split, ('train', 'test'))
         kwargs.setdefault('test_mode', split == 'test')
         ann_file, data_prefix = _find(Path(data_root), split)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mmpretrain import datasets
 
-from mmkdx.arguments import flag, one_of
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -54,6 +54,7 @@ class CUB(datasets.CUB):
         allow_outside: bool = False,
         **kwargs: Any,
     ) -> None:
+        text('CUB.data_root', data_root, 'the path of a folder')
         one_of('CUB.split', split, ('train', 'test'))
         self.parts = flag('CUB.parts', parts)
         self.allow_outside = flag('CUB.allow_outside', allow_outside)

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmkdx.arguments import flag
+from mmkdx.arguments import flag, text
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -41,7 +41,9 @@ class ImageList(BaseDataset):
         allow_outside: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.source = source
+        text('ImageList.ann_file', ann_file, 'the path of a file')
+        text('ImageList.data_root', data_root, 'the path of a folder')
+        self.source = text('ImageList.source', source)
         self.allow_outside = flag('ImageList.allow_outside', allow_outside)
         super().__init__(ann_file=ann_file, data_root=data_root, **kwargs)
 

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
-from mmkdx.arguments import flag
+from mmkdx.arguments import flag, text
 from mmkdx.bounds import TooLargeError, check_bytes
 from mmkdx.datasets.imagenet_wordnet_ids import WORDNET_IDS
 from mmkdx.datasets.listing import existing
@@ -66,6 +66,8 @@ class ImageNetSegmentation(BaseDataset):
         test_mode: bool = True,
         **kwargs: Any,
     ) -> None:
+        text('ImageNetSegmentation.ann_file', ann_file, 'the path of a file')
+        text('ImageNetSegmentation.data_root', data_root, 'the path of a folder')
         flag('ImageNetSegmentation.test_mode', test_mode)
         super().__init__(ann_file=ann_file, data_root=data_root, test_mode=test_mode, **kwargs)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmkdx.arguments import flag, one_of
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
@@ -47,6 +47,7 @@ class TinyImageNet(BaseDataset):
         **kwargs: Any,
     ) -> None:
         self.allow_outside = flag('TinyImageNet.allow_outside', allow_outside)
+        text('TinyImageNet.data_root', data_root, 'the path of a folder')
         self.split = one_of('TinyImageNet.split', split, ('train', 'val'))
         super().__init__(
             ann_file='', data_root=data_root, data_prefix=split, test_mode=split == 'val', **kwargs

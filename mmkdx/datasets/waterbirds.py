@@ -8,7 +8,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmkdx.arguments import flag, one_of
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -53,6 +53,7 @@ class Waterbirds(BaseDataset):
         allow_outside: bool = False,
         **kwargs: Any,
     ) -> None:
+        text('Waterbirds.data_root', data_root, 'the path of a folder')
         self.split = one_of('Waterbirds.split', split, SPLITS)
         self.allow_outside = flag('Waterbirds.allow_outside', allow_outside)
         super().__init__(

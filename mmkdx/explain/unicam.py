@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkdx.arguments import integer, one_of
+from mmkdx.arguments import integer, one_of, text
 from mmkdx.bounds import read_array
 from mmkdx.explain.activations import activations, pushed_gradient
 from mmkdx.explain.base import undisturbed
@@ -342,8 +342,7 @@ def _named(layers: Sequence | Mapping) -> dict[str, tuple[str, ...]]:
 
 
 def _read_embedding(path: str) -> Tensor:
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f'UniCAM.embedding is {path!r}; it must be the path of a file (.npy)')
+    text('UniCAM.embedding', path, 'the path of a file (.npy)')
     if not Path(path).is_file():
         raise FileNotFoundError(f'UniCAM.embedding: there is no file {path}')
     try:

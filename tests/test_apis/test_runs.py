@@ -12,6 +12,7 @@ from mmengine.config import Config
 from tiny import build, classifier
 
 from mmkdx.apis import run_tool, runs
+from mmkdx.apis.runs import run_seeds
 from mmkdx.distillation import models
 
 ROOT = Path(__file__).parents[2]
@@ -228,3 +229,9 @@ def test_a_base_by_its_work_directory(folder, monkeypatch, tmp_path):
     (log,) = out.glob('*/*.log')
     lines = r'(?:from path:|Load checkpoint from) \S+?/(student|base|teacher|own\.pth)\b'
     assert set(re.findall(lines, log.read_text())) == {'student', 'base', 'own.pth'}
+
+
+@pytest.mark.parametrize('jobs', [0, True, float('nan')])
+def test_no_runs_at_a_time(tmp_path, jobs):
+    with pytest.raises(ValueError, match=f'^jobs is {jobs}; it must be an integer of at least 1'):
+        run_seeds({}, [0], tmp_path, jobs)

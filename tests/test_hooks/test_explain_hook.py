@@ -347,10 +347,17 @@ def test_a_trial_goes_through_everything_and_leaves_no_trace(trained, tmp_path, 
         hook.before_train(trained)
 
 
-def test_the_evaluators_metrics_are_tried_before_the_first_iteration(tmp_path):
-    evaluator = [dict(type='Accuracy'), dict(type='GroupAccuracy')]
+@pytest.mark.parametrize(
+    ('second', 'message'),
+    [
+        ('GroupAccuracy', "GroupAccuracy: the data samples have no 'group'"),
+        ('Accuracy', 'same metric name accuracy/top1'),
+    ],
+)
+def test_the_evaluators_metrics_are_tried_before_the_first_iteration(tmp_path, second, message):
+    evaluator = [dict(type='Accuracy'), dict(type=second)]
     runner = Runner.from_cfg(config(tmp_path, val_evaluator=evaluator))
-    with pytest.raises(ValueError, match="GroupAccuracy: the data samples have no 'group'"):
+    with pytest.raises(ValueError, match=message):
         runner.train()
     assert runner.iter == 0
 
