@@ -11,7 +11,9 @@ import inspect
 import io
 import os
 import pkgutil
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,11 +25,14 @@ from typing import Any
 
 import mmcv.image.io as mmcv_io
 import mmengine
+import mmengine.runner._flexible_runner as mmengine_flexible_runner
+import mmengine.runner.runner as mmengine_runner
 import numpy as np
 import torch
 from mmengine._strategy import BaseStrategy, FSDPStrategy
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.dataset import worker_init_fn
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
 from mmengine.fileio import LocalBackend
@@ -72,6 +77,7 @@ def install() -> None:
     _load_checkpoints_safely()
     _write_whole_files()
     _give_each_run_a_log_folder()
+    _let_workers_outlive_signals()
     _find_packages_without_pkg_resources()
     _look_for_mmcv_ops_without_find_loader()
     _checkpoint_activations_without_reentry()
@@ -175,6 +181,33 @@ def _with_log_folder(setup_env: Callable) -> Callable:
         self._timestamp = names[0]
 
     return setup
+
+
+def _let_workers_outlive_signals() -> None:
+    """Lets only their own process end the workers of a dataloader by SIGTERM.
+
+    Clusters and terminals send SIGTERM and SIGINT to all processes of a job, and a training needs its
+    workers for the step that it ends with. mmengine 0.10.7 and onedl-mmengine 0.10.12 leave it to torch,
+    whose workers end.
+    """
+    for module in (mmengine_runner, mmengine_flexible_runner):
+        module.default_worker_init_fn = _init_worker
+
+
+def _init_worker(worker_id: int, **kwargs: Any) -> None:
+    """mmengine's ``worker_init_fn`` for a worker that obeys its own process alone."""
+    parent = os.getppid()
+
+    def obey() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=obey, daemon=True).start()
+    worker_init_fn(worker_id, **kwargs)
 
 
 def _find_packages_without_pkg_resources() -> None:

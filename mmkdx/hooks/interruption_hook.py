@@ -6,14 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import distributed
 
 from mmkdx.hooks.checkpoint_hook import CheckpointHook
@@ -21,8 +20,6 @@ from mmkdx.registry import HOOKS
 
 #: Signals that are this close belong together: launchers send them to a group and to each process.
 TOGETHER = 2.0
-#: How long a worker of a dataloader lives after a signal, so that the step can end.
-GRACE = 60
 
 
 @HOOKS.register_module()
@@ -50,17 +47,6 @@ class InterruptionHook(Hook):
         self._old: dict[int, Any] | None = None
         self._group: Any = None
         self._pending: tuple[Any, torch.Tensor] | None = None
-
-    def before_run(self, runner: Runner) -> None:
-        """Lets the workers of the dataloaders outlive a signal to the whole process group."""
-        loops = [runner._train_loop, runner._val_loop]
-        for loop in loops:
-            loader = getattr(loop, 'dataloader', None)
-            if isinstance(loop, BaseLoop) and getattr(loader, 'num_workers', 0):
-                loader.worker_init_fn = partial(_outlive, loader.worker_init_fn)
-                if isinstance(loop, IterBasedTrainLoop):  # has started its workers already
-                    loader._iterator = None
-                    loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
 
     def before_train(self, runner: Runner) -> None:
         """Connects the processes."""
@@ -174,11 +160,3 @@ def _is_updated(runner: Runner) -> bool:
     """Whether no gradients wait for an update, which a checkpoint does not hold."""
     ask = getattr(runner.optim_wrapper, 'should_update', None)
     return ask is None or ask()
-
-
-def _outlive(init: Callable[[int], None] | None, worker: int) -> None:
-    """Starts a worker that lives some time after a signal; its parent ends it before."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if init is not None:
-        init(worker)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +21,12 @@ COUNTS = dict(training=50, cache=10, report=10, push=10, rank=5)
 
 
 def run(
-    folder: Path, tool: str, *arguments: object, event: int = 0, seconds: float = 0, **options: object
+    folder: Path,
+    tool: str,
+    *arguments: object,
+    event: int = 0,
+    seconds: float = 0,
+    **options: object,
 ) -> Script:
     """Starts a tool that kills itself."""
     return Script(VICTIM, folder, event, seconds, ROOT / 'tools' / tool, *arguments, **options)
@@ -71,7 +75,9 @@ def _part(path: Path, key: str) -> object:
     checkpoint = torch.load(path, weights_only=False)
     if key == 'best':
         info = checkpoint['message_hub']['runtime_info']
-        return {k: Path(v).name if isinstance(v, str) else v for k, v in info.items() if 'best' in k}
+        return {
+            k: Path(v).name if isinstance(v, str) else v for k, v in info.items() if 'best' in k
+        }
     return checkpoint.get(key)
 
 
