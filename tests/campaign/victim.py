@@ -1,11 +1,12 @@
 """Runs a tool and kills itself at the n-th change of a file below a folder, or after some seconds.
 
 Usage: victim.py FOLDER EVENT SECONDS TOOL [arguments]. With EVENT 0 and SECONDS 0 it lives, and writes
-the number of changes to FOLDER.events.
+the number of changes to FOLDER.events. No file can have more than MOST_BYTES of the environment.
 """
 
 import atexit
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -34,6 +35,9 @@ def watch(name: str, args: tuple) -> None:
             die()
 
 
+if most := int(os.environ.get('MOST_BYTES', 0)):  # as on a full disk, a write fails
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 if seconds:
     threading.Timer(seconds, die).start()
 sys.addaudithook(watch)
