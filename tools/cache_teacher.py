@@ -23,6 +23,7 @@ from mmkdx.apis.dry_run import build_from_config
 from mmkdx.compat import prepare_cpu_launch
 from mmkdx.distillation.cache import CachedTeacher, CacheWriter
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.files import WriteError
 from mmkdx.lock import FolderInUseError
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     for teacher in found:
         try:
             write(distiller, teacher, loader, args.shard_size)
-        except FolderInUseError as error:
+        except (FolderInUseError, WriteError) as error:
             sys.exit(f'teacher.cache: {error}')
 
 

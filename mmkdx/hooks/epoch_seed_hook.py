@@ -15,8 +15,9 @@ class EpochSeedHook(Hook):
     """Seeds Python, NumPy and torch anew at the start of each training epoch, by seed, epoch and rank.
 
     A run then draws the same numbers in an epoch whatever came before, such as another number of
-    validations. mmkdx's ``CheckpointHook`` restores the state of the generators inside an epoch. mmengine
-    seeds worker processes: with ``persistent_workers=True`` their numbers depend on the epochs before.
+    validations. mmkdx's ``CheckpointHook`` restores the state of the generators inside an epoch.
+    mmengine seeds worker processes: with ``persistent_workers=True`` their numbers depend on the epochs
+    before.
     """
 
     # Before the hooks that draw random numbers, if a user has any.

@@ -22,8 +22,8 @@ def drive(minutes: float, seed: int) -> list[dict]:
         seed (int): The seed of the sizes.
 
     Returns:
-        list[dict]: One row. ``lost`` are runs without a sentence or with a damaged checkpoint. ``silent``
-        are runs that end with status 0 although something is missing.
+        list[dict]: One row. ``lost`` are runs without a sentence or with a damaged checkpoint.
+        ``silent`` are runs that end with status 0 although something is missing.
     """
     row = dict(what='disk full at a checkpoint', tried=0, survived=0, lost=0, silent=0)
     chance, until = random.Random(seed), time.monotonic() + minutes * 60
