@@ -19,8 +19,7 @@ FILES = sorted((ROOT / 'mmkdx').rglob('*.py'))
 ROWS = [
     {
         *('arguments', 'bounds', 'checkpoints', 'compat', 'data_configs', 'files', 'functional'),
-        *('plugins', 'registry'),
-        *('sample_numbers', 'version'),
+        *('lock', 'plugins', 'registry', 'sample_numbers', 'version'),
     },
     {'datasets', 'models'},
     {'distillation', 'explain'},

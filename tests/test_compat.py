@@ -36,6 +36,7 @@ from mmkdx.compat import (
     load_checkpoint_file,
     prepare_cpu_launch,
 )
+from mmkdx.files import WriteError
 
 ROOT = Path(__file__).parents[1]
 
@@ -866,3 +867,45 @@ def test_two_processes_train_together(tmp_path):
     assert json.loads(result.read_text()) == dict(
         weights=[-2.0, -2.0], wrapper='MMDistributedDataParallel', backend='gloo'
     )
+
+
+# Whole files
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that is full when a file is to get its name."""
+
+    def refuse(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'replace', refuse)
+
+
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda path: mmengine_checkpoint.save_checkpoint({'a': 1}, path),
+        lambda path: mmengine_checkpoint.save_checkpoint({}, path, dict(backend='disk')),
+        lambda path: mmengine.dump({'a': 1}, path, 'json'),
+        lambda path: Config(dict(a=1)).dump(path),
+    ],
+)
+def test_what_mmengine_writes_is_whole_or_the_old(tmp_path, write, full, monkeypatch):
+    path = tmp_path / 'file.py'
+    path.write_text('old')
+    with pytest.raises(WriteError, match=f'cannot write {path}: No space left'):
+        write(str(path))
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['file.py']
+    monkeypatch.undo()
+    write(str(path))
+    assert path.read_bytes() != b'old' and os.listdir(tmp_path) == ['file.py']
+
+
+def test_folders_of_files_are_made_as_before(tmp_path):
+    mmengine.dump([1], tmp_path / 'a' / 'b.json')
+    assert mmengine.load(tmp_path / 'a' / 'b.json') == [1]
+
+
+def test_a_config_is_still_text_without_a_file():
+    assert Config(dict(a=1)).dump() == 'a = 1\n'

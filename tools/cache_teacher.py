@@ -24,6 +24,7 @@ from mmkdx.compat import prepare_cpu_launch
 from mmkdx.distillation.cache import CachedTeacher, CacheWriter
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.files import exit_on_write_error
+from mmkdx.lock import FolderInUseError
 
 
 def parse_args() -> argparse.Namespace:
@@ -78,7 +79,10 @@ def main() -> None:
         loader = Runner.build_dataloader(settings, seed=0)
     distiller = distiller.to(args.device or get_device())
     for teacher in found:
-        write(distiller, teacher, loader, args.shard_size)
+        try:
+            write(distiller, teacher, loader, args.shard_size)
+        except FolderInUseError as error:
+            sys.exit(f'teacher.cache: {error}')
 
 
 def write(

@@ -250,6 +250,19 @@ def test_a_rank_that_is_killed_loses_nothing_and_two_write_what_one_writes(confi
     CacheReader(folder)
 
 
+def test_a_second_writer_is_refused(config, run, tmp_path):
+    folder = tmp_path / 'cache'
+    process = Process(config, folder, 0.05)
+    try:
+        wait_for(folder, 1, [process])
+        said = rf'teacher.cache: {folder} is in use by process {process.pid} on .*; wait for it, or'
+        with pytest.raises(SystemExit, match=said):
+            run(folder)
+        assert process.poll() is None
+    finally:
+        process.kill()
+
+
 def test_a_whole_cache_is_left_alone(run, whole, capsys):
     before = identities(whole)
     run(whole)
