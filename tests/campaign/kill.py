@@ -98,7 +98,9 @@ def equal(one: object, two: object) -> bool:
 def training_config(folder: Path, **changes: object) -> Path:
     """A training with a checkpoint each epoch, of which one is kept, and the best."""
     cfg = run_config(with_a_teacher(folder), **changes)
-    cfg.default_hooks.checkpoint.update(max_keep_ckpts=1, save_best='accuracy/top1')
+    cfg.val_evaluator = [dict(type='Accuracy'), dict(type='CalibrationError')]
+    # It falls in most epochs, so that most have a new best checkpoint
+    cfg.default_hooks.checkpoint.update(max_keep_ckpts=1, save_best='calibration/nll', rule='less')
     cfg.train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=1)
     cfg.optim_wrapper.optimizer.lr = 0.03
     cfg.train_dataloader.dataset.indices = 96
