@@ -70,6 +70,7 @@ def run_tool(name: str) -> None:
         return cfg
 
     tool.merge_args = merge
+    logging.FileHandler.handleError = _cannot_log
     try:
         tool.main()
     except (CheckpointError, FolderInUseError, WriteError) as error:
@@ -89,6 +90,14 @@ def run_tool(name: str) -> None:
     finally:
         for lock in locks:
             lock.release()
+
+
+def _cannot_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Ends a run whose log cannot be written; Python would print a traceback for each line and go on."""
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        raise WriteError(f'cannot write {handler.baseFilename}: {error.strerror}') from error
+    logging.Handler.handleError(handler, record)
 
 
 def mmpretrain_tool(name: str) -> ModuleType:

@@ -1,6 +1,7 @@
 """The options that mmkdx adds to mmpretrain's tools."""
 
 import errno
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -181,6 +182,15 @@ def fail(monkeypatch, tmp_path):
 )
 def test_what_cannot_go_on_is_a_sentence(fail, error, sentence):
     assert fail(error).code == sentence  # Python prints it and exits with status 1
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(fail, tmp_path):
+    fail(SystemExit(0))
+    handler = logging.FileHandler('/dev/full')
+    record = logging.LogRecord('a', logging.INFO, 'file', 1, 'text', (), None)
+    with pytest.raises(WriteError, match='cannot write /dev/full: No space left on device'):
+        handler.handle(record)
+    handler.stream = None
 
 
 def test_other_errors_stay(fail):
