@@ -167,7 +167,12 @@ def _add_report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_hooks(cfg: Config) -> None:
-    """Gives a training our checkpoints, in whatever scope its config is, and the reaction to signals."""
+    """Gives a training our checkpoints and the reaction to signals.
+
+    Configs of other scopes than mmkdx and mmpretrain cannot name them, and keep mmengine's checkpoints.
+    """
+    if cfg.get('default_scope') not in ('mmkdx', 'mmpretrain'):
+        return
     if cfg.get('default_hooks') is None:
         cfg.default_hooks = {}
     hooks = cfg.default_hooks

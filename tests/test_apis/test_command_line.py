@@ -114,7 +114,7 @@ def test_help_of_a_training_tells_of_signals(monkeypatch, capsys):
     assert '--report' not in out
 
 
-@pytest.mark.parametrize('scope', ['mmkdx', 'mmpretrain', 'mmengine'])
+@pytest.mark.parametrize('scope', ['mmkdx', 'mmpretrain'])
 @pytest.mark.parametrize(
     'hooks',
     [
@@ -126,7 +126,7 @@ def test_help_of_a_training_tells_of_signals(monkeypatch, capsys):
     ],
 )
 def test_each_scope_trains_with_our_checkpoints(scope, hooks):
-    cfg = Config(dict(default_hooks=hooks))
+    cfg = Config(dict(default_scope=scope, default_hooks=hooks))
     _add_hooks(cfg)
     _add_hooks(cfg)  # as for the config that a run has written
     with DefaultScope.overwrite_default_scope(scope):
@@ -140,8 +140,14 @@ def test_scope_of_mmkdx_finds_our_hook():
         assert type(HOOKS.build(dict(type='CheckpointHook'))) is CheckpointHook
 
 
+def test_scopes_that_cannot_name_our_hooks_train_as_before():
+    cfg = Config(dict(default_scope='mmdet'))
+    _add_hooks(cfg)
+    assert cfg.get('default_hooks') is None
+
+
 def test_who_wants_no_checkpoints_gets_none():
-    cfg = Config(dict(default_hooks=dict(checkpoint=None)))
+    cfg = Config(dict(default_scope='mmkdx', default_hooks=dict(checkpoint=None)))
     _add_hooks(cfg)
     assert cfg.default_hooks.checkpoint is None
 
