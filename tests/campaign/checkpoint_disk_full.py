@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kill import differences, finish, run, training_config
+from campaign.kill import differences, finish, run, training_config
 
 #: Sizes in ten minutes.
 MOST = 20
