@@ -308,7 +308,9 @@ def last_whole_checkpoint(work_dir: str | os.PathLike) -> str | None:
         RefusedCheckpointError: A file is whole but needs the user's word, as older ones would too.
     """
     record = Path(work_dir, 'last_checkpoint')
-    recorded = record.read_text().strip() if record.is_file() else ''
+    # After a power failure a file may hold zero bytes
+    text = record.read_text(errors='replace') if record.is_file() else ''
+    recorded = text.replace('\0', '').strip()
     candidates = [Path(recorded)] if recorded else []
     # CheckpointHook may have been told to keep its files elsewhere (`out_dir`)
     folders = {Path(work_dir), *(path.parent for path in candidates)}

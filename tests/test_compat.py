@@ -576,8 +576,9 @@ def test_record_of_a_file_that_is_gone(checkpoints, log):
 
 
 def test_without_a_record_the_newest_is_taken(checkpoints, log):
-    (checkpoints / 'last_checkpoint').write_text('')
-    assert last_whole_checkpoint(checkpoints) == str(checkpoints / 'epoch_3.pth')
+    for left in (b'', b'\0' * 40):
+        (checkpoints / 'last_checkpoint').write_bytes(left)
+        assert last_whole_checkpoint(checkpoints) == str(checkpoints / 'epoch_3.pth')
     (checkpoints / 'last_checkpoint').unlink()
     assert last_whole_checkpoint(checkpoints) == str(checkpoints / 'epoch_3.pth')
     assert log() == ''

@@ -72,6 +72,7 @@ def run_tool(name: str) -> None:
         return cfg
 
     tool.merge_args = merge
+    logging.FileHandler.handleError = _cannot_log
     try:
         with exit_on_write_error():
             tool.main()
@@ -87,6 +88,14 @@ def run_tool(name: str) -> None:
     finally:
         for lock in locks:
             lock.release()
+
+
+def _cannot_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Ends a run whose log cannot be written; Python would print a traceback for each line and go on."""
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        raise WriteError(f'cannot write {handler.baseFilename}: {error.strerror}') from error
+    logging.Handler.handleError(handler, record)
 
 
 def mmpretrain_tool(name: str) -> ModuleType:
@@ -159,7 +168,12 @@ def _add_report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_hooks(cfg: Config) -> None:
-    """Gives a training our checkpoints, in whatever scope its config is, and the reaction to signals."""
+    """Gives a training our checkpoints and the reaction to signals.
+
+    Configs of other scopes than mmkdx and mmpretrain cannot name them, and keep mmengine's checkpoints.
+    """
+    if cfg.get('default_scope') not in ('mmkdx', 'mmpretrain'):
+        return
     if cfg.get('default_hooks') is None:
         cfg.default_hooks = {}
     hooks = cfg.default_hooks

@@ -1,6 +1,7 @@
 """The options that mmkdx adds to mmpretrain's tools."""
 
 import errno
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_help_of_a_training_tells_of_signals(monkeypatch, capsys):
     assert '--report' not in out
 
 
-@pytest.mark.parametrize('scope', ['mmkdx', 'mmpretrain', 'mmengine'])
+@pytest.mark.parametrize('scope', ['mmkdx', 'mmpretrain'])
 @pytest.mark.parametrize(
     'hooks',
     [
@@ -131,7 +132,7 @@ def test_help_of_a_training_tells_of_signals(monkeypatch, capsys):
     ],
 )
 def test_each_scope_trains_with_our_checkpoints(scope, hooks):
-    cfg = Config(dict(default_hooks=hooks))
+    cfg = Config(dict(default_scope=scope, default_hooks=hooks))
     _add_hooks(cfg)
     _add_hooks(cfg)  # as for the config that a run has written
     with DefaultScope.overwrite_default_scope(scope):
@@ -145,8 +146,14 @@ def test_scope_of_mmkdx_finds_our_hook():
         assert type(HOOKS.build(dict(type='CheckpointHook'))) is CheckpointHook
 
 
+def test_scopes_that_cannot_name_our_hooks_train_as_before():
+    cfg = Config(dict(default_scope='mmdet'))
+    _add_hooks(cfg)
+    assert cfg.get('default_hooks') is None
+
+
 def test_who_wants_no_checkpoints_gets_none():
-    cfg = Config(dict(default_hooks=dict(checkpoint=None)))
+    cfg = Config(dict(default_scope='mmkdx', default_hooks=dict(checkpoint=None)))
     _add_hooks(cfg)
     assert cfg.default_hooks.checkpoint is None
 
@@ -188,6 +195,15 @@ def fail(monkeypatch, tmp_path):
 def test_what_cannot_go_on_is_a_sentence(fail, error, sentence):
     # Python prints it and exits with status 1
     assert re.fullmatch(sentence, fail(error).code)
+
+
+def test_a_log_that_cannot_be_written_is_a_sentence(fail, tmp_path):
+    fail(SystemExit(0))
+    handler = logging.FileHandler('/dev/full')
+    record = logging.LogRecord('a', logging.INFO, 'file', 1, 'text', (), None)
+    with pytest.raises(WriteError, match='cannot write /dev/full: No space left on device'):
+        handler.handle(record)
+    handler.stream = None
 
 
 def test_other_errors_stay(fail):

@@ -134,6 +134,7 @@ def test_by_iteration(tmp_path, told):
     loop = dict(by_epoch=False, max_iters=7, val_interval=3)
     cfg = config(with_a_teacher(tmp_path), loop, by_epoch=False, interval=3)
     cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    cfg.default_hooks.logger.log_metric_by_epoch = False
     told(1)
     train(cfg, KillAt(6, 'before_val'), whole=False)
     told(2, 0)
