@@ -37,6 +37,7 @@ from mmengine.runner import Runner
 from mmkdx import registry
 from mmkdx.distillation.models import build_model
 from mmkdx.distillation.teacher_target import TeacherTarget
+from mmkdx.distillation.terms import Term
 from mmkdx.evaluation import ExplanationEvaluator
 from mmkdx.functional.schedules import WeightSchedule
 
@@ -415,12 +416,18 @@ def _at(cfg: Any, path: tuple) -> Any:
 def _owner(cfg: dict, path: tuple) -> tuple[bool, inspect.Parameter | None]:
     """Whether mmkdx reads an option, and what its constructor says of it."""
     for end in range(len(path) - 1, 0, -1):
-        holder = _at(cfg, path[:end])
-        name = holder.get('type') if isinstance(holder, dict) else None
-        if name in classes():
+        holder, last = _at(cfg, path[:end]), end == len(path) - 1
+        if not isinstance(holder, dict):
+            continue
+        name = 'Teacher' if {'model', 'checkpoint'} <= set(holder) else holder.get('type')
+        if isinstance(name, str) and name in classes():
             kind, ours = classes()[name]
-            parameter = inspect.signature(kind).parameters.get(path[end])
-            return ours, parameter if end == len(path) - 1 else None
+            also = dict(ExplainHook=ExplanationEvaluator).get(
+                name, Term if 'at' in holder else kind
+            )
+            known = {**inspect.signature(also).parameters, **inspect.signature(kind).parameters}
+            # An option that mmkdx passes on, as to mmengine's BaseDataset, is not its own
+            return ours and (not last or path[end] in known), known.get(path[end]) if last else None
     return False, None
 
 

@@ -103,6 +103,42 @@ def test_bad_values_are_refused_by_name(registry, name, needed, key, kind):
             dict(out_dir=3),
             'ExplainHook.out_dir is 3; it must be the path of a f',
         ),
+        (
+            DATASETS,
+            'SeededViews',
+            dict(dataset={}),
+            'SeededViews.dataset is {}; it must be a data set',
+        ),
+        (
+            DATASETS,
+            'SeededViews',
+            dict(dataset='x'),
+            "SeededViews.dataset is 'x'; it must be a data",
+        ),
+        (
+            DATASETS,
+            'Parts',
+            dict(num_samples=10**9),
+            'Parts.num_samples is 1000000000; it must be an',
+        ),
+        (
+            MODELS,
+            'CIFARWideResNet',
+            dict(depth=10**9, widen_factor=1),
+            'backbone.depth is 1000000000',
+        ),
+        (
+            MODELS,
+            'CIFARWideResNet',
+            dict(depth=10, widen_factor=10**4),
+            'backbone.widen_factor is 10000',
+        ),
+        (
+            MODELS,
+            'ProtoTreeHead',
+            dict(HEAD, depth=21),
+            'head.depth is 21; it must be .* of at most 20',
+        ),
     ],
 )
 def test_arguments_of_several_kinds(registry, name, given, message):
