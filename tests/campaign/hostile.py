@@ -55,7 +55,7 @@ from mmkdx.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 #: What is raised with a sentence.
 SENTENCES = (ValueError, CheckpointError, FileNotFoundError, SystemExit, KeyError)
 #: Bytes by which a file may raise the peak of memory, and seconds that it may take.
-MEMORY, SECONDS = 1 << 30, 20
+MEMORY, SECONDS = 1 << 30, 60
 #: The header of a cache.
 HEADER = dict(
     format=1,
