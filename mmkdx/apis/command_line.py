@@ -19,7 +19,8 @@ from mmkdx.apis.config_keys import check_keys
 from mmkdx.apis.runs import find_run
 from mmkdx.checkpoints import CheckpointError
 from mmkdx.compat import prepare_cpu_launch
-from mmkdx.files import exit_on_write_error
+from mmkdx.data_configs import DataConfigError
+from mmkdx.files import WriteError, exit_on_write_error
 from mmkdx.lock import FolderInUseError, FolderLock
 
 #: The exit statuses of a run that a signal has stopped.
@@ -47,7 +48,7 @@ def run_tool(name: str) -> None:
 
     Raises:
         SystemExit: With a sentence, if another run trains in the work folder, a checkpoint cannot be
-            loaded or a file cannot be written; with status 143 or 130 after a signal.
+            loaded, a config is no data or a file cannot be written; with status 143 or 130 after a signal.
     """
     own = _own_options(name)
     tool = mmpretrain_tool(name)
@@ -76,7 +77,7 @@ def run_tool(name: str) -> None:
     try:
         with exit_on_write_error():
             tool.main()
-    except (CheckpointError, FolderInUseError) as error:
+    except (CheckpointError, DataConfigError, FolderInUseError) as error:
         sys.exit(str(error))
     except SystemExit as leave:
         if leave.code in STOPPED:

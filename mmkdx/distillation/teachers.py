@@ -149,6 +149,8 @@ class Teacher(BaseTeacher):
         self.size = None if resize is None else arguments.size('teacher.resize', resize)
         if arguments.flag('teacher.pretrained', pretrained):
             checkpoint = zoo_weights(model, checkpoint)
+        if checkpoint is not None:
+            arguments.text('teacher.checkpoint', checkpoint, 'a file or URL')
         self.checkpoint = checkpoint
         self._own_weights = isinstance(model, nn.Module) and checkpoint is None
         #: Whether the weights are those that the config names, in the order of classes that it names.

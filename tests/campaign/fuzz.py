@@ -92,8 +92,7 @@ LEFT = ('num_workers', 'persistent_workers', 'pin_memory', '_scope_', 'by_epoch'
 ELSEWHERE = {
     *('init_cfg', 'module', 'owner', 'serialize_data'),
     *(('base', 'ExplanationEvaluator'), ('teacher', 'ExplanationEvaluator')),
-    *(('checkpoint', 'Teacher'), ('dataset', 'PairSampler'), ('dataset', 'ViewSampler')),
-    *(('data_preprocessor', 'Distiller'), ('statistics', 'TeacherTarget')),
+    *(('dataset', 'PairSampler'), ('dataset', 'ViewSampler')),
 }
 #: Options of which a negative number means something.
 SIGNED = {

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from resumable import quick, run_config, with_a_teacher  # noqa: F401
 from mmkdx.apis import command_line, run_tool
 from mmkdx.apis.command_line import _add_hooks, _change_hooks, _own_options
 from mmkdx.checkpoints import CheckpointError
+from mmkdx.data_configs import DataConfigError
 from mmkdx.files import WriteError
 from mmkdx.hooks import CheckpointHook, InterruptionHook
 from mmkdx.lock import NAME, FolderInUseError
@@ -188,6 +190,7 @@ def fail(monkeypatch, tmp_path):
         (WriteError('cannot write a.pth: disk full'), 'cannot write a.pth: disk full'),
         (CheckpointError('a.pth is torn'), 'a.pth is torn'),
         (FolderInUseError('a is in use'), 'a is in use'),
+        (DataConfigError('a.yml imports'), 'a.yml imports'),
         (OSError(errno.ENOSPC, 'disk full', 'a.json'), 'cannot write a.json: disk full'),
         (OSError(errno.ENOSPC, 'disk full'), 'cannot write a file, perhaps in .*: disk full'),
     ],

@@ -123,6 +123,19 @@ def test_check_config_names_the_part_that_cannot_be_built(tmp_path, monkeypatch,
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [('custom_imports: {imports: [os]}', 'custom_imports'), (None, 'config.yml')],
+)
+def test_check_config_of_what_is_no_config(tmp_path, monkeypatch, text, message):
+    path = tmp_path / 'config.yml'
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(sys, 'argv', ['check_config.py', str(path)])
+    with pytest.raises(SystemExit, match=f'config.yml.*{message}|{message}.*exist'):
+        tool('check_config')['main']()
+
+
 def test_check_config_compares_the_classes_of_a_teacher(tmp_path, monkeypatch, capsys):
     path, file = tmp_path / 'config.py', tmp_path / 'teacher.pth'
     names = ['ant', 'bee', 'cow', 'dog']

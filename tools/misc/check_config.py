@@ -25,6 +25,7 @@ from mmkdx.apis.dry_run import (
     synthetic_batch,
     term_rows,
 )
+from mmkdx.data_configs import DataConfigError
 from mmkdx.datasets.wrappers import config_class_names
 from mmkdx.distillation import Distiller, Teacher
 from mmkdx.distillation.models import load_file
@@ -41,7 +42,10 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, as key=value'
     )
     args = parser.parse_args()
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except (DataConfigError, FileNotFoundError) as error:
+        raise SystemExit(f'{error}') from error
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     try:
