@@ -48,7 +48,8 @@ def run_tool(name: str) -> None:
 
     Raises:
         SystemExit: With a sentence, if another run trains in the work folder, a checkpoint cannot be
-            loaded, a config is no data or a file cannot be written; with status 143 or 130 after a signal.
+            loaded, a config is no data or a file cannot be written; with status 143 or 130 after a
+            signal.
     """
     own = _own_options(name)
     tool = mmpretrain_tool(name)
