@@ -55,7 +55,7 @@ def drive(minutes: float, seed: int) -> list[dict]:
             full = run(cut, *command, env=dict(MOST_BYTES=str(size))).wait()
             done = run(cut, *command).wait()
             wrong = []
-            if not any(line.startswith('cannot write') for line in full.stderr.split('\n')):
+            if not any('cannot write' in line for line in full.stderr.split('\n')):
                 wrong.append(f'no sentence: {full.stderr[-1500:]}')
             if done.returncode:
                 wrong.append(done.stderr[-1500:])
