@@ -247,6 +247,7 @@ class _Advanced:
     def skip_iter(self, count: int) -> None:
         """Skips as the iterator of onedl-mmengine does."""
         self.iterator.skip_iter(count)
+        self.iterator._ensure_iterator()  # a new iterator draws a random number
         self._advance(count)
 
     def _advance(self, count: int) -> None:
