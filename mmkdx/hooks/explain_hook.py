@@ -61,7 +61,7 @@ class ExplainHook(Hook):
         if out_dir is not None:
             text('ExplainHook.out_dir', out_dir, 'the path of a folder')
         self.out_dir = out_dir
-        self._evaluations, self._active, self._mode = 0, False, 'val'
+        self._active, self._mode = False, 'val'
 
     def before_train(self, runner: Runner) -> None:
         """Evaluates one image on trial."""
@@ -81,8 +81,13 @@ class ExplainHook(Hook):
         for name in [each for each in scalars if each.startswith(f'{mode}/explain/')]:
             del scalars[name]
         self._mode = mode
-        self._active = self.enable and (mode == 'test' or self._evaluations % self.interval == 0)
-        self._evaluations += mode == 'val'
+        self._active = self.enable
+        if mode == 'val':
+            # Kept in checkpoints, so that a resumed run goes on counting
+            key = f'explain_hook_{runner.hooks.index(self)}_evaluations'
+            done = runner.message_hub.runtime_info.get(key, 0)
+            self._active = self.enable and done % self.interval == 0
+            runner.message_hub.update_info(key, done + 1)
         if self._active:
             loop = runner.val_loop if mode == 'val' else runner.test_loop
             self.evaluator.begin(runner.model, loop.dataloader)

@@ -209,6 +209,17 @@ def test_the_best_checkpoint_can_be_chosen_by_a_score(tmp_path):
     assert list(tmp_path.glob(f'best_explain_mean_epoch_{1 + int(np.argmax(values))}.pth'))
 
 
+def test_a_resumed_run_goes_on_counting_evaluations(tmp_path):
+    cfg = config(tmp_path, dict(interval=2))
+    cfg.train_cfg.max_epochs = 1
+    run(cfg)
+    cfg.train_cfg.max_epochs = 3
+    cfg.resume = True
+    run(cfg)
+    lines = (each.read_text().splitlines() for each in tmp_path.glob('*/explain/val.json'))
+    assert sorted(json.loads(line)['epoch'] for each in lines for line in each) == [1, 3]
+
+
 def test_an_interval_leaves_evaluations_out(tmp_path):
     runner = run(config(tmp_path, dict(interval=2)))
     assert [each['epoch'] for each in evaluations_of(runner)] == [1]
