@@ -1,11 +1,10 @@
 """Settings of all tests."""
 
-import functools
 import os
 from pathlib import Path
 
-import mmengine.config.utils
 import pytest
+import quick  # noqa: F401
 import torch
 from family_tests import touches
 from mmengine.visualization import Visualizer
@@ -14,9 +13,6 @@ from mmengine.visualization import Visualizer
 # tests start.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(1)
-
-# For each base of mmpretrain's that a config has, mmengine reads all 85 metafiles again.
-mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 
 
 #: Files that take a minute or more. As a file's tests stay in one process, they begin first.

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
-import pytest
-import sklearn.datasets
 import torch
 from mmengine.config import Config
 from tiny import build, classifier
 
 EPOCHS = 4
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Leaves out what takes most of the time of a small run; import it to have it."""
-    # onedl-mmengine formats without it
-    name, as_it_is = 'mmengine.config.config.FormatCode', lambda text, **_: (text, True)
-    monkeypatch.setattr(name, as_it_is, raising=False)
-    monkeypatch.setattr(sklearn.datasets, 'load_digits', DIGITS)
-
-
-DIGITS = functools.cache(sklearn.datasets.load_digits)
 
 
 def run_config(work_dir: Path, **changes) -> Config:

@@ -12,7 +12,7 @@ import mmengine.hooks
 import pytest
 from mmengine.config import Config
 from mmengine.registry import HOOKS, DefaultScope
-from resumable import quick, run_config, with_a_teacher  # noqa: F401
+from resumable import run_config, with_a_teacher
 
 from mmkdx.apis import command_line, run_tool
 from mmkdx.apis.command_line import _add_hooks, _change_hooks, _own_options

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from resumable import losses, quick, run_config, with_a_teacher  # noqa: F401
+from resumable import losses, run_config, with_a_teacher
 
 from mmkdx.files import WriteError
 from mmkdx.registry import METRICS

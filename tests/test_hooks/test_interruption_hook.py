@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from resumable import losses, quick, run_config, with_a_teacher  # noqa: F401
+from resumable import losses, run_config, with_a_teacher
 
 from mmkdx.compat import _init_worker
 from mmkdx.hooks import InterruptionHook
