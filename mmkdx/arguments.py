@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any
 
 
@@ -38,6 +39,35 @@ def positive(name: str, value: Any) -> float:
 def integer(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> int:
     """Checks an integer; see ``number``."""
     return _checked(name, value, Integral, 'an integer', low, high)
+
+
+def weights(**values: Any) -> list[float]:
+    """Checks the weights of the parts of a loss: none is below 0, and not all are 0."""
+    checked = [number(name, value, 0) for name, value in values.items()]
+    if not any(checked):
+        raise ValueError(f'{" and ".join(values)} are 0, so nothing is compared')
+    return checked
+
+
+def text(name: str, value: Any, what: str = 'a text') -> str | PathLike:
+    """Checks a text, or a path, which is ``what`` in the message."""
+    if not isinstance(value, (str, PathLike)):
+        raise ValueError(f'{name} is {value!r}; it must be {what}')
+    return value
+
+
+def options(name: str, value: Any) -> dict:
+    """Checks a dict of options."""
+    if not isinstance(value, dict):
+        raise ValueError(f'{name} is {value!r}; it must be a dict of options')
+    return value
+
+
+def integers(name: str, value: Any) -> Sequence[int]:
+    """Checks a list of integers."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f'{name} is {value!r}; it must be a list of integers')
+    return [integer(name, each) for each in value]
 
 
 def flag(name: str, value: Any) -> bool:

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import codecs
+import hashlib
+import io
 import logging
 import os
 import pickle
 import re
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
+
+from mmkdx.files import write_file
+
+#: The codes of numpy's types of numbers.
+NUMBERS = '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
+
+
+UNASKED = (
+    'which can run code and is not loaded unasked: if you trust the file, set MMKDX_UNSAFE_LOAD=1 in '
+    'the environment'
+)
 
 
 class CheckpointError(RuntimeError):
@@ -44,25 +59,77 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
     return load_checkpoint_file(_download(filename), map_location)
 
 
+def load_from_ceph(filename: str, map_location: Any = None) -> Any:
+    """Loads ``s3://`` and ``petrel://`` for mmengine, which would unpickle them without a check."""
+    with get_local_path(filename, backend_args=dict(backend='petrel')) as path:
+        return load_checkpoint_file(path, map_location)
+
+
 def _download(url: str) -> Path:
-    """Brings ``url`` into torch's cache, unless it is there, and returns its path."""
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+    """Brings ``url`` into torch's cache, unless it is there, and returns its path.
+
+    The name in the cache has a hash of the whole URL, since other URLs may end in the same name.
+    """
+    name = Path(unquote(urlparse(url).path)).name
+    folder = Path(torch.hub.get_dir(), 'checkpoints')
+    key = hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = folder / f'{Path(name).stem[:100]}.{key}{Path(name).suffix[:20]}'
+    # As in resnet18-f37072fd.pth; eight digits may be a date
+    found = re.search(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.', name)
+    checksum = found[1] if found else None
+    plain = folder / name
+    if checksum and not path.exists() and plain.is_file() and _sha256(plain).startswith(checksum):
+        return plain  # of torch or mmengine
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f'{path.name}.{os.getpid()}.part')
         try:
-            torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
-        except URLError as error:
-            raise CheckpointError(
-                f'Checkpoint {url} cannot be downloaded: {error.reason}.'
-            ) from error
+            torch.hub.download_url_to_file(url, str(part), progress=sys.stderr.isatty())
+            _check_download(url, part, checksum)
+            os.replace(part, path)
+        except OSError as error:
+            reason = getattr(error, 'reason', error)
+            raise CheckpointError(f'Checkpoint {url} cannot be downloaded: {reason}.') from error
+        finally:
+            part.unlink(missing_ok=True)
     return path
+
+
+def _check_download(url: str, path: Path, checksum: str | None) -> None:
+    """Compares a download with the checksum in its name; without one, looks whether it is whole."""
+    if checksum is not None:
+        if not (digest := _sha256(path)).startswith(checksum):
+            raise CheckpointError(
+                f'Checkpoint {url} was downloaded and does not match the checksum in its name: its '
+                f'SHA-256 begins with {digest[: len(checksum)]}. If you trust the file, download it '
+                'yourself and give its path.'
+            )
+        return
+    try:
+        load_checkpoint_file(path)
+    except RefusedCheckpointError:
+        pass  # whole, and it waits for the user's word
+    except CheckpointError as error:
+        raise CheckpointError(
+            f'Checkpoint {url} was downloaded ({path.stat().st_size} bytes) and is empty, truncated, '
+            'corrupt or no checkpoint at all.'
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     """Loads a file that ``torch.save`` wrote without running code that it may carry.
 
     Tensors, plain containers, numpy arrays and what mmengine's runner writes are loaded, anything else
-    only with ``MMKDX_UNSAFE_LOAD=1`` in the environment. ``map_location`` is that of :func:`torch.load`.
+    only with ``MMKDX_UNSAFE_LOAD=1`` in the environment. Without it, the texts of configs are left
+    out, since mmengine would run them. ``map_location`` is that of :func:`torch.load`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -76,9 +143,14 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
     try:
         _verify_checksums(path)
         with torch.serialization.safe_globals(_safe_globals()):
-            return torch.load(path, map_location=map_location, weights_only=weights_only)
-    except (PermissionError, MemoryError):
+            found = torch.load(path, map_location=map_location, weights_only=weights_only)
+        return _without_programs(found) if weights_only else found
+    except PermissionError:
         raise
+    except MemoryError as error:
+        raise CheckpointError(
+            f'Checkpoint {path} ({path.stat().st_size} bytes) needs more memory than there is.'
+        ) from error
     except (ImportError, AttributeError) as error:
         raise CheckpointError(
             f'Checkpoint {path} needs code that is not installed: {error}.'
@@ -86,8 +158,7 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
     except Exception as error:
         if refused := _refused(path, error):
             raise RefusedCheckpointError(
-                f'Checkpoint {path} holds {refused}, which can run code and is not loaded unasked: '
-                'if you trust the file, set MMKDX_UNSAFE_LOAD=1 in the environment.'
+                f'Checkpoint {path} holds {refused}, {UNASKED}.'
             ) from error
         if map_location != 'cpu':
             load_checkpoint_file(path)  # if the file is at fault, this says so;
@@ -98,10 +169,40 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
         ) from error
 
 
+def _without_programs(checkpoint: Any) -> Any:
+    """Takes out the texts of configs, which are Python.
+
+    ``Runner.resume`` and the inferencers of mmengine run them. They stand where ``Runner`` and its
+    hooks write them.
+    """
+    if isinstance(checkpoint, dict):
+        hub = checkpoint.get('message_hub')
+        runtime = hub.get('runtime_info') if isinstance(hub, dict) else None
+        for owner in (checkpoint.get('meta'), runtime):
+            if isinstance(owner, dict):
+                for key in ('cfg', 'config'):
+                    owner.pop(key, None)
+    return checkpoint
+
+
+def save_checkpoint_file(content: Any, path: str | os.PathLike) -> None:
+    """Writes what ``torch.save`` makes of an object; an earlier file stays until the new one is whole.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
+    data = io.BytesIO()
+    torch.save(content, data)
+    write_file(path, data.getbuffer())
+
+
 def _verify_checksums(path: Path) -> None:
     """Raises an error if a tensor was damaged on disk, which torch would load all the same."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            # torch compresses nothing, so more is a bomb
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise zipfile.BadZipFile('its members are larger than the file')
             # torch can be told to write zeros in their place
             has_checksums = any(member.CRC for member in archive.infolist())
             if has_checksums and (damaged := archive.testzip()):
@@ -121,23 +222,66 @@ def _refused(path: Path, error: Exception) -> str | None:
 
 def _safe_globals() -> list:
     """Lists what mmengine's runner saves beside tensors and plain containers."""
-    numbers = '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
-    rebuild = {'_reconstruct': np.zeros(0).__reduce__()[0], 'scalar': np.float64(0).__reduce__()[0]}
     return [
         HistoryBuffer,
         OneCycleParamScheduler,
         ConfigDict,  # nested metainfo of a data set
         (_method_of_known_class, 'builtins.getattr'),
         np.ndarray,
-        np.dtype,
-        *{type(np.dtype(code)) for code in numbers + 'SU'},
-        # under the name of the numpy that wrote the file: numpy 2 has moved them
-        *(
-            (function, f'numpy.{core}.multiarray.{name}')
-            for name, function in rebuild.items()
-            for core in ('core', '_core')
-        ),
+        *{type(np.dtype(code)) for code in NUMBERS + 'SU'},
+        *((function, name) for name, function in _numpy_functions().items()),
     ]
+
+
+def _numpy_functions() -> dict[str, Callable]:
+    """What pickles of arrays call, by name; numpy 2 has moved some."""
+    scalar, buffer = np.float64(0).__reduce__()[0], np.zeros(1).__reduce_ex__(5)[0]
+    parts = {
+        'multiarray._reconstruct': _empty_array,
+        'multiarray.scalar': scalar,
+        'numeric._frombuffer': buffer,
+    }
+    found = {f'numpy.{core}.{name}': parts[name] for core in ('core', '_core') for name in parts}
+    return {'numpy.dtype': _plain_dtype, **found}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Loads pickles of plain containers and numpy arrays, and refuses all others."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Looks up a name that the pickle asks for."""
+        known = {
+            'numpy.ndarray': np.ndarray,
+            '_codecs.encode': codecs.encode,
+            'collections.OrderedDict': OrderedDict,
+            **{
+                f'{owner}.{kind.__name__}': kind
+                for owner in ('builtins', '__builtin__')  # of Python 2, as protocol 2 has it
+                for kind in (set, frozenset, complex)
+            },
+            **_numpy_functions(),
+        }
+        if f'{module}.{name}' not in known:
+            raise pickle.UnpicklingError(f'GLOBAL {module}.{name}')
+        return known[f'{module}.{name}']
+
+
+def _plain_dtype(*args: Any) -> np.dtype:
+    """Stands in for ``numpy.dtype``: numbers and text, as records can pass for dicts."""
+    dtype = np.dtype(*args)
+    if dtype.kind not in 'biufcSU':
+        raise pickle.UnpicklingError(f'GLOBAL {type(dtype).__module__}.{type(dtype).__name__}')
+    return dtype
+
+
+def _empty_array(kind: type, shape: tuple, dtype: Any) -> np.ndarray:
+    """Stands in for numpy's ``_reconstruct``, which is called with an empty shape; its content follows.
+
+    With another shape it would take memory that the file does not fill.
+    """
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError('GLOBAL numpy._reconstruct')
+    return np.zeros(0).__reduce__()[0](kind, shape, dtype)
 
 
 def _method_of_known_class(owner: Any, name: str) -> Callable:
@@ -164,7 +308,9 @@ def last_whole_checkpoint(work_dir: str | os.PathLike) -> str | None:
         RefusedCheckpointError: A file is whole but needs the user's word, as older ones would too.
     """
     record = Path(work_dir, 'last_checkpoint')
-    recorded = record.read_text().strip() if record.is_file() else ''
+    # After a power failure a file may hold zero bytes
+    text = record.read_text(errors='replace') if record.is_file() else ''
+    recorded = text.replace('\0', '').strip()
     candidates = [Path(recorded)] if recorded else []
     # CheckpointHook may have been told to keep its files elsewhere (`out_dir`)
     folders = {Path(work_dir), *(path.parent for path in candidates)}

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import io
 import os
 import pkgutil
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
@@ -21,14 +24,24 @@ from typing import Any
 
 import mmcv.image.io as mmcv_io
 import mmengine
+import mmengine.runner._flexible_runner as mmengine_flexible_runner
+import mmengine.runner.runner as mmengine_runner
 import numpy as np
 import torch
-from mmengine._strategy import FSDPStrategy
+from mmengine._strategy import BaseStrategy, FSDPStrategy
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.dataset import worker_init_fn
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
-from mmengine.runner import CheckpointLoader, turn_on_activation_checkpointing
+from mmengine.dist import broadcast_object_list, is_distributed, is_main_process
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import checkpoint_hook
+from mmengine.runner import (
+    CheckpointLoader,
+    Runner,
+    find_latest_checkpoint,
+    turn_on_activation_checkpointing,
+)
 from mmengine.runner import activation_checkpointing as mmengine_activation_checkpointing
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.utils import get_installed_path, is_installed
@@ -37,14 +50,17 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from mmkdx import bounds, data_configs
 from mmkdx.checkpoints import (
     CheckpointError,
     RefusedCheckpointError,
     last_whole_checkpoint,
     load_checkpoint_file,
+    load_from_ceph,
     load_from_http,
     load_from_local,
 )
+from mmkdx.files import write_file
 from mmkdx.sample_numbers import number_concatenated_samples
 
 __all__ = [
@@ -60,6 +76,11 @@ __all__ = [
 def install() -> None:
     """Applies every shim that this environment needs; a second call changes nothing."""
     _load_checkpoints_safely()
+    data_configs.install()
+    bounds.install()
+    _write_whole_files()
+    _give_each_run_a_log_folder()
+    _let_workers_outlive_signals()
     _find_packages_without_pkg_resources()
     _look_for_mmcv_ops_without_find_loader()
     _checkpoint_activations_without_reentry()
@@ -89,8 +110,106 @@ def _load_checkpoints_safely() -> None:
     CheckpointLoader.register_scheme(
         prefixes=('http://', 'https://'), loader=load_from_http, force=True
     )
+    CheckpointLoader.register_scheme(
+        prefixes=[r'(\S+\:)?s3://', r'(\S+\:)?petrel://'], loader=load_from_ceph, force=True
+    )
     # 'torchvision://' and 'openmmlab://' look up a URL and hand it to this name
     _rebind(mmengine_checkpoint.load_from_http, load_from_http)
+    # onedl's for the rest, such as files that 'openmmlab://' names
+    if unsafe := getattr(mmengine_checkpoint, '_safe_torch_load', None):
+        _rebind(unsafe, load_from_local)
+    # resume=True without load_from asks this, and crashes where the file is missing or torn
+    _rebind(find_latest_checkpoint, last_whole_checkpoint)
+
+
+def _write_whole_files() -> None:
+    """Makes what mmengine writes whole or not there, also after a crash or on a full disk.
+
+    mmengine 0.10.7 and onedl-mmengine 0.10.12 write checkpoints, configs and results under their final
+    names.
+    """
+    LocalBackend.put = lambda self, content, path: write_file(path, content)
+    LocalBackend.put_text = lambda self, text, path, encoding='utf-8': write_file(
+        path, text.encode(encoding)
+    )
+    checkpoint_hook.open = _open_whole  # for `last_checkpoint`
+    Config.dump = _dump_config
+
+
+def _dump_config(
+    cfg: Config, file: str | os.PathLike | None = None, dump: Callable = Config.dump
+) -> str | None:
+    """mmengine's ``Config.dump``, which writes text in Python by itself."""
+    if file is None or not str(file).endswith('.py'):
+        return dump(cfg, file)
+    write_file(file, cfg.pretty_text)
+    return None
+
+
+@contextmanager
+def _open_whole(path: str, mode: str) -> Iterator[io.StringIO]:
+    """Opens a text file for writing, which appears when it is closed."""
+    text = io.StringIO()
+    yield text
+    write_file(path, text.getvalue())
+
+
+def _give_each_run_a_log_folder() -> None:
+    """Keeps the logs of two runs apart that start within a second in one work folder.
+
+    mmengine 0.10.7 and onedl-mmengine 0.10.12 name a run's log folder by the second.
+    """
+    for owner, name in ((Runner, 'setup_env'), (BaseStrategy, '_setup_env')):
+        setup_env = getattr(owner, name)
+        if setup_env.__module__ != __name__:
+            setattr(owner, name, _with_log_folder(setup_env))
+
+
+def _with_log_folder(setup_env: Callable) -> Callable:
+    """mmengine's ``setup_env``, after which the run has a log folder of its own."""
+
+    def setup(self: Runner | BaseStrategy, *args: Any, **kwargs: Any) -> None:
+        setup_env(self, *args, **kwargs)
+        names = [self._timestamp]
+        number = 1
+        while is_main_process():
+            try:
+                os.makedirs(os.path.join(self.work_dir, names[0]))
+                break
+            except FileExistsError:
+                names[0] = f'{self._timestamp}_{number}'
+                number += 1
+        broadcast_object_list(names)
+        self._timestamp = names[0]
+
+    return setup
+
+
+def _let_workers_outlive_signals() -> None:
+    """Lets only their own process end the workers of a dataloader by SIGTERM.
+
+    Clusters and terminals send SIGTERM and SIGINT to all processes of a job, and a training needs its
+    workers for the step that it ends with. mmengine 0.10.7 and onedl-mmengine 0.10.12 leave it to torch,
+    whose workers end.
+    """
+    for module in (mmengine_runner, mmengine_flexible_runner):
+        module.default_worker_init_fn = _init_worker
+
+
+def _init_worker(worker_id: int, **kwargs: Any) -> None:
+    """mmengine's ``worker_init_fn`` for a worker that obeys its own process alone."""
+    parent = os.getppid()
+
+    def obey() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=obey, daemon=True).start()
+    worker_init_fn(worker_id, **kwargs)
 
 
 def _find_packages_without_pkg_resources() -> None:

@@ -47,7 +47,7 @@ TOKENIZER = _child_of(mmpretrain.TOKENIZER)
 METRICS = _child_of(mmpretrain.METRICS, 'mmkdx.metrics')
 EVALUATORS = _child_of(mmpretrain.EVALUATORS)
 VISUALIZERS = _child_of(mmpretrain.VISUALIZERS)
-VISBACKENDS = _child_of(mmpretrain.VISBACKENDS)
+VISBACKENDS = _child_of(mmpretrain.VISBACKENDS, 'mmkdx.visualization.vis_backend')
 
 # What turns a model and images into maps, like `GradCAM`
 EXPLAINERS = Registry('explainer', scope='mmkdx', locations=['mmkdx.explain', 'mmkdx.plugins'])

@@ -1,11 +1,10 @@
 """Settings of all tests."""
 
-import functools
 import os
 from pathlib import Path
 
-import mmengine.config.utils
 import pytest
+import quick  # noqa: F401
 import torch
 from family_tests import touches
 from mmengine.visualization import Visualizer
@@ -14,9 +13,6 @@ from mmengine.visualization import Visualizer
 # tests start.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(1)
-
-# For each base of mmpretrain's that a config has, mmengine reads all 85 metafiles again.
-mmengine.config.utils.load = functools.cache(mmengine.config.utils.load)
 
 
 #: Files that take a minute or more. As a file's tests stay in one process, they begin first.
@@ -28,16 +24,36 @@ LONG = (
     'test_hooks/test_pair_evaluation.py',
     'test_hooks/test_prototype_hooks.py',
     'test_distributed.py',
+    'campaign/test_campaign.py',
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds what the second family of packages runs with."""
+    """Adds what the second family of packages and the campaign run with."""
     parser.addoption(
         '--first-cases',
         action='store_true',
         help='run the first case of each test alone, and of configs the first of each folder',
     )
+    parser.addoption('--minutes', type=float, default=10, help='how long the campaign runs')
+    parser.addoption('--seed', type=int, default=0, help="the campaign's random seed")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Shows what the campaign found, also where other processes ran it."""
+    rows = [
+        row
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, 'when', None) == 'call'
+        for name, row in report.user_properties
+        if name == 'campaign'
+    ]
+    if rows:
+        from campaign import table  # it imports mmkdx, whose coverage is not measured at the start
+
+        terminalreporter.section('campaign')
+        terminalreporter.write_line(table(rows))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

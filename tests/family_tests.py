@@ -22,7 +22,7 @@ CONTAINERS = {'DataSample', 'DefaultScope', 'MMLogger', 'MessageHub', 'Visualize
 USERS = {
     *('mmkdx.apis', 'mmkdx.checkpoints', 'mmkdx.compat', 'mmkdx.datasets', 'mmkdx.hooks'),
     *('mmkdx.models.backbones', 'mmkdx.models.heads', 'mmkdx.plugins', 'mmkdx.registry'),
-    *('processes', 'subprocess', 'tiny.tool'),
+    *('campaign', 'processes', 'subprocess', 'tiny.tool'),
 }
 #: Comparisons with further packages, shell scripts with a Python that runs nothing, and wheels.
 OTHERS = {'test_packaging.py', 'test_peers.py', 'test_tools_env.py'}

@@ -22,6 +22,7 @@ TESTS = Path(__file__).parent
 CONTEXT = multiprocessing.get_context('forkserver')
 CONTEXT.set_forkserver_preload(
     [
+        'quick',
         *('mmpretrain.datasets', 'mmpretrain.evaluation', 'mmpretrain.models'),
         *('mmkdx.apis', 'mmkdx.datasets', 'mmkdx.explain', 'mmkdx.hooks', 'mmkdx.losses'),
         *('mmkdx.metrics', 'mmkdx.models.backbones', 'mmkdx.models.heads'),

@@ -1,11 +1,23 @@
 """Checks of arguments: what is refused, and what the sentence says."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmkdx.arguments import flag, integer, number, one_of, positive, size
+from mmkdx.arguments import (
+    flag,
+    integer,
+    integers,
+    number,
+    one_of,
+    options,
+    positive,
+    size,
+    text,
+    weights,
+)
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf, True, False, '1', None, [1], 1j])
@@ -30,6 +42,14 @@ def test_what_is_no_finite_number(check, value):
         (lambda: positive('a', 0), 'a is 0; it must be a finite number above 0'),
         (lambda: integer('a', 2.0), 'a is 2.0; it must be an integer'),
         (lambda: integer('a', 0, 1), 'a is 0; it must be an integer of at least 1'),
+        (lambda: integers('a', 3), 'a is 3; it must be a list of integers'),
+        (lambda: integers('a', '12'), "a is '12'; it must be a list of integers"),
+        (lambda: integers('a', [1, True]), 'a is True; it must be an integer'),
+        (lambda: weights(a=0, b=-1), 'b is -1; it must be a finite number of at least 0'),
+        (lambda: weights(a=0, b=0), 'a and b are 0, so nothing is compared'),
+        (lambda: text('a', None), 'a is None; it must be a text'),
+        (lambda: text('a', 3, 'the path of a file'), 'a is 3; it must be the path of a file'),
+        (lambda: options('a', []), 'a is []; it must be a dict of options'),
         (lambda: flag('a', 1), 'a is 1; it must be True or False'),
         (lambda: flag('a', 'yes'), "a is 'yes'; it must be True or False"),
         (lambda: one_of('a', 'x', ['y', 'z']), "a is 'x'; it must be one of y, z"),
@@ -55,5 +75,7 @@ def test_what_is_no_size(value):
 def test_what_is_right_comes_back():
     assert number('a', 2, 2, 2) == 2 and number('a', np.float32(0.5), 0, 1) == 0.5
     assert positive('a', 1e-9) == 1e-9 and integer('a', np.int64(3), 1) == 3
+    assert integers('a', (1, 2)) == [1, 2] and weights(a=0, b=2) == [0, 2]
+    assert text('a', Path('x')) == Path('x') and options('a', {}) == {}
     assert flag('a', False) is False and one_of('a', None, [None, 'x']) is None
     assert size('a', 3) == (3, 3) and size('a', [3, 4]) == (3, 4) and size('a', 0, low=0) == (0, 0)

@@ -1,6 +1,8 @@
 import argparse
+import contextlib
 import copy
 import functools
+import hashlib
 import http.server
 import importlib.util
 import json
@@ -9,6 +11,7 @@ import pkgutil
 import shutil
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import mmengine
@@ -24,6 +27,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.visualization import Visualizer
 from processes import launch
 
+from mmkdx import checkpoints as checkpoints_module
 from mmkdx import compat
 from mmkdx.compat import (
     CheckpointError,
@@ -32,6 +36,7 @@ from mmkdx.compat import (
     load_checkpoint_file,
     prepare_cpu_launch,
 )
+from mmkdx.files import WriteError
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,6 +164,43 @@ def test_killed_run_resumes_and_ends_as_if_nothing_had_happened(work_dir, tmp_pa
     assert len(history) == 4 and losses(resumed).data[0].tolist() == history
 
 
+def with_program(path, *places):
+    """Writes a checkpoint again, with Python that leaves a mark where the text of a config stands."""
+    checkpoint = torch.load(path, weights_only=False)
+    text = f'_base_ = []\nopen({str(path.with_name("mark"))!r}, "w")\n'
+    for *owners, key in places:
+        functools.reduce(dict.__getitem__, owners, checkpoint)[key] = text
+    torch.save(checkpoint, path)
+    return path.with_name('mark')
+
+
+PLACES = [('meta', 'config'), ('meta', 'cfg'), ('message_hub', 'runtime_info', 'cfg')]
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_resuming_runs_nothing_that_a_checkpoint_says(work_dir, tmp_path, named):
+    """``Runner.resume`` runs ``meta['config']``."""
+    folder = tmp_path / 'run'
+    shutil.copytree(work_dir, folder)
+    mark = with_program(folder / 'epoch_1.pth', *PLACES)
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+    # With resume=True alone, mmengine finds the checkpoint itself
+    load_from = str(folder / 'epoch_1.pth') if named else None
+    runner = train(folder, f'evil {named}', load_from=load_from, resume=True)
+    assert runner.epoch == 2 and not mark.exists()
+    hub = load_checkpoint_file(folder / 'epoch_2.pth')['message_hub']['runtime_info']
+    assert 'cfg' not in hub and 'epoch' in hub
+
+
+def test_texts_of_configs_are_left_out(zipped, monkeypatch):
+    torch.save(dict(CONTENT, meta=dict(epoch=3), message_hub=dict(runtime_info=dict(a=1))), zipped)
+    with_program(zipped, *PLACES)
+    loaded = load_checkpoint_file(zipped)
+    assert loaded['meta'] == dict(epoch=3) and loaded['message_hub'] == dict(runtime_info=dict(a=1))
+    monkeypatch.setenv('MMKDX_UNSAFE_LOAD', '1')
+    assert {*load_checkpoint_file(zipped)['meta']} == {'epoch', 'cfg', 'config'}
+
+
 # ------------------------------------------------------------------------------------------------
 # Checkpoint files
 # ------------------------------------------------------------------------------------------------
@@ -282,6 +324,8 @@ def test_getattr_reaches_nothing_but_the_statistics_of_a_buffer(tmp_path, owner,
     'content, named',
     [
         (np.array([None]), 'numpy.dtypes.ObjectDType'),
+        (np.zeros(1, [('meta', 'U9')])[0], 'numpy.dtypes.VoidDType'),
+        (Reduced(np.zeros(0).__reduce__()[0], np.ndarray, (1 << 40,), b'b'), 'numpy._reconstruct'),
         (dict(state_dict={}), 'a kind of pickle that cannot be checked'),
     ],
 )
@@ -332,6 +376,29 @@ def test_damaged_legacy_file_is_named(legacy, share):
     assert type(caught.value) is CheckpointError
 
 
+def test_members_that_are_larger_than_the_file(zipped):
+    with zipfile.ZipFile(zipped) as source:
+        members = {info.filename: source.read(info) for info in source.infolist()}
+    with zipfile.ZipFile(zipped, 'w', zipfile.ZIP_DEFLATED) as bomb:
+        for name, raw in members.items():
+            bomb.writestr(name, bytes(1 << 24) if '/data/' in name else raw)
+    assert zipped.stat().st_size < 100_000
+    with pytest.raises(CheckpointError, match=f'{zipped} .* is empty, truncated, corrupt'):
+        load_checkpoint_file(zipped)
+
+
+def test_more_memory_than_there_is(zipped, monkeypatch):
+    def load(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, 'load', load)
+    size = zipped.stat().st_size
+    with pytest.raises(
+        CheckpointError, match=rf'{zipped} .{size} bytes. needs more memory than there'
+    ):
+        load_checkpoint_file(zipped)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f'There is no checkpoint file {tmp_path}/none.pth'):
         load_checkpoint_file(tmp_path / 'none.pth')
@@ -375,12 +442,86 @@ def server(tmp_path, monkeypatch):
 
 
 def test_url(server, zipped, monkeypatch):
-    loaded = CheckpointLoader.load_checkpoint(f'{server}/zipped.pth?download=1')
-    assert loaded['best'] == 0.75
+    url = f'{server}/zipped.pth?download=1'
+    assert CheckpointLoader.load_checkpoint(url)['best'] == 0.75
     zipped.unlink()  # from now on the cached copy serves
-    assert CheckpointLoader.load_checkpoint(f'{server}/zipped.pth')['best'] == 0.75
+    assert CheckpointLoader.load_checkpoint(url)['best'] == 0.75
     with pytest.raises(CheckpointError, match=f'{server}/none.pth cannot be downloaded: File not'):
         CheckpointLoader.load_checkpoint(f'{server}/none.pth')
+
+
+def test_urls_of_one_name_are_two_files(server, zipped, tmp_path):
+    for folder, best in (('a', 1), ('b', 2)):
+        (tmp_path / folder).mkdir()
+        torch.save(dict(best=best), tmp_path / folder / 'model.pth')
+    for _ in range(2):
+        for folder, best in (('a', 1), ('b', 2)):
+            loaded = CheckpointLoader.load_checkpoint(f'{server}/{folder}/model.pth')
+            assert loaded['best'] == best
+    cache = tmp_path / 'cache/hub/checkpoints'
+    assert sorted(path.name[:6] for path in cache.iterdir()) == ['model.', 'model.']
+
+
+def checksum(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize('name', ['resnet18-{}.pth', 'r18_8xb32_in1k_20210831-{}.pth'])
+def test_checksum_in_a_name(server, zipped, tmp_path, name):
+    good = tmp_path / name.format(checksum(zipped)[:8])
+    zipped.rename(good)
+    assert CheckpointLoader.load_checkpoint(f'{server}/{good.name}')['best'] == 0.75
+    shutil.rmtree(tmp_path / 'cache')
+    damage(good)
+    begin = checksum(good)[:8]
+    with pytest.raises(CheckpointError) as caught:
+        CheckpointLoader.load_checkpoint(f'{server}/{good.name}')
+    assert str(caught.value) == (
+        f'Checkpoint {server}/{good.name} was downloaded and does not match the checksum in its name: '
+        f'its SHA-256 begins with {begin}. If you trust the file, download it yourself and give its '
+        'path.'
+    )
+    assert not [*(tmp_path / 'cache/hub/checkpoints').iterdir()]
+
+
+@pytest.mark.parametrize('name', ['vit-16.pth', 'model-20210831.pth'])
+def test_numbers_that_are_no_checksum(server, zipped, tmp_path, name):
+    zipped.rename(tmp_path / name)
+    assert CheckpointLoader.load_checkpoint(f'{server}/{name}')['best'] == 0.75
+
+
+def test_damaged_download_is_not_kept(server, zipped, tmp_path):
+    damage(zipped)
+    sentence = (
+        f'{server}/zipped.pth was downloaded .500 bytes. and is empty, truncated, corrupt or no'
+    )
+    with pytest.raises(CheckpointError, match=sentence):
+        CheckpointLoader.load_checkpoint(f'{server}/zipped.pth')
+    assert not [*(tmp_path / 'cache/hub/checkpoints').iterdir()]
+
+
+def test_file_of_another_program_is_taken_if_its_checksum_fits(server, zipped, tmp_path):
+    name = f'model-{checksum(zipped)[:8]}.pth'
+    cache = tmp_path / 'cache/hub/checkpoints'
+    cache.mkdir(parents=True)
+    zipped.rename(cache / name)  # nothing is left on the server
+    assert CheckpointLoader.load_checkpoint(f'{server}/{name}')['best'] == 0.75
+    damage(cache / name)
+    with pytest.raises(CheckpointError, match='cannot be downloaded: File not found'):
+        CheckpointLoader.load_checkpoint(f'{server}/{name}')
+
+
+def test_object_stores_are_loaded_safely(tmp_path, monkeypatch):
+    torch.save(Reduced(os.mkdir, str(tmp_path / 'mark')), tmp_path / 'evil.pth')
+
+    @contextlib.contextmanager
+    def local(name, backend_args):
+        assert (name, backend_args) == ('s3://bucket/evil.pth', dict(backend='petrel'))
+        yield tmp_path / 'evil.pth'
+
+    monkeypatch.setattr(checkpoints_module, 'get_local_path', local)
+    with pytest.raises(RefusedCheckpointError, match='evil.pth holds'):
+        CheckpointLoader.load_checkpoint('s3://bucket/evil.pth')
 
 
 def test_url_of_a_name_is_loaded_safely(server, tmp_path, monkeypatch):
@@ -388,7 +529,7 @@ def test_url_of_a_name_is_loaded_safely(server, tmp_path, monkeypatch):
     monkeypatch.setattr(
         mmengine_checkpoint, 'get_torchvision_models', lambda: dict(resnet=f'{server}/evil.pth')
     )
-    with pytest.raises(RefusedCheckpointError, match=f'evil.pth holds {os.name}.mkdir'):
+    with pytest.raises(RefusedCheckpointError, match=rf'evil\.\w+\.pth holds {os.name}.mkdir'):
         CheckpointLoader.load_checkpoint('torchvision://resnet')
     assert not (tmp_path / 'mark').exists()
 
@@ -435,8 +576,9 @@ def test_record_of_a_file_that_is_gone(checkpoints, log):
 
 
 def test_without_a_record_the_newest_is_taken(checkpoints, log):
-    (checkpoints / 'last_checkpoint').write_text('')
-    assert last_whole_checkpoint(checkpoints) == str(checkpoints / 'epoch_3.pth')
+    for left in (b'', b'\0' * 40):
+        (checkpoints / 'last_checkpoint').write_bytes(left)
+        assert last_whole_checkpoint(checkpoints) == str(checkpoints / 'epoch_3.pth')
     (checkpoints / 'last_checkpoint').unlink()
     assert last_whole_checkpoint(checkpoints) == str(checkpoints / 'epoch_3.pth')
     assert log() == ''
@@ -726,3 +868,45 @@ def test_two_processes_train_together(tmp_path):
     assert json.loads(result.read_text()) == dict(
         weights=[-2.0, -2.0], wrapper='MMDistributedDataParallel', backend='gloo'
     )
+
+
+# Whole files
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk that is full when a file is to get its name."""
+
+    def refuse(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'replace', refuse)
+
+
+@pytest.mark.parametrize(
+    'write',
+    [
+        lambda path: mmengine_checkpoint.save_checkpoint({'a': 1}, path),
+        lambda path: mmengine_checkpoint.save_checkpoint({}, path, dict(backend='disk')),
+        lambda path: mmengine.dump({'a': 1}, path, 'json'),
+        lambda path: Config(dict(a=1)).dump(path),
+    ],
+)
+def test_what_mmengine_writes_is_whole_or_the_old(tmp_path, write, full, monkeypatch):
+    path = tmp_path / 'file.py'
+    path.write_text('old')
+    with pytest.raises(WriteError, match=f'cannot write {path}: No space left'):
+        write(str(path))
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['file.py']
+    monkeypatch.undo()
+    write(str(path))
+    assert path.read_bytes() != b'old' and os.listdir(tmp_path) == ['file.py']
+
+
+def test_folders_of_files_are_made_as_before(tmp_path):
+    mmengine.dump([1], tmp_path / 'a' / 'b.json')
+    assert mmengine.load(tmp_path / 'a' / 'b.json') == [1]
+
+
+def test_a_config_is_still_text_without_a_file():
+    assert Config(dict(a=1)).dump() == 'a = 1\n'

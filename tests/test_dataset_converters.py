@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
@@ -16,6 +17,8 @@ from mmpretrain.datasets import CustomDataset
 from mmpretrain.models import ClsDataPreprocessor
 from PIL import Image
 from prototype_layouts import CUB_FOLDERS, PARTS, write_cars, write_cub
+
+from mmkdx.files import WriteError
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools/dataset_converters/prototype_folders.py'
@@ -175,7 +178,7 @@ def test_processes_seeds_and_runs(cub):
 def test_a_stopped_run_goes_on(cub, monkeypatch):
     root, _ = cub
     whole = content(run(root, 'cub', '--augment', '2', out='whole'))
-    save, saved = tool._save, []
+    save, saved = tool.write_file, []
 
     def stop(path, content):
         if len(saved) == 20:
@@ -184,7 +187,7 @@ def test_a_stopped_run_goes_on(cub, monkeypatch):
         save(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tool, '_save', stop)
+        patch.setattr(tool, 'write_file', stop)
         with pytest.raises(KeyboardInterrupt):
             run(root, 'cub', '--augment', '2')
     # a crop, one of the images that were made of it, and another one that is missing again
@@ -205,20 +208,15 @@ def test_nothing_is_read_where_all_is_there(cub, monkeypatch):
     run(cub[0], 'cub', '--augment', '1')
 
 
-@pytest.mark.parametrize('fails', ['replace', 'write'])
-def test_no_part_of_a_file_is_left(fails, tmp_path, monkeypatch):
-    def fail(*args):
-        if fails == 'write':
-            with open(args[0], 'wb') as file:
-                file.write(args[1][:1])
-        raise OSError('disk full')
-
-    owner, name = (tool.os, 'replace') if fails == 'replace' else (Path, 'write_bytes')
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, name, fail)
-        with pytest.raises(OSError, match='disk full'):
-            tool._save(tmp_path / 'a.jpg', b'abc')
-    assert not list(tmp_path.iterdir())
+def test_no_part_of_a_file_is_left(tmp_path):
+    source = tmp_path / 'source.png'
+    cv2.imwrite(str(source), np.zeros((9, 9, 3), np.uint8))
+    (tmp_path / 'new').mkdir()
+    for box, name in ((None, 'a.png'), (np.array([[1.0, 1, 8, 8]]), 'a.jpg')):
+        job = tool.Job(source, box, tmp_path / 'new' / name, None, 0, 0)
+        with pytest.raises(WriteError, match=f'cannot write .*new/{name}: '), full_disk(40):
+            tool.write_images(job)
+    assert not list((tmp_path / 'new').iterdir())
 
 
 # Operations

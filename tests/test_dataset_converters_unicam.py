@@ -1,7 +1,7 @@
 """Lists of PetImages and PlantVillage, from small files in the layouts of the public archives."""
 
-import subprocess
-import sys
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmpretrain.datasets import CustomDataset, KFoldDataset
+from mmpretrain.datasets import CustomDataset, KFoldDataset, LoadImageFromFile
 from PIL import Image
+from processes import run_script
 from tiny import tool
 
 from mmkdx.datasets.image_list import ImageList
@@ -77,7 +78,10 @@ def run(folder, *options, name='petimages', out=None):
     """Converts in this process, and yields the lists."""
     out = folder.parent if out is None else out
     converter.main([name, str(folder), str(out), '--workers', '2', *options])
-    return {path.name: path.read_text().splitlines() for path in out.glob('*.txt')}
+    return {
+        path.name: path.read_text(errors='surrogateescape').splitlines()
+        for path in out.glob('*.txt')
+    }
 
 
 def files(folder):
@@ -115,14 +119,55 @@ def test_what_can_be_read_is_listed_and_split(pets, capsys):
     assert captured.err == f'Warning: {pets} has 34 images, not 25,000\n'
 
 
-def test_a_file_that_opencv_cannot_decode_is_rejected(pets, monkeypatch):
-    real = cv2.imread
-    monkeypatch.setattr(
-        converter.cv2, 'imread', lambda path, flag: None if '/3.jpg' in path else real(path, flag)
-    )
+def test_a_file_that_opencv_cannot_decode_is_rejected(pets):
+    with Image.open(pets / 'Cat/3.jpg') as image:
+        image.save(pets / 'Cat/3.jpg', 'PCX')
+    assert 'PetImages/Cat/3.jpg\tOpenCV cannot decode it' in run(pets)['rejected.txt']
+
+
+def test_what_cannot_be_opened_is_rejected(pets):
+    (pets / 'Cat/folder.jpg').mkdir()
+    assert 'PetImages/Cat/folder.jpg\tIs a directory' in run(pets)['rejected.txt']
+
+
+def test_strange_names(pets, capsys):
+    """Bytes that are no text stay as they are; a list cannot hold a line break."""
+    names = {
+        b'\xff\xfe.jpg': True,
+        b'a\tb.jpg': True,
+        b'%s #1 "\'.jpg': True,
+        '🦜.jpg'.encode(): True,
+        b'-.jpg': True,
+        b'a' * 251 + b'.jpg': True,
+        b'one\ntwo.jpg': False,
+        b'one\rtwo.jpg': False,
+        b'one\x0ctwo.jpg': False,
+        'one\u2028two.jpg'.encode(): False,
+    }
+    paths = {pets / 'Cat' / os.fsdecode(name): whole for name, whole in names.items()}
+    for path in paths:
+        shutil.copy(pets / 'Cat/3.jpg', path)
     rejected = run(pets)['rejected.txt']
-    for name in ('Cat', 'Dog'):
-        assert f'PetImages/{name}/3.jpg\tOpenCV cannot decode it' in rejected
+    assert len(rejected) == 4 + 4
+    for shown in (r'one\ntwo', r'one\rtwo', r'one\x0ctwo', r'one\u2028two'):
+        assert f'PetImages/Cat/{shown}.jpg\tits name has a line break' in rejected
+    data = ImageList(data_root=str(pets.parent), ann_file='all.txt', source=PUBLIC)
+    listed = {data[i]['img_path'] for i in range(len(data))}
+    assert {path for path in paths if str(path) in listed} == {p for p in paths if paths[p]}
+    assert len(listed) == 30 + 6
+    image = LoadImageFromFile()(dict(img_path=str(pets / 'Cat' / os.fsdecode(b'\xff\xfe.jpg'))))
+    assert image['img'].shape[2] == 3
+
+
+def test_a_list_that_cannot_be_written_is_named(pets, tmp_path):
+    (tmp_path / 'all.txt').mkdir()
+    with pytest.raises(SystemExit, match=f'cannot write {tmp_path}/all.txt: Is a directory'):
+        run(pets, out=tmp_path)
+
+
+def test_the_folder_of_the_lists_may_have_any_name(pets, tmp_path, capsys):
+    run(pets, out=tmp_path / os.fsdecode(b'a\n\xff'))
+    assert f'{tmp_path}/a\\n\\udcff/test.txt: 6 lines' in capsys.readouterr().out
 
 
 def test_the_split_depends_on_the_seed_alone(pets, tmp_path):
@@ -147,7 +192,10 @@ def test_mmpretrain_reads_the_lists(pets):
 def test_lists_elsewhere_name_images_by_the_way_to_them(pets, tmp_path):
     lists = run(pets, out=tmp_path / 'lists')
     assert '../PetImages/Cat/0.jpg 0' in lists['all.txt']
-    data = ImageList(data_root=str(tmp_path / 'lists'), ann_file='train.txt', source=PUBLIC)
+    given = dict(data_root=str(tmp_path / 'lists'), ann_file='train.txt', source=PUBLIC)
+    with pytest.raises(ValueError, match=r'lists .\.\./PetImages/.*, which is outside of .*=True'):
+        ImageList(**given)
+    data = ImageList(**given, allow_outside=True)
     assert len(data) == 24 and all(Path(data[i]['img_path']).is_file() for i in range(24))
 
 
@@ -245,11 +293,7 @@ def test_options(options, message, capsys):
 
 def test_the_tool_runs(pets):
     path = ROOT / 'tools/dataset_converters/image_list.py'
-    done = subprocess.run(
-        [sys.executable, path, 'petimages', str(pets), str(pets.parent)],
-        capture_output=True,
-        text=True,
-    )
+    done = run_script(path, 'petimages', pets, pets.parent)
     assert done.returncode == 0 and 'test.txt: 6 lines' in done.stdout
 
 

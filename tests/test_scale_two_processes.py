@@ -1,12 +1,16 @@
 """Options of distributed training, with two processes that exchange gradients by gloo."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from resumable import run_config, with_a_teacher
 from tiny import build, classifier, run_ranks
 
 ROOT = Path(__file__).parents[1]
@@ -187,3 +191,34 @@ def test_two_nodes_train_as_one_with_two_processes(tmp_path):
     # Half the batch that the learning rate is for
     assert states[0]['optimizer']['param_groups'][0]['lr'] == pytest.approx(0.05)
     assert 'Distributed launcher: pytorch' in logs[0] and 'GPU number: 2' in logs[0]
+
+
+@pytest.mark.slow
+def test_a_signal_stops_both_processes_and_the_script_says_so(tmp_path):
+    cfg = run_config(with_a_teacher(tmp_path))
+    cfg.train_cfg.max_epochs = 500
+    cfg.dump(tmp_path / 'run.py')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    command = ['bash', str(ROOT / 'tools/dist_train.sh'), str(tmp_path / 'run.py'), '2']
+    folders = [str(Path(sys.executable).parent), os.environ['PATH']]
+    env = dict(
+        os.environ,
+        PYTHONPATH=str(ROOT / 'tests'),
+        OMP_NUM_THREADS='1',
+        PORT=str(port),
+        PATH=os.pathsep.join(folders),
+    )
+    log = tmp_path / 'log'
+    with log.open('w') as file:
+        process = subprocess.Popen(command, env=env, stdout=file, stderr=file, cwd=tmp_path)
+    end = time.monotonic() + 240
+    while 'Epoch(train) [2]' not in log.read_text():
+        assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 143, log.read_text()[-3000:]
+    assert log.read_text().count('SIGTERM: the run stops after') == 1
+    checkpoint = torch.load((tmp_path / 'last_checkpoint').read_text(), weights_only=False)
+    assert len(checkpoint['progress']['random']) == 2

@@ -22,15 +22,32 @@ with_torch="
   MASTER_ADDR  address of node 0 (127.0.0.1)
   PORT         a free port of node 0 (29500)"
 
-# GPUS TOOL [arguments]
+# GPUS TOOL [arguments]; a signal goes to the processes themselves, since torchrun would kill them after
+# 30 seconds, and the exit status is that of a process that the signal has stopped
 launch_with_torch() {
-    exec python -m torch.distributed.run \
+    set -m # a process group of its own, so that Ctrl-C reaches this script alone
+    python -m torch.distributed.run \
         --nnodes="${NNODES:-1}" \
         --node_rank="${NODE_RANK:-0}" \
         --master_addr="${MASTER_ADDR:-127.0.0.1}" \
         --master_port="${PORT:-29500}" \
         --nproc_per_node="$1" \
-        "$root/tools/$2" "${@:3}"
+        "$root/tools/$2" "${@:3}" &
+    job=$! stopped=''
+    trap 'pass_on TERM 143' TERM
+    trap 'pass_on INT 130' INT
+    local status=0
+    wait "$job" || status=$?
+    while [[ -n $stopped ]] && kill -0 "$job" 2> /dev/null; do # a signal ends the wait
+        wait "$job" || status=$?
+    done
+    exit "${stopped:-$status}"
+}
+
+# SIGNAL STATUS
+pass_on() {
+    stopped=$2
+    pkill "-$1" -P "$job" || kill "-$1" "$job"
 }
 
 with_slurm="

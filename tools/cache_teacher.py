@@ -23,6 +23,8 @@ from mmkdx.apis.dry_run import build_from_config
 from mmkdx.compat import prepare_cpu_launch
 from mmkdx.distillation.cache import CachedTeacher, CacheWriter
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.files import exit_on_write_error
+from mmkdx.lock import FolderInUseError
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,6 +47,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@exit_on_write_error()
 def main() -> None:
     """Writes the caches of a config's teachers."""
     args = parse_args()
@@ -76,7 +79,10 @@ def main() -> None:
         loader = Runner.build_dataloader(settings, seed=0)
     distiller = distiller.to(args.device or get_device())
     for teacher in found:
-        write(distiller, teacher, loader, args.shard_size)
+        try:
+            write(distiller, teacher, loader, args.shard_size)
+        except FolderInUseError as error:
+            sys.exit(f'teacher.cache: {error}')
 
 
 def write(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -11,6 +12,7 @@ from terminaltables import AsciiTable
 
 from mmkdx.apis import ExplainInferencer
 from mmkdx.explain import explainer_names
+from mmkdx.files import printable
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +38,11 @@ def parse_args() -> argparse.Namespace:
         help="class to explain: its index, or 'teacher', 'student' or 'own' for what is predicted "
         "(default: the teacher's prediction, without a teacher the model's own)",
     )
-    parser.add_argument('--out', default='explanations', help='folder for the pictures')
+    parser.add_argument(
+        '--out',
+        default='explanations',
+        help='folder for the pictures; those of an earlier call that have the same names are replaced',
+    )
     parser.add_argument('--batch-size', type=int, default=8, help='images explained at once')
     parser.add_argument('--device', default='cpu', help='device, like cuda:0')
     parser.add_argument(
@@ -52,6 +58,24 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Explains the images and prints what was predicted."""
     args = parse_args()
+    sys.stdout.reconfigure(errors='backslashreplace')  # a terminal may lack letters of a name
+    try:
+        rows, left_out = explain(args)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f'{error}') from error
+    print(AsciiTable(rows).table)
+    if left_out:
+        print(f'{left_out} of {len(rows) - 1} images could not be read; the reasons are above.')
+    if left_out == len(rows) - 1:
+        raise SystemExit('no image could be explained')
+
+
+def explain(args: argparse.Namespace) -> tuple[list[list[str]], int]:
+    """Explains the images.
+
+    Returns:
+        tuple[list[list[str]], int]: A table of what was predicted, and how many images were left out.
+    """
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options)
     inferencer = ExplainInferencer(
@@ -60,7 +84,7 @@ def main() -> None:
         args.device,
         explainer=dict(type=args.explainer, **args.explainer_options),
     )
-    target = int(args.target) if (args.target or '').isdigit() else args.target
+    target = int(args.target) if (args.target or '').isdecimal() else args.target
     names = list(inferencer.subjects)
     heads = [inferencer.student if name == 'student' else name for name in names]
     rows, left_out = [['image', *heads, 'picture']], 0
@@ -69,12 +93,10 @@ def main() -> None:
         if 'error' not in result:
             predictions = [result['predictions'][name] for name in names]
             cells = [f'{_word(each)} {each["score"]:.3f}' for each in predictions]
-            cells.append(result['picture'])
+            cells.append(printable(result['picture']))
         left_out += 'error' in result
-        rows.append([Path(result['input']).name, *cells])
-    print(AsciiTable(rows).table)
-    if left_out:
-        print(f'{left_out} of {len(rows) - 1} images could not be read; the reasons are above.')
+        rows.append([printable(Path(result['input']).name), *cells])
+    return rows, left_out
 
 
 def _word(prediction: dict) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import signal
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -10,9 +13,26 @@ from types import ModuleType
 
 import mmpretrain
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 
+from mmkdx.apis.config_keys import check_keys
 from mmkdx.apis.runs import find_run
-from mmkdx.compat import last_whole_checkpoint, prepare_cpu_launch
+from mmkdx.checkpoints import CheckpointError
+from mmkdx.compat import prepare_cpu_launch
+from mmkdx.data_configs import DataConfigError
+from mmkdx.files import WriteError, exit_on_write_error
+from mmkdx.lock import FolderInUseError, FolderLock
+
+#: The exit statuses of a run that a signal has stopped.
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+#: Which variable of a launcher holds the number of the process.
+RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+SIGNALS = """On SIGTERM or SIGINT (Ctrl-C) the current step ends, a checkpoint is written, and the
+exit status is 143 or 130; --resume then goes on with the next step. A second signal ends the run at
+once. On a cluster, let Slurm send the signal before the time is over: --signal=TERM@120 for srun, and
+--signal=B:TERM@120 for a batch script that starts tools/dist_train.sh (see "Train at scale" in the
+docs)."""
 
 
 def run_tool(name: str) -> None:
@@ -20,27 +40,64 @@ def run_tool(name: str) -> None:
 
     ``--resume`` without a checkpoint takes the last one that is whole, and a launcher on a machine
     without CUDA connects its processes with gloo. 'test' takes ``--report``, ``--compare`` and
-    ``--base``, too.
+    ``--base``, too. 'train' locks its work folder, saves by mmkdx's ``CheckpointHook``, and stops with a
+    checkpoint on SIGTERM and SIGINT.
 
     Args:
         name (str): 'train' or 'test'.
+
+    Raises:
+        SystemExit: With a sentence, if another run trains in the work folder, a checkpoint cannot be
+            loaded, a config is no data or a file cannot be written; with status 143 or 130 after a
+            signal.
     """
-    own = _own_options() if name == 'test' else argparse.Namespace(report=False, base=None)
+    own = _own_options(name)
     tool = mmpretrain_tool(name)
     merge_args = tool.merge_args
+    locks = []
 
     def merge(cfg: Config, args: argparse.Namespace) -> Config:
         cfg = merge_args(cfg, args)
-        if getattr(args, 'resume', None) == 'auto':
-            cfg.load_from = last_whole_checkpoint(cfg.work_dir)
+        try:
+            check_keys(cfg)
+        except ValueError as error:
+            sys.exit(f'{args.config}: {error}')
+        if name == 'train' and os.environ.get(RANKS.get(args.launcher, ''), '0') == '0':
+            advice = 'wait for it, choose another --work-dir, or start with --force'
+            locks.append(FolderLock(cfg.work_dir, advice, own.force))
         prepare_cpu_launch(cfg, args.launcher)
         if name == 'test':
             cfg.resume = False  # the config of a resumed run keeps it
-        _change_hooks(cfg, own)
+            _change_hooks(cfg, own)
+        else:
+            _add_hooks(cfg)
         return cfg
 
     tool.merge_args = merge
-    tool.main()
+    logging.FileHandler.handleError = _cannot_log
+    try:
+        with exit_on_write_error():
+            tool.main()
+    except (CheckpointError, DataConfigError, FolderInUseError) as error:
+        sys.exit(str(error))
+    except SystemExit as leave:
+        if leave.code in STOPPED:
+            # Neither a worker nor a thread of gloo may change the exit status
+            logging.shutdown()
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(leave.code)
+        raise
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _cannot_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Ends a run whose log cannot be written; Python would print a traceback for each line and go on."""
+    error = sys.exc_info()[1]
+    if isinstance(error, OSError):
+        raise WriteError(f'cannot write {handler.baseFilename}: {error.strerror}') from error
+    logging.Handler.handleError(handler, record)
 
 
 def mmpretrain_tool(name: str) -> ModuleType:
@@ -60,9 +117,36 @@ def mmpretrain_tool(name: str) -> ModuleType:
     return module
 
 
-def _own_options() -> argparse.Namespace:
+def _own_options(name: str) -> argparse.Namespace:
     """Takes options of ours out of the command line, since mmpretrain's parser refuses them."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(
+        add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if name == 'train':
+        group = parser.add_argument_group('interrupted runs', SIGNALS)
+        group.add_argument(
+            '--force',
+            action='store_true',
+            help='train even though another run seems to use the work directory',
+        )
+    else:
+        _add_report_options(parser)
+    if {'-h', '--help'} & set(sys.argv):
+        print(parser.format_help())
+    own, sys.argv[1:] = parser.parse_known_args()
+    bad = next((text for text in getattr(own, 'compare', ()) if '=' not in text), None)
+    if bad is not None:
+        parser.error(f'--compare {bad}: write NAME=WORK_DIR')
+    names = [text.partition('=')[0] for text in getattr(own, 'compare', ())]
+    if twice := [name for name in names if names.count(name) > 1]:
+        parser.error(f'--compare gives the name {twice[0]} to two runs')
+    if getattr(own, 'base', None) and len(own.base) > 2:
+        parser.error('--base: write WORK_DIR, or CONFIG CHECKPOINT')
+    return own
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    """The options of tools/test.py."""
     group = parser.add_argument_group('explanations')
     group.add_argument(
         '--report',
@@ -83,15 +167,25 @@ def _own_options() -> argparse.Namespace:
         help='the student trained alone, to see what was distilled (see ExplainHook.base): its work '
         'directory, or CONFIG CHECKPOINT; without an ExplainHook in the config, one is added',
     )
-    if {'-h', '--help'} & set(sys.argv):
-        print(parser.format_help())
-    own, sys.argv[1:] = parser.parse_known_args()
-    bad = next((text for text in own.compare if '=' not in text), None)
-    if bad is not None:
-        parser.error(f'--compare {bad}: write NAME=WORK_DIR')
-    if own.base and len(own.base) > 2:
-        parser.error('--base: write WORK_DIR, or CONFIG CHECKPOINT')
-    return own
+
+
+def _add_hooks(cfg: Config) -> None:
+    """Gives a training our checkpoints and the reaction to signals.
+
+    Configs of other scopes than mmkdx and mmpretrain cannot name them, and keep mmengine's checkpoints.
+    """
+    if cfg.get('default_scope') not in ('mmkdx', 'mmpretrain'):
+        return
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = {}
+    hooks = cfg.default_hooks
+    checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+    if checkpoint and checkpoint['type'] in (
+        *('CheckpointHook', 'mmengine.CheckpointHook', 'mmengine.hooks.CheckpointHook'),
+        CheckpointHook,
+    ):
+        checkpoint['type'] = 'mmkdx.CheckpointHook'
+    hooks.setdefault('interruption', dict(type='mmkdx.InterruptionHook'))
 
 
 def _change_hooks(cfg: Config, own: argparse.Namespace) -> None:

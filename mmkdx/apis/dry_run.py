@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.evaluator import Evaluator
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +21,7 @@ from mmkdx.distillation import Distiller
 from mmkdx.distillation.places import Value, names_of
 from mmkdx.models.families import forward_tensor
 from mmkdx.models.intercept import fake_forward
-from mmkdx.registry import MODELS
+from mmkdx.registry import HOOKS, MODELS, PARAM_SCHEDULERS
 
 
 def build_from_config(cfg: Config) -> nn.Module:
@@ -27,6 +31,41 @@ def build_from_config(cfg: Config) -> nn.Module:
         model.setdefault('data_preprocessor', cfg.data_preprocessor.to_dict())
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmkdx')):
         return MODELS.build(model)
+
+
+def build_rest(cfg: Config, model: nn.Module) -> None:
+    """Builds what a run has beside its model and data: optimizer, schedulers, evaluators and own hooks.
+
+    Raises:
+        ValueError: If one cannot be built; the message names its key in the config.
+    """
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmkdx')):
+        if cfg.get('optim_wrapper'):
+            with naming('optim_wrapper'):
+                optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+            schedulers = cfg.get('param_scheduler') or []
+            schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+            for i, config in enumerate(schedulers):
+                with naming(f'param_scheduler[{i}]'):
+                    given = dict(optimizer=optimizer, epoch_length=1)
+                    PARAM_SCHEDULERS.build(config, default_args=given)
+        for key in ('val_evaluator', 'test_evaluator'):
+            if cfg.get(key):
+                with naming(key):
+                    Evaluator(cfg[key])
+        for i, config in enumerate(cfg.get('custom_hooks') or ()):
+            with naming(f'custom_hooks[{i}]'):
+                HOOKS.build(config)
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """A context whose errors become a ``ValueError`` of one line that begins with a config key."""
+    try:
+        yield
+    except Exception as error:
+        text = str(error if isinstance(error, OSError) or not error.args else error.args[0]).strip()
+        raise ValueError(f'{key}: {text.partition(chr(10))[0] or type(error).__name__}') from error
 
 
 def first_dataloader(cfg: Config) -> dict:

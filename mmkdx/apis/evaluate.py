@@ -14,6 +14,7 @@ from mmkdx.distillation.models import build_model
 from mmkdx.evaluation import Evaluation, ExplanationEvaluator
 from mmkdx.evaluation.writer import try_files, write_files, write_page
 from mmkdx.explain import Explainer
+from mmkdx.files import write_file, written_together
 from mmkdx.models.plain_classifier import PlainClassifier
 
 
@@ -53,6 +54,7 @@ def evaluate_explanations(
 
     Raises:
         ValueError: If an argument is out of range, or models, data and metrics do not fit.
+        WriteError: If a file cannot be written; those of an earlier call stay.
     """
     owner = 'evaluate_explanations'
     if not isinstance(data, DataLoader) or not hasattr(data.dataset, '__getitem__'):
@@ -82,12 +84,10 @@ def evaluate_explanations(
             evaluator.process(batch, numbers[i * size : (i + 1) * size])
         found = evaluator.finish()
     if out_dir is not None:
-        folder = Path(out_dir)
-        for name in ('test.csv', 'test.json'):
-            (folder / name).unlink(missing_ok=True)
-        write_files(folder, 'test', found)
-        (folder / 'test.txt').write_text(f'{found}\n', encoding='utf-8')
-        write_page(folder, found, 'Explanations', {})
+        with written_together(out_dir) as folder:
+            write_files(folder, 'test', found)
+            write_file(folder / 'test.txt', f'{found}\n')
+            write_page(folder, found, 'Explanations', {})
     return found
 
 

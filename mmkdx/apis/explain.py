@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,12 @@ from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.models import build_model, build_part, read_config
 from mmkdx.evaluation.subjects import build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
+from mmkdx.files import WriteError, printable
 from mmkdx.functional import degenerate_maps
 from mmkdx.models.families import describe, unwrap
 from mmkdx.models.libraries import names_network
 from mmkdx.visualization.panel import as_rgb, explanation_panel
-from mmkdx.visualization.rendering import label_text
+from mmkdx.visualization.rendering import label_text, write_picture
 
 
 class ExplainInferencer(ImageClassificationInferencer):
@@ -112,7 +115,8 @@ class ExplainInferencer(ImageClassificationInferencer):
                 'own' for that which is predicted. Defaults to None: the teacher's prediction, without
                 a teacher the model's own.
             batch_size (int): Number of images explained at once. Defaults to 8.
-            show_dir (str, optional): Where a picture is written for each image. Defaults to None.
+            show_dir (str, optional): The folder for a picture of each image, named as the image. It
+                replaces a file of an earlier call, but no image that is explained. Defaults to None.
 
         Returns:
             list[dict]: For each image 'input'; the student's 'pred_label', 'pred_score' (its
@@ -124,6 +128,7 @@ class ExplainInferencer(ImageClassificationInferencer):
 
         Raises:
             ValueError: If the target is no class of the model, or there is no image in a folder.
+            WriteError: If a picture cannot be written.
         """
         return list(self.stream(inputs, target, batch_size, show_dir))
 
@@ -141,7 +146,13 @@ class ExplainInferencer(ImageClassificationInferencer):
         size = integer('batch_size', batch_size, 1)
         given = [inputs] if isinstance(inputs, (str, Path, np.ndarray)) else inputs
         images = [image for each in given for image in self._inputs_to_list(each)]
-        names = list(_names(images))
+        names = list(_names(images, show_dir))
+        if show_dir is not None:
+            try:
+                Path(show_dir).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror
+                raise WriteError(f'cannot make the folder {show_dir}: {reason}') from error
         for start in track_iter_progress(range(0, len(images), size)):
             batch = [dict(input=image) for image in images[start : start + size]]
             loaded = []
@@ -164,7 +175,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         """An image, or those of a folder in order."""
         if isinstance(inputs, np.ndarray):
             return [inputs]
-        if not Path(inputs).is_dir():
+        if not os.path.isdir(inputs):  # pathlib raises if a name is too long
             return [str(inputs)]
         paths = sorted(p for p in Path(inputs).iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
         if not paths:
@@ -196,11 +207,11 @@ class ExplainInferencer(ImageClassificationInferencer):
         try:
             data = loader(dict(img_path=image))
         except Exception as error:  # each backend raises its own
-            known = '://' in image or Path(image).exists()
+            known = '://' in image or os.path.exists(image)
             reason = f'{error}' if known else 'there is no such file'
-            raise ValueError(f'cannot read image {image}: {reason}') from error
+            raise ValueError(f'cannot read image {printable(image)}: {reason}') from error
         if data is None:
-            raise ValueError(f'cannot read image {image}: it holds no image')
+            raise ValueError(f'cannot read image {printable(image)}: it holds no image')
         return Compose(steps)(data)
 
     def _explain(self, loaded: list[tuple[dict, dict, str]], target: int | str | None) -> None:
@@ -247,9 +258,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         maps = {name: torch.from_numpy(each) for name, each in result['maps'].items()}
         rgb = as_rgb(image, self._bgr)
         picture = explanation_panel(rgb, maps, captions, student=self.student)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(str(path), picture[..., ::-1]):
-            raise OSError(f'cannot write the picture {path}')
+        write_picture(path, picture)
         result['picture'] = str(path)
 
     def _prediction(self, probabilities: Tensor) -> dict[str, Any]:
@@ -260,16 +269,34 @@ class ExplainInferencer(ImageClassificationInferencer):
         return prediction
 
 
-def _names(images: Sequence[str | np.ndarray]) -> Iterator[str]:
-    """What the pictures of images are called: their stems, each once."""
-    taken: set[str] = set()
+def _names(images: Sequence[str | np.ndarray], folder: str | None) -> Iterator[str]:
+    """The names of the pictures of images: their stems, with a number where a stem is taken.
+
+    Images that lie in the folder of the pictures take names, too. Names differ on every file system,
+    also where case and Unicode's normal form do not count.
+    """
+
+    def key(name: str) -> str:
+        return unicodedata.normalize('NFC', name).casefold()
+
+    paths = [Path(image) for image in images if isinstance(image, str)]
+    inside = {each for each in {path.parent for path in paths} if _same(each, folder)}
+    taken = {key(path.stem) for path in paths if path.parent in inside}
     for i, image in enumerate(images):
-        stem = name = Path(image).stem if isinstance(image, str) else f'{i}'
-        while name in taken:  # folders may hold files of one name
+        stem = Path(image).stem if isinstance(image, str) else f'{i}'
+        while len(stem.encode(errors='surrogatepass')) > 200:  # 255 with all that is added
+            stem = stem[:-1]
+        name = stem
+        while key(name) in taken:  # folders may hold files of one name
             name = f'{stem}_{i}'
             i += 1
-        taken.add(name)
+        taken.add(key(name))
         yield name
+
+
+def _same(one: Path, other: str | None) -> bool:
+    """Whether both are the path of one folder."""
+    return other is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _named(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> BaseModel:

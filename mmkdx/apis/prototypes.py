@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -19,11 +18,13 @@ from mmkdx.datasets.push_set import push_dataloader
 from mmkdx.datasets.wrappers import class_names, compose, file_pipeline
 from mmkdx.distillation.models import build_model, load_weights, read_config
 from mmkdx.distillation.teachers import Teacher, build_teacher
+from mmkdx.files import write_file, written_together
 from mmkdx.functional.prototype_transfer import cell_agreement, match_prototypes
 from mmkdx.models.heads.push import find_nearest_patches
 from mmkdx.models.intercept import evaluating
 from mmkdx.visualization.prototype_sheets import LOCAL_NOTE, PrototypeSheets, spread
 from mmkdx.visualization.prototypes import transfer_sheet
+from mmkdx.visualization.rendering import write_picture
 from mmkdx.visualization.report import write_report
 from mmkdx.visualization.sections import PictureSection
 
@@ -216,18 +217,29 @@ class PrototypeAnalysis:
             images (Sequence, optional): See ``images``. Defaults to None.
             prototypes (Sequence[int], optional): See ``prototypes``. Defaults to None.
             num (int): Number of each, if they are not given. Defaults to 10.
+
+        Raises:
+            WriteError: If a file cannot be written; those of an earlier call stay.
         """
         if parts is None:
             parts = ['global', 'local', *(['transfer'] if self.teacher is not None else [])]
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with written_together(folder) as place:
+            return Path(folder, self._write(place, parts, images, prototypes, num).name)
+
+    def _write(
+        self,
+        folder: Path,
+        parts: Sequence[str],
+        images: Sequence[int | str | Path] | None,
+        prototypes: Sequence[int] | None,
+        num: int,
+    ) -> Path:
+        """Writes the files of ``write`` into a folder, and returns the page's path."""
         sections, numbers = [], {}
 
         def add(heading: str, note: str, drawn: Sequence[tuple[str, str, np.ndarray]]) -> None:
             for name, _, picture in drawn:
-                path = folder / f'{name}.png'
-                if not cv2.imwrite(str(path), picture[..., ::-1]):
-                    raise OSError(f'cannot write the picture {path}')
+                write_picture(folder / f'{name}.png', picture)
             sections.append(PictureSection(heading, note, [each[1:] for each in drawn]))
 
         if 'global' in parts:
@@ -249,7 +261,7 @@ class PrototypeAnalysis:
             picture, numbers['transfer'] = self.transfer(prototypes, num)
             words = "The teacher's prototypes and the student's"
             add('Transfer', TRANSFER_NOTE, [('transfer', words, picture)])
-        (folder / 'prototypes.json').write_text(json.dumps(numbers, indent=1))
+        write_file(folder / 'prototypes.json', json.dumps(numbers, indent=1))
         alive = self.sheets.head.alive
         return write_report(
             folder / 'prototypes.html',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import statistics
 import subprocess
@@ -10,11 +11,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
+from mmkdx.arguments import integer
 from mmkdx.compat import last_whole_checkpoint
 from mmkdx.distillation.models import shipped_folder
+from mmkdx.files import write_file
+from mmkdx.visualization.records import read_parts
 
 
 def experiment_parser(description: str, seeds: list[int], work_dir: str) -> argparse.ArgumentParser:
@@ -68,7 +73,8 @@ def run_seeds(
         config, options = runs[name]
         folder = work_dir / name / f'seed_{seed}'
         result = folder / 'test.json'
-        if not result.is_file():
+        found = _read_result(result)
+        if found is None:
             folder.mkdir(parents=True, exist_ok=True)
             common = ['--work-dir', folder, '--cfg-options', f'randomness.seed={seed}', *options]
             call_tool('train.py', config, *common, log=folder / 'train.txt')
@@ -77,13 +83,26 @@ def run_seeds(
             part = folder / 'test.part.json'
             out = ['--out', part, '--out-item', 'metrics']
             call_tool('test.py', config, checkpoint, *out, *common, log=folder / 'test.txt')
-            part.replace(result)
+            found = json.loads(part.read_text())
+            write_file(result, json.dumps(found))
+            part.unlink()
             print(f'{name}, seed {seed}: done', file=sys.stderr)
-        return json.loads(result.read_text())
+        return found
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(integer('jobs', jobs, 1)) as pool:
         futures = {name: [pool.submit(run, name, seed) for seed in seeds] for name in runs}
         return {name: [each.result() for each in found] for name, found in futures.items()}
+
+
+def _read_result(path: Path) -> dict[str, float] | None:
+    """The metrics of a test; None where there was none, or a crash tore the file."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        print(f'{path} is torn, so this run is done again', file=sys.stderr)
+        return None
 
 
 def metric_cells(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:
@@ -105,22 +124,13 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def training_parts(work_dir: Path) -> list[tuple[Path, list[dict]]]:
-    """The last run in a work folder: the folder and the records of each part that trained.
-
-    A run that was interrupted and resumed has several parts, the first of which begins at epoch 1.
+    """The parts of the last run in a work folder; see ``read_parts``.
 
     Raises:
         FileNotFoundError: If nothing was trained there.
     """
-    parts: list[tuple[Path, list[dict]]] = []
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        records = [json.loads(line) for line in path.read_text().splitlines()]
-        steps = [record for record in records if 'loss' in record]
-        if steps:
-            if steps[0].get('epoch') == 1:
-                parts = []
-            parts.append((path.parent.parent, records))
-    if not parts:
+    parts = read_parts(work_dir)
+    if not any('loss' in record for _, records in parts for record in records):
         raise FileNotFoundError(f'{work_dir} holds no run: no */vis_data/scalars.json has a loss')
     return parts
 
@@ -142,11 +152,65 @@ def metric_values(parts: list[tuple[Path, list[dict]]], metric: str) -> list[flo
     return [found[step] for step in sorted(found)]
 
 
-def find_run(work_dir: str) -> tuple[str, str]:
-    """The config and the best checkpoint of a run; the last checkpoint where none is the best.
+def read_run_model(path: Path) -> dict[str, Any]:
+    """The model dict of a config that mmengine wrote for a run, with its data preprocessor.
+
+    The file is read as data. A config is a program, and a run may be somebody else's.
+
+    Raises:
+        ValueError: If the config is more than data, or names another config or what is not registered.
+    """
+    try:
+        content = ast.parse(path.read_text(encoding='utf-8')).body
+        config = {each.targets[0].id: _data(each.value) for each in content}
+        model = dict(config['model'])
+        if not isinstance(model.get('student', {}), dict):
+            raise ValueError(f'model.student is {model["student"]!r}')
+    except (AttributeError, KeyError, SyntaxError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f'{path} is not executed, since it may be of a foreign run, and it is not plain data with '
+            f'a model: {error}'
+        ) from error
+    if preprocessor := model.get('data_preprocessor') or config.get('data_preprocessor'):
+        model['data_preprocessor'] = preprocessor
+    return model
+
+
+def _data(node: ast.expr) -> Any:
+    """The value of an expression of constants, lists, tuples and dicts; ``dict(...)`` is one, too."""
+    match node:
+        case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as only], keywords=[]):
+            return _data(only)  # keys that are no names
+        case ast.Call(func=ast.Name(id='dict'), args=[], keywords=items) if all(
+            item.arg for item in items
+        ):
+            return _registered({item.arg: _data(item.value) for item in items})
+        case ast.Dict(keys=keys, values=values):
+            pairs = zip(map(ast.literal_eval, keys), map(_data, values))
+            return _registered(dict(pairs))
+        case ast.List(elts=items):
+            return [_data(item) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_data(item) for item in items)
+    return ast.literal_eval(node)
+
+
+def _registered(config: dict[Any, Any]) -> dict[Any, Any]:
+    """Refuses a type that mmengine would import."""
+    kind = str(config.get('type', ''))
+    if kind.rpartition('.')[0] not in ('', 'mmengine', 'mmcv', 'mmpretrain', 'mmkdx'):
+        raise ValueError(f'type is {kind!r}, which no registry holds')
+    return config
+
+
+def find_run(work_dir: str) -> tuple[dict[str, Any], str]:
+    """The model and the best checkpoint of a run; the last checkpoint where none is the best.
+
+    The run's config is not executed; see ``read_run_model``.
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If the run's config is more than data.
     """
     folder = Path(work_dir)
     configs = sorted(folder.glob('*.py'))
@@ -158,7 +222,7 @@ def find_run(work_dir: str) -> tuple[str, str]:
     checkpoint = str(best[-1]) if best else last_whole_checkpoint(folder)
     if checkpoint is None:
         raise FileNotFoundError(f'{work_dir} has no checkpoint')
-    return str(configs[0]), checkpoint
+    return read_run_model(configs[0]), checkpoint
 
 
 def find_term(cfg: Config) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from mmpretrain import datasets
 from scipy.io import loadmat
 
-from mmkdx.arguments import one_of
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
@@ -37,17 +37,25 @@ class StanfordCars(datasets.StanfordCars):
     Args:
         data_root (str): The folder. Defaults to 'data/stanford_cars'.
         split (str): 'train' or 'test'. Defaults to 'train'.
+        allow_outside (bool): Whether paths may leave the folder of images. Defaults to False.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``. ``test_mode`` follows from the split
             unless it is given.
 
     Raises:
         FileNotFoundError: If labels or images are missing.
-        ValueError: If the split is unknown or a file of labels is damaged or another one.
+        ValueError: If the split is unknown, a file of labels is damaged or another one, or a path leaves
+            the folder.
     """
 
     def __init__(
-        self, data_root: str = 'data/stanford_cars', split: str = 'train', **kwargs: Any
+        self,
+        data_root: str = 'data/stanford_cars',
+        split: str = 'train',
+        allow_outside: bool = False,
+        **kwargs: Any,
     ) -> None:
+        self.allow_outside = flag('StanfordCars.allow_outside', allow_outside)
+        text('StanfordCars.data_root', data_root, 'the path of a folder')
         self.split = one_of('StanfordCars.split', split, ('train', 'test'))
         kwargs.setdefault('test_mode', split == 'test')
         ann_file, data_prefix = _find(Path(data_root), split)
@@ -83,7 +91,7 @@ class StanfordCars(datasets.StanfordCars):
         for label, image in zip(labels, records[name]):
             if not 0 <= label < classes:
                 raise ValueError(f'{file}: {image} has class {label + 1}; they are 1 to {classes}')
-        check_images(root, records[name].tolist(), file.name, SOURCE)
+        check_images(root, records[name].tolist(), file.name, SOURCE, self.allow_outside)
         boxes = np.stack([records[corner].astype(np.float32) for corner in CORNERS], 1)
         return [
             dict(img_path=str(root / image), gt_label=int(label), gt_bboxes=box[None])

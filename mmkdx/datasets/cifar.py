@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mmpretrain import datasets
 from mmpretrain.datasets.utils import check_md5
 
+from mmkdx.arguments import flag, text
 from mmkdx.registry import DATASETS
 
 
 class _Named:
     """Names the file that keeps a data set of CIFAR's kind from being read."""
+
+    def __init__(self, data_root: str = '', *args: Any, **kwargs: Any) -> None:
+        owner = type(self).__name__
+        for key, value in dict(
+            data_root=data_root, data_prefix=kwargs.get('data_prefix', '')
+        ).items():
+            text(f'{owner}.{key}', value, 'the path of a folder')
+        for key in {'download', 'test_mode'} & set(kwargs):
+            flag(f'{owner}.{key}', kwargs[key])
+        super().__init__(data_root, *args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Reads images and labels."""

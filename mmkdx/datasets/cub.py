@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mmpretrain import datasets
 
-from mmkdx.arguments import flag, one_of
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -36,12 +36,14 @@ class CUB(datasets.CUB):
         data_root (str): The folder with 'images.txt'. Defaults to 'data/CUB_200_2011'.
         split (str): 'train' or 'test'. Defaults to 'train'.
         parts (bool): Whether to read the places of parts. Defaults to False.
+        allow_outside (bool): Whether paths may leave the folder of images. Defaults to False.
         **kwargs: Other arguments of mmpretrain's ``CUB``. ``test_mode`` follows from the split unless it
             is given.
 
     Raises:
         FileNotFoundError: If text files or images are missing.
-        ValueError: If the split is unknown or a text file is not as it should be.
+        ValueError: If the split is unknown, a text file is not as it should be, or a path leaves the
+            folder.
     """
 
     def __init__(
@@ -49,10 +51,13 @@ class CUB(datasets.CUB):
         data_root: str = 'data/CUB_200_2011',
         split: str = 'train',
         parts: bool = False,
+        allow_outside: bool = False,
         **kwargs: Any,
     ) -> None:
+        text('CUB.data_root', data_root, 'the path of a folder')
         one_of('CUB.split', split, ('train', 'test'))
         self.parts = flag('CUB.parts', parts)
+        self.allow_outside = flag('CUB.allow_outside', allow_outside)
         kwargs.setdefault('test_mode', split == 'test')
         super().__init__(data_root, split, **kwargs)
 
@@ -87,7 +92,8 @@ class CUB(datasets.CUB):
                 sample['gt_keypoints'] = points[index][None, :, :2]
                 sample['gt_keypoints_visible'] = points[index][None, :, 2]
         listed = [names[indices[sample['img_path']]] for sample in samples]
-        check_images(Path(self.img_prefix), listed, 'images.txt', f'unpack {URL} again')
+        again = f'unpack {URL} again'
+        check_images(Path(self.img_prefix), listed, 'images.txt', again, self.allow_outside)
         return samples
 
     def _load_data_from_txt(self, filepath: str) -> dict[int, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
+from mmkdx.arguments import flag, text
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -23,15 +24,27 @@ class ImageList(BaseDataset):
         ann_file (str): The list, below ``data_root``.
         source (str): Where the images come from, for the error if they are missing.
         data_root (str): The folder. Defaults to ''.
+        allow_outside (bool): Whether paths may leave the folder, as a converter's do for images
+            that are not below its lists. Defaults to False.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If the list, the names or images are missing.
-        ValueError: If a line is not a path and one of the labels.
+        ValueError: If a line is not a path and one of the labels, or the path leaves the folder.
     """
 
-    def __init__(self, ann_file: str, source: str, data_root: str = '', **kwargs: Any) -> None:
-        self.source = source
+    def __init__(
+        self,
+        ann_file: str,
+        source: str,
+        data_root: str = '',
+        allow_outside: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        text('ImageList.ann_file', ann_file, 'the path of a file')
+        text('ImageList.data_root', data_root, 'the path of a folder')
+        self.source = text('ImageList.source', source)
+        self.allow_outside = flag('ImageList.allow_outside', allow_outside)
         super().__init__(ann_file=ann_file, data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
@@ -42,8 +55,10 @@ class ImageList(BaseDataset):
         names = existing(table.with_name('classes.txt'), 'ann_file of ImageList', advice)
         classes = tuple(names.read_text(encoding='utf-8').splitlines())
         self._metainfo.setdefault('classes', classes)
+        # Names of files may hold bytes that are no text
+        text = table.read_text(encoding='utf-8', errors='surrogateescape')
         samples = []
-        for number, line in enumerate(table.read_text(encoding='utf-8').splitlines(), 1):
+        for number, line in enumerate(text.splitlines(), 1):
             name, _, label = line.rpartition(' ')
             if not name or label not in map(str, range(len(classes))):
                 raise ValueError(
@@ -51,7 +66,8 @@ class ImageList(BaseDataset):
                     f'{len(classes) - 1}'
                 )
             samples.append((name, int(label)))
-        check_images(root, [name for name, _ in samples], table.name, f'unpack {self.source} again')
+        names, again = [name for name, _ in samples], f'unpack {self.source} again'
+        check_images(root, names, table.name, again, self.allow_outside)
         return [dict(img_path=str(root / name), gt_label=label) for name, label in samples]
 
     def _copy_without_annotation(self, memo: dict | None = None) -> ImageList:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,8 @@ from mmengine.logging import print_log
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
-from mmkdx.arguments import flag
+from mmkdx.arguments import flag, text
+from mmkdx.bounds import TooLargeError, check_bytes
 from mmkdx.datasets.imagenet_wordnet_ids import WORDNET_IDS
 from mmkdx.datasets.listing import existing
 from mmkdx.registry import DATASETS
@@ -64,6 +66,8 @@ class ImageNetSegmentation(BaseDataset):
         test_mode: bool = True,
         **kwargs: Any,
     ) -> None:
+        text('ImageNetSegmentation.ann_file', ann_file, 'the path of a file')
+        text('ImageNetSegmentation.data_root', data_root, 'the path of a folder')
         flag('ImageNetSegmentation.test_mode', test_mode)
         super().__init__(ann_file=ann_file, data_root=data_root, test_mode=test_mode, **kwargs)
 
@@ -71,23 +75,21 @@ class ImageNetSegmentation(BaseDataset):
         """Reads ids and classes; images and masks are read by ``get_data_info``."""
         labels = {wordnet_id: label for label, wordnet_id in enumerate(WORDNET_IDS)}
         with self._open() as file:
-            columns = [file['value'][name] for name in ('img', 'gt', 'id', 'target')]
+            columns = [_column(file, name) for name in ('img', 'gt', 'id', 'target')]
             lengths = [len(column) for column in columns]
             if len(set(lengths)) > 1:
-                raise ValueError(
-                    f'{self.ann_file} has {"/".join(map(str, lengths))} images/masks/ids/classes'
-                )
+                raise DamagedError(f'it has {"/".join(map(str, lengths))} images/masks/ids/classes')
             samples, other_size = [], []
             for index in range(lengths[0]):
                 image, mask = _image_and_mask(file, index)
                 if image.ndim != 3 or image.shape[0] != 3 or mask.ndim != 2:
-                    raise ValueError(
-                        f'{self.ann_file}: image {index} has shape {image.shape} and its mask '
+                    raise DamagedError(
+                        f'image {index} has shape {image.shape} and its mask '
                         f'{mask.shape} instead of (3, W, H) and (W, H)'
                     )
                 if mask.shape != image.shape[1:]:
                     other_size.append(index)
-                name, wordnet_id = (_text(file[column[index, 0]]) for column in columns[2:])
+                name, wordnet_id = (_text(file, column[index, 0]) for column in columns[2:])
                 label = labels.get(wordnet_id, -1)
                 samples.append(
                     dict(index=index, img_id=name, wordnet_id=wordnet_id, gt_label=label)
@@ -130,18 +132,50 @@ class ImageNetSegmentation(BaseDataset):
         try:
             with h5py.File(path) as file:
                 yield file
-        except (OSError, KeyError) as error:
+        except (DamagedError, TooLargeError) as error:
+            raise ValueError(f'{self.ann_file}: {error}') from error
+        except (OSError, KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f'{self.ann_file} is no complete copy of gtsegs_ijcv.mat ({error}); {source}'
             ) from error
 
 
+class DamagedError(ValueError):
+    """An HDF5 file is not as it should be."""
+
+
 def _image_and_mask(file: Any, index: int) -> tuple[Any, Any]:
     """The HDF5 datasets of an image, of shape (3, W, H), and of its first mask, (W, H)."""
-    value = file['value']
-    return file[value['img'][index, 0]], file[file[value['gt'][index, 0]][0, 0]]
+    masks = _content(file, _column(file, 'gt')[index, 0])
+    return _content(file, _column(file, 'img')[index, 0]), _content(file, masks[0, 0])
 
 
-def _text(characters: Any) -> str:
+def _column(file: Any, name: str) -> Any:
+    """The HDF5 dataset with a reference for each image, which no link may take from another file."""
+    for group, key in ((file, 'value'), (file['value'], name)):
+        if type(link := group.get(key, getlink=True)).__name__ != 'HardLink':
+            raise DamagedError(f'{key!r} is a link ({type(link).__name__}), which is not followed')
+    return _inside(file['value'][name], name)
+
+
+def _content(file: Any, reference: Any) -> Any:
+    """The HDF5 dataset that a reference leads to."""
+    if not reference:
+        raise DamagedError('a reference leads nowhere')
+    return _inside(file[reference], 'what a reference leads to')
+
+
+def _inside(part: Any, name: str) -> Any:
+    """An HDF5 dataset, which must be small enough and in the file itself."""
+    if not hasattr(part, 'chunks'):
+        raise DamagedError(f'{name} is no array')
+    if part.external or part.is_virtual:
+        raise DamagedError(f'{name} has its content in another file, which is not read')
+    # A chunk is read as a whole
+    check_bytes(part.dtype.itemsize * max(part.size, math.prod(part.chunks or (0,))))
+    return part
+
+
+def _text(file: Any, reference: Any) -> str:
     """MATLAB's text: UTF-16 units along one axis."""
-    return ''.join(map(chr, characters[()].ravel()))
+    return ''.join(map(chr, _content(file, reference)[()].ravel()))

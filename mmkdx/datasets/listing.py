@@ -1,4 +1,4 @@
-"""Are the files that a data set needs there?"""
+"""Are the files that a data set needs there, and below its folder?"""
 
 from __future__ import annotations
 
@@ -15,11 +15,30 @@ def existing(path: str | Path, option: str, advice: str) -> Path:
     return path
 
 
-def check_images(root: Path, names: Sequence[str], listed_in: str, advice: str) -> None:
+def leaves(name: str) -> bool:
+    """Whether a path, read below a folder, leads out of it: an absolute one, or by '..'."""
+    name = name.replace('\\', '/')
+    return os.path.isabs(name) or os.path.normpath(name).split('/')[0] == '..'
+
+
+def check_images(
+    root: Path, names: Sequence[str], listed_in: str, advice: str, allow_outside: bool = False
+) -> None:
     """Looks for images below a folder, by their paths with forward slashes.
 
-    Each folder is listed once, which is cheap on network drives as well.
+    Each folder is listed once, which is cheap on network drives as well. A symbolic link may lead
+    anywhere, as whoever made the folder made the link.
+
+    Raises:
+        FileNotFoundError: If images are missing.
+        ValueError: If a path leaves the folder, unless ``allow_outside``.
     """
+    for name in names if not allow_outside else ():
+        if leaves(name):
+            raise ValueError(
+                f'{listed_in} lists {name!r}, which is outside of {root.resolve()}; pass '
+                'allow_outside=True if you trust the list'
+            )
     folders = {name: name.rpartition('/')[0] for name in names}
     there = {
         folder: set(os.listdir(root / folder)) if (root / folder).is_dir() else set()

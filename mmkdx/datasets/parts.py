@@ -77,7 +77,7 @@ class Parts(BaseDataset):
         **kwargs: Any,
     ) -> None:
         self.split = one_of('Parts.split', split, SPLITS)
-        self.num_samples = integer('Parts.num_samples', num_samples, 1)
+        self.num_samples = integer('Parts.num_samples', num_samples, 1, 10**7)
         self.image_size = integer('Parts.image_size', image_size, 32)
         self.mark = one_of('Parts.mark', mark, MARKS)
         self.bias = number('Parts.bias', bias, 0, 1)

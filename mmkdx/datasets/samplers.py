@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sized
 import numpy as np
 from mmengine.dataset import DefaultSampler
 
-from mmkdx.arguments import flag, one_of
+from mmkdx.arguments import flag, integer, one_of
 from mmkdx.datasets.wrappers import labels, positions
 from mmkdx.registry import DATA_SAMPLERS
 
@@ -37,6 +37,8 @@ class PairSampler(DefaultSampler):
     def __init__(
         self, dataset: Sized, same: str = 'class', shuffle: bool = True, seed: int | None = None
     ) -> None:
+        if seed is not None:
+            integer('PairSampler.seed', seed, 0)
         super().__init__(dataset, shuffle=flag('PairSampler.shuffle', shuffle), seed=seed)
         self.same = one_of('PairSampler.same', same, ('class', 'image'))
         if same == 'image':

@@ -46,7 +46,10 @@ class SeededViews:
     """
 
     def __init__(self, dataset: dict | BaseDataset, views: int = 1, seed: int = 0) -> None:
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        config = isinstance(dataset, dict) and 'type' in dataset
+        self.dataset = DATASETS.build(dataset) if config else dataset
+        if isinstance(self.dataset, str | dict) or not isinstance(self.dataset, Sized):
+            raise ValueError(f'SeededViews.dataset is {dataset!r}; it must be a data set')
         self.views = integer('SeededViews.views', views, 1)
         self.seed = integer('SeededViews.seed', seed, 0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
-from mmkdx.arguments import integer, one_of
+from mmkdx.arguments import integer, one_of, text
 from mmkdx.datasets.listing import existing
 from mmkdx.registry import DATASETS
 
@@ -52,6 +52,7 @@ class STL10(BaseDataset):
         fold: int | None = None,
         **kwargs: Any,
     ) -> None:
+        text('STL10.data_root', data_root, 'the path of a folder')
         self.split = one_of('STL10.split', split, ('train', 'test'))
         if fold is not None and split != 'train':
             raise ValueError(f"fold goes with split 'train'; it is {fold} with {split!r}")

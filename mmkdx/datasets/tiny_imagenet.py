@@ -8,7 +8,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmkdx.arguments import one_of
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
@@ -30,16 +30,24 @@ class TinyImageNet(BaseDataset):
     Args:
         data_root (str): The folder. Defaults to 'data/tiny-imagenet-200'.
         split (str): 'train' or 'val'. Defaults to 'train'.
+        allow_outside (bool): Whether paths may leave the folder of images. Defaults to False.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If the folder or images are missing.
-        ValueError: If the split is unknown, or has images of other classes than it should.
+        ValueError: If the split is unknown, has images of other classes than it should, or a path
+            leaves the folder.
     """
 
     def __init__(
-        self, data_root: str = 'data/tiny-imagenet-200', split: str = 'train', **kwargs: Any
+        self,
+        data_root: str = 'data/tiny-imagenet-200',
+        split: str = 'train',
+        allow_outside: bool = False,
+        **kwargs: Any,
     ) -> None:
+        self.allow_outside = flag('TinyImageNet.allow_outside', allow_outside)
+        text('TinyImageNet.data_root', data_root, 'the path of a folder')
         self.split = one_of('TinyImageNet.split', split, ('train', 'val'))
         super().__init__(
             ann_file='', data_root=data_root, data_prefix=split, test_mode=split == 'val', **kwargs
@@ -62,7 +70,7 @@ class TinyImageNet(BaseDataset):
             ]
             samples = [(root / 'images' / name, wordnet_id) for name, wordnet_id, *_ in rows]
             names = [name for name, *_ in rows]
-            check_images(root / 'images', names, annotations.name, again)
+            check_images(root / 'images', names, annotations.name, again, self.allow_outside)
         else:
             raise FileNotFoundError(
                 'there are neither folders named by WordNet ids nor val_annotations.txt in '

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import torch
 from mmcv.transforms import BaseTransform
+from mmpretrain.datasets.transforms import processing
 
 from mmkdx.arguments import integer, number, one_of
 from mmkdx.registry import TRANSFORMS
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    """mmpretrain's ``_str_to_torch_dtype``, which evaluates the text of a config."""
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f'dtype is {name!r}; it must be the name of a type of torch')
+    return dtype
+
+
+processing._str_to_torch_dtype = _torch_dtype
 
 
 @TRANSFORMS.register_module()

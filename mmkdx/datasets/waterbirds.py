@@ -8,7 +8,7 @@ from typing import Any
 
 from mmpretrain.datasets import BaseDataset
 
-from mmkdx.arguments import one_of
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images, existing
 from mmkdx.registry import DATASETS
 
@@ -35,11 +35,13 @@ class Waterbirds(BaseDataset):
         data_root (str): The folder with 'metadata.csv'. Defaults to
             'data/waterbird_complete95_forest2water2'.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
+        allow_outside (bool): Whether paths may leave the folder. Defaults to False.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
         FileNotFoundError: If the table or images are missing.
-        ValueError: If the split is unknown or the table is not as it should be.
+        ValueError: If the split is unknown, the table is not as it should be, or a path leaves the
+            folder.
     """
 
     METAINFO = {'classes': ('landbird', 'waterbird'), 'places': ('land', 'water')}
@@ -48,9 +50,12 @@ class Waterbirds(BaseDataset):
         self,
         data_root: str = 'data/waterbird_complete95_forest2water2',
         split: str = 'train',
+        allow_outside: bool = False,
         **kwargs: Any,
     ) -> None:
+        text('Waterbirds.data_root', data_root, 'the path of a folder')
         self.split = one_of('Waterbirds.split', split, SPLITS)
+        self.allow_outside = flag('Waterbirds.allow_outside', allow_outside)
         super().__init__(
             ann_file='metadata.csv', data_root=data_root, test_mode=split != 'train', **kwargs
         )
@@ -59,7 +64,7 @@ class Waterbirds(BaseDataset):
         """Reads the table."""
         root = Path(self.data_root)
         table = existing(self.ann_file, 'below data_root of Waterbirds', f'unpack {URL}')
-        samples = []
+        samples, names = [], []
         with table.open(newline='') as file:
             reader = csv.DictReader(file)
             lacking = {'img_filename', 'y', 'split', 'place'} - set(reader.fieldnames or ())
@@ -74,12 +79,12 @@ class Waterbirds(BaseDataset):
                     )
                 if SPLITS[int(split)] == self.split:
                     y, place = int(y), int(place)
-                    path = str(root / row['img_filename'])
+                    names.append(row['img_filename'])
+                    path = str(root / names[-1])
                     samples.append(
                         dict(img_path=path, gt_label=y, place=place, group=2 * y + place)
                     )
         if not samples:
             raise ValueError(f'{table} lists no image of the split {self.split!r}')
-        names = [Path(s['img_path']).relative_to(root).as_posix() for s in samples]
-        check_images(root, names, table.name, f'unpack {URL} again')
+        check_images(root, names, table.name, f'unpack {URL} again', self.allow_outside)
         return samples

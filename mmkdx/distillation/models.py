@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from mmkdx.data_configs import check_named_config
 from mmkdx.models.families import describe
 from mmkdx.models.libraries import check_library, find_network, names_network
 from mmkdx.registry import MODELS
@@ -92,6 +93,7 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
 
 def read_config(name: str, key: str) -> Config:
     """Reads a config from a path, from ``pkg::path`` or from the entry of mmpretrain's zoo."""
+    check_named_config(name, key)
     if name.startswith('mmkdx::'):  # found in a checkout that is not installed, too
         name = str(shipped_folder('configs') / name.removeprefix('mmkdx::'))
     if '::' in name:

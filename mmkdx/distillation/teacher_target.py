@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmkdx.arguments import one_of, positive
+from mmkdx.arguments import one_of, positive, text
 from mmkdx.compat import load_checkpoint_file
 from mmkdx.functional import full_precision
 from mmkdx.functional.teacher_target import ANCHORS, KINDS, NEEDS, component_target
@@ -56,6 +56,8 @@ class TeacherTarget(nn.Module):
         self.tau = None if tau is None else positive('teacher_target.tau', tau)
         self.anchor = one_of('teacher_target.anchor', anchor, ANCHORS)
         self.similarity_tau = positive('teacher_target.similarity_tau', similarity_tau)
+        if statistics is not None:
+            text('teacher_target.statistics', statistics, 'the path of a file')
         self.file = statistics
         if kind in NEEDS:
             self._load()

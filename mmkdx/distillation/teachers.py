@@ -159,6 +159,8 @@ class Teacher(BaseTeacher):
         self.size = None if resize is None else arguments.size('teacher.resize', resize)
         if arguments.flag('teacher.pretrained', pretrained):
             checkpoint = own_weights(model, checkpoint)
+        elif checkpoint is not None:
+            arguments.text('teacher.checkpoint', checkpoint, 'a file or URL')
         self.checkpoint = checkpoint
         has_weights = isinstance(model, nn.Module) or has_own_weights(model)
         self._own_weights = has_weights and checkpoint is None

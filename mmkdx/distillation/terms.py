@@ -18,7 +18,7 @@ from mmkdx.distillation.places import Labels, Value, places, shape_text, value_a
 from mmkdx.distillation.teacher_target import TeacherTarget
 from mmkdx.functional import ClassMaps, full_precision, no_autocast
 from mmkdx.functional.class_maps import first_tensor, map_tensors
-from mmkdx.functional.schedules import WeightSchedule
+from mmkdx.functional.schedules import schedule as build_schedule
 
 
 class Term(nn.Module):
@@ -66,7 +66,7 @@ class Term(nn.Module):
         checks.weight(self, flag('allow_negative', allow_negative))
         self.auto = one_of('adapter', adapter, ('auto', None)) == 'auto'
         self.teacher = integer('teacher', teacher, 0)
-        self.schedule = None if schedule is None else WeightSchedule(**schedule)
+        self.schedule = None if schedule is None else build_schedule('schedule', schedule)
         self.key = f'terms.{name}'
         self.loss = build_part(dict(type=type, **loss_args))
         self.loss_name = self.loss.__class__.__name__

@@ -18,7 +18,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmkdx.arguments import integer, one_of
+from mmkdx.arguments import integer, one_of, text
 from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.evaluation.images import Facts, ImageBatch, gallery_item, one_label_each, read_batch
@@ -121,16 +121,18 @@ class ExplanationEvaluator:
         self.show_samples = integer(f'{owner}.show_samples', show_samples, 0)
         self.seed = integer(f'{owner}.seed', seed, 0)
         self.explainers = build_explainers(explainer, owner)
+        if not isinstance(metrics, list | tuple):
+            raise ValueError(f'{owner}.metrics is {metrics!r}; it must be a list of metrics')
         given = [_build_metric(metric, owner) for metric in metrics]
         self.metrics = [Facts(), *(each for each in given if not each.needs_base)]
         self.pair_metrics = [each for each in given if each.needs_base]
         if not isinstance(unicam, (bool, dict)):
             raise ValueError(f'{owner}.unicam is {unicam!r}; it must be a dict, True or False')
+        arguments = {} if isinstance(unicam, bool) else unicam
+        pairs = PairEvaluation(arguments, self.pair_metrics, context_size, seed, owner)
         self.pairs = None
         if base is not None and unicam is not False:
-            unicam = {} if unicam is True else unicam
-            self.pairs = PairEvaluation(unicam, self.pair_metrics, context_size, seed, owner)
-            self.pair_metrics = self.pairs.metrics
+            self.pairs, self.pair_metrics = pairs, pairs.metrics
         elif self.pair_metrics:
             raise ValueError(
                 f'{owner}.metrics: {type(self.pair_metrics[0]).__name__} compares a student with a base '
@@ -322,10 +324,15 @@ class ExplanationEvaluator:
 
 def _build_metric(spec: dict | str, owner: str) -> ScoreMetric:
     """A metric with its name."""
+    if not isinstance(spec, str | dict):
+        raise ValueError(f'{owner}.metrics has {spec!r}; a metric is a dict with a type, or a type')
     config = dict(type=spec) if isinstance(spec, str) else dict(spec)
-    name = config.pop('name', '')
-    with DefaultScope.overwrite_default_scope('mmkdx'):
-        metric = METRICS.build(config)
+    name = text(f'{owner}.metrics: name', config.pop('name', ''))
+    try:
+        with DefaultScope.overwrite_default_scope('mmkdx'):
+            metric = METRICS.build(config)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f'{owner}.metrics: {error.args[0]}') from error
     if not isinstance(metric, ScoreMetric):
         raise ValueError(
             f'{owner}.metrics: {type(metric).__name__} is no metric of explanations; it belongs into '

@@ -60,7 +60,10 @@ class PairEvaluation:
             raise ValueError(
                 f'{owner}.context_size is {size}; it must be an even number from {TRIAL_SIZE} on'
             )
-        self.unicam = UniCAM(**unicam)
+        try:
+            self.unicam = UniCAM(**unicam)
+        except TypeError as error:
+            raise ValueError(f'{owner}.unicam: {error}') from error
         self.metrics = list(metrics) or [FeatureSimilarityScore(), RelevanceScore()]
         self.size = size
         self.seed = seed

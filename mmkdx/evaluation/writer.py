@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmkdx.evaluation.evaluator import Evaluation
 from mmkdx.evaluation.subjects import TARGETS
+from mmkdx.files import WriteError
 from mmkdx.visualization.records import append_scores, append_values, read_curves, read_header
 from mmkdx.visualization.report import write_report
 
@@ -16,9 +17,9 @@ from mmkdx.visualization.report import write_report
 def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None:
     """Appends each image's values to ``<mode>.csv`` and the scores to ``<mode>.json``.
 
-    The folder is made if there is none. ``step`` is the epoch or iteration.
+    The folder is made if there is none. ``step`` is the epoch or iteration. The scores are written last,
+    so an evaluation whose scores are there has all its values.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     append_values(folder / f'{mode}.csv', found.rows, **step)
     append_scores(folder / f'{mode}.json', found.scores, **step, **found.facts)
 
@@ -31,7 +32,7 @@ def write_page(
     runs: Mapping[str, str] | None = None,
     unit: str = 'epoch',
 ) -> Path:
-    """Writes ``report.html`` into a folder that exists, and returns its path.
+    """Writes ``report.html`` into a folder, and returns its path.
 
     It shows facts about the models, unless they are empty, and over epochs or iterations the curves of
     runs, which are given by name and work directory.
@@ -65,7 +66,8 @@ def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int)
     """Writes the files of a trial into a temporary folder beside the real one; see ``write_files``.
 
     Raises:
-        ValueError: If nothing can be written there, or earlier files there have other columns; it names
+        WriteError: If a file cannot be written there.
+        ValueError: If there can be no such folder, or earlier files there have other columns; it names
             the option ``key``.
     """
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
@@ -74,6 +76,8 @@ def try_files(folder: Path, mode: str, found: Evaluation, key: str, **step: int)
             write_files(Path(place), mode, found, **step)
             write_page(Path(place), found, '', {})
             columns = read_header(Path(place) / f'{mode}.csv')
+    except WriteError:  # the option is right, and the disk is full
+        raise
     except OSError as error:
         raise ValueError(
             f'{key} is {str(folder)!r}; nothing can be written there: {error}'

@@ -351,7 +351,7 @@ def build_explainer(spec: dict | str | Explainer, key: str = 'explainer') -> Exp
         try:
             explainer = EXPLAINERS.build(config)
         except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(f'{key}: {error.args[0]}') from error
+            raise ValueError(f'{key}: {str(error.args[0]).partition(chr(10))[0]}') from error
     if not isinstance(explainer, Explainer):
         raise ValueError(
             f'{key}: {type(explainer).__name__} explains a pair of models; it is for ExplainHook.unicam'

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmkdx.arguments import integer, one_of
+from mmkdx.arguments import integer, one_of, text
+from mmkdx.bounds import read_array
 from mmkdx.explain.activations import activations, pushed_gradient
 from mmkdx.explain.base import undisturbed
 from mmkdx.explain.gradient import weighted_sum
@@ -341,12 +342,11 @@ def _named(layers: Sequence | Mapping) -> dict[str, tuple[str, ...]]:
 
 
 def _read_embedding(path: str) -> Tensor:
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f'UniCAM.embedding is {path!r}; it must be the path of a file (.npy)')
+    text('UniCAM.embedding', path, 'the path of a file (.npy)')
     if not Path(path).is_file():
         raise FileNotFoundError(f'UniCAM.embedding: there is no file {path}')
     try:
-        table = np.load(path, allow_pickle=False)
+        table = read_array(path)
     except (ValueError, EOFError) as error:
         raise ValueError(f'UniCAM.embedding: {path} is no NumPy file (.npy): {error}') from error
     if table.ndim != 2 or not np.isfinite(table).all():

@@ -7,7 +7,7 @@ import math
 
 from mmengine.logging import MessageHub, print_log
 
-from mmkdx.arguments import flag, integer, number, one_of
+from mmkdx.arguments import flag, integer, number, one_of, options
 
 
 class WeightSchedule:
@@ -81,3 +81,17 @@ class WeightSchedule:
             f'{self.type} {self.start_factor:g} to {self.end_factor:g} over '
             f'{unit} {self.begin} to {self.end}'
         )
+
+
+def schedule(name: str, arguments: dict) -> WeightSchedule:
+    """A schedule of its arguments; errors name the option that holds them.
+
+    Raises:
+        ValueError: If an argument is missing, unknown or out of its range.
+    """
+    try:
+        return WeightSchedule(**options(name, arguments))
+    except TypeError as error:
+        raise ValueError(f'{name}: {error}') from error
+    except ValueError as error:
+        raise ValueError(str(error).replace('schedule.', f'{name}.')) from error

@@ -14,9 +14,10 @@ from mmkdx.registry import HOOKS
 class EpochSeedHook(Hook):
     """Seeds Python, NumPy and torch anew at the start of each training epoch, by seed, epoch and rank.
 
-    A checkpoint does not hold the state of the random generators. With this hook a resumed run repeats
-    an uninterrupted one exactly, as long as data are loaded in the main process (``num_workers=0``);
-    mmengine seeds worker processes.
+    A run then draws the same numbers in an epoch whatever came before, such as another number of
+    validations. mmkdx's ``CheckpointHook`` restores the state of the generators inside an epoch.
+    mmengine seeds worker processes: with ``persistent_workers=True`` their numbers depend on the epochs
+    before.
     """
 
     # Before the hooks that draw random numbers, if a user has any.

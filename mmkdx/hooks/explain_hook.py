@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from mmkdx.arguments import flag, integer
+from mmkdx.arguments import flag, integer, text
 from mmkdx.evaluation import Evaluation, ExplanationEvaluator
 from mmkdx.evaluation.writer import try_files, write_files, write_page
 from mmkdx.models.intercept import evaluating
@@ -58,10 +58,10 @@ class ExplainHook(Hook):
         self.interval = integer('ExplainHook.interval', interval, 1)
         self.report = report if isinstance(report, dict) else flag('ExplainHook.report', report)
         self.enable = flag('ExplainHook.enable', enable)
-        if out_dir is not None and not isinstance(out_dir, (str, Path)):
-            raise ValueError(f'ExplainHook.out_dir is {out_dir!r}; it must be the path of a folder')
+        if out_dir is not None:
+            text('ExplainHook.out_dir', out_dir, 'the path of a folder')
         self.out_dir = out_dir
-        self._evaluations, self._active, self._mode = 0, False, 'val'
+        self._active, self._mode = False, 'val'
 
     def before_train(self, runner: Runner) -> None:
         """Evaluates one image on trial."""
@@ -81,8 +81,13 @@ class ExplainHook(Hook):
         for name in [each for each in scalars if each.startswith(f'{mode}/explain/')]:
             del scalars[name]
         self._mode = mode
-        self._active = self.enable and (mode == 'test' or self._evaluations % self.interval == 0)
-        self._evaluations += mode == 'val'
+        self._active = self.enable
+        if mode == 'val':
+            # Kept in checkpoints, so that a resumed run goes on counting
+            key = f'explain_hook_{runner.hooks.index(self)}_evaluations'
+            done = runner.message_hub.runtime_info.get(key, 0)
+            self._active = self.enable and done % self.interval == 0
+            runner.message_hub.update_info(key, done + 1)
         if self._active:
             loop = runner.val_loop if mode == 'val' else runner.test_loop
             self.evaluator.begin(runner.model, loop.dataloader)
@@ -111,6 +116,8 @@ class ExplainHook(Hook):
         with evaluating(runner.model), torch.no_grad():
             outputs = getattr(runner.model, f'{mode}_step')(data)
         loop.evaluator.process(data_samples=outputs, data_batch=data)
+        if mode == 'val':  # in a test a metric may write a file
+            loop.evaluator.evaluate(1)
         for metric in loop.evaluator.metrics:
             metric.results.clear()
 
@@ -150,7 +157,8 @@ class ExplainHook(Hook):
         compare = self.report if isinstance(self.report, dict) else {}
         own = Path(runner.work_dir).absolute()
         if all(Path(each).absolute() != own for each in compare.values()):
-            compare = {own.name: runner.work_dir, **compare}
+            name = own.name if own.name not in compare else str(own)
+            compare = {name: runner.work_dir, **compare}
         facts = dict(config=runner.cfg.filename or '', checkpoint=runner._load_from or '')
         path = write_page(folder, found, own.name, facts, compare, unit)
         runner.logger.info(f'The report is {path}')

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmkdx.arguments import flag, integer, number, positive
+from mmkdx.arguments import flag, integer, number, options, positive
 from mmkdx.datasets.push_set import check_push_set, images_of_classes, listed, push_dataloader
 from mmkdx.datasets.wrappers import class_names
 from mmkdx.hooks.prototype_stage_hook import models_of
@@ -72,14 +72,15 @@ class PrototypePushHook(Hook):
     ) -> None:
         self.start = integer('PrototypePushHook.start', start, 1)
         self.interval = integer('PrototypePushHook.interval', interval, 1)
+        if dataloader is not None:
+            options('PrototypePushHook.dataloader', dataloader)
         self.dataloader: dict | DataLoader | None = dataloader
         self.tune_epochs = integer('PrototypePushHook.tune_epochs', tune_epochs, 0)
         self.tune_lr = positive('PrototypePushHook.tune_lr', tune_lr)
         self.norm_eval = flag('PrototypePushHook.norm_eval', norm_eval)
         if prune is not None:
             key = 'PrototypePushHook.prune'
-            if not isinstance(prune, dict):
-                raise ValueError(f'{key} is {prune!r}; it must be a dict')
+            options(key, prune)
             k = integer(f'{key}.k', prune.get('k', 6), 1)
             integer(f'{key}.min_same_class', prune.get('min_same_class', 3), 0, k)
             integer(f'{key}.tune_epochs', prune.get('tune_epochs', 100), 0)

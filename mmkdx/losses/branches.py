@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from mmengine.model import initialize
 from torch import Tensor, nn
 
+from mmkdx.arguments import text
 from mmkdx.functional import full_precision
-from mmkdx.functional.schedules import WeightSchedule
+from mmkdx.functional.schedules import schedule
 from mmkdx.losses.base import DistillLoss, integer, number
 from mmkdx.losses.logit import KLDivLoss
 from mmkdx.models.flow import find_flow
@@ -59,13 +60,10 @@ class ONELoss(DistillLoss):
         self, branch: str, branches: int = 2, tau: float = 3.0, ramp: dict | None = None
     ) -> None:
         super().__init__()
-        self.branch = branch
+        self.branch = text('branch', branch, "the path of a module, such as 'backbone.layer4'")
         self.num_branches = integer('branches', branches, 1)
         self.divergence = KLDivLoss(tau)
-        try:
-            self.ramp = None if ramp is None else WeightSchedule(**ramp)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'ramp: {error}'.replace('schedule.', '')) from error
+        self.ramp = None if ramp is None else schedule('ramp', ramp)
 
     def connect(self, student: list[Tensor], model: nn.Module) -> None:
         """Builds branches and gate for what stands at the taps, which may be fake.

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmkdx.arguments import weights
 from mmkdx.functional import full_precision
 from mmkdx.functional.teacher_target import cwtm_weights
-from mmkdx.losses.base import DistillLoss, number, one_of, positive
+from mmkdx.losses.base import DistillLoss, one_of, positive
 from mmkdx.registry import MODELS
 
 
@@ -66,9 +67,9 @@ class DKDLoss(DistillLoss):
 
     Args:
         tau (float): The temperature, above 0. Defaults to 4, the paper's for CIFAR-100.
-        alpha (float): The weight of the label's class against the rest. Defaults to 1.
-        beta (float): The weight of the other classes among themselves. Defaults to 8, the paper's for
-            CIFAR-100 but for a few pairs.
+        alpha (float): The weight of the label's class against the rest, at least 0. Defaults to 1.
+        beta (float): The weight of the other classes among themselves, at least 0. Defaults to 8, the
+            paper's for CIFAR-100 but for a few pairs.
     """
 
     compares = 'logits'
@@ -77,9 +78,7 @@ class DKDLoss(DistillLoss):
     def __init__(self, tau: float = 4.0, alpha: float = 1.0, beta: float = 8.0) -> None:
         super().__init__()
         self.tau = positive('tau', tau)
-        self.alpha = number('alpha', alpha)
-        self.beta = number('beta', beta)
-        _check_weights(alpha=alpha, beta=beta)
+        self.alpha, self.beta = weights(alpha=alpha, beta=beta)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """Compares logits of shape (N, K), with labels' classes of shape (N, ).
@@ -131,8 +130,8 @@ class DISTLoss(DistillLoss):
 
     Args:
         tau (float): The temperature, above 0. Defaults to 1.
-        beta (float): The weight of the relation between classes. Defaults to 1.
-        gamma (float): The weight of the relation within classes. Defaults to 1.
+        beta (float): The weight of the relation between classes, at least 0. Defaults to 1.
+        gamma (float): The weight of the relation within classes, at least 0. Defaults to 1.
     """
 
     compares = 'logits'
@@ -140,9 +139,7 @@ class DISTLoss(DistillLoss):
     def __init__(self, tau: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> None:
         super().__init__()
         self.tau = positive('tau', tau)
-        self.beta = number('beta', beta)
-        self.gamma = number('gamma', gamma)
-        _check_weights(beta=beta, gamma=gamma)
+        self.beta, self.gamma = weights(beta=beta, gamma=gamma)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compares logits of shape (N, K)."""
@@ -185,12 +182,6 @@ class LogitStdLoss(KLDivLoss):
                 'leaves no more than their order; use KLDivLoss'
             )
         return super().forward(*map(standardize, (student, teacher)))
-
-
-def _check_weights(**weights: float) -> None:
-    """Refuses a loss whose parts all have the weight 0."""
-    if not any(weights.values()):
-        raise ValueError(f'{" and ".join(weights)} are 0, so nothing is compared')
 
 
 def standardize(logits: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from mmkdx.arguments import weights
 from mmkdx.functional import full_precision, no_autocast, resize_map
-from mmkdx.losses.base import DistillLoss, number
+from mmkdx.losses.base import DistillLoss
 from mmkdx.registry import MODELS
 
 #: How many angles `RKDLoss` has in memory at once, 16 MiB in fp32.
@@ -119,16 +120,14 @@ class RKDLoss(SampleRelationLoss):
     of ``ANGLES_AT_ONCE`` (or N × N, if that is more), as the backward pass computes angles again.
 
     Args:
-        distance (float): The weight of distances. Defaults to 1, as the authors.
-        angle (float): The weight of angles; with 0 they are not computed. Defaults to 2, as the authors.
+        distance (float): The weight of distances, at least 0. Defaults to 1, as the authors.
+        angle (float): The weight of angles, at least 0; with 0 they are not computed. Defaults to 2, as
+            the authors.
     """
 
     def __init__(self, distance: float = 1.0, angle: float = 2.0) -> None:
         super().__init__()
-        self.distance = number('distance', distance)
-        self.angle = number('angle', angle)
-        if not (distance or angle):
-            raise ValueError('distance and angle are 0, so nothing is compared')
+        self.distance, self.angle = weights(distance=distance, angle=angle)
 
     def relate(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The weighted sum of both parts."""

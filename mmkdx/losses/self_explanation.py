@@ -17,7 +17,7 @@ from mmkdx.explain.layers import find_layers
 from mmkdx.explain.layouts import Layout
 from mmkdx.functional import ClassMaps, full_precision, no_autocast, tokens_to_map
 from mmkdx.functional.class_maps import first_tensor
-from mmkdx.functional.schedules import WeightSchedule
+from mmkdx.functional.schedules import WeightSchedule, schedule
 from mmkdx.functional.self_explanation import (
     EXPLAINERS,
     MODES,
@@ -138,6 +138,7 @@ class IntrospectiveLoss(DistillLoss):
         if not isinstance(warmup, dict | None):
             integer('warmup', warmup, 0)
         self.warmup = warmup
+        self._schedule = schedule('warmup', warmup) if isinstance(warmup, dict) else None
         if relu and explainer != 'cam':
             raise ValueError(f"relu is for the explainer 'cam', and it is {explainer!r}")
         if probes and (explainer not in PIXEL_EXPLAINERS or not detach or candidates):
@@ -147,7 +148,6 @@ class IntrospectiveLoss(DistillLoss):
             )
         if level == 'class' and not detach:
             raise ValueError("level 'class' keeps averages of what was; set detach=True")
-        self._schedule = WeightSchedule(**warmup) if isinstance(warmup, dict) else None
         self._checked = False
         # How the activations of a layer that was found lie in space
         self._layout: Layout | None = None

@@ -12,6 +12,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from torch import Tensor, nn
 
+from mmkdx.arguments import one_of, text
 from mmkdx.functional import degenerate_maps
 from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.models.families import ModelFacts
@@ -121,6 +122,14 @@ def labels_of(sample: Any) -> list[int]:
     return [label for label in labels if label >= 0]
 
 
+def check_common(metric: BaseMetric, prefix: str | None = None) -> None:
+    """Checks the options that all metrics of mmengine have."""
+    owner = type(metric).__name__
+    one_of(f'{owner}.collect_device', metric.collect_device, ('cpu', 'gpu'))
+    if prefix is not None:
+        text(f'{owner}.prefix', prefix)
+
+
 class ScoreMetric(BaseMetric):
     """Base of all metrics of explanations: rows of values become named scores.
 
@@ -145,7 +154,8 @@ class ScoreMetric(BaseMetric):
 
     def __init__(self, collect_device: str = 'cpu', prefix: str | None = None) -> None:
         super().__init__(collect_device)
-        if prefix:
+        check_common(self)
+        if prefix is not None:
             raise ValueError(
                 f"{type(self).__name__}.prefix is {prefix!r}; set the key 'name' of the metric instead"
             )

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
 
-from mmkdx.arguments import integer
-from mmkdx.metrics.base import labels_of
+from mmkdx.arguments import integer, integers, options
+from mmkdx.metrics.base import check_common, labels_of
 from mmkdx.registry import METRICS
 
 
@@ -44,6 +44,7 @@ class CalibrationError(BaseMetric):
         self, bins: int = 15, collect_device: str = 'cpu', prefix: str | None = None
     ) -> None:
         super().__init__(collect_device, prefix)
+        check_common(self, prefix)
         self.bins = integer('CalibrationError.bins', bins, 1)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
@@ -116,10 +117,10 @@ class GroupAccuracy(BaseMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device, prefix)
-        self.unions = dict(unions or {})
+        check_common(self, prefix)
+        self.unions = {} if unions is None else options('GroupAccuracy.unions', unions)
         for name, groups in self.unions.items():
-            for group in groups:
-                integer(f'GroupAccuracy.unions.{name}', group)
+            integers(f'GroupAccuracy.unions.{name}', groups)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keeps the group of each sample and whether its class was found."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkdx.arguments import integer, number, positive
+from mmkdx.arguments import integers, number, positive
 from mmkdx.functional.perturbation import sample_generators
 from mmkdx.functional.prototype_parts import (
     consistency,
@@ -167,9 +167,10 @@ class PrototypeParts(ExplanationMetric):
         purity_side: float = 32 / 224,
     ) -> None:
         super().__init__()
+        if parts is not None and (not isinstance(parts, Sequence) or isinstance(parts, str)):
+            raise ValueError(f'PrototypeParts.parts is {parts!r}; it must be a list of parts')
         for part in parts or ():
-            for label in _several(part):
-                integer('PrototypeParts.parts', label)
+            integers('PrototypeParts.parts', _several(part))
         self.parts = parts
         self.side = number('PrototypeParts.side', side, 0, 1, open_low=True)
         self.purity_side = number('PrototypeParts.purity_side', purity_side, 0, 1, open_low=True)

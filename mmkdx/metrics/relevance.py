@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmkdx.arguments import flag, number, one_of
+from mmkdx.explain import build_explainer
 from mmkdx.functional import normalize_maps, resize_maps
 from mmkdx.functional.distance_correlation import (
     biased_correlation,
@@ -92,6 +93,8 @@ class PairMetric(ScoreMetric):
     ) -> None:
         super().__init__()
         owner = type(self).__name__
+        if mask not in (None, 'UniCAM'):
+            build_explainer(mask, f'{owner}.mask')
         self.mask = mask
         self.perturbation = one_of(f'{owner}.perturbation', perturbation, ('road', 'multiply'))
         self.keep = number(f'{owner}.keep', keep, 0, 1, open_low=True)

@@ -375,8 +375,8 @@ class CIFARWideResNet(StagedBackbone):
         **kwargs: Any,
     ) -> None:
         super().__init__(init_cfg=init_cfg, **kwargs)
-        integer('backbone.widen_factor', widen_factor, 1)
-        if integer('backbone.depth', depth, 10) % 6 != 4:
+        integer('backbone.widen_factor', widen_factor, 1, 1000)
+        if integer('backbone.depth', depth, 10, 10_000) % 6 != 4:
             raise ValueError(
                 f'backbone.depth is {depth}; that of a wide ResNet is 10, 16, 22, … (6 n + 4)'
             )

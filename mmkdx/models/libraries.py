@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from mmkdx.data_configs import check_named_config
+
 #: A function or class by its path, such as ``my_package.my_module:build``.
 _CALLABLE = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_]\w*')
 
@@ -165,6 +167,7 @@ LIBRARIES: dict[str, Callable[[str, str], Builder]] = {
 
 
 def _find_callable(name: str, key: str) -> Builder:
+    check_named_config(name, key)
     path, _, attribute = name.partition(':')
     try:
         module = import_module(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from terminaltables import AsciiTable
 
+from mmkdx.files import append_text, read_json_lines
 from mmkdx.metrics.scores import Score
 
 #: The models of an evaluation, in the order of a table's columns.
@@ -91,6 +93,7 @@ def append_values(path: Path, rows: Mapping[int, Mapping[str, Any]], **constants
 
     Raises:
         ValueError: If the file has other columns.
+        WriteError: If the file cannot be written.
     """
     lines = []
     for index, values in sorted(rows.items()):
@@ -103,19 +106,21 @@ def append_values(path: Path, rows: Mapping[int, Mapping[str, Any]], **constants
     known = read_header(path)
     if known and (new := sorted(set(columns) - set(known))):
         raise ValueError(f'{path} has no column {", ".join(new)}; choose another out_dir')
-    with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, known or columns)
-        if not known:
-            writer.writeheader()
-        writer.writerows(lines)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, known or columns)
+    if not known:
+        writer.writeheader()
+    writer.writerows(lines)
+    append_text(path, text.getvalue())
 
 
 def read_header(path: Path) -> list[str]:
-    """The columns of a CSV file; none where there is no file, or an empty one."""
+    """The columns of a CSV file; none where there is no file, or no whole line in it."""
     if not path.exists():
         return []
-    with path.open(newline='') as file:
-        return next(csv.reader(file), [])
+    with path.open(newline='', errors='replace') as file:
+        line = file.readline()
+    return next(csv.reader([line])) if line.endswith('\n') else []
 
 
 def append_scores(path: Path, scores: Mapping[str, Score], **facts: Any) -> None:
@@ -129,8 +134,39 @@ def append_scores(path: Path, scores: Mapping[str, Score], **facts: Any) -> None
         }
         for name, score in scores.items()
     }
-    with path.open('a') as file:
-        file.write(json.dumps({**facts, 'scores': values}) + '\n')
+    append_text(path, json.dumps({**facts, 'scores': values}) + '\n')
+
+
+def read_parts(work_dir: str | Path) -> list[tuple[Path, list[dict[str, Any]]]]:
+    """Reads the log of the last run in a work directory.
+
+    Each start of a run makes a folder, so a run that was resumed has several. They are sorted by the
+    epoch and step where they begin. Their names tell the time, and a clock may have been set back.
+
+    Args:
+        work_dir (str | Path): The work directory.
+
+    Returns:
+        list[tuple[Path, list[dict[str, Any]]]]: The folder and the lines of ``scalars.json`` of each
+        start; none where nothing was logged.
+    """
+    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    parts = [(path.parents[1], records) for path in logs if (records := read_json_lines(path))]
+    begins = [_begin(records) for _, records in parts]
+    # A run that was begun anew replaces those before it. It logs its first step after as many steps
+    # as there are between two lines; of a few lines, it is the earliest.
+    new = [i for i, (at, gap) in enumerate(begins) if at == min(begins)[0] or at[1] == gap]
+    # What was resumed before every start was resumed under a wrong clock
+    kept = [i for i in range(len(parts)) if i < new[0] or i >= new[-1]]
+    return [parts[i] for i in sorted(kept, key=lambda i: begins[i][0])]
+
+
+def _begin(records: list[dict[str, Any]]) -> tuple[tuple[int, int], int]:
+    """Where a log begins, by epoch and step, and the steps to its next line of training, 0 if none."""
+    steps = [(each.get('epoch', 0), each.get('step', 0)) for each in records if 'loss' in each]
+    if not steps:  # only a validation, whose step is its epoch
+        return (records[0].get('step', 0) + 1, 0), -1
+    return steps[0], steps[1][1] - steps[0][1] if len(steps) > 1 else 0
 
 
 def read_curves(work_dir: str | Path) -> dict[str, list]:
@@ -143,12 +179,13 @@ def read_curves(work_dir: str | Path) -> dict[str, list]:
         dict[str, list]: For each name the pairs (epoch, value), of a resumed run the last of each.
     """
     curves: dict[str, dict[int, float]] = {}
-    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in map(json.loads, path.read_text().splitlines()):
+    for _, records in read_parts(work_dir):
+        for record in records:
             # Lines of training hold the learning rate
-            if 'step' not in line or 'lr' in line:
+            if 'step' not in record or 'lr' in record:
                 continue
-            for name, value in line.items():
-                if '/' in name and math.isfinite(value):
-                    curves.setdefault(name, {})[line['step']] = value
+            for name, value in record.items():
+                # Scores of each class are a list
+                if '/' in name and isinstance(value, (int, float)) and math.isfinite(value):
+                    curves.setdefault(name, {})[record['step']] = value
     return {name: sorted(values.items()) for name, values in curves.items()}

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mmkdx.arguments import number
+from mmkdx.files import write_file
 from mmkdx.functional import degenerate_maps, normalize_maps, resize_maps
 
 #: Sequential colour maps of OpenCV. 'jet' is for comparison with papers: its lightness goes up and
@@ -259,3 +260,14 @@ def legend(width: int, scales: Sequence[tuple[str, str, str, int]]) -> np.ndarra
         put_text(strip, high, left, 18, 12, 96)
         left += 70
     return strip
+
+
+def write_picture(path: str | Path, picture: np.ndarray) -> None:
+    """Writes a picture, RGB, uint8 of shape (H, W, 3), in the format of the file's suffix.
+
+    Raises:
+        WriteError: If the file cannot be written; an earlier one stays.
+    """
+    # OpenCV's own writer breaks down at names that are not UTF-8
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    write_file(path, cv2.imencode(Path(path).suffix, bgr)[1].tobytes())

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from jinja2 import Environment
 
+from mmkdx.files import write_file
 from mmkdx.metrics.scores import Score
 from mmkdx.version import __version__
 from mmkdx.visualization.curves import Curves, charts
@@ -66,7 +67,7 @@ def write_report(
     Without scripts all curves and pictures are there; with them they can be chosen.
 
     Args:
-        path (str | Path): The file, in a folder that exists.
+        path (str | Path): The file.
         title (str): The headline.
         facts (Mapping[str, str]): What is to be known of the run; empty ones are left out.
         scores (Mapping[str, Score], optional): Scores as of ``ExplanationMetric``. Defaults to None.
@@ -79,6 +80,7 @@ def write_report(
 
     Raises:
         ValueError: If a picture is not RGB in uint8.
+        WriteError: If the file cannot be written; an earlier one stays.
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = Path(__file__).with_name('report.html').read_text(encoding='utf-8')
@@ -103,8 +105,7 @@ def write_report(
         sections=[_pictures(section) for section in sections],
         version=__version__,
     )
-    # Names of files may hold bytes that are no text
-    Path(path).write_text(page, encoding='utf-8', errors='replace')
+    write_file(path, page)
     return Path(path)
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
+from full_disk import full_disk
 from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -15,7 +16,8 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from mmkdx.apis import evaluate_explanations
+from mmkdx.apis import evaluate, evaluate_explanations
+from mmkdx.files import WriteError
 from mmkdx.hooks import ExplainHook
 
 METRICS = [
@@ -159,7 +161,7 @@ def test_models_come_out_as_they_were(found):
     assert all(found.trainable)
 
 
-def test_a_second_call_replaces_the_files(images, networks, tmp_path):
+def test_a_second_call_replaces_the_files(images, networks, tmp_path, monkeypatch):
     data = DataLoader(images, batch_size=4)
     for metrics in (['MapComplexity'], ['AverageDrop']):
         found = evaluate_explanations(
@@ -169,6 +171,11 @@ def test_a_second_call_replaces_the_files(images, networks, tmp_path):
     assert len(lines) == 7 and 'average_drop' in lines[0] and 'gini' not in lines[0]
     assert len((tmp_path / 'test.json').read_text().splitlines()) == 1
     assert '| ShuffleNetV2 ' in str(found), "a plain model's column has its name"
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(evaluate, 'try_files', lambda *_: None)
+    with pytest.raises(WriteError, match='cannot write .*/test.csv: File too large'), full_disk(50):
+        evaluate_explanations(networks['student'], data, out_dir=tmp_path, num_samples=2)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
     sample = torch.tensor(list(found.rows))
     assert len(sample) == 6 and set(sample.tolist()) != set(range(6)), 'drawn by the seed'
 

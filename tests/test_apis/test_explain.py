@@ -1,6 +1,8 @@
 """The inferencer, and the command line tool that uses it."""
 
+import os
 import re
+import resource
 import shutil
 import sys
 import tracemalloc
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from campaign.hostile_files import IMAGES
 from mmengine.config import Config
 from mmpretrain import get_model
 from tiny import build, classifier, tool
 
 from mmkdx.apis import ExplainInferencer
 from mmkdx.explain import GradCAM
+from mmkdx.files import WriteError
 
 PREPROCESSOR = dict(num_classes=4, mean=[100.0, 120.0, 140.0], std=[50.0, 60.0, 70.0], to_rgb=True)
 PIPELINE = [
@@ -160,6 +164,14 @@ def test_an_unreadable_image_is_named_and_the_rest_goes_on(home, inferencer, tmp
     assert errors[2] is None and results[2]['maps']['student'].shape == (8, 8)
     assert 'd_missing.png: there is no such file' in errors[3]
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['c.png']
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
+def test_an_image_that_is_too_large_is_left_out(home, inferencer, tmp_path):
+    (tmp_path / 'bomb.png').write_bytes(IMAGES['PNG of 12,000 x 12,000'](None))
+    bad, good = inferencer([tmp_path / 'bomb.png', home / 'images' / 'b.png'])
+    assert 'bomb.png: an image of 12,000 x 12,000 pixels is beyond the limit' in bad['error']
+    assert 'error' not in good and good['maps']['student'].shape == (8, 8)
 
 
 def test_a_plain_classifier_explains_its_own_prediction(home):
@@ -414,6 +426,75 @@ def test_files_of_one_name_have_pictures_of_their_own(home, inferencer, tmp_path
     assert [Path(each['picture']).name for each in results] == ['x.png', 'x_2.png', 'x_3.png']
 
 
+def test_pictures_differ_where_case_and_normal_form_do_not_count(home, inferencer, tmp_path):
+    names = ['x', 'X', 'é', 'e\u0301', 'É']
+    for name in names:
+        shutil.copy(home / 'images' / 'b.png', tmp_path / f'{name}.png')
+    results = inferencer([tmp_path / f'{n}.png' for n in names], show_dir=tmp_path / 'out')
+    stems = [Path(each['picture']).stem for each in results]
+    assert stems == ['x', 'X_1', 'é', 'e\u0301_3', 'É_4']
+
+
+def test_no_image_is_replaced_by_a_picture(home, inferencer, tmp_path):
+    """A picture may lie beside the images, also by another path."""
+    folder = tmp_path / 'images'
+    shutil.copytree(home / 'images', folder)
+    (tmp_path / 'link').symlink_to(folder)
+    before = {path: path.read_bytes() for path in folder.glob('*.*')}
+    first, second = (inferencer(folder, show_dir=tmp_path / 'link') for _ in range(2))
+    assert [Path(each['picture']).name for each in first] == ['a_0.png', 'b_1.png']
+    assert {path: path.read_bytes() for path in before} == before
+    # Now 'a_0.png' is an image of the folder, too
+    assert [Path(each['picture']).name for each in second] == [
+        'a_1.png', 'a_0_1.png', 'b_2.png', 'b_1_3.png',
+    ]  # fmt: skip
+
+
+def test_a_second_call_replaces_its_own_pictures(home, inferencer, tmp_path):
+    for _ in range(2):
+        inferencer(home / 'images', show_dir=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.png', 'b.png']
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        b'\xff\xfe',
+        b'one\ntwo',
+        b'a\tb',
+        b'"\'',
+        b'-x',
+        b'a' * 251,
+        '猫'.encode() * 83,
+        b'%s#<b>.',
+        b'.',
+    ],
+)
+def test_strange_names(home, inferencer, tmp_path, name):
+    image = tmp_path / os.fsdecode(name + b'.png')
+    shutil.copy(home / 'images' / 'b.png', image)
+    (result,) = inferencer(image, show_dir=tmp_path / 'out' / os.fsdecode(name[:100]))
+    picture = cv2.imdecode(np.frombuffer(Path(result['picture']).read_bytes(), np.uint8), 1)
+    assert picture.shape[1] > 3 * 224
+    assert Path(result['picture']).stem == image.stem[: 66 if '猫' in image.stem else 200]
+
+
+@pytest.mark.parametrize('name', ['a' * 300, 'a\0b', 'a\ud800b'])
+def test_names_that_no_file_can_have(inferencer, name, tmp_path):
+    (result,) = inferencer(name, show_dir=tmp_path)
+    shown = name.replace('\0', r'\x00').replace('\ud800', r'\ud800')
+    assert result['error'] == f'cannot read image {shown}: there is no such file'
+
+
+def test_pictures_that_cannot_be_written(home, inferencer, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(WriteError, match=f'cannot make the folder {tmp_path}/file: File exists'):
+        inferencer(home / 'images', show_dir=tmp_path / 'file')
+    (tmp_path / 'out' / 'b.png').mkdir(parents=True)
+    with pytest.raises(WriteError, match=f'cannot write {tmp_path}/out/b.png: Is a directory'):
+        inferencer(home / 'images', show_dir=tmp_path / 'out')
+
+
 def test_the_command_line_tool(home, tmp_path, monkeypatch, capsys):
     bad = tmp_path / 'bad.png'
     bad.write_text('no image')
@@ -429,3 +510,39 @@ def test_the_command_line_tool(home, tmp_path, monkeypatch, capsys):
     assert str(tmp_path / 'out' / 'a.png') in output and 'left out' in output
     assert re.search(r'\| (ant \(0\)|bee \(1\)|cat \(2\)|dog \(3\)) 0\.\d{3} ', output)
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['a.png', 'b.png']
+
+
+@pytest.mark.parametrize(
+    ('images', 'options', 'words'),
+    [
+        ('bad', [], 'no image could be explained'),
+        ('images', ['--target', '²'], "target is '²'; it must be a class index"),
+        ('images', ['--out', '/dev/full/x'], 'cannot make the folder /dev/full/x: Not a directory'),
+    ],
+)
+def test_the_tool_fails_with_a_sentence(
+    home, images, options, words, monkeypatch, capsys, tmp_path
+):
+    (home / 'bad').mkdir(exist_ok=True)
+    (home / 'bad' / 'one\ntwo.png').write_text('no image')
+    arguments = [home / 'student.py', home / 'student.pth', home / images, '--out', tmp_path]
+    monkeypatch.setattr(sys, 'argv', ['explain.py', *map(str, [*arguments, *options])])
+    with pytest.raises(SystemExit, match=re.escape(words)):
+        tool('explain').main()
+    output = capsys.readouterr().out
+    assert (r'| one\ntwo.png | left out ' in output) == (images == 'bad')
+    assert ('1 of 1 images could not be read' in output) == (images == 'bad')
+
+
+def test_a_full_disk_is_a_sentence(home, tmp_path, monkeypatch):
+    """A limit of the size of files fails as a full disk does, in the middle of a picture."""
+    arguments = [home / 'student.py', home / 'student.pth', home / 'images', '--out', tmp_path]
+    monkeypatch.setattr(sys, 'argv', ['explain.py', *map(str, arguments)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(SystemExit, match=f'^cannot write {tmp_path}/a.png: File too large$'):
+            tool('explain').main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [*tmp_path.iterdir()]

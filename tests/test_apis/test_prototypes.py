@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 from mmengine.config import Config
 from mmengine.runner import Runner
 from tiny import build, tool
@@ -17,6 +18,7 @@ from tiny import build, tool
 from mmkdx.apis import PrototypeAnalysis
 from mmkdx.apis.prototypes import _loader
 from mmkdx.datasets.push_set import push_dataloader
+from mmkdx.files import WriteError
 from mmkdx.models.heads.push import push
 from mmkdx.visualization.panel import as_rgb
 from mmkdx.visualization.prototypes import Patch, draw_patch
@@ -406,6 +408,20 @@ def test_the_tool_writes_one_part(monkeypatch, home, tmp_path):
     )
     assert set(json.loads((tmp_path / 'prototypes.json').read_text())) == {'local'}
     assert len(list(tmp_path.glob('*.png'))) == 4
+
+
+def test_a_full_disk_leaves_an_earlier_analysis(analysis, tmp_path):
+    def content():
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    analysis.write(tmp_path, ['local'], [0])
+    before = content()
+    assert set(before) >= {'local_000_0.png', 'prototypes.json', 'prototypes.html'}
+    # Room for pictures and numbers, but not for the page
+    for size in (100, len(before['prototypes.html']) - 1):
+        with pytest.raises(WriteError, match='cannot write .*: File too large'), full_disk(size):
+            analysis.write(tmp_path, ['local'], [1])
+        assert content() == before
 
 
 def test_half_a_teacher(monkeypatch, capsys):

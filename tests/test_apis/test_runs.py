@@ -12,6 +12,7 @@ from mmengine.config import Config
 from tiny import build, classifier
 
 from mmkdx.apis import run_tool, runs
+from mmkdx.apis.runs import run_seeds
 from mmkdx.distillation import models
 
 ROOT = Path(__file__).parents[2]
@@ -76,14 +77,62 @@ def run_of(folder: Path, **settings) -> Path:
     return folder
 
 
-def test_the_best_checkpoint_comes_before_the_last(tmp_path):
+MODEL = dict(
+    type='mmpretrain.ImageClassifier',
+    backbone=dict(type='ResNet', out_indices=(3,), lr=-1.5e-3, names={'a b': [True, None]}),
+)
+
+
+def test_a_runs_model_is_read_as_data(tmp_path):
+    folder = run_of(tmp_path / 'run', model=MODEL, data_preprocessor=PREPROCESSOR)
+    assert runs.read_run_model(folder / 'config.py') == dict(MODEL, data_preprocessor=PREPROCESSOR)
+    own = dict(MODEL, data_preprocessor=dict(num_classes=4))
+    run_of(tmp_path / 'own', model=own, data_preprocessor=PREPROCESSOR)
+    assert runs.read_run_model(tmp_path / 'own/config.py') == own
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'import os\nmodel = dict(type="A")',
+        'model = dict(type=open("evil", "w").name)',
+        'model = dict(type="A", x=[c for c in ()])',
+        'model = dict(type="A", x=f"{1}")',
+        'model = {**dict(type="A")}',
+        'model = dict(**{"type": "A"})',
+        'model = dict([("type", "A")])',
+        'model = dict(type="A", backbone={"type": "os.system", "command": "touch evil"})',
+        'model = dict(type="A", neck=[dict(type="evil.Net")])',
+        'model = dict(type="Distiller", student="evil.py")',
+        'model = "evil.py"',
+        'model = dict(',
+        'model = ' + '(' * 10_000,
+        'x, model = 1, dict(type="A")',
+        'x = 1',
+        'model = __import__("os").system("touch evil")',
+    ],
+)
+def test_a_runs_config_that_is_a_program_is_not_executed(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
     folder = run_of(tmp_path / 'run')
+    (folder / 'config.py').write_text(text)
+    checkpoint(folder / 'epoch_1.pth')
+    (tmp_path / 'evil.py').write_text('open("evil", "w")\nmodel = dict(type="A")')
+    with pytest.raises(
+        ValueError, match=f'^{folder}/config.py is not executed, since it may be of a'
+    ):
+        runs.find_run(str(folder))
+    assert not (tmp_path / 'evil').exists()
+
+
+def test_the_best_checkpoint_comes_before_the_last(tmp_path):
+    folder = run_of(tmp_path / 'run', model=MODEL)
     checkpoint(folder / 'epoch_1.pth', when=1)
     last = checkpoint(folder / 'epoch_2.pth', when=9)
-    assert runs.find_run(str(folder)) == (str(folder / 'config.py'), str(last.resolve()))
+    assert runs.find_run(str(folder)) == (MODEL, str(last.resolve()))
     checkpoint(folder / 'best_accuracy_top1_epoch_1.pth', when=2)
     best = checkpoint(folder / 'best_accuracy_top1_epoch_2.pth', when=3)
-    assert runs.find_run(str(folder)) == (str(folder / 'config.py'), str(best))
+    assert runs.find_run(str(folder)) == (MODEL, str(best))
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -180,3 +229,9 @@ def test_a_base_by_its_work_directory(folder, monkeypatch, tmp_path):
     (log,) = out.glob('*/*.log')
     lines = r'(?:from path:|Load checkpoint from) \S+?/(student|base|teacher|own\.pth)\b'
     assert set(re.findall(lines, log.read_text())) == {'student', 'base', 'own.pth'}
+
+
+@pytest.mark.parametrize('jobs', [0, True, float('nan')])
+def test_no_runs_at_a_time(tmp_path, jobs):
+    with pytest.raises(ValueError, match=f'^jobs is {jobs}; it must be an integer of at least 1'):
+        run_seeds({}, [0], tmp_path, jobs)

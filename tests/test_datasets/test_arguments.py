@@ -12,6 +12,8 @@ HEAD = dict(num_classes=3, in_channels=4)
 #: What can be built, with the arguments that it needs.
 BUILT = [
     (DATASETS, 'Parts', dict(num_samples=9)),
+    (DATASETS, 'CIFAR10', {}),
+    (DATASETS, 'ImageList', dict(ann_file='x', source='x')),
     (DATASETS, 'Digits', {}),
     (DATASETS, 'STL10', {}),
     (DATASETS, 'TinyImageNet', {}),
@@ -34,8 +36,10 @@ BUILT = [
     (MODELS, 'CIFARShuffleNetV1', {}),
     (MODELS, 'CIFARShuffleNetV2', {}),
 ]
-#: Texts that are no choice, and a seed that mmengine takes.
-FREE = ('data_root', 'ann_file', 'seed of PairSampler')
+#: A text that is no choice.
+FREE = ('source',)
+#: Texts too, but any text will do.
+PATHS = ('data_root', 'ann_file', 'data_prefix')
 BAD = {
     'int': (math.nan, math.inf, True, 'x', 1.5),
     'float': (math.nan, math.inf, True, 'x', -1.0),
@@ -54,6 +58,89 @@ def arguments():
 
 @pytest.mark.parametrize('registry, name, needed, key, kind', arguments())
 def test_bad_values_are_refused_by_name(registry, name, needed, key, kind):
-    for value in BAD[kind]:
+    for value in BAD[kind][key in PATHS :]:
         with pytest.raises(ValueError, match=rf'\.{key} is {value!r}; it must be'):
             registry.get(name)(**{**needed, key: value})
+
+
+@pytest.mark.parametrize(
+    'registry, name, given, message',
+    [
+        (
+            DATASETS,
+            'CIFAR100',
+            dict(download=1),
+            'CIFAR100.download is 1; it must be True or False',
+        ),
+        (
+            DATASETS,
+            'CIFAR10',
+            dict(test_mode='x'),
+            "CIFAR10.test_mode is 'x'; it must be True or Fa",
+        ),
+        (DATASETS, 'CIFAR10', dict(data_prefix=3), 'CIFAR10.data_prefix is 3; it must be the path'),
+        (
+            DATASETS,
+            'ImageList',
+            dict(ann_file='x', source=3),
+            'ImageList.source is 3; it must be a t',
+        ),
+        (
+            DATASETS,
+            'SeededViews',
+            dict(dataset=3),
+            'SeededViews.dataset is 3; it must be a data set',
+        ),
+        (
+            HOOKS,
+            'PrototypePushHook',
+            dict(start=1, dataloader=[]),
+            'PrototypePushHook.dataloader is',
+        ),
+        (
+            HOOKS,
+            'ExplainHook',
+            dict(out_dir=3),
+            'ExplainHook.out_dir is 3; it must be the path of a f',
+        ),
+        (
+            DATASETS,
+            'SeededViews',
+            dict(dataset={}),
+            'SeededViews.dataset is {}; it must be a data set',
+        ),
+        (
+            DATASETS,
+            'SeededViews',
+            dict(dataset='x'),
+            "SeededViews.dataset is 'x'; it must be a data",
+        ),
+        (
+            DATASETS,
+            'Parts',
+            dict(num_samples=10**9),
+            'Parts.num_samples is 1000000000; it must be an',
+        ),
+        (
+            MODELS,
+            'CIFARWideResNet',
+            dict(depth=10**9, widen_factor=1),
+            'backbone.depth is 1000000000',
+        ),
+        (
+            MODELS,
+            'CIFARWideResNet',
+            dict(depth=10, widen_factor=10**4),
+            'backbone.widen_factor is 10000',
+        ),
+        (
+            MODELS,
+            'ProtoTreeHead',
+            dict(HEAD, depth=21),
+            'head.depth is 21; it must be .* of at most 20',
+        ),
+    ],
+)
+def test_arguments_of_several_kinds(registry, name, given, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        registry.get(name)(**given)

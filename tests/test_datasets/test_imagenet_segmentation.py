@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from campaign.hostile_files import Trap, masks
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
@@ -238,7 +239,7 @@ def test_damaged_file(root, tmp_path, damage):
 
 def test_columns_of_different_lengths(tmp_path):
     path = write(tmp_path / 'a.mat', pairs(), drop=1)
-    with pytest.raises(ValueError, match=f'{path} has 3/3/3/2 images/masks/ids/classes'):
+    with pytest.raises(ValueError, match=f'{path}: it has 3/3/3/2 images/masks/ids/classes'):
         ImageNetSegmentation(str(path), data_root='')
 
 
@@ -254,3 +255,26 @@ def test_wrong_shapes(tmp_path, image, mask, message):
     path = write(tmp_path / 'a.mat', samples, ids=[*IDS, 'n01440764'])
     with pytest.raises(ValueError, match=message):
         ImageNetSegmentation(str(path), data_root='')
+
+
+@pytest.mark.parametrize(
+    ('change', 'sentence'),
+    [
+        ('external storage', 'what a reference leads to has its content in another file, which is'),
+        ('virtual', 'what a reference leads to has its content in another file, which is not read'),
+        ('10 GiB', 'an array of 10,800,000,000 bytes is beyond the limit of 268,435,455 bytes'),
+        ('a chunk of 3 GiB', 'an array of 3,072,000,000 bytes is beyond the limit of'),
+        ('text of 8 GB', 'an array of 8,589,934,592 bytes is beyond the limit of'),
+        ('a billion images', 'an array of 8,000,000,000 bytes is beyond the limit of'),
+        ('group', 'what a reference leads to is no array'),
+        ('no reference', 'a reference leads nowhere'),
+        ('external link', r"'img' is a link .ExternalLink., which is not followed"),
+        ('link', r"'value' is a link .SoftLink., which is not followed"),
+    ],
+)
+def test_what_is_elsewhere_or_too_large_is_not_read(tmp_path, change, sentence):
+    trap = Trap(tmp_path, tmp_path / 'mark', tmp_path / 'secret')
+    trap.secret.write_bytes(b'S' * 48)
+    masks(tmp_path / 'gtsegs_ijcv.mat', change, trap)
+    with pytest.raises(ValueError, match=f'^{tmp_path}/gtsegs_ijcv.mat: {sentence}'):
+        ImageNetSegmentation(data_root=str(tmp_path))

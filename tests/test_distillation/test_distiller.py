@@ -375,6 +375,11 @@ NOT_GAP_LINEAR = dict(
             r"terms.kd.at: the student has no module 'backbone.boddy'; near names are backbone.body",
         ),
         (dict(terms=dict(kd=dict(type='KLDivLoss'))), "terms.kd has no 'at'"),
+        (dict(data_preprocessor=3), 'data_preprocessor is 3; it must be a dict of options'),
+        (
+            dict(teacher=dict(model=classifier(8), checkpoint=float('nan'))),
+            'teacher.checkpoint is nan; it must be a file or URL',
+        ),
         (
             dict(terms=dict(cat=dict(type='CATLoss', at='cam', resolution=9))),
             'terms.cat: .*resolution is 9 and the class maps of the student have only 4x4',

@@ -653,6 +653,12 @@ def test_no_scalar_in_training():
             )
             for key in ('schedule', 'teacher_target')
         ),
+        (
+            dict(
+                type='KLDivLoss', at='logits', teacher_target=dict(kind='classmean', statistics=3)
+            ),
+            'terms.kd: teacher_target.statistics is 3; it must be the path of a file',
+        ),
         (dict(type='KLDivLoss', at='logits', adapter=True), 'terms.kd: adapter is True'),
         (dict(type='KLDivLoss', at=['logits']), r"terms.kd: at is \['logits'\]; it must be a tap"),
         (dict(type='KLDivLoss', at=('a', 'b', 'c')), r"terms.kd: at is \('a', 'b', 'c'\)"),

@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 from tiny import build, classifier
 
 from mmkdx.evaluation import images
+from mmkdx.evaluation.writer import write_page
 from mmkdx.explain import GradCAM
-from mmkdx.hooks import ExplainHook
+from mmkdx.hooks import ExplainHook, explain_hook
 from mmkdx.metrics import ExplanationMetric
 from mmkdx.registry import METRICS
 
@@ -208,6 +209,17 @@ def test_the_best_checkpoint_can_be_chosen_by_a_score(tmp_path):
     assert list(tmp_path.glob(f'best_explain_mean_epoch_{1 + int(np.argmax(values))}.pth'))
 
 
+def test_a_resumed_run_goes_on_counting_evaluations(tmp_path):
+    cfg = config(tmp_path, dict(interval=2))
+    cfg.train_cfg.max_epochs = 1
+    run(cfg)
+    cfg.train_cfg.max_epochs = 3
+    cfg.resume = True
+    run(cfg)
+    lines = (each.read_text().splitlines() for each in tmp_path.glob('*/explain/val.json'))
+    assert sorted(json.loads(line)['epoch'] for each in lines for line in each) == [1, 3]
+
+
 def test_an_interval_leaves_evaluations_out(tmp_path):
     runner = run(config(tmp_path, dict(interval=2)))
     assert [each['epoch'] for each in evaluations_of(runner)] == [1]
@@ -346,10 +358,17 @@ def test_a_trial_goes_through_everything_and_leaves_no_trace(trained, tmp_path, 
         hook.before_train(trained)
 
 
-def test_the_evaluators_metrics_are_tried_before_the_first_iteration(tmp_path):
-    evaluator = [dict(type='Accuracy'), dict(type='GroupAccuracy')]
+@pytest.mark.parametrize(
+    ('second', 'message'),
+    [
+        ('GroupAccuracy', "GroupAccuracy: the data samples have no 'group'"),
+        ('Accuracy', 'same metric name accuracy/top1'),
+    ],
+)
+def test_the_evaluators_metrics_are_tried_before_the_first_iteration(tmp_path, second, message):
+    evaluator = [dict(type='Accuracy'), dict(type=second)]
     runner = Runner.from_cfg(config(tmp_path, val_evaluator=evaluator))
-    with pytest.raises(ValueError, match="GroupAccuracy: the data samples have no 'group'"):
+    with pytest.raises(ValueError, match=message):
         runner.train()
     assert runner.iter == 0
 
@@ -373,10 +392,16 @@ def test_a_teacher_is_found_under_test_time_augmentation(tmp_path):
     assert float(rows[0]['mean']) == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
-def test_a_report_shows_this_run_and_those_it_is_compared_with(trained, tmp_path):
-    compare = dict(earlier=str(trained.work_dir))
+def test_a_report_shows_this_run_and_those_it_is_compared_with(trained, tmp_path, monkeypatch):
+    # Of one name are this run and another one
+    compare = {'earlier': str(trained.work_dir), tmp_path.name: str(trained.work_dir)}
+    runs = []
+    monkeypatch.setattr(
+        explain_hook, 'write_page', lambda *args: runs.append(args[4]) or write_page(*args)
+    )
     settings = config(tmp_path, dict(report=compare, out_dir=str(tmp_path / 'report')))
     run(settings, 'test')
+    assert runs == [{str(tmp_path): str(tmp_path), **compare}]
     page = (tmp_path / 'report' / 'report.html').read_text()
     for text in (
         'earlier',

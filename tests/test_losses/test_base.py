@@ -129,9 +129,12 @@ def test_flags(loss, option):
         ('DISTLoss', dict(beta=0, gamma=0), 'beta and gamma are 0, so nothing is compared'),
         ('DKDLoss', dict(alpha=0, beta=0), 'alpha and beta are 0, so nothing is compared'),
         ('RKDLoss', dict(distance=0, angle=0), 'distance and angle are 0, so nothing is compared'),
+        ('DKDLoss', dict(beta=-8), 'beta is -8; it must be a finite number of at least 0'),
+        ('DISTLoss', dict(gamma=-1), 'gamma is -1; it must be a finite number of at least 0'),
+        ('RKDLoss', dict(angle=-2), 'angle is -2; it must be a finite number of at least 0'),
         ('PSKDLoss', dict(num_samples=0), 'num_samples is 0; it must be an integer of at least 1'),
     ],
 )
-def test_options_that_leave_nothing_to_train(name, arguments, message):
+def test_options_that_train_nothing_or_away_from_the_teacher(name, arguments, message):
     with pytest.raises(ValueError, match=f'^{message}'):
         getattr(mmkdx.losses, name)(**arguments)

@@ -167,9 +167,11 @@ def test_ramp(monkeypatch, epoch, factor):
     [
         (dict(branches=0), 'branches is 0; it must be an integer of at least 1'),
         (dict(tau=0), 'tau is 0; it must be a finite number above 0'),
-        (dict(ramp=dict(type='step', end=9)), "ramp: type is 'step'; it must be one of linear"),
-        (dict(ramp=dict(type='linear', end=1)), r'ramp: end \(1\) must be at least begin \+ 2'),
+        (dict(ramp=dict(type='step', end=9)), "ramp.type is 'step'; it must be one of linear"),
+        (dict(ramp=dict(type='linear', end=1)), r'ramp.end \(1\) must be at least ramp.begin \+ 2'),
         (dict(ramp=dict(type='linear')), "ramp: .* 'end'"),
+        (dict(ramp=3), 'ramp is 3; it must be a dict of options'),
+        (dict(branch=True), 'branch is True; it must be the path of a module'),
         (
             dict(branch='backbone.layer4'),
             "branch is 'backbone.layer4', and the student has no such",

@@ -490,7 +490,8 @@ def test_tokens():
             "level 'class' keeps averages of what was; set detach=True",
         ),
         (dict(warmup=-1), 'warmup is -1; it must be an integer of at least 0'),
-        (dict(warmup=dict(type='step', end=3)), "schedule.type is 'step'"),
+        (dict(warmup=dict(type='step', end=3)), "warmup.type is 'step'"),
+        (dict(warmup={}), "warmup: .* missing 1 required positional argument: 'type'"),
     ],
 )
 def test_bad_arguments(settings, message):

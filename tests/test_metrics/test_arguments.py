@@ -38,7 +38,21 @@ def test_arguments_of_the_hook_that_take_several_types():
                 ExplainHook(**{name: value})
     for value in (True, '8', math.nan, 8.0):
         with pytest.raises(ValueError, match='ExplainHook.context_size is '):
-            ExplainHook(base='some', context_size=value)
+            ExplainHook(context_size=value)
+    for value in (True, None, 'MapAgreement', math.nan):
+        with pytest.raises(ValueError, match='ExplainHook.metrics is .*; it must be a list of met'):
+            ExplainHook(metrics=value)
+    for metric, message in (
+        (3, ' has 3; a metric is a dict with a type, or a type'),
+        (dict(type='MapAgreement', name=3), ': name is 3; it must be a text'),
+        (dict(type='ROAD', nosie=0.1), ".*unexpected keyword argument 'nosie'"),
+        ('RAOD', ': RAOD is not in the mmkdx::metric registry'),
+    ):
+        with pytest.raises(ValueError, match=f'^ExplainHook.metrics{message}'):
+            ExplainHook(metrics=[metric])
+    # Also where no base model is given and so nothing is compared
+    with pytest.raises(ValueError, match=r"^ExplainHook.unicam: .* argument 'layrs'"):
+        ExplainHook(unicam=dict(layrs=['backbone']))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +70,17 @@ def test_arguments_of_the_hook_that_take_several_types():
         ('PointingGame', dict(labels=3)),
         ('PointingGame', dict(average=True)),
         ('GroupAccuracy', dict(unions=dict(id=['a']))),
+        ('GroupAccuracy', dict(unions=dict(id=3))),
+        ('GroupAccuracy', dict(unions=3)),
+        ('GroupAccuracy', dict(collect_device=True)),
+        ('GroupAccuracy', dict(prefix=3)),
+        ('CalibrationError', dict(collect_device=None)),
+        ('CalibrationError', dict(prefix=math.nan)),
+        ('MapAgreement', dict(collect_device='tpu')),
+        ('MapAgreement', dict(prefix=False)),
+        ('PrototypeParts', dict(parts=3)),
+        ('FeatureSimilarityScore', dict(mask=3)),
+        ('RelevanceScore', dict(mask='GradCam')),
         ('DeletionInsertion', dict(deletion_baseline=None)),
         ('FeatureSimilarityScore', dict(estimator=1)),
     ],

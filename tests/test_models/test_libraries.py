@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from mmengine.config import Config
 from tiny import build, distiller
 from torch import nn
 
@@ -82,6 +83,16 @@ def test_what_is_not_there_is_refused_with_near_names(name, message):
     for spec in (name, *([dict(type=name)] if names_network(name) else [])):
         with pytest.raises(ValueError, match=f'student: .*{message}'):
             model_config(spec, 'student')
+
+
+def test_yaml_and_json_name_no_callables(tmp_path):
+    """Which would run what they name; a network of a library runs the library alone."""
+    (tmp_path / 'a.json').write_text('{"student": "os:getcwd", "other": "torchvision::resnet18"}')
+    cfg = Config.fromfile(tmp_path / 'a.json')
+    for spec in (cfg.student, dict(type='PlainClassifier', network=cfg.student)):
+        with pytest.raises(ValueError, match="is 'os:getcwd', a program; configs in YAML and JSON"):
+            build_model(spec, 'student')
+    assert model_config(cfg.other, 'student')['network'] == 'torchvision::resnet18'
 
 
 @pytest.mark.parametrize('name', ['timm::resnet18', 'hf::resnet', 'torchvision::resnet18'])

@@ -205,7 +205,7 @@ def test_the_files_are_a_whole_cache(whole):
     assert (cache.header['samples'], cache.header['views']) == (40, 2)
     names = [f'view-00{view}/part-0000{part}.safetensors' for view in (0, 1) for part in range(4)]
     assert list(contents(whole)) == names
-    assert not list(whole.rglob('*.tmp'))
+    assert not list(whole.rglob('*.part'))
 
 
 @pytest.mark.parametrize('count', [0, 1, 5])
@@ -248,6 +248,19 @@ def test_a_rank_that_is_killed_loses_nothing_and_two_write_what_one_writes(confi
     assert {path: after[path] for path in before} == before
     assert contents(folder) == contents(whole)
     CacheReader(folder)
+
+
+def test_a_second_writer_is_refused(config, run, tmp_path):
+    folder = tmp_path / 'cache'
+    process = Process(config, folder, 0.05)
+    try:
+        wait_for(folder, 1, [process])
+        said = rf'teacher.cache: {folder} is in use by process {process.pid} on .*; wait for it, or'
+        with pytest.raises(SystemExit, match=said):
+            run(folder)
+        assert process.poll() is None
+    finally:
+        process.kill()
 
 
 def test_a_whole_cache_is_left_alone(run, whole, capsys):

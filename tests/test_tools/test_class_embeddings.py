@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 from mmengine.config import Config
 from tiny import build, classifier, tool
 
@@ -53,6 +54,12 @@ def test_vectors_of_digits(tmp_path, monkeypatch, capsys):
         sums[data[i]['gt_label']] += vector / np.linalg.norm(vector)
     expected = sums / np.linalg.norm(sums, axis=1, keepdims=True)
     np.testing.assert_allclose(np.load(out), expected, atol=1e-5)
+    before = out.read_bytes()
+    module = tool('analysis_tools/class_embeddings')
+    module.write_file = full_disk(200)(module.write_file)
+    with pytest.raises(SystemExit, match=f'^cannot write {out}: File too large$'):
+        module.main()
+    assert out.read_bytes() == before
     assert UniCAM(embedding=str(out)).label_features(torch.tensor([3])).shape == (1, 6)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 from mmengine.config import Config
 from scipy.special import softmax
 from tiny import build, classifier, tool
@@ -101,6 +102,13 @@ def test_statistics_of_digits(tmp_path, monkeypatch, capsys, tau):
     cosines = weight @ weight.T / norms / norms[:, None]
     np.testing.assert_allclose(found['weight_similarity'].numpy(), cosines, atol=1e-6)
     assert (found['tau'], found['classes'], found['images']) == (tau, 10, 110)
+    file = tmp_path / 'new/statistics.pth'
+    before = file.read_bytes()
+    module = tool('analysis_tools/teacher_statistics')
+    module.save_checkpoint_file = full_disk(1500)(module.save_checkpoint_file)
+    with pytest.raises(SystemExit, match=f'^cannot write {file}: File too large$'):
+        module.main()
+    assert file.read_bytes() == before and len(list(file.parent.iterdir())) == 1
     output = capsys.readouterr().out
     assert (
         f'10 classes, 110 images, mean probability of the label {mass:.3f} at tau {tau}' in output

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from public_networks import PUBLISHED, PublicNetwork, layout
@@ -222,19 +223,13 @@ def test_missing_and_corrupt_file(tmp_path):
     assert 'is empty' in failure('vgg8', path, tmp_path / 'x')
 
 
-def test_nothing_half_written_stays(tmp_path, monkeypatch):
+def test_nothing_half_written_stays(tmp_path):
     torch.save(dict(model=public('resnet8x4').weights), tmp_path / 'public.pth')
     (tmp_path / 'ours.pth').write_text('what was there')
 
-    def full_disk(content, path):
-        Path(path).write_bytes(b'half')
-        raise OSError('No space left on device')
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, 'save', full_disk)
-        assert 'No space left' in failure(
-            'resnet8x4', tmp_path / 'public.pth', tmp_path / 'ours.pth'
-        )
+    with full_disk(100_000):
+        message = failure('resnet8x4', tmp_path / 'public.pth', tmp_path / 'ours.pth')
+    assert message == f'cannot write {tmp_path}/ours.pth: File too large'
     assert (tmp_path / 'ours.pth').read_text() == 'what was there'
     (tmp_path / 'taken').mkdir()
     assert 'taken' in failure('resnet8x4', tmp_path / 'public.pth', tmp_path / 'taken')

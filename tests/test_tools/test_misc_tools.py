@@ -89,6 +89,53 @@ def test_check_config(tmp_path, monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ("modle = dict(type='x')", 'modle is no key that is read; do you mean model?'),
+        (
+            "optim_wrapper = dict(optimizer=dict(type='SGD', lrr=1))",
+            r"optim_wrapper: .*argument 'lrr'",
+        ),
+        (
+            "optim_wrapper = dict(optimizer=dict(type='SGD', lr=1))\n"
+            "param_scheduler = [dict(type='CosineAnnealingLR', T_max=2, tmax=1)]",
+            r"param_scheduler\[0\]: .*argument 'tmax'",
+        ),
+        ("val_evaluator = dict(type='Accuracy', top=1)", "val_evaluator: .*argument 'top'"),
+        (
+            "custom_hooks = [dict(type='EMAHok')]",
+            r'custom_hooks\[0\]: EMAHok is not in the mmkdx::hook',
+        ),
+        ("model['backbone'].update(tpye=1)", "model: .*argument 'tpye'"),
+        (
+            "part['pipeline'][0].update(scal=1)",
+            "the transforms of the data loader: .*argument 'scal'",
+        ),
+    ],
+)
+def test_check_config_names_the_part_that_cannot_be_built(tmp_path, monkeypatch, changes, message):
+    path = tmp_path / 'config.py'
+    path.write_text(f'{CHECKED}\n{changes}\n')
+    monkeypatch.setattr(sys, 'argv', ['check_config.py', str(path)])
+    with pytest.raises(SystemExit, match=f'^{path}: {message}') as error:
+        tool('check_config')['main']()
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [('custom_imports: {imports: [os]}', 'custom_imports'), (None, 'config.yml')],
+)
+def test_check_config_of_what_is_no_config(tmp_path, monkeypatch, text, message):
+    path = tmp_path / 'config.yml'
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(sys, 'argv', ['check_config.py', str(path)])
+    with pytest.raises(SystemExit, match=f'config.yml.*{message}|{message}.*exist'):
+        tool('check_config')['main']()
+
+
 def test_check_config_compares_the_classes_of_a_teacher(tmp_path, monkeypatch, capsys):
     path, file = tmp_path / 'config.py', tmp_path / 'teacher.pth'
     names = ['ant', 'bee', 'cow', 'dog']

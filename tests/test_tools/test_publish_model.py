@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 from mmengine.logging import MessageHub
 
 import mmkdx
@@ -79,6 +80,14 @@ def test_file_without_weights(tmp_path, content):
         main([str(path), str(tmp_path / 'out')])
     assert str(error.value) == f'Checkpoint {path} holds no weights: it is not one of a model.'
     assert not list(tmp_path.glob('out*'))
+
+
+def test_full_disk(tmp_path):
+    save(tmp_path / 'in.pth')
+    with pytest.raises(SystemExit, match='^cannot write .*/out-[0-9a-f]{8}.pth: File too large$'):
+        with full_disk(500):
+            main([str(tmp_path / 'in.pth'), str(tmp_path / 'new/out')])
+    assert not list((tmp_path / 'new').iterdir())
 
 
 def test_missing_and_corrupt_file(tmp_path):

@@ -85,3 +85,14 @@ def test_mistakes(start, capsys):
     with pytest.raises(SystemExit):
         start()
     assert 'there is no config' in capsys.readouterr().err
+
+
+def test_a_torn_result_is_done_again(start, capsys):
+    start('--seeds', '0')
+    path = start.folder / 'out/kd/seed_0/test.json'
+    whole = path.read_text()
+    path.write_text(whole[:9])
+    del start.calls[:]
+    assert start('--seeds', '0')[2:] == ['| alone | 50.00 |', '| kd | 50.00 |']
+    assert [each[:2] for each in start.calls] == [('train.py', 'kd'), ('test.py', 'kd')]
+    assert path.read_text() == whole and not path.with_name('test.part.json').exists()

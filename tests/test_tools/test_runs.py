@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 from mmengine.config import Config
 from mmengine.visualization import Visualizer
 from tiny import build, tool
@@ -104,6 +106,11 @@ def test_export_gives_plain_mmpretrain_the_same_student(run, monkeypatch, capsys
     )
     tool('model_converters/export_student').main()
     assert 'student.pth' in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(SystemExit, match='^cannot write .*student.pth: File too large$'):
+        with full_disk(20_000):  # room for the config
+            tool('model_converters/export_student').main()
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
     assert 'mmkdx' not in (out / 'student.py').read_text()
     assert set(torch.load(out / 'student.pth')) == {'meta', 'state_dict'}
 
@@ -215,6 +222,18 @@ def test_compare_runs(run, monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', ['compare_runs.py', str(run / 'kd'), '--names', 'a', 'b'])
     with pytest.raises(SystemExit, match='--names has 2 names for 1 folders'):
         compare.main()
+    monkeypatch.setattr('sys.argv', ['compare_runs.py', str(run / 'nowhere')])
+    with pytest.raises(SystemExit, match='^.*nowhere holds no run: no .*/scalars.json has a loss$'):
+        compare.main()
+    # A config is a program, and this run may be somebody else's
+    other = run / 'other'
+    shutil.copytree(run / 'kd', other)
+    (config,) = other.glob('*/vis_data/config.py')
+    config.write_text(f'{config.read_text()}\nopen({str(other / "evil")!r}, "w")\n')
+    monkeypatch.setattr('sys.argv', ['compare_runs.py', str(other)])
+    with pytest.raises(SystemExit, match='config.py is not executed, since it may be of a foreign'):
+        compare.main()
+    assert not (other / 'evil').exists()
 
 
 def test_compare_runs_adds_the_times_of_all_parts(tmp_path):
@@ -224,6 +243,7 @@ def test_compare_runs_adds_the_times_of_all_parts(tmp_path):
         (folder / 'run.log').write_text(
             f'2026/01/01 00:00:0{day} - mmengine - INFO - a\nb\n2026/01/01 00:00:09 - mmengine - x\n'
         )
+        (folder / 'empty.log').touch()  # of a disk that was full
     seconds = tool('analysis_tools/compare_runs').seconds
     assert seconds([(tmp_path / '1', []), (tmp_path / '3', [])]) == 8 + 6
 

@@ -5,7 +5,9 @@ import json
 import math
 
 import pytest
+from full_disk import full_disk
 
+from mmkdx.files import WriteError
 from mmkdx.metrics import Score
 from mmkdx.visualization.records import (
     append_scores,
@@ -13,6 +15,7 @@ from mmkdx.visualization.records import (
     by_model,
     format_score,
     read_curves,
+    read_parts,
     score_table,
 )
 
@@ -121,6 +124,30 @@ def test_a_file_of_other_columns_is_not_spoilt(tmp_path):
     assert path.read_text() == before
 
 
+@pytest.mark.parametrize('torn', ['', 'epoch,ind', 'epoch,index,model,deletion\r\n1,0,stud'])
+def test_what_a_crash_tore_is_cut_off(tmp_path, torn):
+    path = tmp_path / 'val.csv'
+    path.write_bytes(torn.encode())
+    append_values(path, {0: {'deletion': 0.5}}, epoch=2)
+    assert path.read_bytes() == b'epoch,index,model,deletion\r\n2,0,student,0.5\r\n'
+
+
+def test_a_full_disk_leaves_values_and_scores_as_they_were(tmp_path):
+    values, scores = tmp_path / 'val.csv', tmp_path / 'val.json'
+    rows = {i: {'deletion': 0.5} for i in range(99)}
+    for epoch in (1, 2):
+        append_values(values, rows, epoch=epoch)
+        append_scores(scores, SCORES, epoch=epoch)
+        before = values.read_bytes(), scores.read_bytes()
+        with full_disk(len(before[0]) + 50):
+            with pytest.raises(WriteError, match=f'cannot write {values}: File too large'):
+                append_values(values, rows, epoch=3)
+        with full_disk(len(before[1]) + 50):
+            with pytest.raises(WriteError, match=f'cannot write {scores}: File too large'):
+                append_scores(scores, SCORES, epoch=3)
+        assert (values.read_bytes(), scores.read_bytes()) == before
+
+
 def test_scores_are_lines_of_strict_json(tmp_path):
     path = tmp_path / 'val.json'
     for epoch in (1, 2):
@@ -163,4 +190,63 @@ def test_curves_of_a_resumed_run_are_joined(tmp_path):
         'accuracy/top1': [(1, 50.0), (2, 62.0), (3, 70.0)],
         'explain/pearson': [(1, 0.5)],
     }
+    # Half a line, and scores of each class
+    with (tmp_path / '20260102_000000/vis_data/scalars.json').open('a') as file:
+        file.write('\n{"recall/classwise": [1.0, 0.5], "step": 4}\n{"accuracy/top1": 8')
+    assert read_curves(tmp_path)['accuracy/top1'][-1] == (3, 70.0)
     assert read_curves(tmp_path / 'nowhere') == {}
+
+
+def training(first, last, interval=10, epoch=100):
+    """Lines as mmengine logs them at every ``interval`` steps, and a validation after each epoch."""
+    for step in range(first + interval, last + 1, interval):
+        yield dict(lr=0.1, loss=1.0, epoch=(step - 1) // epoch + 1, step=step)
+        if step % epoch == 0:
+            yield {'accuracy/top1': float(step + first), 'step': step // epoch}
+
+
+ANEW, RESUMED, AGAIN, INSIDE = (0, 250), (200, 330), (300, 500), (40, 500)
+FINE = (0, 200, 5)
+
+
+@pytest.mark.parametrize(
+    ('starts', 'order'),
+    [
+        ([ANEW, RESUMED, AGAIN], [ANEW, RESUMED, AGAIN]),
+        # The clock was set back
+        ([RESUMED, AGAIN, ANEW], [ANEW, RESUMED, AGAIN]),
+        ([AGAIN, ANEW, RESUMED], [ANEW, RESUMED, AGAIN]),
+        # Begun anew, also with another interval of the log
+        ([ANEW, RESUMED, ANEW], [ANEW]),
+        ([ANEW, FINE], [FINE]),
+        ([FINE, ANEW, RESUMED], [ANEW, RESUMED]),
+        # Resumed inside the first epoch, and twice from one checkpoint
+        ([ANEW, INSIDE], [ANEW, INSIDE]),
+        ([ANEW, RESUMED, RESUMED], [ANEW, RESUMED, RESUMED]),
+        ([RESUMED, AGAIN], [RESUMED, AGAIN]),
+        ([], []),
+    ],
+)
+def test_parts_of_a_run_are_sorted_by_where_they_begin(tmp_path, starts, order):
+    for i, start in enumerate(starts):
+        folder = tmp_path / f'{i}/vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text(
+            ''.join(f'{json.dumps(each)}\n' for each in training(*start))
+        )
+    found = read_parts(tmp_path)
+    assert [records for _, records in found] == [list(training(*start)) for start in order]
+    if order == [ANEW, RESUMED, AGAIN]:
+        # What was resumed counts
+        points = [(1, 100.0), (2, 200.0), (3, 500.0), (4, 700.0), (5, 800.0)]
+        assert read_curves(tmp_path) == {'accuracy/top1': points}
+
+
+def test_a_part_with_only_a_validation_counts(tmp_path):
+    lines = [list(training(0, 150)), [{'accuracy/top1': 7.0, 'step': 1}], list(training(100, 200))]
+    for i, each in enumerate(lines):
+        folder = tmp_path / f'{i}/vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text(''.join(f'{json.dumps(line)}\n' for line in each))
+    assert [records for _, records in read_parts(tmp_path)] == lines
+    assert read_curves(tmp_path) == {'accuracy/top1': [(1, 7.0), (2, 300.0)]}

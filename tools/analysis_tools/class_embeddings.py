@@ -5,6 +5,7 @@ Pass the file as `UniCAM(embedding=...)`; classes that look alike are then neare
 """
 
 import argparse
+import io
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from mmengine.utils import track_iter_progress
 from mmkdx.compat import load_checkpoint_file
 from mmkdx.datasets.push_set import push_dataloader
 from mmkdx.distillation.models import build_model, load_weights
+from mmkdx.files import exit_on_write_error, write_file
 from mmkdx.functional.distance_correlation import class_prototypes
 from mmkdx.models.families import forward_tensor
 from mmkdx.models.intercept import evaluating
@@ -24,6 +26,7 @@ from mmkdx.models.taps import TapSet
 
 
 @torch.no_grad()
+@exit_on_write_error()
 def main() -> None:
     """Embeds the training images and writes the classes' embeddings."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,7 +57,9 @@ def main() -> None:
             labels += [int(sample.gt_label) for sample in data['data_samples']]
     classes = len(loader.dataset.metainfo['classes'])
     table = class_prototypes(torch.cat(features), torch.tensor(labels), classes)
-    np.save(args.out, table.numpy())
+    content = io.BytesIO()
+    np.save(content, table.numpy())
+    write_file(args.out, content.getbuffer())
     size = f'{classes} classes, {table.shape[1]} numbers each'
     print(f'\n{args.out}: {size}, of {len(labels)} images')
 

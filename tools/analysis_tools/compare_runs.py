@@ -6,10 +6,9 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from mmengine.config import Config
 from terminaltables import AsciiTable
 
-from mmkdx.apis.runs import metric_values, training_parts
+from mmkdx.apis.runs import metric_values, read_run_model, training_parts
 from mmkdx.distillation.models import build_model
 
 STAMP = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - mmengine', re.MULTILINE)
@@ -21,16 +20,17 @@ def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
     for folder, _ in parts:
         for log in folder.glob('*.log'):
             stamps = [
-                datetime.strptime(s, '%Y/%m/%d %H:%M:%S') for s in STAMP.findall(log.read_text())
+                datetime.strptime(s, '%Y/%m/%d %H:%M:%S')
+                for s in STAMP.findall(log.read_text(errors='replace'))
             ]
-            total += (stamps[-1] - stamps[0]).total_seconds()
+            if stamps:
+                total += (stamps[-1] - stamps[0]).total_seconds()
     return total
 
 
 def parameters(parts: list[tuple[Path, list[dict]]]) -> int:
     """The parameters of a run's model; of a distillation, the student's."""
-    cfg = Config.fromfile(parts[-1][0] / 'vis_data' / 'config.py')
-    model = build_model(cfg.model.to_dict(), 'model', cfg.get('data_preprocessor'))
+    model = build_model(read_run_model(parts[-1][0] / 'vis_data' / 'config.py'), 'model')
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -45,11 +45,14 @@ def main() -> None:
     if len(names) != len(args.work_dirs):
         raise SystemExit(f'--names has {len(names)} names for {len(args.work_dirs)} folders')
     rows = [['run', 'parameters', args.metric, 'best', 'seconds']]
-    for name, work_dir in zip(names, args.work_dirs):
-        parts = training_parts(work_dir)
-        history = metric_values(parts, args.metric)
-        scores = [f'{history[-1]:.2f}', f'{max(history):.2f}']
-        rows.append([name, f'{parameters(parts):,}', *scores, f'{seconds(parts):.0f}'])
+    try:
+        for name, work_dir in zip(names, args.work_dirs):
+            parts = training_parts(work_dir)
+            history = metric_values(parts, args.metric)
+            scores = [f'{history[-1]:.2f}', f'{max(history):.2f}']
+            rows.append([name, f'{parameters(parts):,}', *scores, f'{seconds(parts):.0f}'])
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f'{error}') from error
     table = AsciiTable(rows)
     table.justify_columns = {i: 'right' for i in range(1, len(rows[0]))}
     print(table.table)

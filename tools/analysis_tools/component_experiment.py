@@ -15,6 +15,7 @@ from mmengine.config import Config
 
 from mmkdx.apis import runs
 from mmkdx.compat import load_checkpoint_file
+from mmkdx.files import exit_on_write_error, write_file
 from mmkdx.functional.teacher_target import KINDS, NEEDS
 
 #: The settings of the term, and of the model, that differ from the config's.
@@ -67,12 +68,9 @@ def make_statistics(config: Path, file: Path, options: list[str]) -> None:
     if file.is_file():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name first, so that one that was broken off is not taken for whole
-    part = file.with_suffix('.part')
-    arguments = ['--out', part, *(['--cfg-options', *options] if options else [])]
+    arguments = ['--out', file, *(['--cfg-options', *options] if options else [])]
     tool = 'analysis_tools/teacher_statistics.py'
     runs.call_tool(tool, config, *arguments, log=file.with_suffix('.txt'))
-    part.replace(file)
 
 
 def find_readouts(results: dict[str, list[dict]], metrics: list[str]) -> dict[str, list[dict]]:
@@ -110,6 +108,7 @@ def summaries(readouts: dict[str, list[dict]], metrics: list[str]) -> dict[str, 
     return found
 
 
+@exit_on_write_error()
 def main() -> None:
     """Runs everything and prints the tables."""
     args = parse_args()
@@ -133,8 +132,7 @@ def main() -> None:
     if args.json:
         found = dict(config=str(args.config), seeds=args.seeds, variants=results)
         found['readouts'] = summaries(readouts, args.metrics)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=1))
+        write_file(args.json, json.dumps(found, indent=1))
 
 
 if __name__ == '__main__':

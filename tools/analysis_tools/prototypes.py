@@ -11,6 +11,7 @@ import argparse
 from mmengine.config import Config, DictAction
 
 from mmkdx.apis import PrototypeAnalysis
+from mmkdx.files import exit_on_write_error
 
 PARTS = ('global', 'local', 'transfer')
 
@@ -51,6 +52,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+@exit_on_write_error()
 def main() -> None:
     """Writes the pictures and says where they are."""
     args = parse_args()

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 from mmkdx.apis.dry_run import build_from_config
 from mmkdx.apis.runs import find_term
+from mmkdx.checkpoints import save_checkpoint_file
 from mmkdx.distillation import Distiller
+from mmkdx.files import exit_on_write_error
 from mmkdx.functional import full_precision
 from mmkdx.models.flow import find_flow
 
@@ -94,6 +96,7 @@ def weight_similarity(model: nn.Module | None, classes: int) -> Tensor | None:
 
 
 @torch.no_grad()
+@exit_on_write_error()
 def main() -> None:
     """Runs the teacher and writes the file."""
     parser = argparse.ArgumentParser(
@@ -120,8 +123,7 @@ def main() -> None:
     found['weight_similarity'] = weight_similarity(
         getattr(teacher, 'model', None), found['classes']
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(found, args.out)
+    save_checkpoint_file(found, args.out)
     size = f'{found["classes"]} classes, {found["images"]} images'
     mass = f'mean probability of the label {found["mass"]:.3f} at tau {tau:g}'
     print(f'\n{args.out}: {size}, {mass}')

@@ -17,6 +17,7 @@ import argparse
 import atexit
 import copy
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -43,6 +44,7 @@ from mmkdx.apis.dry_run import build_from_config, synthetic_batch
 from mmkdx.datasets import SeededViews
 from mmkdx.distillation.cache import CacheWriter
 from mmkdx.distillation.models import build_part
+from mmkdx.files import exit_on_write_error, write_file
 from mmkdx.functional.class_maps import first_tensor
 from mmkdx.models.families import forward_tensor
 from mmkdx.models.taps import TapSet
@@ -339,7 +341,9 @@ def draw(found: dict[str, dict[str, Any]], title: str, file: Path) -> None:
     axes.set(xlabel='% of the floor', xlim=(0, 1.1 * max(left)))
     axes.set_title(title, size='small')
     figure.legend(loc='outside lower center', ncols=4, frameon=False)
-    figure.savefig(file, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file.suffix[1:], dpi=150)
+    write_file(file, picture.getbuffer())
     pyplot.close(figure)
 
 
@@ -374,6 +378,7 @@ def compare(args: argparse.Namespace) -> str:
     return AsciiTable(rows, f'Mean and range over {args.turns} turns').table
 
 
+@exit_on_write_error()
 def main() -> None:
     """Measures, prints and writes."""
     args = parse_args()
@@ -405,7 +410,8 @@ def main() -> None:
         ratios = (each['step_over'].get('torchdistill') for each in found.values())
         # Below 1 mmkdx is faster
         result['vs_torchdistill'] = next((each for each in ratios if each is not None), None)
-        args.json.write_text(json.dumps(dict(machine=title, **result, configs=found), indent=2))
+        content = dict(machine=title, **result, configs=found)
+        write_file(args.json, json.dumps(content, indent=2))
 
 
 if __name__ == '__main__':

@@ -7,13 +7,15 @@
   OUT/rejected.txt             what cannot be read, and why
 
 Images stay as they are. One is rejected if Pillow, which notices truncated files, or OpenCV, which
-reads it in training, cannot decode it, whatever its name or its first bytes say. The parts depend on
-the images and --seed alone.
+reads it in training, cannot decode it, whatever its name or its first bytes say. One with a line break
+in its name is rejected too, since a list holds one name per line. Bytes of names that are no text stay
+as they are. The parts depend on the images and --seed alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -23,9 +25,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import numpy as np
 from mmengine.utils import track_iter_progress
 from PIL import Image, UnidentifiedImageError
 from sklearn.model_selection import train_test_split
+
+from mmkdx.files import printable, write_file
 
 #: What mmpretrain's CustomDataset takes for an image.
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
@@ -142,13 +147,18 @@ def find_classes(src: Path, layout: Layout) -> list[Path]:
 def why_unreadable(path: Path) -> str | None:
     """Decodes a file, and says why that fails, or None if it does not."""
     try:
-        with Image.open(path) as image:
+        content = path.read_bytes()
+    except OSError as error:
+        return error.strerror
+    try:
+        with Image.open(io.BytesIO(content)) as image:
             image.load()  # a header does not tell that a file is truncated
     except UnidentifiedImageError:
-        return 'empty' if not path.stat().st_size else 'no image'
+        return 'no image' if content else 'empty'
     except Exception as error:  # Pillow's readers raise many kinds
         return f'Pillow: {error}'
-    if cv2.imread(str(path), cv2.IMREAD_COLOR) is None:
+    # As training reads it; cv2.imread breaks down at names that are not UTF-8
+    if cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
         return 'OpenCV cannot decode it'
     return None
 
@@ -189,6 +199,9 @@ def convert(
     with ThreadPoolExecutor(workers) as pool:  # decoding happens outside of Python's lock
         reasons = list(track_iter_progress((pool.map(why_unreadable, paths), len(paths))))
     names = [os.path.relpath(path, out).replace(os.sep, '/') for path in paths]
+    for i, name in enumerate(names):
+        if len(name.splitlines()) > 1:
+            reasons[i] = 'its name has a line break'
     rows = [(n, label) for n, label, reason in zip(names, labels, reasons) if reason is None]
     counts = Counter(label for _, label in rows)
     for label, folder in enumerate(layout.classes):
@@ -210,10 +223,13 @@ def convert(
         for part, listed in (('all', rows), ('train', train), ('test', held_out))
     }
     lists['classes.txt'] = list(layout.classes)
-    lists['rejected.txt'] = [f'{n}\t{reason}' for n, reason in zip(names, reasons) if reason]
+    lists['rejected.txt'] = [
+        f'{printable(n)}\t{printable(reason)}' for n, reason in zip(names, reasons) if reason
+    ]
     Path(out).mkdir(parents=True, exist_ok=True)
     for file, lines in lists.items():
-        Path(out, file).write_text(''.join(f'{line}\n' for line in lines), encoding='utf-8')
+        text = ''.join(f'{line}\n' for line in lines)
+        write_file(Path(out, file), text.encode(errors='surrogateescape'))
     return {file: len(lines) for file, lines in lists.items()}
 
 
@@ -255,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     for file, count in counts.items():
-        print(f'{Path(args.out, file)}: {count:,} lines')
+        print(f'{printable(Path(args.out, file))}: {count:,} lines')
 
 
 if __name__ == '__main__':

@@ -34,9 +34,11 @@ import cv2
 import numpy as np
 from mmengine.utils import track_iter_progress
 
+from mmkdx.bounds import TooLargeError, check_image
 from mmkdx.datasets.cars import StanfordCars
 from mmkdx.datasets.cub import CUB
 from mmkdx.datasets.transforms import CropToBox
+from mmkdx.files import write_file
 
 READERS = dict(cub=CUB, cars=StanfordCars)
 #: The number of images in each split of the public archives.
@@ -138,16 +140,6 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 OPERATIONS: dict[str, Callable] = dict(rotate=rotate, skew=skew, shear=shear, distort=distort)
 
 
-def _save(path: Path, content: bytes) -> None:
-    """Writes a file that appears when it is whole."""
-    part = path.with_name(f'{path.name}.part')
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _jpeg(image: np.ndarray) -> bytes:
     return cv2.imencode('.jpg', image)[1].tobytes()  # of quality 95
 
@@ -157,6 +149,7 @@ def write_images(job: Job) -> None:
 
     Raises:
         ValueError: If the image cannot be read.
+        WriteError: If a file cannot be written.
     """
     augmented = {}
     if job.augmented is not None:
@@ -167,19 +160,23 @@ def write_images(job: Job) -> None:
                     augmented[path] = name
     if job.target.exists() and not augmented:
         return
+    try:
+        check_image(job.source)
+    except TooLargeError as error:
+        raise ValueError(f'{job.source}: {error}') from error
     image = cv2.imread(str(job.source), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f'{job.source} cannot be read as an image')
     if job.box is not None:
         image = CropToBox()(dict(img=image, gt_bboxes=job.box))['img']
     if not job.target.exists():
-        _save(job.target, job.source.read_bytes() if job.box is None else _jpeg(image))
+        write_file(job.target, job.source.read_bytes() if job.box is None else _jpeg(image))
     for path, name in augmented.items():
         # The folder of the class and the file: the same on every machine and in any order
         key = zlib.crc32(f'{path.parent.name}/{path.name}'.encode())
         rng = np.random.default_rng([job.seed, key])
         result = OPERATIONS[name](image, rng)
-        _save(path, _jpeg(result[:, ::-1] if rng.random() < 0.5 else result))
+        write_file(path, _jpeg(result[:, ::-1] if rng.random() < 0.5 else result))
 
 
 def convert(

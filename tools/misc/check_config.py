@@ -5,6 +5,7 @@ Needs neither data nor weights: teachers whose file is not there keep their rand
 """
 
 import argparse
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +13,19 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from terminaltables import AsciiTable
 
+from mmkdx.apis.config_keys import check_keys
 from mmkdx.apis.dry_run import (
     build_from_config,
+    build_rest,
     first_dataloader,
     floor_factor,
     multiply_adds,
+    naming,
     one_step,
     synthetic_batch,
     term_rows,
 )
+from mmkdx.data_configs import DataConfigError
 from mmkdx.datasets.wrappers import config_class_names
 from mmkdx.distillation import Distiller, Teacher
 from mmkdx.distillation.models import load_file
@@ -38,7 +43,10 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, help='settings to override, as key=value'
     )
     args = parser.parse_args()
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except (DataConfigError, FileNotFoundError) as error:
+        raise SystemExit(f'{error}') from error
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     try:
@@ -76,8 +84,15 @@ def settle_weights(teacher: Teacher, names: Sequence[str] | None) -> str:
 
 def check(name: str, cfg: Config) -> None:
     """Prints what a config compares and costs, and what a step on made-up images yields."""
-    model = build_from_config(cfg)
-    batch = synthetic_batch(cfg)
+    check_keys(cfg)
+    with naming('model'):
+        model = build_from_config(cfg)
+    logging.disable(logging.INFO)  # of the options of single parameters
+    build_rest(cfg, model)
+    logging.disable(logging.NOTSET)
+    first_dataloader(cfg)
+    with naming('the transforms of the data loader'):
+        batch = synthetic_batch(cfg)
     channels, *size = batch['inputs'].shape[1:]
     of = '' if channels == 3 else f' and {channels} channel{"s" * (channels > 1)}'
     print(f'{name}: images of {size[0]} x {size[1]} pixels{of}')

@@ -7,7 +7,7 @@ import argparse
 
 from mmengine.config import Config, DictAction
 
-import mmkdx  # noqa: F401  Config finds other packages' files only after this
+from mmkdx.data_configs import DataConfigError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         cfg = Config.fromfile(args.config)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, DataConfigError) as error:
         raise SystemExit(f'Config {args.config} cannot be read: {error}') from error
     cfg.merge_from_dict(args.cfg_options or {})
     print(cfg.pretty_text)

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 import mmkdx
+from mmkdx.checkpoints import save_checkpoint_file
 from mmkdx.compat import CheckpointError, load_checkpoint_file
 from mmkdx.distillation.models import build_model
 
@@ -115,6 +116,7 @@ def convert(name: str, src: str, dst: str) -> int:
     Raises:
         ValueError: If there is no such network.
         CheckpointError: If the public file is corrupt, or has not exactly the network's tensors.
+        WriteError: If the new file cannot be written.
     """
     if name not in NAMES:
         raise ValueError(f'There is no network {name!r}; NAME is one of {", ".join(NAMES)}.')
@@ -140,15 +142,8 @@ def convert(name: str, src: str, dst: str) -> int:
         # Files of old torch versions have no such counters
         if key not in renamed and not key.endswith('.num_batches_tracked'):
             raise CheckpointError(f'{src} has no tensor for {key!r} of {name}.')
-    path = Path(dst)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.part')
-    try:
-        meta = dict(mmkdx_version=mmkdx.__version__, network=name)
-        torch.save(dict(meta=meta, state_dict={**network, **renamed}), part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    meta = dict(mmkdx_version=mmkdx.__version__, network=name)
+    save_checkpoint_file(dict(meta=meta, state_dict={**network, **renamed}), dst)
     return len(network)
 
 

@@ -14,17 +14,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from mmpretrain.registry import DATASETS, MODELS
-from torch import nn
+from torch import Tensor, nn
 
 import mmkdx.registry as mmkdx
 from mmkdx.apis.dry_run import synthetic_batch
 from mmkdx.apis.export import FORMATS, export_model
+from mmkdx.checkpoints import save_checkpoint_file
 from mmkdx.distillation.class_order import classes_in
 from mmkdx.distillation.models import build_model, load_weights, model_config
+from mmkdx.files import exit_on_write_error, write_file, written_together
 
 
 def is_foreign(dataset: dict) -> bool:
@@ -67,7 +68,7 @@ def student_config(cfg: Config) -> Config:
     return Config(plain)
 
 
-def example_images(cfg: Config, student: nn.Module) -> torch.Tensor:
+def example_images(cfg: Config, student: nn.Module) -> Tensor:
     """Made-up images, as the config's test pipeline and the student's preprocessor make them."""
     loaders = [f'{part}_dataloader' for part in ('test', 'val', 'train')]
     first = next((key for key in loaders if cfg.get(key)), None)
@@ -75,6 +76,7 @@ def example_images(cfg: Config, student: nn.Module) -> torch.Tensor:
     return student.data_preprocessor(batch, False)['inputs']
 
 
+@exit_on_write_error()
 def main() -> None:
     """Writes the files."""
     parser = argparse.ArgumentParser(
@@ -100,13 +102,16 @@ def main() -> None:
     meta = checkpoint.get('meta', {})
     meta = {key: meta[key] for key in ('dataset_meta',) if key in meta}
     name = args.out_dir / (args.name or Path(args.config).stem)
-    args.out_dir.mkdir(parents=True, exist_ok=True)
     if args.format != 'mmpretrain':
+        args.out_dir.mkdir(parents=True, exist_ok=True)
         images = example_images(cfg, student.eval())
         print(f'Wrote {export_model(student, name, args.format, images, classes_in(checkpoint))}')
         return
-    plain.dump(f'{name}.py')
-    torch.save(dict(meta=meta, state_dict=student.state_dict()), f'{name}.pth')
+    with written_together(args.out_dir) as folder:
+        write_file(folder / f'{name.name}.py', plain.pretty_text)
+        save_checkpoint_file(
+            dict(meta=meta, state_dict=student.state_dict()), folder / f'{name.name}.pth'
+        )
     print(
         f'Wrote {name}.py and {name}.pth: mmpretrain.get_model({f"{name}.py"!r}, '
         f'pretrained={f"{name}.pth"!r})' + ('; needs mmkdx' if 'custom_imports' in plain else '')

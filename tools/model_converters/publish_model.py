@@ -17,6 +17,7 @@ from mmengine.runner import CheckpointLoader
 
 import mmkdx
 from mmkdx.compat import CheckpointError
+from mmkdx.files import WriteError, write_file
 
 
 def publish(in_file: str, out_file: str) -> Path:
@@ -24,6 +25,7 @@ def publish(in_file: str, out_file: str) -> Path:
 
     Raises:
         CheckpointError: There are no weights in the file.
+        WriteError: The published checkpoint cannot be written.
     """
     checkpoint = CheckpointLoader.load_checkpoint(in_file, map_location='cpu')
     weights, meta = checkpoint, {}
@@ -39,8 +41,7 @@ def publish(in_file: str, out_file: str) -> Path:
     torch.save(dict(meta=dict(meta, mmkdx_version=mmkdx.__version__), state_dict=weights), content)
     digest = hashlib.sha256(content.getbuffer()).hexdigest()[:8]
     path = Path(f'{out_file.removesuffix(".pth")}-{digest}.pth')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.getbuffer())
+    write_file(path, content.getbuffer())
     return path
 
 
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         print(f'Published as {publish(args.in_file, args.out_file)}')
-    except (CheckpointError, FileNotFoundError) as error:
+    except (CheckpointError, FileNotFoundError, WriteError) as error:
         raise SystemExit(str(error)) from error
 
 

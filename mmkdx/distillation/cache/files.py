@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mmkdx.files import write_file
 from mmkdx.version import __version__
 
 FORMAT = 1
@@ -47,6 +48,9 @@ HEADER = {
 }
 #: Keys whose values are hashes and say nothing.
 HASHES = ('teacher', 'data', 'pipeline')
+#: Keys whose values say how many shards there are.
+SIZES = ('shard_size', 'samples', 'views')
+SHARDS = 'view-*/part-*.safetensors'
 Header = Mapping[str, Any]
 
 
@@ -91,9 +95,8 @@ def write_shard(folder: Path, header: Header, shard: Shard, tensors: dict[str, T
     """Writes a shard of tensors on the CPU, with a row for each sample: whole or not at all."""
     metadata = dict(header=header, sha256=checksum(header, shard, tensors))
     path = folder / shard.name
-    path.parent.mkdir(parents=True, exist_ok=True)
     # One entry, since safetensors writes several in any order, and equal shards are to be equal files
-    _write(path, save(tensors, {'mmkdx': json.dumps(metadata, sort_keys=True)}))
+    write_file(path, save(tensors, {'mmkdx': json.dumps(metadata, sort_keys=True)}))
 
 
 def is_whole(folder: Path, header: Header, shard: Shard) -> bool:
@@ -106,13 +109,10 @@ def is_whole(folder: Path, header: Header, shard: Shard) -> bool:
 
 
 def prepare(folder: Path, header: Header) -> None:
-    """Makes a folder ready for writing: removes what a killed process left half written."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Compares the cache in a folder, whole or not, with the one to be written."""
     present = _any_header(folder)
     if present is not None:
         compare(folder, present, header)
-    for path in folder.rglob('*.tmp'):
-        path.unlink()
 
 
 def finish(folder: Path, header: Header) -> None:
@@ -125,7 +125,7 @@ def finish(folder: Path, header: Header) -> None:
             raise CacheError(f'teacher.cache: {path} was not written; {AGAIN}')
         entries[shard.name] = dict(sha256=metadata['sha256'], size=path.stat().st_size)
     content = dict(header=header, mmkdx=__version__, shards=entries)
-    _write(folder / INDEX, json.dumps(content, indent=1).encode())
+    write_file(folder / INDEX, json.dumps(content, indent=1))
 
 
 def checksum(header: Header, shard: Shard, tensors: dict[str, Tensor]) -> str:
@@ -153,11 +153,10 @@ class CacheReader:
                 raise CacheError(
                     f'teacher.cache: there is no cache {self.folder}; write it first: {COMMAND}'
                 )
-            plan = shards(present)
-            there = sum((self.folder / shard.name).is_file() for shard in plan)
+            there = sum(1 for _ in self.folder.glob(SHARDS))
             raise CacheError(
-                f'teacher.cache: {self.folder} is not whole, {there} of {len(plan)} parts are there; '
-                f'{AGAIN}'
+                f'teacher.cache: {self.folder} is not whole, {there} of {_count(present)} parts are '
+                f'there; {AGAIN}'
             )
         self.header: dict[str, Any] = content['header']
         compare(self.folder, self.header, dict(format=FORMAT))
@@ -175,7 +174,7 @@ class CacheReader:
         self, views: list[int], positions: list[int], keys: Sequence[str], pin_memory: bool = False
     ) -> dict[str, Tensor]:
         """The stored tensors of each key, on the CPU, with a row for each sample, in this order."""
-        size, samples, present = (self.header[key] for key in ('shard_size', 'samples', 'views'))
+        size, samples, present = (self.header[key] for key in SIZES)
         if max(views) >= present or max(positions) >= samples:
             raise CacheError(
                 f'teacher.cache: {self.folder} holds {present} views of {samples} images, and view '
@@ -190,6 +189,8 @@ class CacheReader:
         found = [(self._open(int(number[places[0]])), places) for places in groups]
         out: dict[str, Tensor] = {}
         for key in keys:
+            if any(key not in shard for shard, _ in found):
+                raise CacheError(f'teacher.cache: {self.folder} has no {key} in a part; {AGAIN}')
             value = found[0][0][key]
             shape, dtype = (len(views), *value.shape[1:]), getattr(torch, value.dtype.name)
             out[key] = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
@@ -204,7 +205,9 @@ class CacheReader:
             path, expected = self.folder / shard.name, self._entries[shard.name]['sha256']
             try:
                 tensors = load_file(path)
+                rows = {tensor.shape[:1] for tensor in tensors.values()}
                 whole = checksum(self.header, shard, tensors) == expected
+                whole &= rows == {(shard.stop - shard.start,)}
             except (SafetensorError, OSError):
                 whole = False
             if not whole:
@@ -217,9 +220,11 @@ def _metadata_of(path: Path) -> dict[str, Any] | None:
     """What a shard says of itself; None where it is missing, or damaged in size or header."""
     try:
         with safe_open(path, 'pt') as file:
-            return json.loads(file.metadata()['mmkdx'])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            metadata = json.loads(file.metadata()['mmkdx'])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    known = isinstance(metadata, dict) and isinstance(metadata.get('sha256'), str)
+    return metadata if known and _count(metadata.get('header')) else None
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -229,12 +234,29 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text())
-        content['header'], content['shards']
-    except (ValueError, KeyError, TypeError) as error:
+        header, entries = content['header'], content['shards']
+        # Before the shards of a header are listed, as it may claim any number
+        whole = len(entries) == _count(header) and set(entries) == {s.name for s in shards(header)}
+        whole &= all(
+            isinstance(entry['size'], int) and entry['sha256'] for entry in entries.values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
         raise CacheError(
             f'teacher.cache: {path} is damaged; remove this file, and the rest is kept by: {COMMAND}'
-        ) from error
+        )
     return content
+
+
+def _count(header: Any) -> int:
+    """The number of shards that a header claims; 0 if it is no header."""
+    if not isinstance(header, dict) or not isinstance(header.get('taps'), dict):
+        return 0
+    size, samples, views = found = [header.get(key) for key in SIZES]
+    if any(type(value) is not int or value < 1 for value in found):
+        return 0
+    return views * -(-samples // size)
 
 
 def _any_header(folder: Path) -> dict[str, Any] | None:
@@ -242,21 +264,5 @@ def _any_header(folder: Path) -> dict[str, Any] | None:
     content = _read_index(folder)
     if content is not None:
         return content['header']
-    found = map(_metadata_of, sorted(folder.glob('view-*/part-*.safetensors')))
+    found = map(_metadata_of, sorted(folder.glob(SHARDS)))
     return next((metadata['header'] for metadata in found if metadata), None)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Puts a file under its name at once, when it is on the disk."""
-    # The process' number, since another may write the same file
-    part = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-    with part.open('wb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

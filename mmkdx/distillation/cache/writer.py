@@ -23,6 +23,7 @@ from mmkdx.distillation.cache.files import (
 )
 from mmkdx.distillation.cache.teacher import CachedTeacher
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.lock import FolderLock
 
 
 class CacheWriter:
@@ -42,6 +43,7 @@ class CacheWriter:
     Raises:
         ValueError: If ``shard_size`` is below 1, or the data set has no views.
         CacheError: If the folder holds another cache.
+        FolderInUseError: If another process writes into the folder.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class CacheWriter:
         )
         rank, world = get_dist_info()
         if rank == 0:
+            advice = 'wait for it, or give teacher.cache another name'
+            self._lock = FolderLock(self.folder, advice)  # until this writer or its process ends
             prepare(self.folder, self.header)
         self.files = shards(self.header)
         # Each looks at a part of the files, and none writes before all have looked

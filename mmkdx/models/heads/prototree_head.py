@@ -72,6 +72,7 @@ class ProtoTreeHead(PrototypeHead):
             depth=depth,
             prototype_channels=prototype_channels,
         )
+        integer('head.depth', depth, 1, 20)  # there are 2**depth leaves
         convolution = nn.Conv2d(in_channels, prototype_channels, 1, bias=False)
         nn.init.xavier_normal_(convolution.weight, gain=nn.init.calculate_gain('sigmoid'))
         super().__init__(

@@ -1,0 +1,66 @@
+"""Mistakes in a config that mmengine does not see: misspelt keys at the top, and NaN."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+#: What mmengine's Runner reads of a config, and what its ``Config``, mmpretrain and mmkdx read beside.
+KNOWN = (
+    *list(inspect.signature(Runner).parameters)[:-1],
+    *('custom_imports', 'env_variables', 'find_unused_parameters', 'model_wrapper_cfg'),
+    *('push_dataloader', 'runner_type', 'sync_buffers', 'tta_model', 'tta_pipeline'),
+    # Names of variables that nearly all base configs have
+    *('train_pipeline', 'val_pipeline', 'test_pipeline'),
+)
+
+
+def check_keys(cfg: Config) -> None:
+    """Refuses a misspelt key at the top of a config, which mmengine would ignore, and NaN anywhere.
+
+    A key is misspelt if it is nearly one of ``KNOWN`` and its value stands nowhere else: a config may
+    define variables of its own, such as ``train_dataset``, and use them.
+
+    Raises:
+        ValueError: If there is one; the message names it.
+    """
+    options = cfg.to_dict()
+    for path, value in _leaves(options):
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f'{path} is NaN; an option must be a number, or another value')
+    for key in options:
+        near = difflib.get_close_matches(key, KNOWN, 1, 0.8)
+        if key not in KNOWN and near and not _used(options, key):
+            raise ValueError(
+                f'{key} is no key that is read; do you mean {near[0]}? A variable of your own needs '
+                'another name'
+            )
+
+
+def _leaves(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """All values that are no dict and no list, with their paths."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, each in items:
+            yield from _leaves(each, f'{path}.{key}' if path else str(key))
+    else:
+        yield path, value
+
+
+def _used(options: dict, key: str) -> bool:
+    """Whether a value at the top stands below another key, too."""
+
+    def stands_in(whole: Any) -> bool:
+        if whole == options[key]:
+            return True
+        if isinstance(whole, dict):
+            return any(map(stands_in, whole.values()))
+        return isinstance(whole, list | tuple) and any(map(stands_in, whole))
+
+    return any(stands_in(value) for other, value in options.items() if other != key)

@@ -1,0 +1,38 @@
+"""The files of a run's visualizer: its pictures, its config and ``scalars.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mmengine.visualization
+import numpy as np
+from mmengine.config import Config
+from mmengine.fileio import dump
+from mmengine.visualization.vis_backend import force_init_env
+
+from mmkdx.files import append_text, write_file
+from mmkdx.registry import VISBACKENDS
+from mmkdx.visualization.rendering import write_picture
+
+
+@VISBACKENDS.register_module()
+class LocalVisBackend(mmengine.visualization.LocalVisBackend):
+    """mmengine's ``LocalVisBackend``, with an error for each file that cannot be written.
+
+    mmengine leaves out a picture without a word when the disk is full. A config with
+    ``default_scope = 'mmkdx'`` gets this class under mmengine's name.
+    """
+
+    @force_init_env
+    def add_config(self, config: Config, **kwargs: Any) -> None:
+        """Writes the config."""
+        write_file(self._config_save_file, config.pretty_text)
+
+    @force_init_env
+    def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs: Any) -> None:
+        """Writes a picture, RGB, uint8 of shape (H, W, 3)."""
+        write_picture(Path(self._img_save_dir, f'{name}_{step}.png'), image)
+
+    def _dump(self, value_dict: dict[str, Any], file_path: str, file_format: str) -> None:
+        append_text(file_path, f'{dump(value_dict, file_format=file_format)}\n')
