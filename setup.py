@@ -9,6 +9,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
+# What a user may install beside mmkdx: each is a file of requirements/
+EXTRAS = ('demo', 'tests', 'docs', 'optional', 'libraries', 'export')
 # What mim and mmengine look for in the folder `.mim` of an installed package
 MIM_FILES = ('tools', 'configs', 'model-index.yml')
 
@@ -87,7 +89,7 @@ setup(
     extras_require={
         'openmmlab': requirements('mminstall'),
         'onedl': requirements('mminstall-onedl'),
-        **{name: requirements(name) for name in ('demo', 'tests', 'docs', 'optional')},
+        **{name: requirements(name) for name in EXTRAS},
     },
     cmdclass={'build_py': BuildWithMimFiles},
     zip_safe=False,

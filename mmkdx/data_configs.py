@@ -82,7 +82,7 @@ def check_named_config(name: str, key: str) -> None:
     Raises:
         DataConfigError: If it is neither YAML or JSON itself nor of an installed package.
     """
-    path = name.endswith('.py') or '::' in name  # else a name of mmpretrain's zoo
+    path = name.endswith('.py') or ':' in name  # or a callable's, else a name of mmpretrain's zoo
     if name in _texts and path and _is_program(name):
         raise DataConfigError(f'{key} is {name!r}, {PROGRAM}')
 

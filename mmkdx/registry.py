@@ -37,6 +37,7 @@ MODELS = _child_of(
     'mmkdx.losses',
     'mmkdx.models.backbones',
     'mmkdx.models.heads',
+    'mmkdx.models.plain_classifier',
 )
 MODEL_WRAPPERS = _child_of(mmpretrain.MODEL_WRAPPERS)
 WEIGHT_INITIALIZERS = _child_of(mmpretrain.WEIGHT_INITIALIZERS)

@@ -19,7 +19,8 @@ from mmengine.config import Config
 from mmengine.runner import set_random_seed
 from torch import nn
 
-from mmkdx.apis.dry_run import build_from_config, one_step, synthetic_batch
+from mmkdx.apis.dry_run import build_from_config, first_dataloader, one_step, synthetic_batch
+from mmkdx.datasets.wrappers import config_class_names
 from mmkdx.distillation import Teacher
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def build(cfg: Config) -> nn.Module:
     for i, teacher in enumerate(getattr(model, 'teachers', ())):
         for part in teacher.modules():
             if isinstance(part, Teacher):
-                part.loaded = True
+                part.keep_random_weights(config_class_names(first_dataloader(cfg).dataset))
         draw_weights(teacher, f'teacher{i}')
     if hasattr(model, 'probe'):
         # Fake images are in single precision

@@ -77,6 +77,8 @@ def test_wheel_leaves_the_choice_of_the_family(checkout):
         'tests',
         'docs',
         'optional',
+        'libraries',
+        'export',
     }
 
 
@@ -94,7 +96,11 @@ def test_editable_installation_links_what_mim_looks_for(checkout):
 
 
 @pytest.mark.parametrize(
-    'name', ['runtime', 'mminstall', 'mminstall-onedl', 'tests', 'docs', 'optional']
+    'name',
+    [
+        *('runtime', 'mminstall', 'mminstall-onedl', 'tests', 'docs', 'optional'),
+        *('libraries', 'export'),
+    ],
 )
 def test_every_requirement_has_a_tested_version(name):
     pins = {line.partition('==')[0] for line in (ROOT / 'requirements/constraints.txt').open()}

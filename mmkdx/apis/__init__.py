@@ -3,12 +3,14 @@
 from mmkdx.apis.command_line import mmpretrain_tool, run_tool
 from mmkdx.apis.evaluate import evaluate_explanations
 from mmkdx.apis.explain import ExplainInferencer
+from mmkdx.apis.export import export_model
 from mmkdx.apis.prototypes import PrototypeAnalysis
 
 __all__ = [
     'ExplainInferencer',
     'PrototypeAnalysis',
     'evaluate_explanations',
+    'export_model',
     'mmpretrain_tool',
     'run_tool',
 ]

@@ -10,14 +10,16 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from mmkdx.distillation.models import build_model
 from mmkdx.evaluation import Evaluation, ExplanationEvaluator
 from mmkdx.evaluation.writer import try_files, write_files, write_page
 from mmkdx.explain import Explainer
 from mmkdx.files import write_file, written_together
+from mmkdx.models.plain_classifier import PlainClassifier
 
 
 def evaluate_explanations(
-    student: nn.Module,
+    student: nn.Module | dict | str,
     data: DataLoader,
     teacher: nn.Module | dict | str | None = None,
     base: nn.Module | dict | str | None = None,
@@ -31,7 +33,8 @@ def evaluate_explanations(
     The models come out as they were; a teacher and a base model move to the student's device.
 
     Args:
-        student (nn.Module): The classifier; any module that ``mmkdx.models.describe`` knows.
+        student (nn.Module | dict | str): The classifier; any module that ``mmkdx.models.describe``
+            knows, or a name in the forms of ``Distiller.student``.
         data (DataLoader): Yields (images, labels), the images as the student takes them. Its data set
             is read by position, so its sampler does not matter.
         teacher (nn.Module | dict | str, optional): Another classifier of the same classes. Defaults
@@ -57,6 +60,10 @@ def evaluate_explanations(
     if not isinstance(data, DataLoader) or not hasattr(data.dataset, '__getitem__'):
         raise ValueError(f'{owner}: data must be a DataLoader whose data set is read by position')
     options.update(teacher=teacher, base=base, owner=owner)
+    if not isinstance(student, nn.Module):
+        student = build_model(student, 'student')
+        if isinstance(student, PlainClassifier):  # whose preprocessor would prepare images again
+            student = student.model
     evaluator = ExplanationEvaluator(explainer, metrics, **options)
     with _restored(teacher, base):
         trial = evaluator.try_out(student, data)

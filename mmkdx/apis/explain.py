@@ -25,12 +25,13 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from mmkdx.arguments import integer
 from mmkdx.datasets.wrappers import compose, config_class_names, file_pipeline
 from mmkdx.distillation.distiller import Distiller
-from mmkdx.distillation.models import build_part, read_config
+from mmkdx.distillation.models import build_model, build_part, read_config
 from mmkdx.evaluation.subjects import build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
 from mmkdx.files import WriteError, printable
 from mmkdx.functional import degenerate_maps
 from mmkdx.models.families import describe, unwrap
+from mmkdx.models.libraries import names_network
 from mmkdx.visualization.panel import as_rgb, explanation_panel
 from mmkdx.visualization.rendering import label_text, write_picture
 
@@ -41,17 +42,20 @@ class ExplainInferencer(ImageClassificationInferencer):
     Image files are loaded and prepared as the config's test data set loads and prepares its own.
 
     Args:
-        model (str | Config | BaseModel): A model name of mmpretrain's zoo, a config (of a distillation
-            or of a plain classifier) or its path, or a model object of mmpretrain or mmkdx.
-        pretrained (bool | str): A checkpoint, or, for a model name, whether to take the zoo's. Defaults
-            to True.
+        model (str | Config | BaseModel): A model name of mmpretrain's zoo, the name of a network of
+            another library (``timm::resnet18``), a config (of a distillation or of a plain classifier)
+            or its path, or a model object of mmpretrain or mmkdx. For another library's network the
+            middle of an image is taken, 87.5 % of its shorter side.
+        pretrained (bool | str): A checkpoint, or, for a name, whether to take the weights of the zoo or
+            the library. Defaults to True.
         device (str | torch.device, optional): The device. Defaults to None (the CPU).
         explainer (dict | str | Explainer): See ``ExplainHook``. Defaults to 'GradCAM'.
         teacher (int | dict | str | None): See ``ExplainHook``. Defaults to 0.
         base (dict | str, optional): See ``ExplainHook``. Defaults to None.
         classes (Sequence[str], optional): The names of the classes. Defaults to None: those of the
             checkpoint, of the test data set or of the model.
-        **kwargs: Changes of the model's config, for a model name.
+        **kwargs: Changes of the model's config for a name of the zoo, the library's arguments for one of
+            another library.
 
     Example:
         >>> inferencer = ExplainInferencer('resnet18_8xb32_in1k', explainer='LayerCAM')
@@ -74,7 +78,9 @@ class ExplainInferencer(ImageClassificationInferencer):
         **kwargs: Any,
     ) -> None:
         explainers = build_explainers(explainer, 'ExplainInferencer')
-        if isinstance(model, Config) or Path(str(model)).suffix == '.py':
+        if names_network(model):
+            model, pretrained, kwargs = _named(model, pretrained, kwargs), False, {}
+        elif isinstance(model, Config) or Path(str(model)).suffix == '.py':
             model, pretrained = _build(model, pretrained), False
         elif isinstance(model, nn.Module):
             model = unwrap(model)
@@ -91,8 +97,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         #: What pictures and tables call the model: a plain one by its name.
         self.student = 'student'
         if not isinstance(self.model, Distiller) and len(self.subjects) == 1:
-            kind = type(getattr(self.model, 'backbone', self.model)).__name__
-            self.student = Path(self.config.filename or kind).stem
+            self.student = Path(self.config.filename or describe(self.model).name).stem
 
     def __call__(
         self,
@@ -294,13 +299,32 @@ def _same(one: Path, other: str | None) -> bool:
     return other is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
+def _named(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> BaseModel:
+    """A network of another library, as mmpretrain's ``get_model`` leaves a model."""
+    if pretrained is True and '::' in name:
+        arguments = dict(arguments, pretrained=True)
+    model = build_model(dict(type=name, **arguments), 'model')
+    height, width = describe(model).images.size or (224, 224)
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='ResizeEdge', scale=round(max(height, width) / 0.875), edge='short'),
+        dict(type='CenterCrop', crop_size=(width, height)),
+        dict(type='PackInputs'),
+    ]
+    dataset = dict(type='CustomDataset', pipeline=pipeline)
+    return _with_weights(model, Config(dict(test_dataloader=dict(dataset=dataset))), pretrained)
+
+
 def _build(config: str | Path | Config, checkpoint: bool | str) -> BaseModel:
     """A model from its config, as mmpretrain's ``get_model`` leaves it, in mmkdx's scope."""
     if not isinstance(config, Config):
         config = read_config(str(config), 'model')
     model = copy.deepcopy(config.model)
     model.setdefault('data_preprocessor', config.get('data_preprocessor'))
-    model = build_part(model)
+    return _with_weights(build_part(model), config, checkpoint)
+
+
+def _with_weights(model: BaseModel, config: Config, checkpoint: bool | str) -> BaseModel:
     model._config = config
     model._dataset_meta = {}
     if isinstance(checkpoint, str):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmkdx.models.plain_classifier import PlainClassifier
+
 if TYPE_CHECKING:
     from mmkdx.distillation.distiller import Distiller
 
@@ -26,8 +28,10 @@ def to_checkpoint(
             teacher.state_dict(destination=state, prefix=f'{prefix}distill.teachers.{i}.')
     # The version numbers of the modules, which guide the conversion of old files.
     versions = getattr(state, '_metadata', {})
-    for key in [key for key in versions if key.startswith(f'{prefix}student.')]:
-        versions[prefix + key.removeprefix(f'{prefix}student.')] = versions.pop(key)
+    inner = f'{prefix}student.'
+    taken = {key: versions.pop(key) for key in list(versions) if f'{key}.'.startswith(inner)}
+    for key, value in taken.items():
+        versions[f'{prefix}{key[len(inner) :]}'.rstrip('.')] = value
 
 
 def from_checkpoint(
@@ -36,14 +40,18 @@ def from_checkpoint(
     """Takes a checkpoint of a distillation or a plain student's, and says how much of it fits."""
     _rename(state, prefix, 'distill.', 'student.')
     versions = getattr(state, '_metadata', None) or {}
-    for key in list(versions):
-        versions.setdefault(f'{prefix}student.{key.removeprefix(prefix)}', versions[key])
+    # A PlainClassifier inside another model is not given these
+    inner = getattr(distiller.student, '_fsdp_wrapped_module', distiller.student)
+    plain = isinstance(inner, PlainClassifier)
+    owner = 'student.model' if plain else 'student'
+    for key, value in list(versions.items()):
+        versions[f'{prefix}{owner}.{key.removeprefix(prefix)}'.rstrip('.')] = value
     for i, teacher in enumerate(distiller.teachers):
         start = f'{prefix}teachers.{i}.'
         keys = [key for key in state if key.startswith(start)]
         if along := {key.removeprefix(start): state.pop(key) for key in keys}:
             teacher.load_state_dict(along)
-    student = distiller.student.state_dict(prefix=f'{prefix}student.')
+    student = (inner.model if plain else distiller.student).state_dict(prefix=f'{prefix}student.')
     matched = sum(
         key in state and state[key].shape == value.shape for key, value in student.items()
     )
@@ -61,7 +69,8 @@ def from_checkpoint(
 
 def _rename(state: dict[str, Tensor], prefix: str, off: str, on: str) -> None:
     """Takes ``off`` from the names that begin with it, and puts ``on`` before all others."""
-    for key in [key for key in state if key.startswith(prefix)]:
+    # All first, as a part of the student may be called `student`, too
+    taken = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
+    for key, value in taken.items():
         name = key.removeprefix(prefix)
-        name = name.removeprefix(off) if name.startswith(off) else on + name
-        state[prefix + name] = state.pop(key)
+        state[prefix + (name.removeprefix(off) if name.startswith(off) else on + name)] = value

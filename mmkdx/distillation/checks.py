@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from mmkdx.distillation.places import Labels, names_of
@@ -26,15 +25,6 @@ CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
 
 #: The shapes of what a loss compares, where classes are compared one by one.
 SHAPES = dict(logits='(N, K)', class_maps='(N, K, H, W)')
-
-
-def student(model: nn.Module) -> None:
-    """Refuses a student without a training mode of its own."""
-    if not isinstance(model, BaseModel):
-        raise ValueError(
-            f"student is a {type(model).__name__}; it must be a classifier of mmpretrain's interface, "
-            "whose forward has the modes 'loss' and 'predict'"
-        )
 
 
 def terms(terms: Any, teachers: Sequence[nn.Module], student_weight: float) -> None:
@@ -147,8 +137,8 @@ def values(term: Term, values: Sequence[Any]) -> None:
     if len(set(classes)) > 1:
         raise ValueError(
             f'{term.key}.at: the student has {classes[0]} classes and the teacher {classes[1]}; '
-            f'{term.loss_name} needs the same classes, so set student.head.num_classes or choose '
-            'another teacher'
+            f'{term.loss_name} needs the same classes, so set student.head.num_classes (num_classes '
+            'of a network of another library), map classes by teacher.classes, or choose another teacher'
         )
 
 

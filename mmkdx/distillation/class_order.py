@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mmkdx.models.families import describe
 from mmkdx.models.flow import find_flow, state_of
 from mmkdx.models.heads import PrototypeHead
 from mmkdx.models.intercept import Tap
+from mmkdx.models.libraries import near_names
 from mmkdx.models.taps import TapSet
 
 
@@ -29,9 +31,10 @@ def classes_in(checkpoint: dict) -> tuple[str, ...] | None:
 class ClassNames:
     """What the names of a teacher's classes are compared with; ``classes`` is as for ``Teacher``."""
 
-    def __init__(self, classes: str | Sequence[str] | None) -> None:
+    def __init__(self, classes: str | Sequence[str] | Mapping | None) -> None:
+        self.map = _checked_map(classes) if isinstance(classes, Mapping) else {}
         listed = isinstance(classes, (list, tuple))
-        if not listed:
+        if not listed and not self.map:
             one_of('teacher.classes', classes, (None, 'match'))
         #: The teacher's names, where they are given.
         self.given = tuple(map(str, classes)) if listed else None
@@ -42,6 +45,32 @@ class ClassNames:
         self._compared: Sequence[str] | None = None
         self._earlier = _dataset_meta()  # of a run before the teacher was built
 
+    @contextmanager
+    def foreseen(self, model: nn.Module, count: int) -> Iterator[None]:
+        """A context in which a model whose classes are to be mapped has as many as it will have."""
+        if not self.by_name or self._compared:
+            yield
+            return
+        merged = any(len(group) > 1 for group in self.map.values())
+        undo = reorder(model, [(0, 0) if merged else (0,)] * count)
+        try:
+            yield
+        finally:
+            undo()
+
+    def settle_without_weights(
+        self, model: nn.Module, names: Sequence[str], known: Sequence[str] | None
+    ) -> None:
+        """Maps classes as ``settle`` does; any of the model's stand for those that only a file names."""
+        meant = [each for name in names for each in self.map.get(name, (name,))]
+        if known is None and any(isinstance(each, str) for each in meant):
+            groups: Any = [0] * len(names)
+        else:
+            groups = class_groups(names, known, self.map)
+        if groups is not None:
+            reorder(model, groups)
+        self._compared = names
+
     def settle(
         self, model: nn.Module, known: Sequence[str] | None, taps: TapSet | None
     ) -> Sequence[str] | None:
@@ -50,7 +79,8 @@ class ClassNames:
         If only features are read from the model (``taps``), the order of its classes does not matter.
 
         Raises:
-            ValueError: See ``class_order``; or if the data set's names are unknown and to be matched.
+            ValueError: See ``class_groups`` and ``compare_order``; or if the data set's names are
+                unknown and to be matched.
         """
         owner = taps.owner if taps else 'teacher'
         meta = _dataset_meta()
@@ -68,50 +98,95 @@ class ClassNames:
             by_class = {'logits', 'cam', 'prototypes', describe(model).logits_path}
             if by_class.isdisjoint(taps.names):
                 return known
-        order = class_order(names, known, self.by_name, owner)
+        if self.by_name:
+            groups = class_groups(names, known, self.map, owner)
+        else:
+            compare_order(names, known, owner)
+            groups = None
         self._compared = names
-        if order is None:
+        if groups is None:
             return known
-        reorder(model, order)
+        reorder(model, groups, owner)
+        print_log(
+            f"{owner}: {len(names)} classes are made of {sum(map(len, groups))} of the model's",
+            logger='current',
+        )
         return tuple(names)
 
 
-def class_order(
-    names: Sequence[str], known: Sequence[str] | None, by_name: bool, owner: str = 'teacher'
-) -> list[int] | None:
-    """The teacher's index of each class of a data set; None where the order is the teacher's.
+def class_groups(
+    names: Sequence[str],
+    known: Sequence[str] | None,
+    mapped: Mapping[str, Sequence[str | int]] | None = None,
+    owner: str = 'teacher',
+) -> list[list[int]] | None:
+    """The teacher's classes that make up each class of a data set; None where all are the same.
 
     Args:
         names (Sequence[str]): The names of the data set's classes.
         known (Sequence[str], optional): The names of the teacher's classes.
-        by_name (bool): Whether classes are matched by name. If not, another order is an error.
+        mapped (Mapping, optional): For some of the data set's classes the teacher's, by name or index.
+            The others have the same name in both. Defaults to None.
         owner (str): How messages call the teacher. Defaults to 'teacher'.
 
     Raises:
-        ValueError: If the order is another, or the names cannot be matched.
+        ValueError: If a name is unknown or stands for several classes, or a class belongs to two.
+    """
+    names, known, mapped = list(names), None if known is None else list(known), mapped or {}
+    if names == known and not mapped:
+        return None
+    if unknown := [name for name in mapped if name not in names]:
+        raise ValueError(
+            f'{owner}.classes maps to {unknown[0]!r}, which is no class of the data set'
+            f'{near_names(unknown[0], names)}'
+        )
+
+    def index(name: str, each: str | int) -> int:
+        if isinstance(each, int):
+            return each
+        if known is None:
+            raise ValueError(
+                f"{owner}.classes needs the names of the teacher's classes to find {each!r}, and its "
+                'checkpoint has none: set teacher.classes to the list of names, or to a map of indices'
+            )
+        if (count := known.count(each)) != 1:
+            raise ValueError(
+                f'{owner}.classes: the teacher has {"several classes" if count else "no class"} {each!r}'
+                f'{near_names(each, known) if not count else ""}; map it by index, as in '
+                f'teacher=dict(classes={{{name!r}: [0, 1]}})'
+            )
+        return known.index(each)
+
+    groups = [[index(name, each) for each in mapped.get(name, (name,))] for name in names]
+    taken: dict[int, str] = {}
+    for name, group in zip(names, groups):
+        for each in group:
+            if each in taken:
+                raise ValueError(
+                    f'{owner}.classes: class {each} of the teacher belongs to {taken[each]!r} and to '
+                    f'{name!r}; a class belongs to one'
+                )
+            taken[each] = name
+    return groups
+
+
+def compare_order(names: Sequence[str], known: Sequence[str] | None, owner: str) -> None:
+    """Refuses a teacher with the same names of classes as the data set in another order.
+
+    Other names, and unknown ones, are warned of: they count as the same classes in the same order.
+
+    Raises:
+        ValueError: If a class has another index.
     """
     if known is None:
-        if by_name:
-            raise ValueError(
-                f"{owner}.classes='match' needs the names of the teacher's classes, and its checkpoint "
-                'has none: set teacher.classes to the list of names'
-            )
         _warn(
             f"the names of the {owner}'s classes are unknown, so their order is not compared with the "
             'data set; set teacher.classes to the list of names'
         )
-        return None
+        return
     names, known = list(names), list(known)
     if names == known:
-        return None
-    if by_name:
-        if sorted(names) != sorted(known) or len(set(names)) < len(names):
-            raise ValueError(
-                f"{owner}.classes: the classes cannot be matched by name, as the data set's "
-                f"{_examples(names, known)} and the teacher's {_examples(known, names)} are not unique "
-                'names of both'
-            )
-        return [known.index(name) for name in names]
+        return
     places = {name: i for i, name in enumerate(known) if known.count(name) == 1}
     for i, name in enumerate(names):
         if names.count(name) == 1 and places.get(name, i) != i:
@@ -124,48 +199,124 @@ def class_order(
         f"the {owner}'s classes have other names than the data set's, such as "
         f'{_examples(known, names)} and {_examples(names, known)}; they count as the same in this order'
     )
-    return None
 
 
-def reorder(model: nn.Module, order: Sequence[int]) -> None:
-    """Puts the classes of a model in another order, in place.
+def reorder(
+    model: nn.Module, groups: Sequence[int | Sequence[int]], owner: str = 'teacher'
+) -> Callable[[], None]:
+    """Gives a model other classes, in place, each made of one or several of its own.
 
-    Where the logits are a linear layer's output, its rows change places, so that class maps in closed
-    form stay possible. Else the logits do, at each forward. ``order`` has each new class's old index.
+    The logit of several classes is the log-sum-exp of theirs, so that its softmax is the sum of their
+    probabilities among the chosen classes. Where the logits are a linear layer's output and each class
+    is one of the model's, its rows are chosen, so that class maps in closed form stay possible. Else
+    the logits are mapped at each forward.
+
+    Args:
+        model (nn.Module): The model.
+        groups (Sequence): For each new class the old ones' indices, or the index of one.
+        owner (str): How messages call the model. Defaults to 'teacher'.
+
+    Returns:
+        Callable[[], None]: Undoes it.
 
     Raises:
-        ValueError: If the model has prototypes.
+        ValueError: If the model has prototypes or no such class, or several classes of a head of
+            sigmoids are to be one.
     """
     facts = describe(model)
+    groups = [[each] if isinstance(each, int) else list(each) for each in groups]
+    merged = any(len(each) > 1 for each in groups)
     if any(isinstance(each, PrototypeHead) for each in facts.model.modules()):
         raise ValueError(
-            "teacher.classes: a teacher's prototypes belong to its classes, which cannot be put in "
+            f"{owner}.classes: a teacher's prototypes belong to its classes, which cannot be put in "
             "another order; train it with the data set's order"
         )
+    if merged and facts.activation == 'sigmoid':
+        raise ValueError(
+            f'{owner}.classes: the teacher has a head of sigmoids, whose probabilities have no sum; map '
+            'each class to one of its classes'
+        )
+    linear, width = None, facts.num_classes
     try:
         flow = find_flow(facts.model)
-        linear = facts.model.get_submodule(flow.classifier)
-        whole = flow.reading(Tap(flow.classifier)).state == state_of(flow.logits)
+        width = flow.logits.shape[1]
+        found = facts.model.get_submodule(flow.classifier)
+        if flow.reading(Tap(flow.classifier)).state == state_of(flow.logits):
+            linear = found
     except Exception:  # it takes images of another size, or has no such layer
-        whole = False
-    if whole and type(linear).forward is nn.Linear.forward:
-        with torch.no_grad():
-            for parameter in linear.parameters():
-                parameter.copy_(parameter[list(order)])
-        return
+        pass
+    top = max(map(max, groups))
+    if width is not None and top >= width:
+        raise ValueError(
+            f'{owner}.classes names class {top}, and the last of the teacher is {width - 1}'
+        )
+    if linear is not None and not merged and type(linear).forward is nn.Linear.forward:
+        return _choose_rows(linear, [each for [each] in groups])
     module = facts.model.get_submodule(facts.logits_path)
     device = next(facts.model.parameters()).device
-    module.register_buffer('class_order', torch.tensor(order, device=device), persistent=False)
-    module.register_forward_hook(_in_order)
+    longest = max(map(len, groups))
+    padded = [group + [-1] * (longest - len(group)) for group in groups]
+    module.register_buffer('class_order', torch.tensor(padded, device=device), persistent=False)
+    handle = module.register_forward_hook(_mapped)
+
+    def undo() -> None:
+        handle.remove()
+        del module.class_order
+
+    return undo
 
 
-def _in_order(module: nn.Module, args: tuple, output: Any) -> Any:
+def _choose_rows(linear: nn.Linear, order: list[int]) -> Callable[[], None]:
+    """Chooses rows of a linear layer in place, and returns what undoes it."""
+    before = dict(linear._parameters), linear.out_features
+    for name, old in before[0].items():
+        if old is not None:
+            new = old.detach()[order]
+            setattr(linear, name, nn.Parameter(new, requires_grad=old.requires_grad))
+    linear.out_features = len(order)
+
+    def undo() -> None:
+        linear._parameters.update(before[0])
+        linear.out_features = before[1]
+
+    return undo
+
+
+def _mapped(module: nn.Module, args: tuple, output: Any) -> Any:
+    """The output of the module that yields the logits, with mapped classes."""
+    index = module.class_order
+
+    def mapped(logits: Tensor) -> Tensor:
+        if index.shape[1] == 1:
+            return logits[:, index[:, 0]]
+        members = logits[:, index.clamp(min=0)]
+        return members.masked_fill(index < 0, -torch.inf).logsumexp(2)
+
     if isinstance(output, Tensor):
-        return output[:, module.class_order]
+        return mapped(output)
     if isinstance(output, (tuple, list)):
-        return type(output)(each[:, module.class_order] for each in output)
-    output.logits = output.logits[:, module.class_order]
+        # Branches, whose sum are the logits
+        return type(output)(map(mapped, output)) if index.shape[1] == 1 else mapped(sum(output))
+    output.logits = mapped(output.logits)
     return output
+
+
+def _checked_map(classes: Mapping) -> dict[str, list[str | int]]:
+    """A map from the data set's classes to one or several of the teacher's."""
+    found = {}
+    for name, value in classes.items():
+        group = list(value) if isinstance(value, (list, tuple, range)) else [value]
+        for each in group:
+            whole = isinstance(each, int) and not isinstance(each, bool) and each >= 0
+            if not whole and not isinstance(each, str):
+                raise ValueError(
+                    f'teacher.classes[{name!r}] is {value!r}; it must be the name or the index of a '
+                    "teacher's class, or a list of these"
+                )
+        if not group:
+            raise ValueError(f'teacher.classes[{name!r}] is empty; name a class of the teacher')
+        found[str(name)] = group
+    return found
 
 
 def _dataset_meta() -> dict | None:

@@ -15,7 +15,7 @@ from mmkdx.distillation import checks
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
 from mmkdx.distillation.finite_watch import FiniteWatch
 from mmkdx.distillation.labels import index_of, labels_of
-from mmkdx.distillation.models import ModelSpec, build_model
+from mmkdx.distillation.models import ModelSpec, build_student
 from mmkdx.distillation.places import Place, names_of
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.distillation.terms import Term, build_term
@@ -39,8 +39,10 @@ class Distiller(BaseModel):
     All parts are built in the scope ``mmkdx``, whatever the config's ``default_scope``.
 
     Args:
-        student (dict | str | nn.Module): A classifier of mmpretrain's interface: a model dict, a config
-            path, ``pkg::path``, a model name of mmpretrain's zoo (without its weights) or a module.
+        student (dict | str | nn.Module): A classifier: a model dict, a config path, ``pkg::path``, a
+            model name of mmpretrain's zoo (without its weights) or of a network of another library
+            (``timm::resnet18``), or a module. What lacks mmpretrain's interface, gets it from
+            ``PlainClassifier``.
         teacher (dict | str | nn.Module | list, optional): The arguments of ``Teacher``, another
             teacher's type and arguments, or a model as for the student; or a list of these. Defaults
             to None (no teacher).
@@ -49,8 +51,8 @@ class Distiller(BaseModel):
         student_weight (float): The weight of the student's own losses. With 0 they are not computed
             and labels are not used. Defaults to 1.
         input_size (int | Sequence[int], optional): Height and width of the images, for finding the
-            shapes at the taps. Defaults to None: that of the student's backbone if it has one, else
-            224. The terms are checked again for a batch of another size.
+            shapes at the taps. Defaults to None: that which the student is known to take, else 224. The
+            terms are checked again for a batch of another size.
         data_preprocessor (dict, optional): The preprocessor of a student whose config has none.
         channels_last (bool): Whether the student, the teachers and the images use channels-last memory,
             which convolutions on a GPU with tensor cores prefer. Defaults to False.
@@ -76,8 +78,7 @@ class Distiller(BaseModel):
     ) -> None:
         if data_preprocessor is not None:
             options('data_preprocessor', data_preprocessor)
-        built = build_model(student, 'student', data_preprocessor)
-        checks.student(built)
+        built = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
         self.student = built
         # A student that comes as a module keeps its weights.
@@ -95,7 +96,7 @@ class Distiller(BaseModel):
         #: The image sizes for which the terms are checked.
         self._probed: set[tuple[int, ...]] = set()
         if input_size is None:
-            input_size = getattr(getattr(built, 'backbone', None), 'img_size', None) or 224
+            input_size = describe(built).images.size or 224
         sides = size('input_size', input_size)
         flag('channels_last', channels_last)
         self._format = torch.channels_last if channels_last else torch.preserve_format

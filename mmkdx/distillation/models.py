@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from mmkdx.data_configs import check_named_config
+from mmkdx.models.families import describe
+from mmkdx.models.libraries import check_library, find_network, names_network
 from mmkdx.registry import MODELS
 
-#: A model dict, a config path, ``pkg::path``, the name of a model of mmpretrain's zoo, or a module.
+#: A model dict, a config path, ``pkg::path``, the name of a model of mmpretrain's zoo or of a network of
+#: another library (see ``mmkdx.models.libraries``), or a module.
 ModelSpec = dict | str | Path | nn.Module
 
 
@@ -26,6 +31,16 @@ def build_model(spec: ModelSpec, key: str, data_preprocessor: dict | None = None
     if isinstance(spec, nn.Module):
         return spec
     return build_part(model_config(spec, key, data_preprocessor))
+
+
+def build_student(spec: ModelSpec, data_preprocessor: dict | None = None) -> BaseModel:
+    """Builds a model that can be trained; one without mmengine's interface in a ``PlainClassifier``."""
+    model = build_model(spec, 'student', data_preprocessor)
+    if isinstance(model, BaseModel):
+        return model
+    return build_part(
+        dict(type='PlainClassifier', network=model, data_preprocessor=data_preprocessor)
+    )
 
 
 def build_part(config: dict) -> Any:
@@ -41,21 +56,26 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
 
     Args:
         spec (dict | str | Path): A model dict, the path of a config file, ``pkg::path`` for the config
-            of an installed package, or a model name of mmpretrain's zoo.
+            of an installed package, a model name of mmpretrain's zoo, or the name of a network of
+            another library. In a model dict such a name is the type, and the library's arguments stand
+            beside it: ``dict(type='timm::resnet18', num_classes=10)``.
         key (str): The config key that error messages name.
         data_preprocessor (dict, optional): The preprocessor of a model whose config has none.
 
     Raises:
         ValueError: If the spec is of no known form, or names nothing.
     """
-    if isinstance(spec, (str, Path)):
+    if names_network(spec):
+        spec = dict(type=spec)
+    elif isinstance(spec, (str, Path)):
+        check_library(str(spec), key)
         config = read_config(str(spec), key)
         data_preprocessor = config.get('data_preprocessor', data_preprocessor)
         spec = config.get('model')
     if not isinstance(spec, dict) or not {'type', 'student'} & set(spec):
         raise ValueError(
             f'{key} must be a model dict with a type, a config path, pkg::path, a model name of '
-            f"mmpretrain's zoo or a module, and is {spec!r}"
+            f"mmpretrain's zoo or of another library (timm::resnet18), or a module, and is {spec!r}"
         )
     data_preprocessor = spec.get('data_preprocessor') or data_preprocessor
     if 'student' in spec:
@@ -63,6 +83,9 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
     spec = copy.deepcopy(spec)
     # Left by a base config of another package; mmkdx's scope finds those parts, and its own.
     spec.pop('_scope_', None)
+    if names_network(spec['type']):
+        find_network(spec['type'], key)  # which refuses what is not there
+        spec = dict(spec, type='PlainClassifier', network=spec['type'])
     if data_preprocessor is not None:
         spec['data_preprocessor'] = copy.deepcopy(data_preprocessor)
     return spec
@@ -107,28 +130,39 @@ def zoo_entry(name: str, key: str) -> Any:
         ) from None
 
 
-def zoo_weights(model: ModelSpec, checkpoint: str | None) -> str:
-    """Where mmpretrain's zoo has the weights of a teacher without a checkpoint."""
+def own_weights(model: ModelSpec, checkpoint: str | None) -> str | dict:
+    """What ``load_file`` loads where a teacher's zoo or library has weights for it.
+
+    Returns:
+        str | dict: The URL of the zoo's weights, or the model dict of a library's network with them.
+    """
     if checkpoint:
         raise ValueError(
             'teacher.pretrained and teacher.checkpoint are two sources of weights; remove one'
         )
+    named = model if isinstance(model, dict) else dict(type=model)
+    if names_network(named.get('type')):
+        return dict(named, pretrained=True)
     weights = zoo_entry(model, 'teacher.model').weights if isinstance(model, str) else None
     if not weights:
         raise ValueError(
-            "teacher.pretrained=True needs a model name of mmpretrain's zoo, which has weights, as "
-            'teacher.model; else set teacher.checkpoint'
+            "teacher.pretrained=True needs a model name of mmpretrain's zoo or of another library as "
+            'teacher.model, which has weights; else set teacher.checkpoint'
         )
     return weights
 
 
-def load_file(model: nn.Module, name: str | None, strict: bool = True) -> dict:
-    """Loads a teacher's checkpoint, a file or URL, into its model and returns it."""
+def load_file(model: nn.Module, name: str | dict | None, strict: bool = True) -> dict:
+    """Loads a teacher's checkpoint, a file or URL or see ``own_weights``, into its model, returns it."""
     if name is None:
         raise ValueError(
             'the teacher has no weights: set teacher.checkpoint to a file or URL, or '
-            "teacher.pretrained=True for a model of mmpretrain's zoo"
+            "teacher.pretrained=True for a model of mmpretrain's zoo or of another library"
         )
+    if isinstance(name, dict):
+        network = build_model(name, 'teacher.model')
+        model.load_state_dict(network.state_dict())
+        return dict(meta=dict(CLASSES=describe(network).classes))
     try:
         state = CheckpointLoader.load_checkpoint(name, map_location='cpu')
     except FileNotFoundError:
@@ -161,17 +195,25 @@ def load_weights(
     Raises:
         ValueError: If shapes differ, no tensor matches, or with ``strict`` not all do.
     """
-    own = {_bare(key): key for key in model.state_dict()}
-    state = {
-        own.get(_bare(key), _bare(key)): value
-        for key, value in checkpoint.get('state_dict', checkpoint).items()
+    known = set(model.state_dict())
+    own = {_bare(key): key for key in known}
+    source_state = checkpoint.get('state_dict', checkpoint)
+    state = OrderedDict(
+        (own.get(_bare(key), _bare(key)), value)
+        for key, value in source_state.items()
         if not key.startswith('distill.')
-    }
+    )
+    # The modules' versions, which guide the conversion of old files
+    versions = getattr(source_state, '_metadata', {})
+    state._metadata = {_bare(f'{key}.').rstrip('.'): value for key, value in versions.items()}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise ValueError(f'{source} does not fit the model: {first[0].strip()}') from error
+    # Where a model takes a prefix off its state dict, as mmpretrain's of timm does, torch reports it
+    missing = [each if each in known else each.removeprefix('model.') for each in missing]
+    unexpected = [each if each in state else each.removeprefix('model.') for each in unexpected]
     # Batch norm makes up its counter where a file has none, without calling it missing.
     names = [key for key in model.state_dict() if not key.endswith('num_batches_tracked')]
     total, matched = len(names), len(set(names) - set(missing))

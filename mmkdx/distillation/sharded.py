@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmkdx.distillation.checkpoint import to_checkpoint
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.models.plain_classifier import PlainClassifier, without_prefix
 from mmkdx.registry import MODEL_WRAPPERS
 
 
@@ -33,6 +34,8 @@ class FullyShardedDistiller(MMFullyShardedDataParallel):
                 'teacher: an EMATeacher averages the whole student, of which each process of '
                 'FullyShardedDistiller has a part; use MMDistributedDataParallel'
             )
+        student = module.student
+        plain = isinstance(student, PlainClassifier)
         super().__init__(module, **kwargs)
         for unit, part in module.student.named_modules():
             read = [path for path in module.weights_read if f'{path}.'.startswith(f'{unit}.')]
@@ -44,6 +47,12 @@ class FullyShardedDistiller(MMFullyShardedDataParallel):
                 )
         # FSDP expects the tensors of a state dict under their names in the module
         module.checkpoint_names.remove()
-        self.register_state_dict_post_hook(
-            lambda wrapper, *args: to_checkpoint(wrapper.module, *args)
-        )
+        if plain:
+            student.checkpoint_names.remove()
+
+        def name(wrapper: FullyShardedDistiller, state: dict, prefix: str, metadata: dict) -> None:
+            if plain:
+                without_prefix(student, state, f'{prefix}student.', metadata)
+            to_checkpoint(wrapper.module, state, prefix, metadata)
+
+        self.register_state_dict_post_hook(name)

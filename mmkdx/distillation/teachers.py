@@ -13,9 +13,17 @@ from torch import Tensor, nn
 from mmkdx import arguments
 from mmkdx.distillation.class_order import ClassNames, classes_in
 from mmkdx.distillation.input_bridge import checked_normalization, input_bridge
-from mmkdx.distillation.models import ModelSpec, build_model, build_part, load_file, zoo_weights
+from mmkdx.distillation.models import (
+    ModelSpec,
+    build_model,
+    build_part,
+    load_file,
+    own_weights,
+)
 from mmkdx.functional import map_tensors, no_autocast
 from mmkdx.models.families import describe, forward_tensor, unwrap
+from mmkdx.models.flow import Flow
+from mmkdx.models.libraries import has_own_weights, names_network
 from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
@@ -111,8 +119,8 @@ class Teacher(BaseTeacher):
             taken over: it is frozen and put into eval mode.
         checkpoint (str, optional): A file or URL with its weights; that of a distillation run gives
             the student's. Defaults to None.
-        pretrained (bool): Whether to download the weights that mmpretrain's zoo has for ``model``.
-            Defaults to False.
+        pretrained (bool): Whether to download the weights that mmpretrain's zoo, or the library that
+            ``model`` names, has for it. Defaults to False.
         strict (bool): Whether the weights must fit exactly. Defaults to True.
         dtype (str, optional): 'float16' or 'bfloat16' holds and runs the teacher in half precision,
             'float32' runs it in full precision also under autocast. Defaults to None: fp32 weights,
@@ -122,9 +130,11 @@ class Teacher(BaseTeacher):
             the model knows; a warning names this key where it is unknown.
         resize (int | Sequence[int], optional): Height and width to which the student's images are
             resized for the teacher. Defaults to None (they are not).
-        classes (str | Sequence[str], optional): 'match' puts the teacher's classes in the order of the
-            data set's by their names in the checkpoint; a list gives the names. Defaults to None:
-            another order is an error.
+        classes (str | Sequence[str] | dict, optional): 'match' takes the data set's classes out of the
+            teacher's by their names in the checkpoint; a list gives the teacher's names. A dict has for
+            classes of the data set the name or index of the teacher's class, or a list of these, whose
+            probabilities are summed: ``dict(cat=['tabby', 'tiger cat'], dog=range(151, 269))``.
+            Defaults to None: another order is an error.
 
     Raises:
         ValueError: If an argument fits no other, names nothing, or the weights do not fit.
@@ -140,7 +150,7 @@ class Teacher(BaseTeacher):
         dtype: str | None = None,
         normalize: dict | str | None = None,
         resize: int | Sequence[int] | None = None,
-        classes: str | Sequence[str] | None = None,
+        classes: str | Sequence[str] | Mapping | None = None,
     ) -> None:
         super().__init__()
         arguments.one_of('teacher.dtype', dtype, (None, 'float16', 'bfloat16', 'float32'))
@@ -148,11 +158,12 @@ class Teacher(BaseTeacher):
         self.normalize = checked_normalization('teacher.normalize', normalize)
         self.size = None if resize is None else arguments.size('teacher.resize', resize)
         if arguments.flag('teacher.pretrained', pretrained):
-            checkpoint = zoo_weights(model, checkpoint)
-        if checkpoint is not None:
+            checkpoint = own_weights(model, checkpoint)
+        elif checkpoint is not None:
             arguments.text('teacher.checkpoint', checkpoint, 'a file or URL')
         self.checkpoint = checkpoint
-        self._own_weights = isinstance(model, nn.Module) and checkpoint is None
+        has_weights = isinstance(model, nn.Module) or has_own_weights(model)
+        self._own_weights = has_weights and checkpoint is None
         #: Whether the weights are those that the config names, in the order of classes that it names.
         self.loaded = self._own_weights and classes is None
         self.dtype = dtype and getattr(torch, dtype)
@@ -167,9 +178,17 @@ class Teacher(BaseTeacher):
         """Learns the form of the student's images and the names of its classes."""
         owner = self.taps.owner
         self.bridge = input_bridge(student, self.model, self.normalize, self.size, owner).eval()
+        self._student = (student,)  # a tuple is not a sub-module
         self._names.student = describe(student).classes
         if self.dtype:
             self.model.to(self.dtype)
+
+    def resolve(self, inputs: Tensor) -> dict[str, Any]:
+        """Finds the taps in the teacher, with as many classes as the student; see ``BaseTeacher``."""
+        by_name = self._names.by_name
+        count = Flow(describe(self._student[0]), inputs).logits.shape[1] if by_name else 0
+        with self._names.foreseen(self.model, count):
+            return super().resolve(inputs)
 
     def load(self) -> None:
         """Loads the weights, unless that is done, and compares the names of classes."""
@@ -189,6 +208,12 @@ class Teacher(BaseTeacher):
         self._names.wanted = names
         self.load()
 
+    def keep_random_weights(self, names: Sequence[str] | None) -> None:
+        """Does without weights, in a dry run, and maps its classes as far as names are known."""
+        self.loaded = True
+        if names and self._names.by_name:
+            self._names.settle_without_weights(self.model, names, self.classes)
+
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
         """Runs the teacher in its own normalisation and precision."""
         if not self.loaded and (self._own_weights or self.checkpoint is not None):
@@ -207,6 +232,8 @@ def build_teacher(spec: Any) -> BaseTeacher:
     if isinstance(spec, BaseTeacher):
         return spec
     kind = spec.get('type') if isinstance(spec, dict) else None
+    if names_network(kind):
+        spec, kind = dict(model=spec), None
     found = MODELS.get(kind) if isinstance(kind, str) else kind
     if isinstance(found, type) and issubclass(found, BaseTeacher):
         return build_part(spec)

@@ -291,7 +291,7 @@ class ExplanationEvaluator:
         pictures = collect_results(list(self._pictures.items()), sys.maxsize, 'cpu')
         student = 'student'
         if len(self.subjects) == 1 and not isinstance(self._model, Distiller):
-            student = type(getattr(self._model, 'backbone', self._model)).__name__
+            student = self.subjects['student'].facts.name
         found = Evaluation(scores, len(self._sample), 0.0, student)
         if is_main_process():
             self._complete(found, dict(pictures), own)

@@ -61,6 +61,7 @@ class ModelFacts:
         activation (str): What turns logits into probabilities, 'softmax' or 'sigmoid'.
         images (ImageFormat): What it expects of images.
         classes (tuple[str, ...], optional): The names of its classes. Defaults to None (unknown).
+        num_classes (int, optional): The number of its logits. Defaults to None (unknown).
     """
 
     family: str
@@ -69,6 +70,14 @@ class ModelFacts:
     activation: str = 'softmax'
     images: ImageFormat = field(default_factory=ImageFormat)
     classes: tuple[str, ...] | None = None
+    num_classes: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The class of the network, without that of a classifier around it."""
+        parts = (getattr(self.model, part, None) for part in ('backbone', 'model'))
+        inner = next((each for each in parts if isinstance(each, nn.Module)), self.model)
+        return type(inner).__name__
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The logits (N, K) of preprocessed images (N, C, H, W), in the model's present mode."""
@@ -89,11 +98,13 @@ class ModelFacts:
             if len({each.shape for each in logits}) == 1:
                 logits = sum(logits)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
-            shape = f' of shape {tuple(logits.shape)}' if isinstance(logits, Tensor) else ''
+            kind = type(logits).__name__
+            if isinstance(logits, Tensor):
+                kind = f'Tensor of shape {tuple(logits.shape)}'
             raise ValueError(
-                f'{type(self.model).__name__} returns a {type(logits).__name__}{shape}, and a '
-                'classifier returns logits of shape (N, K); for a model that returns them in '
-                'another form, see mmkdx.models.register_family'
+                f'{type(self.model).__name__} returns a {kind}, and a classifier returns '
+                'logits of shape (N, K); for a model that returns them in another form, see '
+                'mmkdx.models.register_family'
             )
         return logits
 
@@ -161,7 +172,8 @@ def forward_tensor(model: nn.Module, inputs: Tensor) -> Any:
 
 @register_family(lambda model: True)
 def _torch(model: nn.Module) -> ModelFacts:
-    return ModelFacts('torch', model, activation=_activation(_last_width(model)))
+    width = _last_width(model)
+    return ModelFacts('torch', model, activation=_activation(width), num_classes=width)
 
 
 @register_family(lambda model: _is_from(model, 'torchvision.models'))
@@ -170,9 +182,11 @@ def _torchvision(model: nn.Module) -> ModelFacts:
     known = hasattr(weights, 'transforms')
     mean, std = _moments(weights) if known else _agreed_moments(type(model).__module__)
     images = _format(model, mean, std, 255, getattr(model, 'image_size', None))
+    width = getattr(model, 'num_classes', None) or _last_width(model)
     classes = weights.meta.get('categories') if known else None
-    activation = _activation(_last_width(model))
-    return ModelFacts('torchvision', model, '', activation, images, classes and tuple(classes))
+    # Of other classes, where the classifier is a new one
+    classes = tuple(classes) if classes and len(classes) == width else None
+    return ModelFacts('torchvision', model, '', _activation(width), images, classes, width)
 
 
 @register_family(lambda model: _is_from(model, 'timm'))
@@ -183,19 +197,22 @@ def _timm(model: nn.Module) -> ModelFacts:
     own = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
     sides = own or (known.get('input_size') or (None,))[1:] or None
     images = _format(model, known.get('mean'), known.get('std'), 255, sides)
-    return ModelFacts('timm', model, '', _activation(getattr(model, 'num_classes', None)), images)
+    width = getattr(model, 'num_classes', None)
+    return ModelFacts('timm', model, '', _activation(width), images, num_classes=width)
 
 
 @register_family(lambda model: _is_from(model, 'transformers'))
 def _huggingface(model: nn.Module) -> ModelFacts:
     config = getattr(model, 'config', None)
     multi = getattr(config, 'problem_type', None) == 'multi_label_classification'
-    activation = 'sigmoid' if multi else _activation(getattr(config, 'num_labels', None))
+    width = getattr(config, 'num_labels', None)
+    activation = 'sigmoid' if multi else _activation(width)
     names = getattr(config, 'id2label', None) or {}
     classes = tuple(str(names[key]) for key in sorted(names, key=int))
     if classes == tuple(f'LABEL_{i}' for i in range(len(classes))):  # transformers' own, or none
         classes = None
-    return ModelFacts('huggingface', model, '', activation, _processor_format(model), classes)
+    images = _processor_format(model)
+    return ModelFacts('huggingface', model, '', activation, images, classes, width)
 
 
 @register_family(lambda model: isinstance(model, BaseModel))

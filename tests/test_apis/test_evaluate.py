@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,3 +196,16 @@ def test_what_cannot_be_measured(images, networks, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_explanations(net, **arguments)
+
+
+def test_a_student_by_name(images, monkeypatch):
+    """It is measured as the module that the name stands for."""
+    monkeypatch.setitem(sys.modules, 'my_networks', SimpleNamespace(build=lambda: network(0)))
+    metrics = [dict(type='DeletionInsertion', steps=4)]
+    values = [
+        evaluate_explanations(student, DataLoader(images, 5), metrics=metrics, num_samples=4).scores
+        for student in ('my_networks:build', network(0))
+    ]
+    assert values[0] == values[1]
+    with pytest.raises(ValueError, match='student: .*torchvision has no such classifier'):
+        evaluate_explanations('torchvision::resnet', DataLoader(images, 5))

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision
 from campaign.hostile_files import IMAGES
 from mmengine.config import Config
 from mmpretrain import get_model
@@ -197,6 +198,29 @@ def test_names_of_the_model_zoo_and_model_objects(home):
         inferencer = ExplainInferencer(model, pretrained=False)
         (result,) = inferencer(image)
         assert result['maps']['student'].shape == (7, 7)
+
+
+def test_networks_of_other_libraries_by_name(home, tmp_path):
+    """Explained with the library's normalisation, as a plain module is."""
+    torch.manual_seed(0)
+    network = torchvision.models.shufflenet_v2_x0_5(num_classes=4).eval()
+    torch.save(network.state_dict(), tmp_path / 'net.pth')
+    name, checkpoint = 'torchvision::shufflenet_v2_x0_5', str(tmp_path / 'net.pth')
+    base = dict(model=dict(type=name, num_classes=4), checkpoint=checkpoint)
+    named = ExplainInferencer(name, checkpoint, num_classes=4, base=base)
+    [result] = named(str(home / 'images/b.png'), target=1)
+    assert np.array_equal(result['maps']['student'], result['maps']['base'])
+    image = cv2.imread(str(home / 'images/b.png'))
+    side = round(224 / 0.875)
+    large = cv2.resize(image, (round(side * 30 / 20), side), interpolation=cv2.INTER_LINEAR)
+    top, left = round((large.shape[0] - 224) / 2), round((large.shape[1] - 224) / 2)
+    middle = large[top : top + 224, left : left + 224, ::-1].copy()
+    mean, std = np.array([0.485, 0.456, 0.406]) * 255, np.array([0.229, 0.224, 0.225]) * 255
+    inputs = torch.from_numpy((middle - mean) / std).permute(2, 0, 1)[None].float()
+    expected = GradCAM()(network, inputs, torch.tensor([1]))[0]
+    np.testing.assert_allclose(result['maps']['student'], expected, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match='model: .*torchvision has no such classifier; near names'):
+        ExplainInferencer('torchvision::shufflenet_v2_x0_6')
 
 
 @pytest.mark.parametrize(

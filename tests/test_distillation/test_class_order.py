@@ -11,8 +11,10 @@ from mmengine.visualization import Visualizer
 from mmpretrain.structures import DataSample
 from tiny import batch, build, classifier, distiller
 from torch import nn
+from torch.utils.data import DataLoader
 
-from mmkdx.distillation.class_order import class_order, reorder
+from mmkdx.apis import evaluate_explanations
+from mmkdx.distillation.class_order import class_groups, compare_order, reorder
 from mmkdx.distillation.teachers import Teacher
 from mmkdx.explain import CAM
 from mmkdx.models import describe
@@ -121,33 +123,79 @@ def test_features_have_no_classes(checkpoint, taps, fails):
 
 
 @pytest.mark.parametrize(
-    'names, known, by_name, expected',
+    'names, known, expected',
     [
-        (DATA, DATA, False, None),
-        (DATA, DATA, True, None),
-        (DATA, TEACHER, True, ORDER),
+        (DATA, DATA, None),
         # mmpretrain's ImageNet has two cranes
-        (['crane', 'fox', 'crane'], ['crane', 'fox', 'crane'], False, None),
-        (DATA, TEACHER, False, "'cat' is class 0 of the data set and class 1 of the teacher"),
-        (
-            DATA,
-            ['cat', 'dog', 'owl', 'elk'],
-            False,
-            "'owl' is class 3 of .* class 2 of the teacher",
-        ),
-        (['crane', 'fox', 'crane'], ['fox', 'crane', 'crane'], True, 'are not unique names'),
-        (DATA, ['cat', 'dog', 'fox', 'elk'], True, "the data set's 'owl' and the teacher's 'elk'"),
-        (DATA, DATA[:3], True, 'cannot be matched by name'),
-        (DATA, None, True, 'set teacher.classes to the list of names'),
+        (['crane', 'fox', 'crane'], ['crane', 'fox', 'crane'], None),
+        (DATA, TEACHER, "'cat' is class 0 of the data set and class 1 of the teacher"),
+        (DATA, ['cat', 'dog', 'owl', 'elk'], "'owl' is class 3 of .* class 2 of the teacher"),
     ],
 )
-def test_orders(names, known, by_name, expected, warnings):
+def test_orders_are_compared(names, known, expected, warnings):
+    if expected:
+        with pytest.raises(ValueError, match=expected):
+            compare_order(names, known, 'teacher')
+    else:
+        compare_order(names, known, 'teacher')
+    assert not warnings()
+
+
+@pytest.mark.parametrize(
+    'names, known, mapped, expected',
+    [
+        (DATA, DATA, {}, None),
+        (DATA, TEACHER, {}, [[1], [3], [0], [2]]),
+        # fewer, renamed and merged classes
+        (DATA[:2], TEACHER, {}, [[1], [3]]),
+        (('kitty', 'dog'), TEACHER, dict(kitty=['cat']), [[1], [3]]),
+        (('pet', 'owl'), TEACHER, dict(pet=['cat', 3]), [[1, 3], [2]]),
+        (('pet', 'bird'), None, dict(pet=[7, 9], bird=[0]), [[7, 9], [0]]),
+        # a class may change its place without a change of names
+        (DATA, DATA, dict(cat=['dog'], dog=['cat']), [[1], [0], [2], [3]]),
+        (
+            ['crane', 'fox'],
+            ['fox', 'crane', 'crane'],
+            {},
+            "several classes 'crane'; map it by index",
+        ),
+        (['crane', 'fox'], ['fox', 'crane', 'crane'], dict(crane=[2]), [[2], [0]]),
+        (['fox', 'fox'], ['cat', 'fox'], {}, "1 of the teacher belongs to 'fox' and to 'fox'"),
+        (DATA, ['cats', 'dog', 'fox', 'elk'], {}, "no class 'cat'; near names are cats; map it by"),
+        (
+            DATA,
+            TEACHER,
+            dict(cow=['cat']),
+            "maps to 'cow', which is no class of the data set; near",
+        ),
+        (DATA, TEACHER, dict(cat=['cow']), "no class 'cow'; near .*classes={'cat': "),
+        (DATA, None, {}, 'set teacher.classes to the list of names, or to a map of indices'),
+        (DATA, TEACHER, dict(cat=['cat', 'dog']), "3 of the teacher belongs to 'cat' and to 'dog'"),
+    ],
+)
+def test_groups_of_classes(names, known, mapped, expected, warnings):
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            class_order(names, known, by_name)
+            class_groups(names, known, mapped)
     else:
-        assert class_order(names, known, by_name) == expected
+        assert class_groups(names, known, mapped) == expected
     assert not warnings()
+
+
+@pytest.mark.parametrize(
+    'classes, message',
+    [
+        (dict(cat=[]), r"teacher.classes\['cat'\] is empty; name a class of the teacher"),
+        *(
+            (dict(cat=value), rf"teacher.classes\['cat'\] is {value!r}; it must be the name or the")
+            for value in (1.5, True, None, -1)
+        ),
+        ('match me', "teacher.classes is 'match me'"),
+    ],
+)
+def test_a_map_of_other_things_is_refused(classes, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher(classifier(8), classes=classes)
 
 
 def test_other_or_unknown_names_are_warned_of_once(checkpoint, warnings):
@@ -223,6 +271,120 @@ def test_hugging_faces_outputs_are_put_in_order():
     assert torch.equal(model(images).logits, before[:, ORDER])
 
 
+#: Two classes of the data set, the first made of two of the teacher's.
+PETS = dict(pet=['cat', 'dog'], bird='owl')
+
+
+@pytest.mark.parametrize(
+    'make', [classifier, scaled, conformer], ids=['linear', 'scaled', 'branches']
+)
+def test_merged_classes_have_summed_probabilities(make):
+    model = (build(make()) if make is classifier else make()).eval()
+    facts, images = describe(model), batch()[0]
+    before = facts.logits(images).detach()
+    undo = reorder(model, [(1, 3), 2])
+    # What the teacher says of the pets and the bird, given that it is one of them
+    chosen = before[:, [1, 3, 2]].softmax(1)
+    expected = torch.stack([chosen[:, 0] + chosen[:, 1], chosen[:, 2]], 1)
+    torch.testing.assert_close(facts.logits(images).softmax(1), expected)
+    assert torch.equal(facts.logits(images)[:, 1], before[:, 2])
+    assert not any('class_order' in name for name in model.state_dict())
+    undo()
+    assert torch.equal(facts.logits(images), before)
+
+
+def test_chosen_rows_come_back():
+    model = build(classifier()).eval()
+    images = batch()[0]
+    before, state = model(images), dict(model.state_dict())
+    undo = reorder(model, [2, 0])
+    torch.testing.assert_close(model(images), before[:, [2, 0]])
+    undo()
+    assert torch.equal(model(images), before) and model.head.fc.out_features == 4
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_what_cannot_be_mapped_is_refused():
+    model = build(classifier())
+    with pytest.raises(ValueError, match='classes names class 4, and the last of the teacher is 3'):
+        reorder(model, [0, 4])
+    several = classifier()
+    several['head'] = dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=8)
+    with pytest.raises(ValueError, match='a head of sigmoids, whose probabilities have no sum'):
+        reorder(build(several), [(0, 1), 2])
+
+
+def test_a_student_of_fewer_classes_learns_from_the_teachers_part(checkpoint):
+    """Logits, class maps and the gradient of a step, as a plain formula has them."""
+    path, model = checkpoint
+    distilling = distiller(
+        dict(kd=dict(type='KLDivLoss', at='logits'), cat=dict(type='CATLoss', at='cam')),
+        student=classifier(4, classes=2),
+        teacher=dict(model=classifier(8), checkpoint=path, classes=dict(bird='owl')),
+        student_weight=0,
+    )
+    teacher, student = distilling.teachers[0], distilling.student
+    teacher.match_classes(('fox', 'bird'))
+    assert teacher.classes == ('fox', 'bird')
+    images, samples = batch(classes=2)
+    rows = [TEACHER.index('fox'), TEACHER.index('owl')]
+    expected = model(images)[:, rows].detach()
+    values = teacher(images)
+    torch.testing.assert_close(values['logits'], expected)
+    weight = model.head.fc.weight[rows]
+    maps = torch.einsum('kc,nchw->nkhw', weight, model.backbone(images)[0])
+    torch.testing.assert_close(values['cam'].full(), maps)
+
+    losses = distilling.train()(images, samples, mode='loss')
+    parameters = list(student.parameters())
+    found = torch.autograd.grad(
+        losses['loss_kd'], parameters, retain_graph=True, materialize_grads=True
+    )
+    target = expected.softmax(1)
+    plain = -(target * student(images).log_softmax(1)).sum(1).mean()
+    for one, other in zip(found, torch.autograd.grad(plain, parameters)):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_student_of_merged_classes(checkpoint):
+    path, model = checkpoint
+    distilling = distiller(
+        student=classifier(4, classes=2),
+        teacher=dict(model=classifier(8), checkpoint=path, classes=PETS),
+    )
+    distilling.teachers[0].match_classes(('bird', 'pet'))
+    images, samples = batch(classes=2)
+    logits = model(images).detach()
+    pet = logits[:, [TEACHER.index('cat'), TEACHER.index('dog')]].logsumexp(1)
+    expected = torch.stack([logits[:, TEACHER.index('owl')], pet], 1)
+    losses = distilling.train()(images, samples, mode='loss')
+    kd = build(dict(type='KLDivLoss'))(distilling.student(images), expected)
+    torch.testing.assert_close(losses['loss_kd'], kd)
+
+
+def test_evaluation_agrees_on_the_mapped_classes(checkpoint):
+    path, model = checkpoint
+    student = build(classifier(4, classes=2))
+    images, _ = batch(8)
+    data = [(image, i % 2) for i, image in enumerate(images)]
+
+    class Named(list):
+        METAINFO = dict(classes=('bird', 'pet'))
+        metainfo = METAINFO
+
+    found = evaluate_explanations(
+        student,
+        DataLoader(Named(data), 4),
+        teacher=dict(model=classifier(8), checkpoint=path, classes=PETS, normalize='same'),
+        metrics=['MapAgreement'],
+    )
+    logits = model(images).detach()
+    pet = logits[:, [TEACHER.index('cat'), TEACHER.index('dog')]].logsumexp(1)
+    pets = pet > logits[:, TEACHER.index('owl')]
+    same = (student.eval()(images).argmax(1) == pets.long()).float().mean()
+    assert found.scores['prediction_agreement'].value == pytest.approx(float(same))
+
+
 def test_prototypes_keep_their_classes():
     head = dict(
         type='ProtoPNetHead',
@@ -291,3 +453,28 @@ def test_a_run_compares_before_its_first_iteration(tmp_path, checkpoint, monkeyp
     # A model that is built afterwards has nothing to do with that run's data
     assert Visualizer.get_current_instance().dataset_meta['classes'] == DATA
     distiller(teacher=dict(model=classifier(8), checkpoint=path)).init_weights()
+
+
+@pytest.mark.parametrize(
+    'classes, expected',
+    [
+        ('match', [0, 0]),  # only a file would say which they are
+        (dict(bird='owl', pet='cat'), [0, 0]),
+        (dict(bird=2, pet=[1, 3]), [2, [1, 3]]),
+        (TEACHER, None),
+    ],
+)
+def test_a_dry_run_maps_what_is_known(classes, expected):
+    """Without weights, of which no file is there."""
+    teacher = Teacher(classifier(8), 'no_file.pth', classes=classes)
+    teacher.bind(build(classifier(4, classes=2)), dict(logits='terms.kd.at'))
+    images, _ = batch()
+    logits = teacher.model(images)
+    if expected is None:
+        with pytest.raises(ValueError, match="the teacher has no class 'bird'"):
+            teacher.keep_random_weights(('bird', 'pet'))
+        return
+    teacher.keep_random_weights(('bird', 'pet'))
+    columns = [logits[:, [each] if isinstance(each, int) else each] for each in expected]
+    wanted = torch.stack([each.logsumexp(1) for each in columns], 1)
+    torch.testing.assert_close(describe(teacher.model).logits(images), wanted)

@@ -406,8 +406,8 @@ NOT_GAP_LINEAR = dict(
             'terms.kd.teacher is 1 and the last of the 1 teachers is 0',
         ),
         (
-            dict(student=torch.nn.Linear(2, 2)),
-            'student is a Linear; it must be a classifier of mmpretrain',
+            dict(student=torch.nn.Conv2d(3, 4, 1)),
+            r'Conv2d returns a Tensor of shape \(2, 4, 8, 8\), and a classifier returns logits of',
         ),
         (
             dict(student='resnet18_8xb32_in2k'),

@@ -29,6 +29,7 @@ from mmkdx.data_configs import DataConfigError
 from mmkdx.datasets.wrappers import config_class_names
 from mmkdx.distillation import Distiller, Teacher
 from mmkdx.distillation.models import load_file
+from mmkdx.models import describe
 from mmkdx.plugins import loaded_plugins
 
 
@@ -60,11 +61,16 @@ def settle_weights(teacher: Teacher, names: Sequence[str] | None) -> str:
         teacher.match_classes(names)
         return 'as given'
     if teacher.checkpoint is None:
+        teacher.keep_random_weights(names)
         return 'NONE: set teacher.checkpoint'
-    local = '://' not in teacher.checkpoint
-    where = teacher.checkpoint if local else teacher.checkpoint.rpartition('/')[2]
+    source = teacher.checkpoint
+    if isinstance(source, dict):  # a library has them
+        teacher.keep_random_weights(names)
+        return f'to be downloaded: {source["type"]}'
+    local = '://' not in source
+    where = source if local else source.rpartition('/')[2]
     if not local or not Path(where).is_file():
-        teacher.loaded = True  # it keeps its random weights for the step
+        teacher.keep_random_weights(names)
         return f'{"NOT FOUND" if local else "to be downloaded"}: {where}'
     if names:
         teacher.match_classes(names)
@@ -102,7 +108,7 @@ def check(name: str, cfg: Config) -> None:
 
     def count(name: str, module, weights: str) -> int:
         cost = multiply_adds(module, size, channels)
-        kind = type(getattr(module, 'backbone', module)).__name__
+        kind = describe(module).name
         parameters = sum(p.numel() for p in module.parameters())
         rows.append([name, kind, f'{parameters:,}', f'{cost / 1e9:.3f} G', weights])
         return cost

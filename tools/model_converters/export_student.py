@@ -1,10 +1,13 @@
 #!/usr/bin/env python
-"""Turns a distillation's config and checkpoint into a config and weights for plain mmpretrain.
+"""Writes a student for use without mmkdx, from a distillation's config and checkpoint.
 
-Writes OUT_DIR/NAME.py and OUT_DIR/NAME.pth, without teacher, terms and adapters. Data loaders stay if
-their data set is one of mmpretrain's; otherwise only the test pipeline does, which is what
-mmpretrain's inferencers need. Where the student itself has parts of mmkdx, such as a prototype head,
-the config imports mmkdx, which must be installed then.
+--format mmpretrain writes OUT_DIR/NAME.py and OUT_DIR/NAME.pth, without teacher, terms and adapters.
+Data loaders stay if their data set is one of mmpretrain's; otherwise only the test pipeline does, which
+is what mmpretrain's inferencers need. Where the student itself has parts of mmkdx, such as a prototype
+head, the config imports mmkdx, which must be installed then.
+
+--format library, safetensors, onnx and torch.export write one file, which is read back and compared with
+the student first. It holds the classes' names and the normalisation.
 """
 
 import argparse
@@ -14,9 +17,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from mmpretrain.registry import DATASETS, MODELS
+from torch import Tensor, nn
 
 import mmkdx.registry as mmkdx
+from mmkdx.apis.dry_run import synthetic_batch
+from mmkdx.apis.export import FORMATS, export_model
 from mmkdx.checkpoints import save_checkpoint_file
+from mmkdx.distillation.class_order import classes_in
 from mmkdx.distillation.models import build_model, load_weights, model_config
 from mmkdx.files import exit_on_write_error, write_file, written_together
 
@@ -44,6 +51,9 @@ def student_config(cfg: Config) -> Config:
     """The config of the student alone."""
     model = model_config(cfg.model.to_dict(), 'model', cfg.get('data_preprocessor'))
     plain = dict(default_scope='mmpretrain', model=model)
+    if model['type'] == 'PlainClassifier':  # the checkpoint has the weights
+        for key in ('pretrained', 'weights'):
+            model.pop(key, None)
     if name_parts(model):
         plain['custom_imports'] = dict(imports=['mmkdx'])
     for part in ('train', 'val', 'test'):
@@ -58,14 +68,30 @@ def student_config(cfg: Config) -> Config:
     return Config(plain)
 
 
+def example_images(cfg: Config, student: nn.Module) -> Tensor:
+    """Made-up images, as the config's test pipeline and the student's preprocessor make them."""
+    loaders = [f'{part}_dataloader' for part in ('test', 'val', 'train')]
+    first = next((key for key in loaders if cfg.get(key)), None)
+    batch = synthetic_batch(Config({'test_dataloader': cfg[first]} if first else {}))
+    return student.data_preprocessor(batch, False)['inputs']
+
+
 @exit_on_write_error()
 def main() -> None:
-    """Writes both files."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Writes the files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument('config', help='the config of the distillation')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('out_dir', type=Path, help='the folder for both files')
+    parser.add_argument('out_dir', type=Path, help='the folder for the files')
     parser.add_argument('--name', help="the files' name; defaults to that of the config")
+    parser.add_argument(
+        '--format',
+        choices=['mmpretrain', *FORMATS],
+        default='mmpretrain',
+        help='who is to load the student; defaults to mmpretrain',
+    )
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, map_location='cpu')
@@ -76,6 +102,11 @@ def main() -> None:
     meta = checkpoint.get('meta', {})
     meta = {key: meta[key] for key in ('dataset_meta',) if key in meta}
     name = args.out_dir / (args.name or Path(args.config).stem)
+    if args.format != 'mmpretrain':
+        args.out_dir.mkdir(parents=True, exist_ok=True)
+        images = example_images(cfg, student.eval())
+        print(f'Wrote {export_model(student, name, args.format, images, classes_in(checkpoint))}')
+        return
     with written_together(args.out_dir) as folder:
         write_file(folder / f'{name.name}.py', plain.pretty_text)
         save_checkpoint_file(
