@@ -63,7 +63,7 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
         images = inputs[:1].clone()
         try:
             gap_linear.resolve(model, images)
-            pooling = gap_linear.taps['features']
+            pooling = gap_linear.taps['features'] if gap_linear.weights else None
         except ValueError:
             pooling = None
         if given.names or pooling is None:

@@ -121,8 +121,21 @@ def head_kind(head: Head, points: Tensor, norm: str = 'frozen') -> HeadKind:
     """
     random = torch.Generator().manual_seed(0)
     noise = torch.randn(points.shape, generator=random).to(points)
-    scale = points.abs().amax()
-    steps = scale * noise - 2 * points
+    steps = points.abs().amax() * noise - 2 * points
+    here = head_logits(head, points)
+    doubled, other = (head_logits(head, each) - here for each in (2 * points, points + steps))
+    scale_free = bool(doubled.abs().amax() <= 1e-3 * other.abs().amax())
+    # An untrained network may have features that are far too small for its activations
+    unit = steps / steps.abs().amax().clamp_min(torch.finfo(steps.dtype).tiny)
+    forms = [_form(head, points, each, norm) for each in (steps, 3 * unit, 100 * unit)]
+    return HeadKind(max(forms, key=_FORMS.index), scale_free)
+
+
+_FORMS = ['affine', 'piecewise linear', 'neither']
+
+
+def _form(head: Head, points: Tensor, steps: Tensor, norm: str) -> str:
+    """What the head is between points and points that are some steps away."""
 
     def one(point: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         function = _at(head, point, norm, False)
@@ -130,18 +143,15 @@ def head_kind(head: Head, points: Tensor, norm: str = 'frozen') -> HeadKind:
         def slope(at: Tensor) -> Tensor:
             return jvp(function, (at,), (step,))[1]
 
-        first, second = jvp(slope, (point,), (step,))
-        return function(point), function(point + step), first, second
+        start, end = point + step / 2, point + step
+        first, second = jvp(slope, (start,), (step,))
+        return function(point), function(end), slope(point), first, second
 
-    here, there, first, second = vmap(one)(points, steps)
-    size = first.abs().amax() + here.abs().amax()
-    doubled = (head_logits(head, 2 * points) - here).abs().amax()
-    other = (head_logits(head, points + steps) - here).abs().amax()
-    scale_free = bool(doubled <= 1e-3 * other)
-    if second.abs().amax() > 1e-5 * size:
-        return HeadKind('neither', scale_free)
-    affine = (there - here - first).abs().amax() <= 1e-4 * size
-    return HeadKind('affine' if affine else 'piecewise linear', scale_free)
+    here, there, begin, first, second = vmap(one)(points, steps)
+    size = begin.abs().amax() + first.abs().amax() + here.abs().amax()
+    if second.abs().amax() > 1e-4 * size:
+        return 'neither'
+    return 'affine' if (there - here - begin).abs().amax() <= 1e-4 * size else 'piecewise linear'
 
 
 def check_head(head: Head) -> None:

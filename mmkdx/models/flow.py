@@ -70,8 +70,7 @@ class Flow:
     """
 
     def __init__(self, facts: ModelFacts, inputs: Tensor) -> None:
-        self.facts = facts
-        self.model = facts.model
+        self.facts, self.model, self.inputs = facts, facts.model, inputs
         self.passings: list[Passing] = []
         readers = {
             Tap(path, side=side, item=None): partial(self._note, path, module, side)
@@ -124,7 +123,7 @@ class Flow:
         """The global average pooling whose output enters the classifier, else the last one before it."""
         try:
             entry = self._calls(self.model.get_submodule(self.classifier), 'in')[-1]
-            order, entering = self.passings.index(entry), entry.states[-1]
+            order, entering = _place(self.passings, entry), entry.states[-1]
         except ValueError:  # the model has no linear classifier
             order, entering = len(self.passings), None
         before = [each for each in self.poolings if each.order <= order]
@@ -142,7 +141,7 @@ class Flow:
             if each.states[-1] == self.pooling.entering:
                 calls = self._calls(each.module, each.side)
                 last = calls[-1] is each
-                return Tap(each.path, None if last else calls.index(each), each.side)
+                return Tap(each.path, None if last else _place(calls, each), each.side)
         raise ValueError(
             'pools by a function what no module returns, so that its features before pooling cannot be '
             "read; name a module, as in 'backbone.layer4'"
@@ -154,6 +153,11 @@ class Flow:
     def _note(self, path: str, module: nn.Module, side: str, value: Any) -> None:
         elements = value if isinstance(value, (tuple, list)) and value else (value,)
         self.passings.append(Passing(path, module, side, value, list(map(state_of, elements))))
+
+
+def _place(passings: list[Passing], passing: Passing) -> int:
+    """Where a passing stands; ``index`` would compare tensors."""
+    return next(i for i, each in enumerate(passings) if each is passing)
 
 
 class _GlobalPoolings(TorchFunctionMode):
