@@ -93,7 +93,7 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
                 'positions, as after the last attention of a transformer that classifies by its class '
                 f'token; possible layers are {_names(passings)}'
             )
-        classifier = gap_linear.weights['cam'] if chosen.state == pooled else None
+        classifier = gap_linear.weights.get('cam') if chosen.state == pooled else None
         layers.append(Layer(str(chosen.tap), chosen.tap, chosen.layout, classifier))
     return layers
 

@@ -320,7 +320,7 @@ def test_wrong_arguments(arguments, message):
                     ),
                 )
             ),
-            'terms.expkd.at: the student is not GAP',
+            "terms.expkd: .* the maps of the student do not tell .* channel_reduce='sum'",
         ),
     ],
 )
