@@ -249,15 +249,9 @@ class LinearisedHead:
         index = index[..., None, None].expand(-1, -1, *features.shape[2:])
         return self.maps(features).gather(1, index)
 
-    def remainder(self, features: Tensor) -> Tensor:
-        """What the mean of the maps lacks of the logits, of shape (N, K)."""
-        return self.logits(features) - self.maps(features, 1).flatten(1)
-
-    @torch.no_grad()
-    def share(self, features: Tensor) -> Tensor:
-        """``|J · p| / (|J · p| + |r|)``, of shape (N, K): how much of each logit the map holds."""
-        mean = self.maps(features, 1).flatten(1).abs()
-        return mean / (mean + self.remainder(features).abs())
+    def kind(self, features: Tensor) -> HeadKind:
+        """What kind of function the head is near some features (N, C, H, W); see ``head_kind``."""
+        return head_kind(self.head, self._points(features.detach()), self.norm)
 
     def _points(self, features: Tensor) -> Tensor:
         features = full_precision(features)

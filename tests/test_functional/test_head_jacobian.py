@@ -412,12 +412,6 @@ def test_kinds_of_heads(head, form, scale_free, norm, features):
         head.double()
 
 
-def test_share():
-    head = LinearisedHead(stacked())
-    mean, rest = tensor([2, 2, 1]), tensor([1, 1.1, 0.7])
-    close(head.share(A)[0], mean / (mean + rest))
-
-
 @pytest.mark.parametrize(
     'norm',
     [
