@@ -38,7 +38,7 @@ class WrittenNorms(TorchFunctionMode):
             args, kwargs = tree_map_only(nn.Parameter, Tensor.detach, (args, kwargs))
         if func in _DROPOUTS:
             return args[0] if args else kwargs['input']
-        if func in _VECTOR_NORMS:
+        if func in _DIVISORS:
             return self.divisor(func(*args, **kwargs), 0.0)
         if func in _WRITTEN_OUT:
             return _WRITTEN_OUT[func](self.divisor, *args, **kwargs)
@@ -131,5 +131,9 @@ _WRITTEN_OUT = {
     F.normalize: _normalize,
     F.cosine_similarity: _cosine_similarity,
 }
-_VECTOR_NORMS = {torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm}
+#: Roots, too: norms that a model writes out by itself divide by them.
+_DIVISORS = {
+    *(torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm),
+    *(torch.sqrt, Tensor.sqrt, torch.rsqrt, Tensor.rsqrt, torch.std, Tensor.std),
+}
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.alpha_dropout, torch.dropout}

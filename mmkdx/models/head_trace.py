@@ -96,9 +96,11 @@ class Trace(TorchFunctionMode):
         output = func(*args, **kwargs)
         made = output if isinstance(output, (tuple, list)) else [output]
         if made and all(isinstance(each, Tensor) for each in made):
-            slots = tuple(map(self._new, made))
+            slots, call = tuple(map(self._new, made)), _out_of_place(func, *references)
+            if call is None:
+                return output
             self.made.update(dict.fromkeys(slots, len(self.calls)))
-            self.calls.append(Call(*_out_of_place(func, *references), slots))
+            self.calls.append(Call(*call, slots))
             layout = _pooling(func, args, kwargs, output)
             if layout:
                 self.poolings.append(
@@ -226,11 +228,11 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _out_of_place(func: Any, args: tuple, kwargs: dict) -> tuple[Any, tuple, dict]:
-    """The function without writing into its input, and its arguments."""
+def _out_of_place(func: Any, args: tuple, kwargs: dict) -> tuple[Any, tuple, dict] | None:
+    """The function without writing into its input, and its arguments; None if there is no such one."""
     func, signature = _without_writing(func)
     if signature is None:
-        return func, args, kwargs
+        return (func, args, kwargs) if func else None
     return func, (), {**signature.bind(*args, **kwargs).arguments, 'inplace': False}
 
 
@@ -243,7 +245,7 @@ def _without_writing(func: Any) -> tuple[Any, inspect.Signature | None]:
     owner = Tensor if getattr(Tensor, name, None) is func else torch
     if name.startswith('__'):
         return (getattr(Tensor, f'__{name[3:]}') if name in _AUGMENTED else func), None
-    return (getattr(owner, name[:-1]) if name.endswith('_') else func), None
+    return (getattr(owner, name[:-1], None) if name.endswith('_') else func), None
 
 
 _AUGMENTED = {f'__i{name}__' for name in ('add', 'sub', 'mul', 'truediv', 'pow')}

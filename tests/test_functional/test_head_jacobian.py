@@ -424,6 +424,8 @@ def test_kinds_of_heads(head, form, scale_free, norm, features):
         lambda x: x / x.norm(dim=1, keepdim=True),
         lambda x: x / torch.linalg.vector_norm(x, dim=1, keepdim=True),
         lambda x: F.normalize(x, p=1),
+        lambda x: x * (x.square().mean(1, keepdim=True) + 0.1).rsqrt(),
+        lambda x: (x - x.mean(1, keepdim=True)) / torch.sqrt(x.var(1, keepdim=True) + 0.1),
         lambda x: torch.stack([F.cosine_similarity(x, w[None]) for w in COSINE], 1),
     ],
 )

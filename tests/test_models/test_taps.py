@@ -315,6 +315,14 @@ def timm_swin():
     return timm_model('swin_tiny_patch4_window7_224', img_size=64, **sizes)
 
 
+def huggingface_swin():
+    """It pools tokens (N, C, L) in one dimension."""
+    transformers = pytest.importorskip('transformers')
+    sizes = dict(image_size=64, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2])
+    config = transformers.SwinConfig(window_size=4, num_labels=5, **sizes)
+    return transformers.SwinForImageClassification(config)
+
+
 class TwoHeads(Net):
     """The mean of two classifiers, one behind a batch norm, as in LeViT."""
 
@@ -342,6 +350,7 @@ AFFINE_HEADS = dict(
     convnext=(classifier(('ConvNeXt', dict(arch=CONVNEXT)), 32, neck=None), 64),  # pools inside
     gap_vit=(GAP_VIT, 64),
     timm_swin=(timm_swin, 64),
+    huggingface_swin=(huggingface_swin, 64),
     timm_convnext=(lambda: timm_model('convnext_atto'), 64),
     tv_convnext=('convnext_tiny', 64),
     tv_densenet=('densenet121', 64),
@@ -367,7 +376,7 @@ def any_head(spec, size):
     maps = values['cam']
     assert maps.weight is None and maps.shape[1:] == shapes['cam'].shape[1:]
     assert maps.full().shape == maps.shape and max(maps.shape[2:]) > 1
-    assert differ(maps.logits(), values['logits']) < 1e-5
+    assert differ(maps.logits(), values['logits']) < 1e-4
     return maps, values['logits']
 
 
@@ -414,6 +423,7 @@ def test_class_maps_of_a_class_token_are_refused(spec):
     [
         lambda x: torch.cat([x.mean((2, 3)), x[:, :, ::2].amax((2, 3))], 1)[:, :8] + x[:, :, 0, 0],
         lambda x: (x.flatten(2) * x.flatten(2).softmax(2)).sum(2),
+        lambda x: x.mean((2, 3)) * torch.empty(1).fill_(2),  # cannot be done without writing
     ],
 )
 def test_several_maps_and_attention_pooling_are_refused(pool):
