@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from test_distillation.test_any_head import LayerNormed, stacked
-from tiny import batch, classifier, distiller
+from tiny import LayerNormed, batch, classifier, distiller, stacked
 
 from mmkdx.apis.heads import head_rows
 

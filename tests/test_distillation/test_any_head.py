@@ -5,38 +5,19 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_models.test_taps import CONVNEXT, Net
-from tiny import batch, classifier, distiller, total
-from torch import nn
+from tiny import LayerNormed, batch, classifier, distiller, run_ranks, stacked, total
 
 from mmkdx.distillation.cache import CachedTeacher
 from mmkdx.models.families import forward_tensor
-
-
-def stacked(width=4, **head):
-    """A classifier whose head has a hidden layer."""
-    config = classifier(width)
-    config['head'] = dict(
-        type='StackedLinearClsHead', num_classes=4, in_channels=width, mid_channels=[6], **head
-    )
-    return config
 
 
 def convnext():
     """A ConvNeXt, which pools and normalises in the backbone."""
     return dict(
         type='ImageClassifier',
-        backbone=dict(type='ConvNeXt', arch=CONVNEXT),
+        backbone=dict(type='ConvNeXt', arch=dict(depths=[1] * 4, channels=[8, 16, 24, 32])),
         head=dict(type='LinearClsHead', num_classes=4, in_channels=32),
     )
-
-
-class LayerNormed(Net):
-    """A plain module with layer norm before its classifier, for a teacher."""
-
-    def __init__(self):
-        super().__init__(before=nn.LayerNorm(8))
-        self.fc = nn.Linear(8, 4)
 
 
 TERMS = dict(
@@ -221,3 +202,42 @@ def test_a_cache_holds_finished_maps_and_their_remainder(resolution, tmp_path):
     torch.testing.assert_close(maps.logits(), forward_tensor(kept.model, images))
     assert set(kept.outputs(images)) == {'signature', 'cam.values', 'cam.remainder'}
     assert step(own)[0]['loss_cat'] > 0
+
+
+SCRIPT = """
+import os
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from test_distillation.test_any_head import stacked
+from tiny import LayerNormed, batch, classifier, distiller, run_ranks, stacked, total
+
+path, rank, world = sys.argv[1], *map(int, sys.argv[2:])
+dist.init_process_group('gloo', f'file://{path}.store', rank=rank, world_size=world)
+torch.manual_seed(0)
+student = stacked()
+student['backbone']['norm'] = False  # which would differ between the parts of a batch
+model = distiller(
+    dict(cat=dict(type='CATLoss', at='cam', resolution=2)), student=student, teacher=stacked(8)
+)
+images, samples = batch()
+part = slice(rank * 3, rank * 3 + 3)
+shared = DistributedDataParallel(model.train())
+total(shared(images[part], samples[part], mode='loss')).backward()
+found = {key: value.grad.clone() for key, value in model.student.named_parameters()}
+model.zero_grad()
+total(model(images, samples, mode='loss')).backward()
+whole = {key: value.grad for key, value in model.student.named_parameters()}
+torch.save((found, whole), f'{path}.{rank}')
+dist.barrier()
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    first, second = run_ranks(SCRIPT, tmp_path / 'two', 2)
+    for key, value in first[1].items():
+        torch.testing.assert_close(first[0][key], value, rtol=1e-4, atol=1e-7)
+        assert torch.equal(first[0][key], second[0][key])
