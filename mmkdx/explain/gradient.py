@@ -96,7 +96,8 @@ class CAM(BaseCAM):
     Behind global average pooling and one linear layer J is the classifier's weight. Any other head
     behind pooled or flattened features has a remainder beside the mean, like a bias (see
     ``mmkdx.functional.head_jacobian.LinearisedHead``). ``GradCAM`` is the same with ``norm='full'``,
-    divided by the number of positions. Dropout behind the features is left out.
+    divided by the number of positions. Dropout behind the features is left out. Where a norm has
+    nothing to divide by, as for features that are zero, the map is zero.
 
     Source: Zhou et al., "Learning deep features for discriminative localization", CVPR 2016, Eq. 2; for
     other heads our own.
@@ -127,11 +128,16 @@ class CAM(BaseCAM):
         if maps.head and self.norm == 'full':
             head, pooled = maps.head.head, maps.head.mean_pooled
             maps = ClassMaps.linearised(maps.features, head, 'full', pooled=pooled)
-        if isinstance(targets, str) and targets == 'all':
-            return maps.full()
-        weights = class_weights(targets, logits)
+        every = isinstance(targets, str) and targets == 'all'
+        weights = None if every else class_weights(targets, logits)
         if maps.head:
-            return maps.head.weighted(maps.features, weights[:, None])[:, 0]
+            features, head = maps.features, maps.head
+            found = maps.full() if every else head.weighted(features, weights[:, None])
+            flat = head.degenerate(features)[:, None, None, None]
+            found = torch.where(flat, 0, found)
+            return found if every else found[:, 0]
+        if every:
+            return maps.full()
         return weighted_sum(weights @ full_precision(maps.weight), full_precision(maps.features))
 
     def _find(self, model: nn.Module, inputs: Tensor) -> TapSet:

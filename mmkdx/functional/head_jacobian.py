@@ -95,13 +95,6 @@ def degenerate_points(head: Head, points: Tensor) -> Tensor:
     return vmap(one)(points)
 
 
-def pools_first(tail: Head, features: Tensor) -> bool:
-    """Whether a function of features (N, C, H, W) is one of their means over space, up to 1e-5."""
-    spread = features.mean((2, 3), keepdim=True).expand_as(features)
-    logits, expected = tail(spread.clone()), tail(features.clone())
-    return bool((logits - expected).abs().max() <= 1e-5 * expected.abs().max())
-
-
 class HeadKind(NamedTuple):
     """What a head is: 'affine', 'piecewise linear' or 'neither', and whether it ignores the scale."""
 
@@ -248,6 +241,11 @@ class LinearisedHead:
             return self.weighted(features, F.one_hot(index, classes))
         index = index[..., None, None].expand(-1, -1, *features.shape[2:])
         return self.maps(features).gather(1, index)
+
+    def degenerate(self, features: Tensor) -> Tensor:
+        """Whether a norm divides by (almost) nothing, of shape (N, ); see ``degenerate_points``."""
+        with no_autocast(features):
+            return degenerate_points(self.head, self._points(features))
 
     def kind(self, features: Tensor) -> HeadKind:
         """What kind of function the head is near some features (N, C, H, W); see ``head_kind``."""

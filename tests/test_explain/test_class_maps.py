@@ -135,3 +135,14 @@ def test_dropout_before_the_classifier():
 def test_another_norm():
     with pytest.raises(ValueError, match="^norm is 'none'"):
         CAM(norm='none')
+
+
+@pytest.mark.parametrize('targets', [1, 'all'])
+def test_a_norm_with_nothing_to_divide_by_has_a_zero_map(targets):
+    model = Pooled([[1.0, -1, 0.5], [0, 2, 1]], [7.0, -7])
+    model.fc = nn.Sequential(nn.LayerNorm(3), model.fc)
+    inputs = torch.rand(2, 3, 4, 4)
+    # All channels have one mean, so their variance is zero, and still the positions differ
+    inputs[0] = torch.stack([inputs[0, 0], inputs[0, 0].flip(0), inputs[0, 0].flip(1)])
+    maps = CAM()(model, inputs, targets)
+    assert not maps[0].any() and maps[1].any()

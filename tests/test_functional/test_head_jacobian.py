@@ -15,7 +15,6 @@ from mmkdx.functional.head_jacobian import (
     directional,
     head_kind,
     head_logits,
-    pools_first,
 )
 from mmkdx.losses import CATLoss, ExpKDLoss
 
@@ -295,6 +294,13 @@ def test_cat_kd_of_a_stacked_head():  # T14
     row = tensor([0.1825741858, 0.3651483717, 0.9128709292, 0])
     close(F.normalize(maps.pooled(2).flatten(2), dim=2)[0], torch.stack([row, -row, row]))
     assert CATLoss(resolution=2)(maps, maps).item() == 0
+
+
+def pools_first(tail, features):
+    """The self-test of a tail; ``models.head_trace`` follows the values in place of it."""
+    spread = features.mean((2, 3), keepdim=True).expand_as(features)
+    logits, expected = tail(spread.clone()), tail(features.clone())
+    return bool((logits - expected).abs().max() <= 1e-5 * expected.abs().max())
 
 
 @pytest.mark.parametrize('name', HEADS)
