@@ -6,31 +6,12 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
-from torch.overrides import TorchFunctionMode
 
 from mmkdx.functional import no_autocast
 from mmkdx.models.families import ModelFacts, describe, forward_tensor, image_channels
 from mmkdx.models.intercept import Tap, fake_forward, intercept
-
-#: Functions that may average a map over all its positions.
-_POOLINGS = F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, Tensor.mean
-
-
-#: A tensor's memory and version; None for another value.
-State = tuple[int, int | None] | None
-
-
-def state_of(value: Any) -> State:
-    """The state of a tensor: equal for two tensors if no operation stands between them.
-
-    Flattening is a view, and dropout in eval mode is the identity.
-    """
-    if not isinstance(value, Tensor):
-        return None
-    return value.untyped_storage()._cdata, None if value.is_inference() else value._version
+from mmkdx.models.poolings import GlobalPoolings, Pooling, State, state_of
 
 
 class Passing(NamedTuple):
@@ -51,14 +32,6 @@ class Reading(NamedTuple):
     state: State = None
 
 
-class Pooling(NamedTuple):
-    """A global average pooling: after how many passings, and the states of its input and output."""
-
-    order: int
-    entering: State
-    leaving: State
-
-
 class Flow:
     """One forward of a model, with all that passed its modules and its global poolings.
 
@@ -77,7 +50,7 @@ class Flow:
             for path, module in self.model.named_modules()
             for side in ('in', 'out')
         }
-        with intercept(self.model, readers), _GlobalPoolings(self.passings) as poolings:
+        with intercept(self.model, readers), GlobalPoolings(self.passings) as poolings:
             forward_tensor(self.model, inputs)
         self.poolings = poolings.found
 
@@ -158,30 +131,6 @@ class Flow:
 def _place(passings: list[Passing], passing: Passing) -> int:
     """Where a passing stands; ``index`` would compare tensors."""
     return next(i for i, each in enumerate(passings) if each is passing)
-
-
-class _GlobalPoolings(TorchFunctionMode):
-    """Notes the global average poolings of a forward, those of modules and of functions."""
-
-    def __init__(self, passings: list[Passing]) -> None:
-        super().__init__()
-        self.passings = passings
-        self.found: list[Pooling] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple, kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        value = args[0] if args else kwargs.get('input')
-        if func not in _POOLINGS or not isinstance(value, Tensor) or value.dim() != 4:
-            return func(*args, **kwargs)
-        entering = state_of(value)
-        output = func(*args, **kwargs)
-        whole = output.shape[:2] == value.shape[:2] and output.numel() == value[:, :, 0, 0].numel()
-        if func is F.avg_pool2d:  # a smaller kernel may give one position, too
-            kernel = args[1] if len(args) > 1 else kwargs['kernel_size']
-            whole = whole and tuple(_pair(kernel)) == tuple(value.shape[2:])
-        if whole:
-            self.found.append(Pooling(len(self.passings), entering, state_of(output)))
-        return output
 
 
 def find_flow(model: nn.Module) -> Flow:

@@ -10,18 +10,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmkdx.models.families import ModelFacts, forward_tensor
 from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.intercept import Tap, intercept
+from mmkdx.models.poolings import mean_layout
 from mmkdx.models.traced_head import Call, Program, Slot, TracedHead, Weight, is_reference
 
-_MEANS = torch.mean, Tensor.mean
-#: By the positions' dimensions, how pooled features lie in space.
-_LAYOUTS = {(4, (2, 3)): 'nchw', (4, (1, 2)): 'nhwc', (3, (1,)): 'tokens', (3, (2,)): 'ncl'}
 #: What may stand between a module and the pooling. What it takes away of the features is zero, so it
 #: does not matter to which of its sides the maps belong.
 _KEEPING = {'relu', 'permute', 'transpose', 'contiguous', 'dropout', '__getitem__', '__get__'}
@@ -101,7 +98,7 @@ class Trace(TorchFunctionMode):
                 return output
             self.made.update(dict.fromkeys(slots, len(self.calls)))
             self.calls.append(Call(*call, slots))
-            layout = _pooling(func, args, kwargs, output)
+            layout = mean_layout(func, args, kwargs, output)
             if layout:
                 self.poolings.append(
                     (tree_leaves(references, is_leaf=is_reference)[0], slots[0], layout)
@@ -249,24 +246,3 @@ def _without_writing(func: Any) -> tuple[Any, inspect.Signature | None]:
 
 
 _AUGMENTED = {f'__i{name}__' for name in ('add', 'sub', 'mul', 'truediv', 'pow')}
-
-
-def _pooling(func: Any, args: tuple, kwargs: dict, output: Any) -> str | None:
-    """How the input lies in space, where a call is its mean over all positions."""
-    value = args[0] if args else kwargs.get('input')
-    if not isinstance(value, Tensor) or not isinstance(output, Tensor):
-        return None
-    if func in _MEANS:
-        dims = args[1] if len(args) > 1 else kwargs.get('dim', kwargs.get('axis'))
-        dims = [dims] if isinstance(dims, int) else dims or ()
-        dims = tuple(sorted(dim % value.dim() for dim in dims))
-    elif func is F.adaptive_avg_pool2d and max(output.shape[2:]) == 1:
-        dims = (2, 3)
-    elif func is F.adaptive_avg_pool1d and output.shape[2] == 1:
-        dims = (2,)
-    elif func is F.avg_pool2d:
-        kernel = args[1] if len(args) > 1 else kwargs['kernel_size']
-        dims = (2, 3) if tuple(_pair(kernel)) == tuple(value.shape[2:]) else ()
-    else:
-        return None
-    return _LAYOUTS.get((value.dim(), dims))
