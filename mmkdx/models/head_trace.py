@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from mmkdx.functional import tokens_to_map
 from mmkdx.models.families import ModelFacts, forward_tensor
 from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.intercept import Tap, intercept
@@ -192,6 +193,12 @@ class Trace(TorchFunctionMode):
         tap = Tap(tap.path, None if tap.call == last else tap.call, tap.side, tap.item)
         shape, classes = self.shapes[features.target], self.shapes[self.logits][1]
         size = dict(nchw=shape[2:], nhwc=shape[1:3], tokens=shape[1:2], ncl=shape[2:])[layout]
+        if len(size) == 1 and not _is_grid(size[0], self.image):
+            raise ValueError(
+                f'pools {size[0]} tokens, which are no grid of the proportions of the image, so they '
+                'have no class maps; use the explainer GradCAM, or a layer and '
+                "'logits' in place of 'cam'"
+            )
         return TracedHead(tap, features, layout, head, pooled, self.image, classes, size)
 
     def _reference(self, tensor: Tensor) -> Slot | Weight:
@@ -219,6 +226,15 @@ class Trace(TorchFunctionMode):
                 slot = self._reference(each)
                 if isinstance(slot, Slot):
                     self.passings.append((tap, slot))
+
+
+def _is_grid(tokens: int, image: tuple[int, int]) -> bool:
+    """Whether tokens are as many as the positions of a grid with the proportions of an image."""
+    try:
+        # Those in front, such as a class token, would be left out
+        return tokens_to_map(torch.empty(1, tokens, 1), image).numel() == tokens
+    except ValueError:
+        return False
 
 
 def _version(tensor: Tensor) -> int:

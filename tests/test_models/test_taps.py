@@ -435,6 +435,29 @@ def test_several_maps_and_attention_pooling_are_refused(pool):
         resolve(model, 'cam')
 
 
+class Tokens(nn.Module):
+    """The mean of all tokens, some of which are no part of the image."""
+
+    def __init__(self, extra):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
+        self.extra, self.last = nn.Parameter(torch.randn(1, extra, 8)), nn.Identity()
+
+    def forward(self, x):
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        return self.fc(self.last(torch.cat([self.extra.expand(len(x), -1, -1), x], 1)).mean(1))
+
+
+@pytest.mark.parametrize('extra', [1, 7])
+def test_a_mean_over_tokens_that_are_no_part_of_the_image_is_refused(extra):
+    message = f'terms.kd.at: the student pools {256 + extra} tokens, which are no grid of the prop'
+    with pytest.raises(ValueError, match=message):
+        resolve(Tokens(extra), 'cam')
+    values, output = read(Tokens(0).eval(), 'cam')
+    assert values['cam'].shape == (4, 5, 16, 16)
+    torch.testing.assert_close(values['cam'].logits(), output)
+
+
 @pytest.mark.parametrize(
     'before, after',
     [
