@@ -58,6 +58,25 @@ def classifier(width: int = 8, classes: int = 4, **backbone) -> dict:
     )
 
 
+def stacked(width: int = 4, **head) -> dict:
+    """The config of a classifier whose head has a hidden layer."""
+    layers = dict(type='StackedLinearClsHead', num_classes=4, in_channels=width, mid_channels=[6])
+    return {**classifier(width), 'head': {**layers, **head}}
+
+
+class LayerNormed(nn.Module):
+    """A plain classifier with layer norm between its pooling and its linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1)
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The logits."""
+        return self.fc(self.norm(self.pool(self.conv(images)).flatten(1)))
+
+
 def build(config: dict) -> nn.Module:
     """Builds a model in mmkdx's scope."""
     from mmengine.registry import DefaultScope

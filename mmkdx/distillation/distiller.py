@@ -217,7 +217,7 @@ class Distiller(BaseModel):
     @property
     def weights_read(self) -> list[str]:
         """The paths of the student's modules whose weights terms read after the forward."""
-        return list(self._taps.weights.values())
+        return self._taps.weights_read
 
     @property
     def _compared(self) -> dict[int, BaseTeacher]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from mmkdx.arguments import one_of
 from mmkdx.explain.base import Evidence, LayerExplainer, Targets, class_weights
 from mmkdx.functional import ClassMaps, full_precision, tokens_to_map
+from mmkdx.models.families import describe
+from mmkdx.models.intercept import evaluating
+from mmkdx.models.taps import TapSet
 from mmkdx.registry import EXPLAINERS
 
 
@@ -86,33 +91,71 @@ class BaseCAM(LayerExplainer):
 
 @EXPLAINERS.register_module()
 class CAM(BaseCAM):
-    """``sum_c W_kc A_c``, with W the classifier's weight: the maps whose mean is the logit.
+    """``sum_c J_kc A_c``, with J the derivatives of the logit by pooled features: its mean is the logit.
 
-    Needs a classifier of global average pooling and one linear layer. ``GradCAM`` is the same there,
-    divided by the number of positions, and takes any head.
+    Behind global average pooling and one linear layer J is the classifier's weight. Any other head
+    behind pooled or flattened features has a remainder beside the mean, like a bias (see
+    ``mmkdx.functional.head_jacobian.LinearisedHead``). ``GradCAM`` is the same with ``norm='full'``,
+    divided by the number of positions. Dropout behind the features is left out. Where a norm has
+    nothing to divide by, as for features that are zero, the map is zero.
 
-    Source: Zhou et al., "Learning deep features for discriminative localization", CVPR 2016, Eq. 2.
+    Source: Zhou et al., "Learning deep features for discriminative localization", CVPR 2016, Eq. 2; for
+    other heads our own.
 
     Args:
         differentiable (bool): See ``Explainer``.
+        norm (str): 'frozen' takes the divisors of norms behind the features (layer norm, cosine) as
+            numbers; with 'full' the mean of their maps is zero. Defaults to 'frozen'.
     """
 
-    def __init__(self, differentiable: bool = False) -> None:
+    def __init__(self, differentiable: bool = False, norm: str = 'frozen') -> None:
         super().__init__('auto', differentiable)
+        self.norm = one_of('norm', norm, ('frozen', 'full'))
+        self._taps: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
 
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
         """See ``Explainer``."""
-        evidence = self.observe(model, inputs)
-        if evidence.heads is None:
+        taps = self._find(model, inputs)
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            with taps.record(model) as values:
+                logits = full_precision(describe(model).logits(inputs))
+        maps = values['cam']
+        if self.differentiable and not maps.features.requires_grad:
             raise ValueError(
-                f'CAM needs a classifier of global average pooling and one linear layer, and '
-                f'{type(model).__name__} is none (or drops out in between); use GradCAM'
+                f'CAM: layer {str(taps.taps["cam"])!r} carries no gradient (frozen parameters, or '
+                'torch.no_grad), so that a loss of its map would train nothing'
             )
-        (activations,), (head,) = evidence.activations, evidence.heads
-        if isinstance(targets, str) and targets == 'all':
-            return ClassMaps(activations, head.weight).full()
-        weights = class_weights(targets, evidence.logits)
-        return weighted_sum(weights @ full_precision(head.weight), activations)
+        if maps.head and self.norm == 'full':
+            head, pooled = maps.head.head, maps.head.mean_pooled
+            maps = ClassMaps.linearised(maps.features, head, 'full', pooled=pooled)
+        every = isinstance(targets, str) and targets == 'all'
+        weights = None if every else class_weights(targets, logits)
+        if maps.head:
+            features, head = maps.features, maps.head
+            found = maps.full() if every else head.weighted(features, weights[:, None])
+            flat = head.degenerate(features)[:, None, None, None]
+            found = torch.where(flat, 0, found)
+            return found if every else found[:, 0]
+        if every:
+            return maps.full()
+        return weighted_sum(weights @ full_precision(maps.weight), full_precision(maps.features))
+
+    def _find(self, model: nn.Module, inputs: Tensor) -> TapSet:
+        """Where the features are, searched for once a model and image size."""
+        known = self._taps.setdefault(model, {})
+        key = (tuple(inputs.shape[2:]), *map(type, model.modules()))
+        if key not in known:
+            taps = TapSet({'cam': 'CAM', 'logits': 'CAM'}, 'model')
+            with evaluating(model), torch.no_grad():
+                values = taps.resolve(model, inputs[:1].clone())
+                logits, found = full_precision(values['logits']), values['cam'].logits()
+            if (found - logits).abs().max() > 1e-2 * logits.abs().max():
+                raise ValueError(
+                    f'CAM: what follows the features of {type(model).__name__} depends on more than '
+                    'these, such as random numbers; use GradCAM'
+                )
+            known[key] = taps
+        return known[key]
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """See ``BaseCAM``: of gradients that are equal at all positions."""

@@ -63,7 +63,7 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
         images = inputs[:1].clone()
         try:
             gap_linear.resolve(model, images)
-            pooling = gap_linear.taps['features']
+            pooling = gap_linear.taps['features'] if gap_linear.weights else None
         except ValueError:
             pooling = None
         if given.names or pooling is None:
@@ -93,7 +93,7 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
                 'positions, as after the last attention of a transformer that classifies by its class '
                 f'token; possible layers are {_names(passings)}'
             )
-        classifier = gap_linear.weights['cam'] if chosen.state == pooled else None
+        classifier = gap_linear.weights.get('cam') if chosen.state == pooled else None
         layers.append(Layer(str(chosen.tap), chosen.tap, chosen.layout, classifier))
     return layers
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmkdx.functional.head_jacobian import Head, LinearisedHead
 from mmkdx.functional.precision import full_precision, no_autocast
 
 
@@ -28,6 +29,7 @@ class ClassMaps:
         bias (Tensor, optional): b, of shape (K, ). Defaults to None (zero).
         keep (bool): Whether the maps of all classes are kept once they are computed, so that all losses
             of one training step share them. Defaults to False.
+        head (LinearisedHead, optional): Any other head in place of W and b; see ``linearised``.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class ClassMaps:
         weight: Tensor | None = None,
         bias: Tensor | None = None,
         keep: bool = False,
+        head: LinearisedHead | None = None,
     ) -> None:
         self.features, self.weight, self.bias = features, weight, bias
-        self.keep = keep
+        self.keep, self.head = keep, head
         # By resolution, and by whether they have a graph
         self._kept: dict[tuple[int | None, bool], Tensor] = {}
 
@@ -47,14 +50,34 @@ class ClassMaps:
         """Takes class maps as they are, and a plain tensor of shape (N, K, H, W) as finished maps."""
         return cls(maps) if isinstance(maps, Tensor) else maps
 
+    @classmethod
+    def linearised(
+        cls, features: Tensor, head: Head, norm: str = 'frozen', detach: str = 'none', **kwargs: Any
+    ) -> ClassMaps:
+        """The class maps of any head behind pooling, by its derivatives; see ``LinearisedHead``.
+
+        Args:
+            features (Tensor): A, what enters global average pooling, of shape (N, C, H, W).
+            head (Callable): What comes after it: logits (n, K) of pooled features (n, C).
+            norm (str): See ``LinearisedHead``. Defaults to 'frozen'.
+            detach (str): See ``LinearisedHead``. Defaults to 'none'.
+            **kwargs: ``pooled`` of ``LinearisedHead``; ``keep`` of this class.
+        """
+        if features.dim() != 4:
+            raise ValueError(f'features have the shape {tuple(features.shape)}, not (N, C, H, W)')
+        keep = kwargs.pop('keep', False)
+        return cls(features, keep=keep, head=LinearisedHead(head, norm, detach, **kwargs))
+
     def map(self, function: Callable[[Tensor], Tensor]) -> ClassMaps:
         """The class maps with a function applied to each of their tensors."""
-        tensors = (self.features, self.weight, self.bias)
-        return ClassMaps(*(map_tensors(function, each) for each in tensors), keep=self.keep)
+        tensors = (map_tensors(function, e) for e in (self.features, self.weight, self.bias))
+        return ClassMaps(*tensors, keep=self.keep, head=self.head)
 
     @property
     def num_classes(self) -> int:
         """K, the number of classes."""
+        if self.head:
+            return self.head.num_classes(self.features)
         return self.features.shape[1] if self.weight is None else self.weight.shape[0]
 
     @property
@@ -74,7 +97,9 @@ class ClassMaps:
         maps = self._kept.get((resolution, torch.is_grad_enabled()))
         if maps is None:
             maps = full_precision(self.features)
-            if resolution is not None:
+            if self.head:
+                maps = self.head.maps(maps, resolution)
+            elif resolution is not None:
                 maps = F.adaptive_avg_pool2d(maps, resolution)
             if self.weight is not None:
                 with no_autocast(maps):
@@ -86,6 +111,8 @@ class ClassMaps:
     def classes(self, index: Tensor) -> Tensor:
         """The maps (N, n, H, W), without the bias, of classes (N, n) that each sample chooses."""
         features = full_precision(self.features)
+        if self.head:
+            return self.head.classes(features, index)
         if self.weight is None:
             return features.gather(1, index[..., None, None].expand(-1, -1, *features.shape[2:]))
         with no_autocast(features):
@@ -93,8 +120,14 @@ class ClassMaps:
 
     def logits(self, bias: bool = True) -> Tensor:
         """The logits, of shape (N, K), with or without the classifier's bias."""
+        if self.head and bias:
+            return self.head.logits(self.features)
         logits = self.pooled(1).flatten(1)
         return logits if self.bias is None or not bias else logits + full_precision(self.bias)
+
+    def remainder(self) -> Tensor | None:
+        """What logits have beside the mean of maps: the bias (K, ), or that of any head (N, K)."""
+        return self.logits() - self.pooled(1).flatten(1) if self.head else self.bias
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

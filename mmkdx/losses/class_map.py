@@ -39,7 +39,7 @@ class CATLoss(DistillLoss):
         normalize (bool): Whether each map is divided by its L2 norm (1e-6 if that is less). Defaults
             to True.
         cam_bias (str): 'drop' takes maps without the classifier's bias, as the authors do; 'keep' adds
-            it at each position. Defaults to 'drop'.
+            it, or the remainder of any other head, at each position. Defaults to 'drop'.
         reduction (str): 'code' is the mean over all elements, 'paper' sums over the R² positions (R²
             times as much). Defaults to 'code'.
         binarize (bool): Whether the teacher's maps are binarised, at full resolution before pooling: 1
@@ -122,8 +122,8 @@ class CATLoss(DistillLoss):
         return class_attention_distance(*maps, self.normalize, self.reduction)
 
     def _pool(self, maps: ClassMaps, binarize: bool = False) -> Tensor:
-        keep = self.cam_bias == 'keep' and maps.bias is not None
-        bias = full_precision(maps.bias)[:, None, None] if keep else 0
+        bias = maps.remainder() if self.cam_bias == 'keep' else None
+        bias = 0 if bias is None else full_precision(bias)[..., None, None]
         if not binarize:
             return maps.pooled(self.resolution) + bias
         full = maps.full() + bias

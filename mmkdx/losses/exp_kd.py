@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmkdx.functional import ClassMaps, resize_map
-from mmkdx.losses.base import DistillLoss, integer, one_of, positive
+from mmkdx.functional import ClassMaps, full_precision, resize_map
+from mmkdx.losses.base import DistillLoss, flag, integer, one_of, positive
 from mmkdx.registry import MODELS
 
 
@@ -37,7 +37,11 @@ class ExpKDLoss(DistillLoss):
         align (str): Maps of two sizes are compared at the 'larger' size, or at the 'student's.
             Defaults to 'larger'.
         channel_reduce (str): 'mean' divides by D, the number of channels, as the authors do; 'sum'
-            keeps the scale of the logits. Defaults to 'mean'.
+            keeps the scale of the logits. Where neither model ends in one linear layer it is always
+            'sum'. Defaults to 'mean'.
+        remainder (bool): Whether the bias, or what any other head has beside its maps, takes the place
+            of the relu: it is added at each position, so that the mean of what the softmax takes is the
+            logit. It goes with 'sum'. Defaults to False, as the authors do.
         reduction (str): 'batchmean', or 'sum' over the batch as well. Defaults to 'batchmean'.
     """
 
@@ -51,13 +55,19 @@ class ExpKDLoss(DistillLoss):
         align: str = 'larger',
         channel_reduce: str = 'mean',
         reduction: str = 'batchmean',
+        remainder: bool = False,
     ) -> None:
         super().__init__()
+        self.remainder = flag('remainder', remainder)
         self.tau = positive('tau', tau)
         self.topk = None if topk is None else integer('topk', topk, 2)
         self.align = one_of('align', align, ('larger', 'student'))
         self.channel_reduce = one_of('channel_reduce', channel_reduce, ('mean', 'sum'))
         self.reduction = one_of('reduction', reduction, ('batchmean', 'sum'))
+        if remainder and channel_reduce == 'mean':
+            raise ValueError(
+                "remainder=True goes with channel_reduce='sum', the scale of the logits"
+            )
 
     def check(self, student: ClassMaps | Tensor, teacher: ClassMaps | Tensor) -> None:
         """Says, before training, where there are fewer classes than ``topk``.
@@ -69,8 +79,8 @@ class ExpKDLoss(DistillLoss):
         if self.channel_reduce == 'mean' and known[0] != known[1]:
             raise ValueError(
                 "channel_reduce='mean' divides by the number of channels that maps are made of, which "
-                f'the finished maps of the {"student" if known[1] else "teacher"} do not tell (an '
-                "ensemble has such maps); set channel_reduce='sum'"
+                f'the maps of the {"student" if known[1] else "teacher"} do not tell (an ensemble has '
+                "such maps, and a head of several layers); set channel_reduce='sum'"
             )
         if self.topk is not None and self.topk > teacher.shape[1]:
             warnings.warn(
@@ -98,6 +108,11 @@ class ExpKDLoss(DistillLoss):
 
     def _maps(self, maps: ClassMaps, index: Tensor | None) -> Tensor:
         raw = maps.full() if index is None else maps.classes(index)
+        if self.remainder:
+            rest = maps.remainder()
+            rest = raw.new_zeros(1) if rest is None else full_precision(rest)
+            rest = rest.expand(raw.shape[0], maps.num_classes)
+            return raw + (rest if index is None else rest.gather(1, index))[..., None, None]
         # Finished maps do not tell how many channels they were made of
         mean = self.channel_reduce == 'mean' and maps.weight is not None
         return (raw / maps.features.shape[1] if mean else raw).relu()

@@ -27,11 +27,13 @@ class E2KDLoss(DistillLoss):
     The paper adds it, weighted, to the KL divergence of the logits (``KLDivLoss``), and uses no labels
     (``student_weight=0``).
 
-    At ``at='cam'`` the Grad-CAM maps come in closed form and cost no backward pass. For any other head
-    or layer, name the layer and the logits, ``at=(['backbone.layer4', 'logits'], ['backbone.layer4',
-    'logits'])``: the explainer then takes its gradients in the step's own forwards. Gradients reach the
-    student through its activations and their weights. A zero map has similarity 0 and no gradient; the
-    shares of zero and constant maps are logged as ``<term>.dead`` and ``<term>.teacher_dead``.
+    At ``at='cam'`` the Grad-CAM maps cost no backward pass through the network. Behind a head with a
+    norm (layer norm, cosine) its divisor is taken as a number, as else half of each map would be
+    negative whatever the class. For any other layer, name the layer and the logits,
+    ``at=(['backbone.layer4', 'logits'], ['backbone.layer4', 'logits'])``: the explainer then takes its
+    gradients in the step's own forwards. Gradients reach the student through its activations and their
+    weights. A zero map has similarity 0 and no gradient; the shares of zero and constant maps are
+    logged as ``<term>.dead`` and ``<term>.teacher_dead``.
 
     Args:
         size (int | Sequence[int]): Height and width of the images, to which maps are resized. The

@@ -163,8 +163,11 @@ class IntrospectiveLoss(DistillLoss):
         images = torch.zeros(2, 3, *size, device=anchor.device)
         try:
             with no_autocast(anchor), fake_forward(model):
-                TapSet({'cam': 'at'}, 'model').resolve(model, images)
-            return 'cam'
+                taps = TapSet({'cam': 'at'}, 'model')
+                taps.resolve(model, images)
+            if taps.weights:
+                return 'cam'
+            reason = 'the model is not GAP + linear'
         except ValueError as error:
             reason = str(error).removeprefix('at: ')
         with torch.random.fork_rng(), torch.enable_grad():
@@ -188,6 +191,11 @@ class IntrospectiveLoss(DistillLoss):
         pair = isinstance(student, list) and len(student) == 2
         logits = student if pixels else student[1] if pair else None
         if isinstance(student, ClassMaps) and not pixels:
+            if student.weight is None:
+                raise ValueError(
+                    "the student is not GAP + linear, so the explanations at 'cam' have no closed form; "
+                    "use at='auto', or a layer and 'logits' as a list"
+                )
             classes = student.num_classes
         elif isinstance(logits, Tensor) and logits.dim() == 2:
             classes = logits.shape[1]

@@ -209,8 +209,8 @@ class ClassSimilarity(ExplanationMetric):
                 with evaluating(model.model), torch.no_grad():
                     taps.resolve(model.model, image)
             except ValueError:
-                taps = None
-            self._taps[model.model] = taps
+                pass  # it has no class maps at all
+            self._taps[model.model] = taps if taps.weights else None
         return self._taps[model.model]
 
 

@@ -6,31 +6,12 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
-from torch.overrides import TorchFunctionMode
 
 from mmkdx.functional import no_autocast
 from mmkdx.models.families import ModelFacts, describe, forward_tensor, image_channels
 from mmkdx.models.intercept import Tap, fake_forward, intercept
-
-#: Functions that may average a map over all its positions.
-_POOLINGS = F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean, Tensor.mean
-
-
-#: A tensor's memory and version; None for another value.
-State = tuple[int, int | None] | None
-
-
-def state_of(value: Any) -> State:
-    """The state of a tensor: equal for two tensors if no operation stands between them.
-
-    Flattening is a view, and dropout in eval mode is the identity.
-    """
-    if not isinstance(value, Tensor):
-        return None
-    return value.untyped_storage()._cdata, None if value.is_inference() else value._version
+from mmkdx.models.poolings import GlobalPoolings, Pooling, State, state_of
 
 
 class Passing(NamedTuple):
@@ -51,14 +32,6 @@ class Reading(NamedTuple):
     state: State = None
 
 
-class Pooling(NamedTuple):
-    """A global average pooling: after how many passings, and the states of its input and output."""
-
-    order: int
-    entering: State
-    leaving: State
-
-
 class Flow:
     """One forward of a model, with all that passed its modules and its global poolings.
 
@@ -70,15 +43,14 @@ class Flow:
     """
 
     def __init__(self, facts: ModelFacts, inputs: Tensor) -> None:
-        self.facts = facts
-        self.model = facts.model
+        self.facts, self.model, self.inputs = facts, facts.model, inputs
         self.passings: list[Passing] = []
         readers = {
             Tap(path, side=side, item=None): partial(self._note, path, module, side)
             for path, module in self.model.named_modules()
             for side in ('in', 'out')
         }
-        with intercept(self.model, readers), _GlobalPoolings(self.passings) as poolings:
+        with intercept(self.model, readers), GlobalPoolings(self.passings) as poolings:
             forward_tensor(self.model, inputs)
         self.poolings = poolings.found
 
@@ -124,7 +96,7 @@ class Flow:
         """The global average pooling whose output enters the classifier, else the last one before it."""
         try:
             entry = self._calls(self.model.get_submodule(self.classifier), 'in')[-1]
-            order, entering = self.passings.index(entry), entry.states[-1]
+            order, entering = _place(self.passings, entry), entry.states[-1]
         except ValueError:  # the model has no linear classifier
             order, entering = len(self.passings), None
         before = [each for each in self.poolings if each.order <= order]
@@ -142,7 +114,7 @@ class Flow:
             if each.states[-1] == self.pooling.entering:
                 calls = self._calls(each.module, each.side)
                 last = calls[-1] is each
-                return Tap(each.path, None if last else calls.index(each), each.side)
+                return Tap(each.path, None if last else _place(calls, each), each.side)
         raise ValueError(
             'pools by a function what no module returns, so that its features before pooling cannot be '
             "read; name a module, as in 'backbone.layer4'"
@@ -156,28 +128,9 @@ class Flow:
         self.passings.append(Passing(path, module, side, value, list(map(state_of, elements))))
 
 
-class _GlobalPoolings(TorchFunctionMode):
-    """Notes the global average poolings of a forward, those of modules and of functions."""
-
-    def __init__(self, passings: list[Passing]) -> None:
-        super().__init__()
-        self.passings = passings
-        self.found: list[Pooling] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple, kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        value = args[0] if args else kwargs.get('input')
-        if func not in _POOLINGS or not isinstance(value, Tensor) or value.dim() != 4:
-            return func(*args, **kwargs)
-        entering = state_of(value)
-        output = func(*args, **kwargs)
-        whole = output.shape[:2] == value.shape[:2] and output.numel() == value[:, :, 0, 0].numel()
-        if func is F.avg_pool2d:  # a smaller kernel may give one position, too
-            kernel = args[1] if len(args) > 1 else kwargs['kernel_size']
-            whole = whole and tuple(_pair(kernel)) == tuple(value.shape[2:])
-        if whole:
-            self.found.append(Pooling(len(self.passings), entering, state_of(output)))
-        return output
+def _place(passings: list[Passing], passing: Passing) -> int:
+    """Where a passing stands; ``index`` would compare tensors."""
+    return next(i for i, each in enumerate(passings) if each is passing)
 
 
 def find_flow(model: nn.Module) -> Flow:

@@ -98,7 +98,9 @@ def intercept(
     def before(tap: Tap, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:
             return (pass_on(tap, args[0]), *args[1:]), kwargs
-        first = next(iter(kwargs))
+        first = next(iter(kwargs), None)
+        if first is None:  # a module that is called with nothing
+            return args, kwargs
         return args, {**kwargs, first: pass_on(tap, kwargs[first])}
 
     def hook(tap: Tap) -> torch.utils.hooks.RemovableHandle:

@@ -13,9 +13,11 @@ from mmkdx.arguments import integer
 from mmkdx.functional import ClassMaps, full_precision
 from mmkdx.functional.largest_logits import all_logits, largest_logits
 from mmkdx.models.families import describe
-from mmkdx.models.flow import Flow, state_of
+from mmkdx.models.flow import Flow
+from mmkdx.models.head_trace import Trace, linear_head
 from mmkdx.models.heads.prototype_head import find_prototypes
 from mmkdx.models.intercept import Tap
+from mmkdx.models.traced_head import TracedHead
 
 __all__ = ['NAMED_TAPS', 'NamedTap', 'Place']
 
@@ -27,10 +29,11 @@ NAMED_TAPS: dict[str, NamedTap] = {}
 
 
 class Place(NamedTuple):
-    """Where a tap stands: the point that is read, and a module whose weights the value has, too."""
+    """Where a tap stands: the point that is read, and a module or head whose weights the value has."""
 
     tap: Tap
     weights: str = ''
+    head: TracedHead | None = None
 
 
 class NamedTap(ABC):
@@ -129,42 +132,31 @@ class Embedding(NamedTap, name='embedding'):
 
 
 class Cam(NamedTap, name='cam'):
-    """The class maps of a classifier of global average pooling and one linear layer."""
+    """The class maps: of one linear layer behind global average pooling, or of any other head."""
 
     starts_graph = False
 
     def locate(self, flow: Flow) -> Place:
-        return Place(flow.features, flow.classifier)
-
-    def check(self, flow: Flow, place: Place) -> None:
-        """Refuses a model whose logits are not ``linear(GAP(features))`` with nothing in between."""
-        path = place.weights
-        linear = flow.model.get_submodule(path)
-        if flow.pooling.leaving != flow.reading(Tap(path, side='in')).state:
-            where = 'between its global average pooling and its last linear layer'
-        elif flow.reading(Tap(path)).state != state_of(flow.logits):
-            where = 'after its last linear layer'
-        elif type(linear).forward is not nn.Linear.forward:
-            where = f'within its last linear layer, a {type(linear).__name__}'
-        else:
-            return
-        raise ValueError(
-            f'is not GAP + linear: another operation stands {where}, so its class maps have no closed '
-            'form'
-        )
+        path = linear_head(flow)
+        if path is not None:
+            return Place(flow.features, path)
+        head = Trace(flow.facts, flow.inputs[:1]).head
+        return Place(head.tap, head=head)
 
     def read(self, value: Tensor, module: nn.Module) -> ClassMaps:
         return ClassMaps(value, module.weight, module.bias, keep=True)
 
     def encode(self, value: ClassMaps, top_k: int | None, resolution: int | None) -> Stored:
+        side = resolution
+        if side is not None:
+            integer('teacher.resolution', side, 1, min(value.shape[2:]))
+        if value.head:  # such maps are no product of two factors
+            return dict(values=value.pooled(side), remainder=value.remainder())
         features = full_precision(value.features)
-        if resolution is None:
-            return dict(values=features)
-        side = integer('teacher.resolution', resolution, 1, min(value.shape[2:]))
-        return dict(values=F.adaptive_avg_pool2d(features, side))
+        return dict(values=features if side is None else F.adaptive_avg_pool2d(features, side))
 
     def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> ClassMaps:
-        weights = (module.weight, module.bias) if module else ()
+        weights = (module.weight, module.bias) if module else (None, stored.get('remainder'))
         return ClassMaps(stored['values'], *weights, keep=True)
 
 

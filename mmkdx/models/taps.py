@@ -17,6 +17,7 @@ from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, state_of
 from mmkdx.models.intercept import Tap, intercept
 from mmkdx.models.path_tap import find_tap
+from mmkdx.models.traced_head import TracedHead
 
 
 class TapSet:
@@ -48,6 +49,7 @@ class TapSet:
         # After ``resolve``: where each tap is, and the module whose weights are a part of its value
         self.taps: dict[str, Tap] = {}
         self.weights: dict[str, str] = {}
+        self.heads: dict[str, TracedHead] = {}
         # Only these are copied: an in-place operation follows, such as ReLU
         self._overwritten: set[Tap] = set()
 
@@ -74,7 +76,7 @@ class TapSet:
         prefix = next(f'{path}.' for path, module in modules if module is facts.model).lstrip('.')
         # Dropout in place writes in training only, which a forward in eval mode does not show.
         drops = any(isinstance(m, _DropoutNd) and m.inplace for m in model.modules())
-        self.taps, self.weights, self._overwritten, values = {}, {}, set(), {}
+        self.taps, self.weights, self.heads, self._overwritten, values = {}, {}, {}, set(), {}
         for name, key in self.names.items():
             kind = find_tap(name)
             try:
@@ -86,9 +88,11 @@ class TapSet:
             tap = self.taps[name] = replace(place.tap, path=f'{prefix}{place.tap.path}'.rstrip('.'))
             if place.weights:
                 self.weights[name] = prefix + place.weights
+            if place.head:
+                self.heads[name] = place.head
             if drops or state_of(reading.value) != reading.state:
                 self._overwritten.add(tap)
-            values[name] = kind.read(reading.value, self.module(model, name))
+            values[name] = self._value(model, name, reading.value)
         return values
 
     @contextmanager
@@ -121,11 +125,22 @@ class TapSet:
                     f"{self.names[name]}: the {self.owner}'s module {tap.path!r} was not called in this "
                     'forward'
                 )
-            values[name] = find_tap(name).read(seen[tap], self.module(model, name))
+            values[name] = self._value(model, name, seen[tap])
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
         """The module whose weights are a part of a tap's value; the model where there is none."""
         return model.get_submodule(self.weights.get(name, ''))
+
+    @property
+    def weights_read(self) -> list[str]:
+        """The paths of the modules whose weights are a part of values, after the forward."""
+        heads = [path for head in self.heads.values() for path in head.modules]
+        return [*self.weights.values(), *heads]
+
+    def _value(self, model: nn.Module, name: str, read: Any) -> Any:
+        if name in self.heads:
+            return self.heads[name].read(read, model)
+        return find_tap(name).read(read, self.module(model, name))
 
     def compile(self, model: nn.Module, **kwargs: Any) -> None:
         """Compiles what no tap stands in; see ``compile_between``. After ``resolve``."""

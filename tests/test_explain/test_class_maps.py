@@ -72,17 +72,77 @@ def test_a_differentiable_map_moves_features_and_classifier(targets):
     assert model.head.fc.bias.grad is None
 
 
-@pytest.mark.parametrize('name', ['ConvNeXt', 'MobileNetV3', 'VisionTransformer', 'MlpMixer'])
-def test_other_heads(name):
-    model, inputs = family(name), images(64 if name[0] in 'CM' and name[1] == 'o' else 48)
-    with pytest.raises(ValueError, match='CAM needs .* ImageClassifier is none .*; use GradCAM'):
+@pytest.mark.parametrize('name', ['MobileNetV3', 'ConvNeXt', 'MlpMixer'])
+def test_maps_of_other_heads_are_grad_cam(name):
+    """MobileNetV3 has a hidden layer, ConvNeXt pools in the backbone, an MlpMixer pools tokens."""
+    model, inputs = family(name).double(), images(48 if name == 'MlpMixer' else 64).double()
+    gradient = GradCAM('auto' if name == 'MobileNetV3' else 'backbone.stages.3')
+    explainer = CAM(norm='full')
+    maps = explainer(model, inputs, 'all')
+    close(explainer(model, inputs, 1), maps[:, 1])
+    close(explainer(model, inputs), maps[range(len(maps)), model(inputs, mode='tensor').argmax(1)])
+    if name == 'MlpMixer':  # it normalises before it pools, which leaves one linear layer
+        with torch.no_grad():
+            close(CAM()(model, inputs, 'all').mean((2, 3)), model(inputs) - model.head.fc.bias)
+        return
+    expected = gradient(model, inputs, 'all')
+    close(maps, expected * maps[0, 0].numel())
+    if name == 'ConvNeXt':
+        assert maps.mean((2, 3)).abs().max() < 1e-3 * maps.abs().max()
+        with torch.no_grad():
+            rest = model(inputs) - CAM()(model, inputs, 'all').mean((2, 3))
+        close(rest, rest[:1].expand_as(rest))  # the bias
+
+
+def test_the_map_of_another_head_can_be_trained():
+    model, inputs = family('ConvNeXt'), images(64)
+    (maps := CAM(differentiable=True)(model, inputs, 1)).square().sum().backward()
+    close(maps.detach(), CAM()(model, inputs, 1), 1e-5, 1e-7)
+    assert (
+        model.backbone.norm3.weight.grad.any()
+        and model.backbone.stages[0][0].norm.weight.grad.any()
+    )
+    model.requires_grad_(False).head.fc.requires_grad_()
+    with pytest.raises(ValueError, match="CAM: layer 'backbone.stages.3' carries no gradient"):
+        CAM(differentiable=True)(model, inputs, 1)
+
+
+def test_class_tokens_are_refused():
+    model, inputs = family('VisionTransformer'), images(48)
+    with pytest.raises(
+        ValueError, match='^CAM: the model classifies by a class token, .* GradCAM or'
+    ):
         CAM()(model, inputs)
     GradCAM()(model, inputs)
 
 
+def test_a_head_that_is_no_function_of_the_features():
+    model, inputs = cnn()
+    model.head.fc.register_forward_hook(lambda module, args, output: output + torch.rand(1) * 9)
+    model.head.fc.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(ValueError, match='^CAM: what follows the features of .* use GradCAM'):
+        CAM()(model, inputs)
+
+
 def test_dropout_before_the_classifier():
-    # In evaluation it is none; in training it would be a factor that the map does not have
+    """The map is that of the head without dropout."""
     model, inputs = cnn(drop=0.5)
-    CAM()(model.train(), inputs)
-    with pytest.raises(ValueError, match='or drops out in between'):
-        CAM(differentiable=True)(model, inputs)
+    maps = CAM()(model.eval(), inputs, 1)
+    close(CAM()(model.train(), inputs, 1), maps)
+    close(CAM(differentiable=True)(model.eval(), inputs, 1), maps)
+
+
+def test_another_norm():
+    with pytest.raises(ValueError, match="^norm is 'none'"):
+        CAM(norm='none')
+
+
+@pytest.mark.parametrize('targets', [1, 'all'])
+def test_a_norm_with_nothing_to_divide_by_has_a_zero_map(targets):
+    model = Pooled([[1.0, -1, 0.5], [0, 2, 1]], [7.0, -7])
+    model.fc = nn.Sequential(nn.LayerNorm(3), model.fc)
+    inputs = torch.rand(2, 3, 4, 4)
+    # All channels have one mean, so their variance is zero, and still the positions differ
+    inputs[0] = torch.stack([inputs[0, 0], inputs[0, 0].flip(0), inputs[0, 0].flip(1)])
+    maps = CAM()(model, inputs, targets)
+    assert not maps[0].any() and maps[1].any()

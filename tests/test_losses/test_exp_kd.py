@@ -320,7 +320,7 @@ def test_wrong_arguments(arguments, message):
                     ),
                 )
             ),
-            'terms.expkd.at: the student is not GAP',
+            "terms.expkd: .* the maps of the student do not tell .* channel_reduce='sum'",
         ),
     ],
 )
@@ -335,8 +335,11 @@ def test_maps_are_divided_on_both_sides_or_none():
     loss.check(lazy, lazy)
     loss.check(finished, ClassMaps(finished))
     for pair, side in (((lazy, finished), 'teacher'), ((ClassMaps(finished), lazy), 'student')):
-        with pytest.raises(
-            ValueError, match=f"the finished maps of the {side} .* set channel_reduce='sum'"
-        ):
+        with pytest.raises(ValueError, match=f"the maps of the {side} .* set channel_reduce='sum'"):
             loss.check(*pair)
         ExpKDLoss(channel_reduce='sum').check(*pair)
+
+
+def test_the_remainder_needs_the_scale_of_the_logits():
+    with pytest.raises(ValueError, match="^remainder=True goes with channel_reduce='sum'"):
+        ExpKDLoss(remainder=True)

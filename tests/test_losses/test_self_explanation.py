@@ -387,7 +387,7 @@ def test_auto_explains_other_heads_by_gradients(attention, monkeypatch):
     place = model.terms['il'].student_tap
     assert place[1] == 'logits' and place[0].startswith('backbone')
     assert len(said) == 1
-    assert ('no global average pooling' if attention else 'is not GAP + linear') in said[0]
+    assert ('pools by attention' if attention else 'is not GAP + linear') in said[0]
     assert f'layer {place[0]!r} is explained by gradients' in said[0]
     losses = model.train()(*batch(), mode='loss')
     total(losses).backward()
@@ -518,7 +518,7 @@ def test_taps_that_cannot_be_explained(at, settings, message):
 
 
 def test_a_head_without_the_closed_form_is_refused_at_cam():
-    with pytest.raises(ValueError, match='terms.il.at: the student is not GAP \\+ linear'):
+    with pytest.raises(ValueError, match='IntrospectiveLoss: the student is not GAP \\+ linear'):
         distiller(
             dict(il=dict(type='IntrospectiveLoss', at='cam')),
             student=other_head(),

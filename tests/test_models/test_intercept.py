@@ -84,3 +84,12 @@ def test_each_module_gets_its_own_mode_back():
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == modes
+
+
+def test_a_module_without_arguments_has_no_input():
+    model, seen = nn.Sequential(nn.Identity()), []
+    model[0].forward = lambda: torch.ones(1)
+    model.forward = lambda x: x + model[0]()
+    with intercept(model, {Tap('0', side='in'): seen.append, Tap('0'): seen.append}):
+        assert model(torch.ones(1)).item() == 2
+    assert seen == [torch.ones(1)]

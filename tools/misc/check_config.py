@@ -25,6 +25,7 @@ from mmkdx.apis.dry_run import (
     synthetic_batch,
     term_rows,
 )
+from mmkdx.apis.heads import head_rows
 from mmkdx.data_configs import DataConfigError
 from mmkdx.datasets.wrappers import config_class_names
 from mmkdx.distillation import Distiller, Teacher
@@ -125,6 +126,10 @@ def check(name: str, cfg: Config) -> None:
     if costs:
         print(f'Floor of a step: {floor_factor(cost, costs):.2f} times the student alone')
 
+    heads = head_rows(model, model.data_preprocessor(batch, False)) if distills else []
+    if heads:
+        header = ['model', 'head', 'share of the logit in the map']
+        print(AsciiTable([header, *heads], 'Class maps').table)
     plugins = loaded_plugins()
     print(f'Plugins: {", ".join(map(str, plugins)) or "none"}')
     start = time.perf_counter()
