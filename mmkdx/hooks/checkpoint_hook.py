@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    broadcast,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
@@ -27,7 +33,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     An outdated checkpoint is removed after the new one is whole. A checkpoint also holds the state of
     the random generators, the number of batches of the unfinished epoch, and which validation was done.
     A resumed run skips these batches. A validation that was due at the checkpoint and is missing runs
-    first. The checkpoint is written again after the validation.
+    first. The checkpoint is written again after the validation. All processes of a distributed run go on
+    with the buffers that the checkpoint holds, such as the statistics of batch norm.
 
     Args:
         *args: As of mmengine's hook.
@@ -135,6 +142,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         return self.last_ckpt
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        # Each process has its own statistics of batch norm, and a checkpoint holds those of the first
+        for buffer in runner.model.buffers():
+            broadcast(buffer)
         self._progress = dict(
             batch=self._batch,
             batches=len(runner.train_loop.dataloader),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from processes import run_ranks
 from resumable import losses, run_config, with_a_teacher
 
 from mmkdx.files import WriteError
@@ -291,3 +292,36 @@ def test_two_runs_of_one_second_have_two_log_folders(tmp_path, monkeypatch):
     names = [Runner.from_cfg(cfg).timestamp for _ in range(3)]
     assert names == [names[0], f'{names[0]}_1', f'{names[0]}_2']
     assert all((tmp_path / name / f'{name}.log').is_file() for name in names)
+
+
+BUFFERS = """
+import os
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from mmengine.runner import Runner
+from resumable import run_config, with_a_teacher
+
+path, rank, world = Path(sys.argv[1]), *map(int, sys.argv[2:])
+dist.init_process_group('gloo', f'file://{path}.store', rank=rank, world_size=world)
+folder = Path(f'{path}_{rank}')
+folder.mkdir()
+cfg = run_config(with_a_teacher(folder), randomness=dict(seed=rank))  # images of its own
+cfg.train_cfg.update(max_epochs=1, val_interval=9)
+runner = Runner.from_cfg(cfg)
+runner.train()
+torch.save(dict(runner.model.named_buffers()), f'{path}.{rank}')
+dist.barrier()
+os._exit(0)  # a thread of gloo may outlive the interpreter, which then aborts with all done
+"""
+
+
+def test_all_processes_go_on_with_the_buffers_of_the_checkpoint(tmp_path):
+    first, second = run_ranks(BUFFERS, tmp_path / 'run', 2)
+    saved = torch.load(next(tmp_path.rglob('epoch_1.pth')), weights_only=False)['state_dict']
+    name = 'backbone.stem.1.running_mean'
+    assert saved[name].abs().sum() > 0
+    for key in first:
+        assert torch.equal(first[key], second[key]), key
+    assert torch.equal(saved[name], first[f'student.{name}'])
