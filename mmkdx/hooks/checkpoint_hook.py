@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         last = runner.message_hub.runtime_info.get('last_ckpt')
         if last is not None and Path(last).name != INTERRUPTED:
             self.last_ckpt, self._saved = last, (runner.iter, self._validated)
+            if is_main_process():  # what a kill has left no time to remove
+                self._remove(list(map(str, found.get('outdated') or ())))
         states = found.get('random', ())
         if len(states) == get_world_size():
             set_random_state(states[get_rank()])
@@ -152,6 +154,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             random=all_gather_object(random_state()),
         )
         with self._removing_last():
+            self._progress['outdated'] = self.file_backend.removed
             super()._save_checkpoint_with_step(runner, step, meta)
             if is_main_process():
                 self.file_backend.remove(self.file_backend.join_path(self.out_dir, INTERRUPTED))
@@ -169,15 +172,20 @@ class CheckpointHook(MMEngineCheckpointHook):
             yield
         finally:
             self.file_backend = backend
+        self._remove(postponed.removed)
+
+    def _remove(self, paths: Sequence[str]) -> None:
+        """Removes outdated checkpoints."""
         best = getattr(self, 'best_ckpt_path_dict', {}).values()
         new = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
-        for path in postponed.removed:
-            # A checkpoint names the best one before it, and may name anything
-            if path not in new and Path(path).parent == Path(self.out_dir):
-                if backend.isfile(path):
-                    backend.remove(path)
-                elif backend.isdir(path):
-                    backend.rmtree(path)
+        for path in paths:
+            # A checkpoint names those before it, and may name anything
+            inside = Path(path).parent == Path(self.out_dir) and Path(path).suffix == '.pth'
+            if path not in new and inside:
+                if self.file_backend.isfile(path):
+                    self.file_backend.remove(path)
+                elif self.file_backend.isdir(path):
+                    self.file_backend.rmtree(path)
 
 
 class _Postponed:

@@ -294,6 +294,25 @@ def test_two_runs_of_one_second_have_two_log_folders(tmp_path, monkeypatch):
     assert all((tmp_path / name / f'{name}.log').is_file() for name in names)
 
 
+def test_what_a_kill_left_no_time_to_remove(tmp_path, told):
+    cfg = config(with_a_teacher(tmp_path))
+    told(1)
+    train(cfg, KillAt(8, 'before_val'), whole=False)
+    left = [tmp_path / name for name in ('epoch_1.pth', 'best_a_epoch_0.pth')]
+    others = [tmp_path / 'mine.pth', tmp_path.parent / f'{tmp_path.name}_other.pth']
+    for path in (*left, *others):
+        path.touch()
+    saved = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    assert saved['progress']['outdated'] == [str(left[0])]
+    saved['progress']['outdated'] = [*map(str, left), str(others[1])]
+    torch.save(saved, tmp_path / 'epoch_2.pth')
+    told(2, 0.5)
+    cfg.resume = True
+    train(cfg)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
 BUFFERS = """
 import os
 import sys
