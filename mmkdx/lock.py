@@ -56,10 +56,13 @@ class FolderLock:
             start=time.strftime('%Y-%m-%d %H:%M:%S'),
             ticks=_ticks(os.getpid()),
         )
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(json.dumps(own))
-        self._file.flush()
+        try:
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(json.dumps(own))
+            self._file.flush()
+        except OSError as error:
+            raise WriteError(f'cannot write {self.path}: {error.strerror}') from error
 
     def release(self) -> None:
         """Lets others in."""

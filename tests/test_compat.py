@@ -909,4 +909,4 @@ def test_folders_of_files_are_made_as_before(tmp_path):
 
 
 def test_a_config_is_still_text_without_a_file():
-    assert Config(dict(a=1)).dump() == 'a = 1\n'
+    assert Config(dict(a=1)).dump() == Config(dict(a=1)).pretty_text

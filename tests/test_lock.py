@@ -121,3 +121,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(WriteError, match=re.escape(f'cannot write {tmp_path}/file/{NAME}: ')):
         FolderLock(tmp_path / 'file', ADVICE)
+
+
+def test_a_full_disk(tmp_path):
+    (tmp_path / NAME).symlink_to('/dev/full')
+    with pytest.raises(WriteError, match=f'^cannot write .*{NAME}: No space left on device$'):
+        FolderLock(tmp_path, 'wait')

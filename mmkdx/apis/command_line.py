@@ -74,6 +74,7 @@ def run_tool(name: str) -> None:
         return cfg
 
     tool.merge_args = merge
+    handle_error = logging.FileHandler.handleError
     logging.FileHandler.handleError = _cannot_log
     try:
         with exit_on_write_error():
@@ -88,6 +89,7 @@ def run_tool(name: str) -> None:
             os._exit(leave.code)
         raise
     finally:
+        logging.FileHandler.handleError = handle_error
         for lock in locks:
             lock.release()
 

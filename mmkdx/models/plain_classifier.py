@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmkdx.arguments import options
 from mmkdx.models.families import ModelFacts, describe, preprocessed, register_family
 from mmkdx.models.libraries import find_network
 from mmkdx.registry import MODELS
@@ -49,6 +50,10 @@ class PlainClassifier(BaseModel):
         init_cfg: dict | None = None,
         **kwargs: Any,
     ) -> None:
+        given = dict(loss=loss, train_cfg=train_cfg, data_preprocessor=data_preprocessor)
+        for key, value in given.items():
+            if value is not None:
+                options(key, value)
         images = dict(data_preprocessor or {})
         if isinstance(network, str):
             if '::' in network and images.get('num_classes') is not None:

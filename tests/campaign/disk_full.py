@@ -24,6 +24,7 @@ from mmengine.config import Config
 from tiny import build, classifier, tool
 from torch.utils.data import DataLoader, TensorDataset
 
+from mmkdx import lock
 from mmkdx.apis import PrototypeAnalysis, evaluate_explanations
 from mmkdx.apis.prototypes import _loader
 from mmkdx.datasets.push_set import push_dataloader
@@ -115,11 +116,11 @@ def _quiet(write: Write, out: Path) -> None:
 
 
 def _content(folder: Path) -> dict[str, bytes]:
-    """The files under their final names."""
+    """The files under their final names, without the lock, which is no result."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob('*')
-        if path.is_file() and not path.name.endswith('.part')
+        if path.is_file() and not path.name.endswith('.part') and path.name != lock.NAME
     }
 
 

@@ -61,7 +61,7 @@ def test_campaign(tmp_path, request, record_property):
 
 
 def test_short_campaign(tmp_path, record_property):
-    measure(run(tmp_path, minutes=0.5, seed=0), record_property)
+    measure(run(tmp_path, minutes=0.1, seed=0), record_property)
 
 
 def test_drivers_are_found():

@@ -200,8 +200,11 @@ def test_what_cannot_go_on_is_a_sentence(fail, error, sentence):
     assert re.fullmatch(sentence, fail(error).code)
 
 
-def test_a_log_that_cannot_be_written_is_a_sentence(fail, tmp_path):
+def test_a_log_that_cannot_be_written_is_a_sentence(fail, monkeypatch):
+    before = logging.FileHandler.handleError
     fail(SystemExit(0))
+    assert logging.FileHandler.handleError is before
+    monkeypatch.setattr(logging.FileHandler, 'handleError', command_line._cannot_log)
     handler = logging.FileHandler('/dev/full')
     record = logging.LogRecord('a', logging.INFO, 'file', 1, 'text', (), None)
     with pytest.raises(WriteError, match='cannot write /dev/full: No space left on device'):

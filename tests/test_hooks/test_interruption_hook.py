@@ -142,7 +142,7 @@ def test_a_validation_that_no_checkpoint_precedes_ends_first(tmp_path):
 def test_gradients_that_wait_are_used_first(tmp_path):
     cfg = config(with_a_teacher(tmp_path))
     cfg.optim_wrapper.accumulative_counts = 3
-    stop(cfg, SignalAt(0))
+    stop(cfg, SignalAt(1))
     assert torch.load(tmp_path / 'interrupted.pth', weights_only=False)['meta']['iter'] == 3
 
 

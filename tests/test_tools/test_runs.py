@@ -228,8 +228,8 @@ def test_compare_runs(run, monkeypatch, capsys):
     # A config is a program, and this run may be somebody else's
     other = run / 'other'
     shutil.copytree(run / 'kd', other)
-    (config,) = other.glob('*/vis_data/config.py')
-    config.write_text(f'{config.read_text()}\nopen({str(other / "evil")!r}, "w")\n')
+    for config in other.glob('*/vis_data/config.py'):
+        config.write_text(f'{config.read_text()}\nopen({str(other / "evil")!r}, "w")\n')
     monkeypatch.setattr('sys.argv', ['compare_runs.py', str(other)])
     with pytest.raises(SystemExit, match='config.py is not executed, since it may be of a foreign'):
         compare.main()
