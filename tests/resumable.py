@@ -42,6 +42,7 @@ def run_config(work_dir: Path, **changes) -> Config:
             **dict(
                 default_scope='mmkdx',
                 work_dir=str(work_dir),
+                experiment_name=work_dir.name,  # or two runs within a second have one log
                 custom_imports=dict(imports=['tiny']),
                 model=dict(
                     type='Distiller',

@@ -95,7 +95,7 @@ class CAM(BaseCAM):
 
     Behind global average pooling and one linear layer J is the classifier's weight. Any other head
     behind pooled or flattened features has a remainder beside the mean, like a bias (see
-    ``mmkdx.functional.head_jacobian.LinearisedHead``). ``GradCAM`` is the same with ``norm='full'``,
+    ``mmkdx.functional.linearised.LinearisedHead``). ``GradCAM`` is the same with ``norm='full'``,
     divided by the number of positions. Dropout behind the features is left out. Where a norm has
     nothing to divide by, as for features that are zero, the map is zero.
 

@@ -1,7 +1,7 @@
 """Pure tensor maths: no registry, no model."""
 
 from mmkdx.functional.class_maps import ClassMaps, first_tensor, map_tensors
-from mmkdx.functional.head_jacobian import head_jacobian
+from mmkdx.functional.linearised import head_jacobian
 from mmkdx.functional.maps import degenerate_maps, normalize_maps, resize_maps
 from mmkdx.functional.precision import full_precision, no_autocast
 from mmkdx.functional.spatial import resize_map, tokens_to_map

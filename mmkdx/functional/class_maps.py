@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmkdx.functional.head_jacobian import Head, LinearisedHead
+from mmkdx.functional.linearised import Head, LinearisedHead
 from mmkdx.functional.precision import full_precision, no_autocast
 
 

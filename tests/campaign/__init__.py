@@ -14,7 +14,7 @@ from __future__ import annotations
 import ast
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,7 +39,12 @@ def drivers(folder: Path = FOLDER) -> list[str]:
 
 
 def run(
-    out: Path, minutes: float, seed: int, folder: Path = FOLDER, grace: float = GRACE
+    out: Path,
+    minutes: float,
+    seed: int,
+    folder: Path = FOLDER,
+    grace: float = GRACE,
+    left_out: Collection[str] = (),
 ) -> list[dict]:
     """Runs a folder's drivers, each for its share of the time.
 
@@ -49,13 +54,14 @@ def run(
         seed (int): The seed of each driver.
         folder (Path): The folder of the drivers. Defaults to this one.
         grace (float): Seconds beyond its share after which a driver is stopped. Defaults to ``GRACE``.
+        left_out (Collection[str]): Drivers that do not run. Defaults to none.
 
     Returns:
         list[dict]: The rows of all drivers. What drivers wrote is printed.
     """
     found = out / 'found.jsonl'
     found.touch()
-    rows, left = [], drivers(folder)
+    rows, left = [], [name for name in drivers(folder) if name not in left_out]
     share = minutes / max(len(left), 1)
     while left:
         arguments = (found, share, seed, 60 * share + grace, folder, *left)

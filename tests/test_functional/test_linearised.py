@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmkdx.functional import ClassMaps, head_jacobian
-from mmkdx.functional.head_jacobian import (
+from mmkdx.functional.linearised import (
     LinearisedHead,
     degenerate_points,
     directional,
