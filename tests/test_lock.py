@@ -9,6 +9,7 @@ import signal
 import socket
 
 import pytest
+from full_disk import full_disk
 
 from mmkdx.files import WriteError
 from mmkdx.lock import NAME, FolderInUseError, FolderLock
@@ -124,6 +125,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 def test_a_full_disk(tmp_path):
-    (tmp_path / NAME).symlink_to('/dev/full')
-    with pytest.raises(WriteError, match=f'^cannot write .*{NAME}: No space left on device$'):
+    with (
+        full_disk(0),
+        pytest.raises(WriteError, match=f'^cannot write .*{NAME}: File too large$'),
+    ):
         FolderLock(tmp_path, 'wait')
