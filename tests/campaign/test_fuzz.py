@@ -8,8 +8,8 @@ from campaign import fuzz
 
 
 def test_no_wrong_option_passes_without_a_word():
-    found = list(fuzz.trials(5, seed=0, configs=2, calls=100))
-    assert len(found) == 102
+    found = list(fuzz.trials(5, seed=0, configs=1, calls=60))
+    assert len(found) == 61
     own = [each for each in found if each.what == 'constructors']
     assert [str(each) for each in own if each.outcome != 'survived'] == []
 

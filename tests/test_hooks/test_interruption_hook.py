@@ -99,7 +99,7 @@ def wholes(tmp_path_factory):
         (2, None, 1, signal.SIGINT),
         (0, None, 3, signal.SIGTERM),  # in the last step of an epoch, whose checkpoint is enough
         (0, ENDLESS, 5, signal.SIGTERM),
-        (2, ENDLESS, 5, signal.SIGTERM),
+        pytest.param(2, ENDLESS, 5, signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_goes_on_with_the_next_step(
