@@ -76,6 +76,18 @@ def install() -> None:
         setattr(mmengine_registry, name, _unless(is_refused, getattr(mmengine_registry, name)))
 
 
+def check_data(config: Any) -> None:
+    """Refuses, in a config that was read as data, what would import or run code.
+
+    Its texts are remembered, so that nothing imports them later.
+
+    Raises:
+        DataConfigError: If there is something of that kind.
+    """
+    _check(config)
+    _texts.update(value for _, value in _values(config) if isinstance(value, str))
+
+
 def check_named_config(name: str, key: str) -> None:
     """Refuses the name of a Python config that stands in a config in YAML or JSON.
 
@@ -96,7 +108,7 @@ def _recorded(read: Callable) -> Callable:
             return read(filename, *args, **kwargs)
         try:
             found = read(filename, *args, **kwargs)
-            _texts.update(value for _, value in _values(found[0]) if isinstance(value, str))
+            check_data(found[0])
         except DataConfigError as error:
             raise DataConfigError(f'{filename}: {error}') from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -11,9 +11,11 @@ import torch
 from mmengine.config import Config
 from tiny import build, classifier
 
+from mmkdx import data_configs
 from mmkdx.apis import run_tool, runs
 from mmkdx.apis.runs import run_seeds
 from mmkdx.distillation import models
+from mmkdx.distillation.models import build_part, model_config
 
 ROOT = Path(__file__).parents[2]
 PREPROCESSOR = dict(num_classes=10, mean=[78.0] * 3, std=[84.0] * 3)
@@ -89,6 +91,24 @@ def test_a_runs_model_is_read_as_data(tmp_path):
     own = dict(MODEL, data_preprocessor=dict(num_classes=4))
     run_of(tmp_path / 'own', model=own, data_preprocessor=PREPROCESSOR)
     assert runs.read_run_model(tmp_path / 'own/config.py') == own
+
+
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(type='os:system', command='touch evil'),
+        dict(type='Distiller', student=dict(type='os:system', command='touch evil'), terms={}),
+        dict(type='PlainClassifier', network='os:system', command='touch evil'),
+    ],
+)
+def test_a_callable_of_a_foreign_run_is_not_called(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data_configs, '_texts', set())
+    (tmp_path / 'config.py').write_text(f'model = {model!r}')
+    found = runs.read_run_model(tmp_path / 'config.py')
+    with pytest.raises(data_configs.DataConfigError, match=".* is 'os:system', a program; "):
+        build_part(model_config(found, 'model'))
+    assert not (tmp_path / 'evil').exists()
 
 
 @pytest.mark.parametrize(
