@@ -1,4 +1,4 @@
-"""The files of a run's visualizer: its pictures, its config and ``scalars.json``."""
+"""The files of a run's visualizer: its pictures and ``scalars.json``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 import mmengine.visualization
 import numpy as np
-from mmengine.config import Config
 from mmengine.fileio import dump
 from mmengine.visualization.vis_backend import force_init_env
 
-from mmkdx.files import append_text, write_file
+from mmkdx.files import append_text
 from mmkdx.registry import VISBACKENDS
 from mmkdx.visualization.rendering import write_picture
 
@@ -23,11 +22,6 @@ class LocalVisBackend(mmengine.visualization.LocalVisBackend):
     mmengine leaves out a picture without a word when the disk is full. A config with
     ``default_scope = 'mmkdx'`` gets this class under mmengine's name.
     """
-
-    @force_init_env
-    def add_config(self, config: Config, **kwargs: Any) -> None:
-        """Writes the config."""
-        write_file(self._config_save_file, config.pretty_text)
 
     @force_init_env
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs: Any) -> None:

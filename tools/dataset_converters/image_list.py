@@ -30,6 +30,7 @@ from mmengine.utils import track_iter_progress
 from PIL import Image, UnidentifiedImageError
 from sklearn.model_selection import train_test_split
 
+from mmkdx.bounds import TooLargeError, check_image
 from mmkdx.files import printable, write_file
 
 #: What mmpretrain's CustomDataset takes for an image.
@@ -151,10 +152,13 @@ def why_unreadable(path: Path) -> str | None:
     except OSError as error:
         return error.strerror
     try:
+        check_image(io.BytesIO(content))
         with Image.open(io.BytesIO(content)) as image:
             image.load()  # a header does not tell that a file is truncated
     except UnidentifiedImageError:
         return 'no image' if content else 'empty'
+    except TooLargeError as error:
+        return f'{error}'
     except Exception as error:  # Pillow's readers raise many kinds
         return f'Pillow: {error}'
     # As training reads it; cv2.imread breaks down at names that are not UTF-8

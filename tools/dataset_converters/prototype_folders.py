@@ -164,7 +164,10 @@ def write_images(job: Job) -> None:
         check_image(job.source)
     except TooLargeError as error:
         raise ValueError(f'{job.source}: {error}') from error
-    image = cv2.imread(str(job.source), cv2.IMREAD_COLOR)
+    content = np.fromfile(
+        job.source, np.uint8
+    )  # cv2.imread breaks down at names that are not UTF-8
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
     if image is None:
         raise ValueError(f'{job.source} cannot be read as an image')
     if job.box is not None:
