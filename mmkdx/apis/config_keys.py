@@ -1,4 +1,4 @@
-"""Mistakes in a config that mmengine does not see: misspelt keys at the top, and NaN."""
+"""Mistakes in a config that mmengine does not see: misspelt keys, NaN, options of a wrong kind."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmkdx.apis.config_types import check_types
+
 #: What mmengine's Runner reads of a config, and what its ``Config``, mmpretrain and mmkdx read beside.
 KNOWN = (
     *list(inspect.signature(Runner).parameters)[:-1],
@@ -22,7 +24,9 @@ KNOWN = (
 
 
 def check_keys(cfg: Config) -> None:
-    """Refuses a misspelt key at the top of a config, which mmengine would ignore, and NaN anywhere.
+    """Refuses misspelt keys at the top of a config, which mmengine would ignore, and wrong options.
+
+    Wrong are NaN, and values of another kind than the option's; see ``check_types``.
 
     A key is misspelt if it is nearly one of ``KNOWN``, unless that one is there, too, and the value
     stands in another place: a config may define variables of its own, such as ``train_dataset``.
@@ -34,6 +38,7 @@ def check_keys(cfg: Config) -> None:
     for path, value in _leaves(options):
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f'{path} is NaN; an option must be a number, or another value')
+    check_types(options)
     for key in options:
         near = difflib.get_close_matches(key, KNOWN, 1, 0.8)
         if key not in KNOWN and near and not (near[0] in options and _used(options, key)):
