@@ -25,7 +25,8 @@ WORDS = dict(
 )
 #: Options that may be infinite.
 INFINITE = ('norm_type',)
-#: Parts that are dicts with a type, and where no signature says so the ends of their sections' paths.
+#: Parts that are dicts with a type: in which lists and sections they stand, by the end of the path.
+LISTS = ('pipeline', '_evaluator', 'custom_hooks', 'param_scheduler')
 SECTIONS = dict(dataset='_dataloader', sampler='_dataloader', optimizer='optim_wrapper')
 PARTS = ('backbone', 'neck', 'head', 'loss', *SECTIONS)
 
@@ -53,13 +54,13 @@ def _mistake(path: str, key: str, value: Any, reader: Callable | None) -> str:
     """What an option must be, in words, where it is not; else ''."""
     if isinstance(value, float) and math.isinf(value) and key not in INFINITE:
         return 'an option must be finite'
-    if value == {} and (key in PARTS or path == 'default_hooks'):
+    part = path.endswith(SECTIONS.get(key, LISTS if isinstance(key, int) else 'default_hooks'))
+    if (value == {} and (part or key in PARTS)) or (
+        part and not isinstance(value, dict | None if path == 'default_hooks' else dict)
+    ):
         return 'it must be a dict with a type'
-    if path.endswith(SECTIONS.get(key, ' ')):
-        if not isinstance(value, dict):
-            return 'it must be a dict with a type'
-        kind = value.get('type')
-        if key == 'optimizer' and isinstance(kind, str) and registry.OPTIMIZERS.get(kind) is None:
+    if part and key == 'optimizer' and isinstance(kind := value.get('type'), str):
+        if registry.OPTIMIZERS.get(kind) is None:
             return f'there is no such optimizer{near_names(kind, OPTIMIZERS.module_dict)}'
     takes = _takes(reader, key) if reader else None
     if takes is None or _fits(value, takes):
@@ -68,12 +69,11 @@ def _mistake(path: str, key: str, value: Any, reader: Callable | None) -> str:
 
 
 def _dicts(value: Any, path: str = '') -> Iterator[tuple[str, dict]]:
-    """All dicts of a config, with their paths."""
-    if isinstance(value, dict):
-        yield path, value
+    """All dicts of a config, and its lists as dicts, with their paths."""
     if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, each in items:
+        value = value if isinstance(value, dict) else dict(enumerate(value))
+        yield path, value
+        for key, each in value.items():
             yield from _dicts(each, f'{path}.{key}'.lstrip('.'))
 
 
@@ -130,7 +130,9 @@ def _kinds(function: Callable, parameter: inspect.Parameter) -> set[str] | None:
     if kinds is None:
         # Without an annotation, 1 may stand for True
         return {'number': {'number'}, 'boolean': {'boolean', 'number'}}.get(default)
-    return kinds | ({default} if default else {'None'})
+    # None often stands for no dict where the default is one
+    more = {None: set(), 'dict': {'dict', 'None'}}.get(default, {default})
+    return kinds | more
 
 
 def _hinted(hint: Any) -> set[str] | None:
@@ -157,17 +159,15 @@ def _hinted(hint: Any) -> set[str] | None:
 
 
 def _kind(value: Any) -> str | None:
-    """The kind of a value; None for None and for what is none of ``WORDS``."""
-    if isinstance(value, bool):
-        return 'boolean'
+    """The kind of a value, 'None' or one of ``WORDS``; None for others."""
+    if value is None or isinstance(value, bool):
+        return 'None' if value is None else 'boolean'
     kinds = dict(number=Number, text=(str, PathLike), dict=Mapping, list=(list, tuple, set, range))
     return next((word for word, classes in kinds.items() if isinstance(value, classes)), None)
 
 
 def _fits(value: Any, takes: set[str]) -> bool:
     kind = _kind(value)
-    if value is None:
-        return 'None' in takes or takes != {'number'}
     # Annotations are narrower than what mmengine and mmpretrain take: (3, 3) for 3, a list of dicts for
     # a dict, 512.0 for 'dynamic'
     wider = dict(list={'number', 'dict'} if value else set(), number={'text'})

@@ -141,7 +141,9 @@ def weights_source(model: ModelSpec, checkpoint: str | None, pretrained: bool) -
         model dict of a library's network with its weights.
     """
     if not flag('teacher.pretrained', pretrained):
-        return checkpoint and text('teacher.checkpoint', checkpoint, 'a file or URL')
+        return (
+            None if checkpoint is None else text('teacher.checkpoint', checkpoint, 'a file or URL')
+        )
     if checkpoint:
         raise ValueError(
             'teacher.pretrained and teacher.checkpoint are two sources of weights; remove one'

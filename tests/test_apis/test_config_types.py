@@ -40,6 +40,7 @@ RIGHT = dict(
     [
         ('model.student.backbone', True, 'ImageClassifier takes a dict'),
         ('model.student.backbone', {}, 'it must be a dict with a type'),
+        ('model.student.backbone', None, 'ImageClassifier takes a dict'),
         ('model.student.neck', -3, 'ImageClassifier takes a dict'),
         ('model.student.backbone.base_channels', [], 'ResNet_CIFAR takes a number'),
         ('model.student.backbone.base_channels', True, 'ResNet_CIFAR takes a number'),
@@ -63,6 +64,10 @@ RIGHT = dict(
         ('param_scheduler.0.milestones', 2, 'MultiStepLR takes a list'),
         ('param_scheduler.0.gamma', True, 'MultiStepLR takes a number'),
         ('train_cfg.val_interval', True, 'EpochBasedTrainLoop takes a number'),
+        ('data_preprocessor.mean.0', math.inf, 'an option must be finite'),
+        ('val_evaluator.0', 3, 'it must be a dict with a type'),
+        ('train_dataloader.dataset.pipeline.0', True, 'it must be a dict with a type'),
+        ('default_hooks.timer', False, 'it must be a dict with a type'),
         ('default_hooks.logger', {}, 'it must be a dict with a type'),
         ('randomness.seed', [], 'set_random_seed takes a number'),
     ],
