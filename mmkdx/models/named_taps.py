@@ -14,7 +14,7 @@ from mmkdx.functional import ClassMaps, full_precision
 from mmkdx.functional.largest_logits import all_logits, largest_logits
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow
-from mmkdx.models.head_trace import Trace, linear_head
+from mmkdx.models.head_trace import Trace, embedding, linear_head
 from mmkdx.models.heads.prototype_head import find_prototypes
 from mmkdx.models.intercept import Tap
 from mmkdx.models.traced_head import TracedHead
@@ -125,10 +125,10 @@ class Features(NamedTap, name='features'):
 
 
 class Embedding(NamedTap, name='embedding'):
-    """What enters the linear classifier, of shape (N, C)."""
+    """What enters the linear classifier, of shape (N, C); the output of a model without a classifier."""
 
     def locate(self, flow: Flow) -> Place:
-        return Place(Tap(flow.classifier, side='in'))
+        return Place(embedding(flow))
 
 
 class Cam(NamedTap, name='cam'):
