@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,14 +63,14 @@ def find_layers(
     """
     given = TapSet({name: 'layer' for name in names if name != 'auto'}, 'model')
     gap_linear = TapSet({'cam': 'layer', 'features': 'layer'}, 'model')
+    pooling = None
     # With one image this takes less time than with fake tensors
     with no_autocast(inputs), evaluating(model), torch.no_grad():
         images = inputs[:1].clone()
-        try:
-            gap_linear.resolve(model, images)
-            pooling = gap_linear.taps['features'] if gap_linear.weights else None
-        except ValueError:
-            pooling = None
+        if scores is None or 'auto' in names:
+            with suppress(ValueError):
+                gap_linear.resolve(model, images)
+                pooling = gap_linear.taps['features'] if gap_linear.weights else None
         if given.names or pooling is None:
             given.resolve(model, images)
     taps = {*given.taps.values(), *([pooling] if pooling else [])}
