@@ -27,7 +27,9 @@ CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
 SHAPES = dict(logits='(N, K)', class_maps='(N, K, H, W)')
 
 
-def terms(terms: Any, teachers: Sequence[nn.Module], student_weight: float) -> None:
+def terms(
+    terms: Any, teachers: Sequence[nn.Module], student_weight: float, student: nn.Module
+) -> None:
     """Refuses terms that are no dict, and none where there is nothing else to train with."""
     if not isinstance(terms, dict | None) or (teachers and not terms):
         raise ValueError(
@@ -36,6 +38,11 @@ def terms(terms: Any, teachers: Sequence[nn.Module], student_weight: float) -> N
         )
     if not terms and not student_weight:
         raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
+    if student_weight and describe(student).num_classes == 0:
+        raise ValueError(
+            'student has no classifier, so it has no loss of its own: set student_weight=0, or '
+            "the number of classes in the student's config"
+        )
 
 
 def term_config(name: str, config: Any) -> None:

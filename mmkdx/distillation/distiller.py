@@ -89,7 +89,7 @@ class Distiller(BaseModel):
             build_teacher(each) for each in teachers if each is not None
         )
         self.student_weight = number('student_weight', student_weight, 0)
-        checks.terms(terms, self.teachers, student_weight)
+        checks.terms(terms, self.teachers, student_weight, built)
         built_terms = {name: build_term(name, config) for name, config in (terms or {}).items()}
         self.terms = nn.ModuleDict(built_terms)
         self._watch = FiniteWatch()

@@ -45,19 +45,19 @@ def function_scores(function: Callable[[Any], Tensor], output: Any, count: int) 
         ValueError: If it does not return one score for each of ``count`` images, or scores without a
             gradient where one is needed.
     """
-    scores = function(output)
+    scores, name = function(output), target_name(function)
     if not isinstance(scores, Tensor) or scores.shape != (count,):
         kind = type(scores).__name__
         if isinstance(scores, Tensor):
             kind = f'tensor of shape {tuple(scores.shape)}'
         raise ValueError(
-            f'the target {_name(function)} returns a {kind}; it must return a tensor with one score '
-            f'for each image, of shape ({count},)'
+            f'the target {name} returns a {kind}; it must return a tensor with one score for each '
+            f'image, of shape ({count},)'
         )
     if torch.is_grad_enabled() and not scores.requires_grad:
         raise ValueError(
-            f'the scores of the target {_name(function)} have no gradient by the image; use the tensors '
-            'of the model without detach, argmax, numpy or torch.no_grad'
+            f'the scores of the target {name} have no gradient by the image; use the tensors of the '
+            'model without detach, argmax, numpy or torch.no_grad'
         )
     return full_precision(scores)[:, None]
 
@@ -164,6 +164,6 @@ def _labels(data_samples: Sequence[Any]) -> Tensor:
     raise ValueError("targets are data samples without labels ('gt_label'); use 'pred'")
 
 
-def _name(function: Callable) -> str:
-    """How messages call a function."""
+def target_name(function: Callable) -> str:
+    """How messages and pictures call a function."""
     return getattr(function, '__name__', type(function).__name__)

@@ -66,10 +66,11 @@ class NamedTap(ABC):
         """The tap's value.
 
         Args:
-            value (Any): What stood at the place in a forward.
+            value (Any): What stood at the place in a forward; an output of the model may hold its
+                logits or embedding in another form than a tensor.
             module (nn.Module): The module of the place's weights; the model where it has none.
         """
-        return value
+        return value if isinstance(value, Tensor) else describe(module).logits_in(value)
 
     def encode(self, value: Any, top_k: int | None, resolution: int | None) -> Stored:
         """What a cache stores of a value.
@@ -103,9 +104,6 @@ class Logits(NamedTap, name='logits'):
             found = (i for i, each in enumerate(output) if each is logits)
             return Place(Tap(path, item=next(found, None)))
         return Place(Tap(path))
-
-    def read(self, value: Any, module: nn.Module) -> Tensor:
-        return value if isinstance(value, Tensor) else describe(module).logits_in(value)
 
     def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> Stored:
         value = full_precision(value)
