@@ -111,7 +111,10 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
         )
         for each in steps
     ]
-    labelled = all(each.get('with_label', True) for each in leaf_configs(loader.dataset))
+    labelled = all(
+        each.get('with_label', type_name(each) != 'UnlabelledImages')
+        for each in leaf_configs(loader.dataset)
+    )
     num_classes = (cfg.get('data_preprocessor') or {}).get('num_classes') or 2
     random = np.random.default_rng(seed)
     images = []
