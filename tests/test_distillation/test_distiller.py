@@ -101,6 +101,35 @@ def test_label_free_needs_no_labels_and_gives_every_parameter_a_gradient():
     assert model(images, mode='loss').keys() == {'loss_cat'}
 
 
+def test_a_student_without_a_head_learns_an_embedding():
+    """mmpretrain's returns a tuple, and the teacher has a classifier."""
+    torch.manual_seed(0)
+    student = {key: value for key, value in classifier(4).items() if key != 'head'}
+    terms = dict(hint=dict(type='CosineLoss', at='embedding', adapter='orthogonal', weight=2))
+    images, _ = batch()
+    model = distiller(terms, student=student, student_weight=0).train()
+    losses = model(images, mode='loss')
+    weight = model.terms['hint'].adapter.project.linear.weight
+    (embedding,), teacher = model.student(images), model.teachers[0].model
+    with torch.no_grad():
+        goal = teacher.extract_feat(images)[0]
+    expected = 2 - 2 * F.cosine_similarity(embedding @ weight.T, goal).mean()
+    torch.testing.assert_close(losses, dict(loss_hint=expected))
+    losses['loss_hint'].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_student_without_a_classifier_has_no_loss_of_its_own():
+    student = {key: value for key, value in classifier(4).items() if key != 'head'}
+    terms = dict(hint=dict(type='CosineLoss', at='embedding'))
+    with pytest.raises(ValueError) as error:
+        distiller(terms, student=student)
+    assert str(error.value) == (
+        'student has no classifier, so it has no loss of its own: set student_weight=0, or the number '
+        "of classes in the student's config"
+    )
+
+
 def test_student_weight_scales_its_losses_and_only_those():
     images, samples = batch()
     model = distiller().train()
