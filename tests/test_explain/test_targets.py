@@ -1,13 +1,13 @@
 """Functions of a model's output as targets: every explainer, against plain autograd."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from explainable import explainer_for, images, model_for
 from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
-from torchvision.models.segmentation import fcn_resnet50
-from torchvision.ops import box_iou
 
 from mmkdx.explain import (
     AblationCAM,
@@ -23,6 +23,7 @@ from mmkdx.explain import (
 )
 from mmkdx.functional import normalize_maps, resize_maps
 
+GUIDE = Path(__file__).parents[2] / 'docs/en/user_guides/explainers.md'
 FUNCTIONS = [name for name in explainer_names() if name not in ('CAM', 'PrototypeMap')]
 
 
@@ -222,59 +223,45 @@ def test_crops_and_boxes_are_no_maps_of_the_images():
 # Networks of torchvision; see the guide to explainers
 
 
-@pytest.fixture(scope='module')
-def segmenter():
+def example(beginning, **changes):
+    """The names that an example of the guide defines, with smaller images."""
+    blocks = re.findall('```python\n(.*?)```', GUIDE.read_text(), re.DOTALL)
+    (code,) = (each for each in blocks if beginning in each)
+    for old, new in {'128, 128': '64, 64', **changes}.items():
+        assert old in code
+        code = code.replace(old, new)
     torch.manual_seed(0)
-    return fcn_resnet50(weights=None, weights_backbone=None, num_classes=3).eval()
+    names = {}
+    exec(code, names)
+    return names['model'].eval(), names['images'], names['target'], names['maps']
 
 
-def test_a_class_inside_a_mask_of_a_segmentation(segmenter):
-    inputs, mask = images(2), torch.zeros(2, 16, 16)
-    mask[0, 2:9, 3:], mask[1, :, :6] = 1, 1
-
-    def target(output):
-        return (output['out'][:, 1] * mask).sum((1, 2))
-
+def test_a_class_inside_a_mask_of_a_segmentation():
+    model, inputs, target, maps = example('fcn_resnet50')
     layer = 'backbone.layer4'
     activations, gradient = layer_and_gradient(
-        segmenter, layer, inputs, lambda output: target(output).sum()
+        model, layer, inputs, lambda output: output['out'][:, 12, 30:90, 40:100].sum()
     )
-    maps = GradCAM(layer)(segmenter, inputs, target)
-    assert maps.shape == (2, 2, 2)
+    assert maps.shape == (2, 8, 8)
     close(maps, grad_cam(activations, gradient))
     with torch.no_grad():
         chosen = activations.flatten(2).var(2).topk(2, 1).indices
         used = torch.stack([each[index] for each, index in zip(activations, chosen)])
-        masks = normalize_maps(resize_maps(used.flatten(0, 1), (16, 16))).view(2, 2, 1, 16, 16)
-        scores = torch.stack([target(segmenter(inputs * masks[:, i])) for i in range(2)], 1)
+        masks = normalize_maps(resize_maps(used.flatten(0, 1), (64, 64))).view(2, 2, 1, 64, 64)
+        scores = torch.stack([target(model(inputs * masks[:, i])) for i in range(2)], 1)
     expected = (scores.softmax(1)[..., None, None] * used).sum(1)
-    close(ScoreCAM(layer, channels=2)(segmenter, inputs, target), expected)
+    close(ScoreCAM(layer, channels=2)(model, inputs, target), expected)
 
 
 def test_the_score_of_a_box_of_a_detector():
-    torch.manual_seed(0)
-    detector = fasterrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64,
-        box_score_thresh=0, rpn_post_nms_top_n_test=20, box_detections_per_img=5,
-    ).eval()  # fmt: skip
-    inputs = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        found = detector(inputs)
-    boxes, labels = ([each[key][1] for each in found] for key in ('boxes', 'labels'))
-
-    def target(output):
-        scores = []
-        for each, box, label in zip(output, boxes, labels):
-            overlap = box_iou(each['boxes'], box[None])[:, 0] * (each['labels'] == label)
-            scores.append(each['scores'][overlap.argmax()])
-        return torch.stack(scores)
-
-    layer = 'backbone.body.layer3'
-    activations, gradient = layer_and_gradient(
-        detector, layer, inputs, lambda output: output[0]['scores'][1] + output[1]['scores'][1]
+    small = 'min_size=64, max_size=64, rpn_post_nms_top_n_test=20, box_detections_per_img=5'
+    model, inputs, target, maps = example(
+        'fasterrcnn_resnet50_fpn', **{'box_score_thresh=0': f'box_score_thresh=0, {small}'}
     )
-    maps = GradCAM(layer)(detector, inputs, target)
-    assert maps.shape == (2, 4, 4) and maps.abs().amax((1, 2)).gt(0).all()
+    activations, gradient = layer_and_gradient(
+        model, 'backbone.body.layer3', inputs, lambda output: output[0]['scores'][0]
+    )
+    assert maps.shape == (1, 4, 4) and maps.abs().max() > 0
     close(maps, grad_cam(activations, gradient))
 
 
