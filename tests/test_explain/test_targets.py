@@ -254,10 +254,8 @@ def test_a_class_inside_a_mask_of_a_segmentation():
 
 
 def test_the_score_of_a_box_of_a_detector():
-    small = 'min_size=64, max_size=64, rpn_post_nms_top_n_test=20, box_detections_per_img=5'
-    model, inputs, target, maps = example(
-        'fasterrcnn_resnet50_fpn', **{'box_score_thresh=0': f'box_score_thresh=0, {small}'}
-    )
+    small = 'min_size=64, rpn_post_nms_top_n_test=20, box_detections_per_img=5'
+    model, inputs, target, maps = example('fasterrcnn_resnet50_fpn', **{'min_size=128': small})
     activations, gradient = layer_and_gradient(
         model, 'backbone.body.layer3', inputs, lambda output: output[0]['scores'][0]
     )
