@@ -13,6 +13,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmpretrain.structures import DataSample
 from tiny import batch, build, classifier, distiller, total
+from torch import nn
 
 from mmkdx.distillation import Distiller
 from mmkdx.losses import DistillLoss
@@ -117,6 +118,32 @@ def test_a_student_without_a_head_learns_an_embedding():
     torch.testing.assert_close(losses, dict(loss_hint=expected))
     losses['loss_hint'].backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+class Tower(nn.Module):
+    """An image tower like open_clip's: the projection is no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 2)
+        self.proj = nn.Parameter(torch.randn(6, 5))
+
+    def forward(self, images):
+        return self.conv(images).mean((2, 3)) @ self.proj
+
+
+def test_a_plain_tower_teaches_by_what_it_returns():
+    tower = Tower()
+    terms = dict(fit=dict(type='MSELoss', at=('embedding', 'logits'), adapter='orthogonal'))
+    images, _ = batch()
+    model = distiller(terms, teacher=dict(model=tower, normalize='same'), student_weight=0).train()
+    loss = model(images, mode='loss')['loss_fit']
+    weight = model.terms['fit'].adapter.project.linear.weight
+    embedding = model.student.extract_feat(images)[0]
+    torch.testing.assert_close(loss, F.mse_loss(embedding @ weight.T, tower(images)))
+    terms = dict(fit=dict(type='MSELoss', at='embedding'))
+    with pytest.raises(ValueError, match="the teacher has no linear .* use the tap 'logits'"):
+        distiller(terms, teacher=dict(model=tower, normalize='same'), student_weight=0)
 
 
 def test_a_student_without_a_classifier_has_no_loss_of_its_own():
