@@ -256,8 +256,8 @@ def test_a_class_inside_a_mask_of_a_segmentation():
 def test_the_score_of_a_box_of_a_detector():
     small = 'min_size=64, rpn_post_nms_top_n_test=20, box_detections_per_img=5'
     model, inputs, target, maps = example('fasterrcnn_resnet50_fpn', **{'min_size=128': small})
-    activations, gradient = layer_and_gradient(
-        model, 'backbone.body.layer3', inputs, lambda output: output[0]['scores'][0]
+    activations, gradient = layer_and_gradient(  # from a list, as torchvision documents it
+        model, 'backbone.body.layer3', list(inputs), lambda output: output[0]['scores'][0]
     )
     assert maps.shape == (1, 4, 4) and maps.abs().max() > 0
     close(maps, grad_cam(activations, gradient))
