@@ -24,8 +24,8 @@ KNOWN = (
 def check_keys(cfg: Config) -> None:
     """Refuses a misspelt key at the top of a config, which mmengine would ignore, and NaN anywhere.
 
-    A key is misspelt if it is nearly one of ``KNOWN`` and its value stands nowhere else: a config may
-    define variables of its own, such as ``train_dataset``, and use them.
+    A key is misspelt if it is nearly one of ``KNOWN``, unless that one is there, too, and the value
+    stands in another place: a config may define variables of its own, such as ``train_dataset``.
 
     Raises:
         ValueError: If there is one; the message names it.
@@ -36,7 +36,7 @@ def check_keys(cfg: Config) -> None:
             raise ValueError(f'{path} is NaN; an option must be a number, or another value')
     for key in options:
         near = difflib.get_close_matches(key, KNOWN, 1, 0.8)
-        if key not in KNOWN and near and not _used(options, key):
+        if key not in KNOWN and near and not (near[0] in options and _used(options, key)):
             raise ValueError(
                 f'{key} is no key that is read; do you mean {near[0]}? A variable of your own needs '
                 'another name'
