@@ -33,7 +33,7 @@ class Term(nn.Module):
         at (str | Sequence): The tap, or the pair of the student's and the teacher's taps. A loss that
             compares several places at once takes a list of taps for each. Without a teacher it is a tap
             or a list of taps.
-        adapter (str, optional): 'auto', or None for no adapter. Defaults to 'auto'.
+        adapter (str, optional): 'auto', 'orthogonal', or None for no adapter. Defaults to 'auto'.
         weight (float): The weight. Defaults to 1.
         allow_negative (bool): Whether the weight may be below 0, which trains the student away from what
             the loss asks for. Defaults to False, as that is nearly always a slip.
@@ -64,7 +64,7 @@ class Term(nn.Module):
         super().__init__()
         self.weight = number('weight', weight)
         checks.weight(self, flag('allow_negative', allow_negative))
-        self.auto = one_of('adapter', adapter, ('auto', None)) == 'auto'
+        self.bridge = one_of('adapter', adapter, ('auto', 'orthogonal', None))
         self.teacher = integer('teacher', teacher, 0)
         self.schedule = None if schedule is None else build_schedule('schedule', schedule)
         self.key = f'terms.{name}'
@@ -129,10 +129,10 @@ class Term(nn.Module):
                 self.loss.connect(*sides, **(dict(model=model) if 'model' in self.needs else {}))
         self._connected = True
         checks.values(self, sides)
-        if self.auto and self.taught and self.compares in ('shape', 'map_size'):
+        if self.bridge and self.taught and self.compares in ('shape', 'map_size'):
             with errors_named(f'{self.key}.adapter: ', '; choose other taps (at)'):
                 if self.adapter is None:
-                    self.adapter = Adapter(student, teacher, channels=self.compares == 'shape')
+                    self.adapter = Adapter(student, teacher, self.compares == 'shape', self.bridge)
                 self.adapter.check(student, teacher, images)
         verb, shapes = 'compare' if self.taught else 'take', ' and '.join(map(shape_text, sides))
         with errors_named(f'{self.key}: {self.loss_name} cannot {verb} {shapes}: ', '', Exception):

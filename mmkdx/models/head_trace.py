@@ -33,6 +33,16 @@ _ATTENTION = (
 )
 
 
+def embedding(flow: Flow) -> Tap:
+    """Where the vector stands that enters the classifier; what a model without one returns."""
+    if flow.facts.num_classes == 0:
+        return Tap(flow.facts.logits_path)
+    try:
+        return Tap(flow.classifier, side='in')
+    except ValueError as error:
+        raise ValueError(f"{error}; if it returns an embedding, use the tap 'logits'") from None
+
+
 def linear_head(flow: Flow) -> str | None:
     """The path of the linear layer that alone stands behind global average pooling, if one does."""
     try:
