@@ -27,7 +27,9 @@ WORDS = dict(
 INFINITE = ('norm_type',)
 #: Parts that are dicts with a type: in which lists and sections they stand, by the end of the path.
 LISTS = ('pipeline', '_evaluator', 'custom_hooks', 'param_scheduler')
-SECTIONS = dict(dataset='_dataloader', sampler='_dataloader', optimizer='optim_wrapper')
+SECTIONS = dict(
+    dataset=('_dataloader', '.dataset'), sampler='_dataloader', optimizer='optim_wrapper'
+)
 PARTS = ('backbone', 'neck', 'head', 'loss', *SECTIONS)
 
 
@@ -128,8 +130,9 @@ def _kinds(function: Callable, parameter: inspect.Parameter) -> set[str] | None:
     default = None if parameter.default is parameter.empty else _kind(parameter.default)
     kinds = _hinted(hint)
     if kinds is None:
-        # Without an annotation, 1 may stand for True
-        return {'number': {'number'}, 'boolean': {'boolean', 'number'}}.get(default)
+        # Without an annotation, 1 may stand for True, and a dict for a list of dicts
+        also = dict(number=(), boolean=('number',), list=('dict', 'None'), dict=('list', 'None'))
+        return {default, *also[default]} if default in also else None
     # None often stands for no dict where the default is one
     more = {None: set(), 'dict': {'dict', 'None'}}.get(default, {default})
     return kinds | more
