@@ -45,6 +45,15 @@ def terms(
         )
 
 
+def teacher_config(config: Mapping, kind: type) -> None:
+    """Refuses what are not the arguments of a teacher of a kind that has a model."""
+    known = list(inspect.signature(kind).parameters)
+    if set(config) - set(known) or 'model' not in config:
+        raise ValueError(
+            f'teacher takes {", ".join(known)}, or a type; it has {", ".join(map(str, config))}'
+        )
+
+
 def term_config(name: str, config: Any) -> None:
     """Refuses what are not the arguments of a term."""
     if not isinstance(config, dict):

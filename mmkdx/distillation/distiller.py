@@ -10,7 +10,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmkdx.arguments import flag, number, options, size
+from mmkdx.arguments import flag, number, size
 from mmkdx.distillation import checks
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
 from mmkdx.distillation.finite_watch import FiniteWatch
@@ -76,8 +76,6 @@ class Distiller(BaseModel):
         compile: bool | dict = False,
         init_cfg: dict | None = None,
     ) -> None:
-        if data_preprocessor is not None:
-            options('data_preprocessor', data_preprocessor)
         built = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
         self.student = built
