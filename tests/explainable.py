@@ -10,7 +10,7 @@ from torch import nn
 
 from mmkdx.explain import Explainer, build_explainer
 
-TRANSFORMER_ONLY = {'AttentionRollout'}
+TRANSFORMER_ONLY = {'AttentionRollout', 'GradientRollout', 'LeGrad'}
 PROTOTYPES_ONLY = {'PrototypeMap'}
 #: Explainers with fewer steps than their defaults
 OPTIONS = dict(IntegratedGradients=dict(steps=3), SmoothGrad=dict(samples=2))
