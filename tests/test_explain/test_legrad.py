@@ -285,14 +285,13 @@ def test_heads_that_need_more_than_the_last_block(network):
 def test_networks_without_a_module_for_each_block():
     class Loose(Sines):
         def forward(self, images):
-            return super().forward(images)
+            x = self.tokens + F.pad(self.patches(images).flatten(2).mT, (0, 0, 1, 0))
+            for block in self.blocks:
+                x = block.forward(x)  # past the module's call
+            return x[:, 0] @ self.head.T
 
-    model = Loose()
-    model.blocks = nn.ModuleList(nn.ModuleList([each]) for each in model.blocks)
-    for each in model.blocks:
-        each.forward = each[0].forward  # the block itself is not called
     refused('LeGrad needs a module for each block, .* Loose has none for its attention 1; use Gradient',
-            LeGrad(), model, Sines.images())  # fmt: skip
+            LeGrad(), Loose(), Sines.images())  # fmt: skip
 
 
 def test_blocks_that_are_not_in_a_chain():
