@@ -174,15 +174,16 @@ class AttentionRecorder(TorchFunctionMode):
                 'nn.MultiheadAttention with keys that are no tokens (add_bias_kv, add_zero_attn), or '
                 'without a batch, has no map of attention; use GradCAM'
             )
-        heads, weights = call['num_heads'], [call[f'{each}_proj_weight'] for each in 'qkv']
-        if not call['use_separate_proj_weight']:
-            weights = call['in_proj_weight'].chunk(3)
-        bias = call['in_proj_bias']
-        biases = [None] * 3 if bias is None else bias.chunk(3)
-        projected = (
-            F.linear(tokens, weight, bias).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
-            for tokens, weight, bias in zip((query, key, value), weights, biases)
-        )
+        heads, together = call['num_heads'], not call['use_separate_proj_weight']
+        weight, bias = call['in_proj_weight'], call['in_proj_bias']
+        if together and query is key is value:
+            projected = F.linear(query, weight, bias).chunk(3, -1)
+        else:
+            separate = [call[f'{each}_proj_weight'] for each in 'qkv']
+            weights = weight.chunk(3) if together else separate
+            biases = [None] * 3 if bias is None else bias.chunk(3)
+            projected = map(F.linear, (query, key, value), weights, biases)
+        projected = (each.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for each in projected)
         dropout = call['dropout_p'] if call['training'] else 0.0
         mask = _added(call['attn_mask'], call['key_padding_mask'], heads, query.dtype)
         output = self._fused(F.scaled_dot_product_attention, (*projected, mask, dropout), {})

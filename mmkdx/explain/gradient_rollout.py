@@ -21,6 +21,7 @@ from mmkdx.explain.attention_layers import (
 from mmkdx.explain.attention_recorder import AttentionRecorder
 from mmkdx.explain.base import Explainer
 from mmkdx.explain.targets import Scores, Targets
+from mmkdx.functional import full_precision
 from mmkdx.registry import EXPLAINERS
 
 
@@ -118,7 +119,7 @@ class GradientRollout(Explainer):
         """The read-out (N, 1, L), from the gradient by the output of the last layer."""
         gradient = found.layers[-1].by_head(by_output.detach())
         # Behind the last attention tokens do not mix, so that the head reads those that move the score
-        read = gradient.ne(0).any(3).any(1)[:, None].to(gradient.dtype)
+        read = gradient.ne(0).any(3).any(1)[:, None].to(full_precision(gradient).dtype)
         extra, image = read.split([found.layout.extra, read.shape[2] - found.layout.extra], 2)
         if self.readout == 'class':
             if not extra.any():
