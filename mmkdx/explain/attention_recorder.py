@@ -40,8 +40,8 @@ class Attention:
         return True
 
     def by_head(self, value: Tensor) -> Tensor:
-        """Brings what has the shape (N · heads, L, C) to (N, heads, L, C)."""
-        return value if value.dim() == 4 else value.unflatten(0, (self.batch, -1))
+        """Brings what has the shape (N · heads, L, C) or (N, windows, heads, L, C) to four dimensions."""
+        return value.flatten(0, -4) if value.dim() > 3 else value.unflatten(0, (self.batch, -1))
 
     def weights(self) -> Tensor:
         """The attention (N, heads, queries, keys); each row sums to 1."""
@@ -98,7 +98,9 @@ class FusedAttention(Attention):
         if self.call['is_causal']:
             mask = torch.ones(logits.shape[2:], dtype=torch.bool, device=logits.device).tril()
         if mask is not None:
-            mask = self.by_head(mask) if mask.dim() == 3 else mask
+            # Of queries (N · heads, L, C) a mask may be one for all
+            apart = self.call['query'].dim() == mask.dim() == 3 and len(mask) > 1
+            mask = self.by_head(mask) if apart else mask
             whole = mask.dtype == torch.bool
             logits = logits.masked_fill(~mask, -torch.inf) if whole else logits + mask
         return logits.softmax(-1)
@@ -111,11 +113,7 @@ class FusedAttention(Attention):
         value = full_precision(self.by_head(self.call[name]))
         heads = self.by_head(self.call['query']).shape[1]
         # Groups of heads share keys and values
-        return (
-            value.repeat_interleave(heads // value.shape[1], 1)
-            if self.call['enable_gqa']
-            else value
-        )
+        return value.repeat_interleave(heads // value.shape[1], 1)
 
 
 class AttentionRecorder(TorchFunctionMode):
@@ -124,7 +122,8 @@ class AttentionRecorder(TorchFunctionMode):
     Args:
         batch (int): The number of images.
         first (int, optional): From this attention on, a graph is recorded: its result becomes a leaf,
-            unless it has a graph already, and gradients are switched on. Defaults to None (never).
+            unless it has a graph already, and gradients are switched on. Defaults to None (never, and
+            attentions have one head, the mean of all).
     """
 
     def __init__(self, batch: int, first: int | None = None) -> None:
@@ -139,28 +138,35 @@ class AttentionRecorder(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             return self._multi_head(**_named(_MULTI_HEAD, args, kwargs))
         if func is F.scaled_dot_product_attention:
-            return self._fused(func, args, kwargs)
+            return self._keep(self._fused(*args, **kwargs))
         result = func(*args, **kwargs)
         if func in (F.softmax, torch.softmax, Tensor.softmax):
             dim = kwargs.get('dim', args[1] if len(args) > 1 else None)
-            many = result.dim() == 3 and result.shape[0] % self.batch == 0
-            if dim in (-1, result.dim() - 1) and (many or result.dim() == 4):
+            if dim in (-1, result.dim() - 1) and result.dim() < 5:
                 return self._keep(Attention(result, self.batch))
         return result
 
     def _keep(self, attention: Attention) -> Tensor:
-        """Notes an attention, and returns what the forward goes on with."""
-        if self.first is not None and len(self.attentions) >= self.first:
+        """Notes an attention of images, and returns what the forward goes on with."""
+        *outer, _, _ = attention.output.shape
+        if not outer or outer[0] % self.batch:
+            return attention.output
+        if self.first is None:
+            # Without gradients the mean over heads is all that is asked for, and takes less memory
+            weights = attention.weights().mean(1, keepdim=True)
+            self.attentions.append(Attention(weights, self.batch, attention.dropout))
+            return attention.output
+        if len(self.attentions) >= self.first:
             torch.set_grad_enabled(True)
             if not attention.output.requires_grad:
                 attention.output = attention.output.detach().requires_grad_()
         self.attentions.append(attention)
         return attention.output
 
-    def _fused(self, func: Any, args: tuple, kwargs: dict) -> Tensor:
+    def _fused(self, *args: Any, **kwargs: Any) -> FusedAttention:
         call = _named(_FUSED, args, kwargs)
-        output = func(*args, **kwargs)
-        return self._keep(FusedAttention(output, self.batch, call['dropout_p'], call))
+        output = F.scaled_dot_product_attention(*args, **kwargs)
+        return FusedAttention(output, self.batch, call['dropout_p'], call)
 
     def _multi_head(
         self, query: Tensor, key: Tensor, value: Tensor, **call: Any
@@ -186,12 +192,12 @@ class AttentionRecorder(TorchFunctionMode):
         projected = (each.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for each in projected)
         dropout = call['dropout_p'] if call['training'] else 0.0
         mask = _added(call['attn_mask'], call['key_padding_mask'], heads, query.dtype)
-        output = self._fused(F.scaled_dot_product_attention, (*projected, mask, dropout), {})
-        tokens = output.permute(2, 0, 1, 3).flatten(2)
+        attention = self._fused(*projected, mask, dropout)
+        tokens = self._keep(attention).permute(2, 0, 1, 3).flatten(2)
         result = F.linear(tokens, call['out_proj_weight'], call['out_proj_bias'])
         if not call['need_weights']:
             return result, None
-        shown = self.attentions[-1].weights().to(result)
+        shown = attention.weights().to(result)
         return result, shown.mean(1) if call['average_attn_weights'] else shown
 
 

@@ -69,8 +69,9 @@ def masks_out(options):
         dict(attn_mask=MASK),
         dict(attn_mask=torch.zeros(3, 3).double().masked_fill(~MASK, -torch.inf)),
         dict(attn_mask=torch.linspace(-2, 2, 18).view(1, 2, 3, 3).double()),
+        dict(attn_mask=torch.linspace(-2, 2, 18).view(2, 3, 3).double()),
     ],
-    ids=['plain', 'scale', 'causal', 'mask', 'infinite', 'bias'],
+    ids=['plain', 'scale', 'causal', 'mask', 'infinite', 'bias', 'heads'],
 )
 def test_the_gradient_is_that_of_explicit_attention(options):
     torch.manual_seed(0)
@@ -89,6 +90,24 @@ def test_the_gradient_is_that_of_explicit_attention(options):
         forbidden.any() == any(name in options for name in ('is_causal',)) or 'attn_mask' in options
     )
     close(attention.allowed(gradient), expected.masked_fill(forbidden, 0))
+
+
+@pytest.mark.parametrize('mask', [None, MASK, torch.linspace(-2, 2, 36).view(4, 3, 3).double()])
+def test_heads_and_images_in_one_dimension(mask):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 4, 3, 5).double()
+    output, (attention,) = record(
+        F.scaled_dot_product_attention, query, key, value, batch=2, attn_mask=mask
+    )
+    assert attention.shape == (2, 2, 3, 3)
+    close(attention.weights().flatten(0, 1) @ value, output)
+    close(attention.gradient(value), (value @ value.mT).unflatten(0, (2, 2)))
+
+
+def test_windows_in_a_dimension_of_their_own():
+    windows = torch.randn(2, 4, 2, 3, 5).double()
+    _, (attention,) = record(F.scaled_dot_product_attention, windows, windows, windows, batch=2)
+    assert attention.shape == attention.weights().shape == (8, 2, 3, 3)
 
 
 def test_forbidden_keys_have_no_gradient():
@@ -185,6 +204,8 @@ def test_what_is_no_attention():
     for function, args in (
         (torch.softmax, (image, 1)),
         (torch.softmax, (image[0, 0], 1)),
+        (torch.softmax, (image[0], 2)),
+        (F.scaled_dot_product_attention, (image[0, 0],) * 3),
         (F.softmax, (image[:, :, 0][:, None, None], -1)),
         (torch.sigmoid, (image,)),
     ):
