@@ -40,7 +40,7 @@ class Attention:
         return True
 
     def by_head(self, value: Tensor) -> Tensor:
-        """Brings what has the shape (N · heads, L, C) or (N, windows, heads, L, C) to four dimensions."""
+        """Brings the shape (N · heads, L, C), or (N, windows, heads, L, C), to four dimensions."""
         return value.flatten(0, -4) if value.dim() > 3 else value.unflatten(0, (self.batch, -1))
 
     def weights(self) -> Tensor:
@@ -111,9 +111,9 @@ class FusedAttention(Attention):
 
     def _of_all_heads(self, name: str) -> Tensor:
         value = full_precision(self.by_head(self.call[name]))
-        heads = self.by_head(self.call['query']).shape[1]
-        # Groups of heads share keys and values
-        return value.repeat_interleave(heads // value.shape[1], 1)
+        # Groups of heads may share keys and values
+        size = self.by_head(self.call['query']).shape[1] // value.shape[1]
+        return value.repeat_interleave(size, 1) if size > 1 else value
 
 
 class AttentionRecorder(TorchFunctionMode):
