@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from mmkdx.explain.attention_layers import AttentionLayers, find_attention_layers
 from mmkdx.explain.attention_recorder import AttentionRecorder
 from mmkdx.explain.layouts import Layout
-from mmkdx.explain.targets import Scores, Targets, function_scores
+from mmkdx.explain.targets import Targets, function_scores
 from mmkdx.functional import full_precision, no_autocast
 from mmkdx.models.families import describe, forward_tensor
 from mmkdx.models.intercept import Tap, evaluating, intercept
@@ -55,7 +55,7 @@ def find_blocks(model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
         ValueError: If it has no global attention, its attentions are not in modules that pass tokens
             from one to the next, or the head reads more than the last block's tokens.
     """
-    taps, found = _taps(model, inputs, targets)
+    taps, found = _taps(model, inputs[:1])
     pooled, layout = found.pooling is not None, found.layout
     kept: list[Tensor] = []
 
@@ -63,26 +63,20 @@ def find_blocks(model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
         kept.append(tokens.detach().requires_grad_())
         return torch.cat([kept[-1], kept[-1]])
 
-    alone = (
-        f'LeGrad gives the tokens of every block to the head, and the head of {type(model).__name__} '
-        "cannot take them: it needs more than the last block's tokens; use GradientRollout"
-    )
     recorder = AttentionRecorder(len(inputs), first=0)
     with _quiet(model, inputs), torch.enable_grad(), recorder:
         with intercept(model, {taps[-1]: double}):
             try:
                 output = forward_tensor(model, inputs.clone())
             except RuntimeError as error:
-                raise ValueError(alone) from error
+                raise _not_alone(model) from error
         scores = split_scores(model, targets, output, len(inputs), 2)
-        if scores is None:
-            raise ValueError(alone)
         before = [each.output for each in recorder.attentions[: len(taps)]]
         by_tokens, *others = torch.autograd.grad(
             scores[0].amax(1).sum(), [*kept, *before], allow_unused=True
         )
     if by_tokens is None or any(each is not None for each in others):
-        raise ValueError(alone)
+        raise _not_alone(model)
     read = by_tokens.ne(0).any(2).any(0)
     averaged = not pooled and layout.extra > 0 and not read[layout.extra :].any()
     return Blocks(taps, pooled, averaged, layout, found.length, bool(read.any()))
@@ -90,10 +84,11 @@ def find_blocks(model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
 
 def split_scores(
     model: nn.Module, targets: Targets, output: Any, images: int, runs: int
-) -> list[Tensor] | None:
+) -> list[Tensor]:
     """The scores (N, K) of each of several runs of a head, from what it returns for all together.
 
-    None if it does not return as many scores.
+    Raises:
+        ValueError: If it does not return as many scores.
     """
     if callable(targets):
 
@@ -104,7 +99,9 @@ def split_scores(
         parts = (tree_map_only(Tensor, partial(part, run), output) for run in range(runs))
         return [function_scores(targets, each, images) for each in parts]
     scores = full_precision(describe(model).logits_in(output))
-    return list(scores.split(images)) if len(scores) == runs * images else None
+    if len(scores) != runs * images:
+        raise _not_alone(model)
+    return list(scores.split(images))
 
 
 @dataclass
@@ -117,9 +114,7 @@ class _Passing:
     tokens: Tensor
 
 
-def _taps(
-    model: nn.Module, inputs: Tensor, targets: Targets
-) -> tuple[tuple[Tap, ...], AttentionLayers]:
+def _taps(model: nn.Module, inputs: Tensor) -> tuple[tuple[Tap, ...], AttentionLayers]:
     """The outputs of the blocks, and their attentions."""
     recorder = AttentionRecorder(len(inputs))
     starts: dict[str, tuple[int, Any]] = {}
@@ -141,7 +136,7 @@ def _taps(
     readers = {Tap(path, side='in', item=None): partial(enter, path) for path in paths}
     readers |= {Tap(path, item=None): partial(leave, path) for path in paths}
     with _quiet(model, inputs), torch.no_grad(), recorder, intercept(model, readers):
-        Scores(model, targets)(inputs)
+        forward_tensor(model, inputs.clone())
     found = find_attention_layers('LeGrad', model, inputs, recorder.attentions)
     blocks: list[_Passing] = []
     for i in range(len(found.layers)):
@@ -162,6 +157,13 @@ def _taps(
             )
         blocks.append(block)
     return tuple(each.tap for each in blocks), found
+
+
+def _not_alone(model: nn.Module) -> ValueError:
+    return ValueError(
+        f'LeGrad gives the tokens of every block to the head, and the head of {type(model).__name__} '
+        "cannot take them: it needs more than the last block's tokens; use GradientRollout"
+    )
 
 
 def _is_element(model: nn.Module, path: str) -> bool:

@@ -55,16 +55,17 @@ class LeGrad(Explainer):
         first = len(blocks.taps) - (0 if blocks.pooled else len(taps))
         recorder, count, tokens = AttentionRecorder(len(inputs), first), len(inputs), []
 
-        def keep(value: Tensor) -> Tensor | None:
-            tokens.append(value)
+        def keep(value: Tensor) -> Tensor:
+            tokens.append(blocks.for_head(value))
             if len(tokens) == len(taps):
                 # One run of the head for all layers, and for the logits themselves
                 recorder.batch = (len(taps) + 1) * count
-                return torch.cat([*map(blocks.for_head, tokens), value])
-            if self.differentiable:
-                return None
-            torch.set_grad_enabled(False)
-            return value.detach()  # the next layers have scores of their own
+                return torch.cat([*tokens, value])
+            if not self.differentiable:
+                # The next layers have scores of their own
+                torch.set_grad_enabled(False)
+                value = value.detach()
+            return value.clone()  # the rest of the model may overwrite it in place
 
         with sdpa_kernel(SDPBackend.MATH) if self.differentiable else nullcontext():
             with set_stance('force_eager'), torch.set_grad_enabled(self.differentiable):

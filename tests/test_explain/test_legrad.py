@@ -1,5 +1,7 @@
 """LeGrad: the numbers of the page "transformer-explainers", T4 and T5, and torchcam's maps."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -194,6 +196,21 @@ def test_a_head_that_is_trained_is_looked_at_again():
     assert maps.eq(0).all() and degenerate_maps(maps).all()
     model.head.data = head
     close(explainer(model, inputs, 0), LeGrad()(Sines('all'), inputs, 0))
+
+
+@pytest.mark.parametrize('differentiable', [False, True], ids=['', 'differentiable'])
+def test_blocks_that_overwrite_their_input(differentiable):
+    model, explainer = Sines('all'), LeGrad(differentiable=differentiable)
+    expected = LeGrad()(model, Sines.images(), 0)
+    for block in model.blocks:
+        block.forward = partial(overwrite, block.forward)
+    close(explainer(model, Sines.images(), 0).detach(), expected)
+
+
+def overwrite(forward, x):
+    result = forward(x.clone())
+    x += 1  # what came in is of no use any more
+    return result
 
 
 def test_the_blocks_are_found_once():
