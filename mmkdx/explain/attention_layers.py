@@ -122,7 +122,8 @@ def check_dropout(name: str, model: nn.Module, attentions: list[Attention]) -> N
 
 def _is_whole(attention: Attention, inputs: Tensor) -> bool:
     images, _, queries, keys = attention.shape
-    return images == len(inputs) and queries == keys
+    # Attention over channels has the shape of one over tokens
+    return images == len(inputs) and queries == keys and attention.positions in (None, queries)
 
 
 def _alike(attentions: list[Attention], last: Attention) -> bool:

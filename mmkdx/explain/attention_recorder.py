@@ -23,11 +23,15 @@ class Attention:
         output (Tensor): The tensor by which the gradient of a score is taken: here the weights.
         batch (int): The number of images.
         dropout (float): The rate of dropout inside a fused kernel, whose mask is unknown.
+        positions (int, optional): How many positions of an image the next layer takes, commonly the
+            projection of the result; attention over channels has others than queries. Defaults to None
+            (unknown).
     """
 
     output: Tensor
     batch: int
     dropout: float = 0.0
+    positions: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,6 +79,7 @@ class FusedAttention(Attention):
         output (Tensor): O.
         batch (int): The number of images.
         dropout (float): See ``Attention``.
+        positions (int, optional): See ``Attention``.
         call (Mapping[str, Any]): The arguments of ``F.scaled_dot_product_attention``.
     """
 
@@ -139,6 +144,12 @@ class AttentionRecorder(TorchFunctionMode):
             return self._multi_head(**_named(_MULTI_HEAD, args, kwargs))
         if func is F.scaled_dot_product_attention:
             return self._keep(self._fused(*args, **kwargs))
+        if func in (F.linear, F.conv2d) and self.attentions:
+            last = self.attentions[-1]
+            taken = args[0] if args else kwargs['input']
+            if last.positions is None and taken.dim() > 2:
+                width = taken.shape[-1 if func is F.linear else 1]
+                last.positions = taken.numel() // (width * last.batch)
         result = func(*args, **kwargs)
         if func in (F.softmax, torch.softmax, Tensor.softmax):
             dim = kwargs.get('dim', args[1] if len(args) > 1 else None)
@@ -151,22 +162,22 @@ class AttentionRecorder(TorchFunctionMode):
         *outer, _, _ = attention.output.shape
         if not outer or outer[0] % self.batch:
             return attention.output
+        output = attention.output
         if self.first is None:
             # Without gradients the mean over heads is all that is asked for, and takes less memory
-            weights = attention.weights().mean(1, keepdim=True)
-            self.attentions.append(Attention(weights, self.batch, attention.dropout))
-            return attention.output
-        if len(self.attentions) >= self.first:
+            mean = attention.weights().mean(1, keepdim=True)
+            attention = Attention(mean, self.batch, attention.dropout, attention.positions)
+        elif len(self.attentions) >= self.first:
             torch.set_grad_enabled(True)
-            if not attention.output.requires_grad:
-                attention.output = attention.output.detach().requires_grad_()
+            if not output.requires_grad:
+                output = attention.output = output.detach().requires_grad_()
         self.attentions.append(attention)
-        return attention.output
+        return output
 
     def _fused(self, *args: Any, **kwargs: Any) -> FusedAttention:
         call = _named(_FUSED, args, kwargs)
         output = F.scaled_dot_product_attention(*args, **kwargs)
-        return FusedAttention(output, self.batch, call['dropout_p'], call)
+        return FusedAttention(output, self.batch, call['dropout_p'], call=call)
 
     def _multi_head(
         self, query: Tensor, key: Tensor, value: Tensor, **call: Any
@@ -193,6 +204,7 @@ class AttentionRecorder(TorchFunctionMode):
         dropout = call['dropout_p'] if call['training'] else 0.0
         mask = _added(call['attn_mask'], call['key_padding_mask'], heads, query.dtype)
         attention = self._fused(*projected, mask, dropout)
+        attention.positions = len(query)
         tokens = self._keep(attention).permute(2, 0, 1, 3).flatten(2)
         result = F.linear(tokens, call['out_proj_weight'], call['out_proj_bias'])
         if not call['need_weights']:

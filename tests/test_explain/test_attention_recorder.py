@@ -106,7 +106,7 @@ def test_forbidden_keys_have_no_gradient():
         attn_mask=torch.tensor([True, True, False]), dropout_p=0.0, is_causal=False, scale=None,
         enable_gqa=False,
     )  # fmt: skip
-    attention = FusedAttention(heads([[1.0]]), 1, 0.0, call)
+    attention = FusedAttention(heads([[1.0]]), 1, call=call)
     close(attention.weights(), heads([[0.5, 0.5, 0]]))
     gradient = attention.gradient(heads([[1.0]]))
     close(attention.allowed(gradient.relu()), heads([[1, 0, 0]]))
@@ -200,6 +200,40 @@ def test_what_is_no_attention():
         (torch.sigmoid, (image,)),
     ):
         assert record(function, *args, batch=2)[1] == []
+
+
+def test_the_positions_that_the_next_layer_takes():
+    """They tell attention over tokens from one over as many channels."""
+    tokens, linear, conv = torch.randn(2, 9, 4), nn.Linear(4, 4), nn.Conv2d(4, 4, 1)
+
+    def over_tokens():
+        weights = (tokens @ tokens.mT)[:, None].softmax(-1)
+        return linear(linear((weights @ tokens[:, None])[:, 0])[:, ::3])
+
+    def over_channels():
+        weights = (tokens.mT @ tokens)[:, None].softmax(-1)
+        return linear((weights @ tokens.mT[:, None])[:, 0].mT)
+
+    def before_a_convolution():
+        weights = (tokens @ tokens.mT)[:, None].softmax(-1)
+        return conv((weights @ tokens[:, None])[:, 0].mT.unflatten(2, (3, 3)))
+
+    def before_a_classifier():
+        return linear((tokens @ tokens.mT)[:, None].softmax(-1)[:, 0, 0, :4])
+
+    def in_torchs_attention():
+        attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        return linear(attention(tokens, tokens, tokens)[0][:, ::3])
+
+    found = [
+        record(function, batch=2)[1][0].positions
+        for function in (
+            over_tokens, over_channels, before_a_convolution, before_a_classifier,
+            in_torchs_attention,
+        )
+    ]  # fmt: skip
+    assert found == [9, 9, 9, None, 9]
+    assert record(over_channels, batch=2)[1][0].shape == (2, 1, 4, 4)
 
 
 # The graph

@@ -318,9 +318,12 @@ def test_networks_without_global_attention(name, message):
             images(FAMILIES[name][0]))  # fmt: skip
 
 
-def test_a_last_stage_of_several_windows():
+@pytest.mark.parametrize(
+    'name', ['SwinTransformer', 'EdgeNeXt'], ids=['several windows', 'over 4 x 4 channels']
+)
+def test_a_last_stage_that_is_not_one_window(name):
     message = "GradientRollout.stage is 'last', and the last stage .* does not .*; use GradCAM"
-    refused(message, GradientRollout(stage='last'), family('SwinTransformer'), images(64))
+    refused(message, GradientRollout(stage='last'), family(name), images(64))
 
 
 def test_tokens_that_are_no_grid():
