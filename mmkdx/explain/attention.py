@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
 
-from mmkdx.explain.attention_layers import AttentionLayers, find_attention_layers, of_latents
+from mmkdx.explain.attention_layers import AttentionLayers, find_attention_layers
 from mmkdx.explain.attention_recorder import AttentionRecorder
 from mmkdx.explain.base import Explainer
 from mmkdx.explain.targets import Scores, Targets
@@ -18,9 +18,9 @@ from mmkdx.registry import EXPLAINERS
 class AttentionRollout(Explainer):
     """The product over layers of ``(attention + identity) / 2``, averaged over heads.
 
-    The map is the class token's row, the row of an attention pooling head, or the mean over all rows.
-    It is the same for all classes. All tokens must attend to all (ViT, DeiT, BEiT, …); local attention,
-    as in Swin, has no such product.
+    The map is the class token's row, or without a class token the mean over all rows. It is the same
+    for all classes. All tokens must attend to all (ViT, DeiT, BEiT, …); local attention, as in Swin,
+    has no such product.
 
     Source: Abnar and Zuidema, "Quantifying attention flow in transformers", ACL 2020, Sec. 3.
     """
@@ -34,7 +34,10 @@ class AttentionRollout(Explainer):
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
                 logits = Scores(model, targets)(inputs)
         with torch.set_grad_enabled(self.differentiable):
-            found = find_attention_layers('AttentionRollout', model, inputs, recorder.attentions)
+            # Without a gradient nobody knows whether the scores depend on a pooling head
+            found = find_attention_layers(
+                'AttentionRollout', model, inputs, recorder.attentions, pooling=False
+            )
             row = self._start(found, full_precision(inputs))
             # From the last layer to the first: a row costs less than a product of matrices
             for attention in reversed(found.layers):
@@ -44,8 +47,6 @@ class AttentionRollout(Explainer):
 
     def _start(self, found: AttentionLayers, like: Tensor) -> Tensor:
         """The weights (N, 1, L) of the tokens behind the last layer."""
-        if found.pooling:
-            return of_latents(found.pooling.weights().mean(1), found.length)
         row = like.new_zeros(1, 1, found.length)
         if found.layout.extra:
             row[..., 0] = 1

@@ -56,7 +56,6 @@ def find_blocks(model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
             from one to the next, or the head reads more than the last block's tokens.
     """
     taps, found = _taps(model, inputs[:1])
-    pooled, layout = found.pooling is not None, found.layout
     kept: list[Tensor] = []
 
     def double(tokens: Tensor) -> Tensor:
@@ -71,12 +70,14 @@ def find_blocks(model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
             except RuntimeError as error:
                 raise _not_alone(model) from error
         scores = split_scores(model, targets, output, len(inputs), 2)
-        before = [each.output for each in recorder.attentions[: len(taps)]]
+        attentions = [each.output for each in recorder.attentions]
         by_tokens, *others = torch.autograd.grad(
-            scores[0].amax(1).sum(), [*kept, *before], allow_unused=True
+            scores[0].amax(1).sum(), [*kept, *attentions], allow_unused=True
         )
-    if by_tokens is None or any(each is not None for each in others):
+    if by_tokens is None or any(each is not None for each in others[: len(taps)]):
         raise _not_alone(model)
+    # A pooling head may be there whose result nobody reads
+    pooled, layout = any(each is not None for each in others[len(taps) :]), found.layout
     read = by_tokens.ne(0).any(2).any(0)
     averaged = not pooled and layout.extra > 0 and not read[layout.extra :].any()
     return Blocks(taps, pooled, averaged, layout, found.length, bool(read.any()))
@@ -125,12 +126,12 @@ def _taps(model: nn.Module, inputs: Tensor) -> tuple[tuple[Tap, ...], AttentionL
         starts[path] = len(recorder.attentions), value
 
     def leave(path: str, value: Any) -> None:
-        value = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value
+        value = value[0] if isinstance(value, (tuple, list)) and value else value
         start, given = starts.pop(path, (None, None))
         end, call = len(recorder.attentions), calls[path]
         calls[path] += 1
         if isinstance(value, Tensor) and start is not None and end == start + 1:
-            passings.append(_Passing(Tap(path, call), start, given, value))
+            passings.append(_Passing(Tap(path, call, item=0), start, given, value))
 
     paths = [path for path, _ in model.named_modules()]
     readers = {Tap(path, side='in', item=None): partial(enter, path) for path in paths}

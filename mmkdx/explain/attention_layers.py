@@ -41,7 +41,12 @@ def of_latents(rows: Tensor, length: int) -> Tensor:
 
 
 def find_attention_layers(
-    name: str, model: nn.Module, inputs: Tensor, attentions: list[Attention], stage: bool = False
+    name: str,
+    model: nn.Module,
+    inputs: Tensor,
+    attentions: list[Attention],
+    stage: bool = False,
+    pooling: bool = True,
 ) -> AttentionLayers:
     """Finds what a map can be made of in the attentions of a forward.
 
@@ -52,6 +57,7 @@ def find_attention_layers(
         attentions (list[Attention]): What ``AttentionRecorder`` recorded.
         stage (bool): Whether to take the last stage alone, whose map must be one window. Defaults to
             False (all attentions).
+        pooling (bool): Whether the last attention may be that of a pooling head. Defaults to True.
 
     Raises:
         ValueError: If there are no attentions, one of them is local or over channels, sequences differ
@@ -68,11 +74,11 @@ def find_attention_layers(
                 f'to all positions of an image of {size} pixels; use GradCAM'
             )
         return AttentionLayers(attentions[first:], None, layout)
-    pooling = last if last and last.shape[-2] != last.shape[-1] else None
-    layers = attentions[:-1] if pooling else attentions
+    pool = last if pooling and last and last.shape[-2] != last.shape[-1] else None
+    layers = attentions[:-1] if pool else attentions
     whole = all(_is_whole(each, inputs) for each in layers)
     lengths = {each.shape[-1] for each in layers}
-    if not whole or len(lengths) != 1 or (pooling and pooling.shape[0] != len(inputs)):
+    if not whole or len(lengths) != 1 or (pool and pool.shape[0] != len(inputs)):
         raise ValueError(
             f'{name} needs a transformer whose layers all attend from every token to every token of '
             f'the image, and {kind} {"has" if attentions else "calls"} no such attention; use GradCAM, '
@@ -86,12 +92,12 @@ def find_attention_layers(
             f'image of {size} pixels after {"up to 8" if extra is None else extra} other tokens; '
             'use GradCAM'
         )
-    if pooling and pooling.shape[-1] not in (length, length - layout.extra):
+    if pool and pool.shape[-1] not in (length, length - layout.extra):
         raise ValueError(
-            f'{name}: the last attention of {kind} has {pooling.shape[-1]} keys, which are not the '
+            f'{name}: the last attention of {kind} has {pool.shape[-1]} keys, which are not the '
             f'{length} tokens before it; use GradCAM'
         )
-    return AttentionLayers(layers, pooling, layout)
+    return AttentionLayers(layers, pool, layout)
 
 
 def count_of(name: str, layers: int | None, model: nn.Module, found: int) -> int:
@@ -122,8 +128,9 @@ def check_dropout(name: str, model: nn.Module, attentions: list[Attention]) -> N
 
 def _is_whole(attention: Attention, inputs: Tensor) -> bool:
     images, _, queries, keys = attention.shape
-    # Attention over channels has the shape of one over tokens
-    return images == len(inputs) and queries == keys and attention.positions in (None, queries)
+    # Attention over channels, and in a padded window, may have the shape of one over all tokens
+    all_tokens = all(each == queries for each in attention.positions)
+    return images == len(inputs) and queries == keys and all_tokens
 
 
 def _alike(attentions: list[Attention], last: Attention) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,15 +23,15 @@ class Attention:
         output (Tensor): The tensor by which the gradient of a score is taken: here the weights.
         batch (int): The number of images.
         dropout (float): The rate of dropout inside a fused kernel, whose mask is unknown.
-        positions (int, optional): How many positions of an image the next layer takes, commonly the
-            projection of the result; attention over channels has others than queries. Defaults to None
-            (unknown).
+        positions (list[int]): How many positions of an image the next two layers take, commonly the
+            projection of the result and an MLP. They are as many as queries, but for attention over
+            channels and in a padded window.
     """
 
     output: Tensor
     batch: int
     dropout: float = 0.0
-    positions: int | None = None
+    positions: list[int] = field(default_factory=list)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ class FusedAttention(Attention):
         output (Tensor): O.
         batch (int): The number of images.
         dropout (float): See ``Attention``.
-        positions (int, optional): See ``Attention``.
+        positions (list[int]): See ``Attention``.
         call (Mapping[str, Any]): The arguments of ``F.scaled_dot_product_attention``.
     """
 
@@ -147,9 +147,9 @@ class AttentionRecorder(TorchFunctionMode):
         if func in (F.linear, F.conv2d) and self.attentions:
             last = self.attentions[-1]
             taken = args[0] if args else kwargs['input']
-            if last.positions is None and taken.dim() > 2:
+            if len(last.positions) < 2 and taken.dim() > 2:
                 width = taken.shape[-1 if func is F.linear else 1]
-                last.positions = taken.numel() // (width * last.batch)
+                last.positions.append(taken.numel() // (width * last.batch))
         result = func(*args, **kwargs)
         if func in (F.softmax, torch.softmax, Tensor.softmax):
             dim = kwargs.get('dim', args[1] if len(args) > 1 else None)
@@ -204,7 +204,7 @@ class AttentionRecorder(TorchFunctionMode):
         dropout = call['dropout_p'] if call['training'] else 0.0
         mask = _added(call['attn_mask'], call['key_padding_mask'], heads, query.dtype)
         attention = self._fused(*projected, mask, dropout)
-        attention.positions = len(query)
+        attention.positions.append(len(query))
         tokens = self._keep(attention).permute(2, 0, 1, 3).flatten(2)
         result = F.linear(tokens, call['out_proj_weight'], call['out_proj_bias'])
         if not call['need_weights']:

@@ -98,20 +98,23 @@ class GradientRollout(Explainer):
             create_graph=twice,
             allow_unused=True,
         )
-        if gradients[-1] is None:
+        layers, pool = gradients[: len(found.layers)], gradients[len(found.layers) :]
+        # A pooling head may be there whose result nobody reads
+        pooled = bool(pool) and pool[0] is not None
+        if not pooled and layers[-1] is None:
             raise ValueError(
                 f'GradientRollout: the score does not depend on the last attention of '
                 f'{type(model).__name__}; use GradCAM'
             )
         fixed = self.detach == 'gradient'
         with torch.set_grad_enabled(self.differentiable):
-            if found.pooling:
-                row = of_latents(found.pooling.relevance(gradients[-1], fixed), found.length)
+            if pooled:
+                row = of_latents(found.pooling.relevance(pool[0], fixed), found.length)
                 start = torch.zeros_like(row)
             else:
-                row = start = self._start(model, found, gradients[-1])
+                row = start = self._start(model, found, layers[-1])
             # From the last layer to the first: a row costs less than a product of matrices
-            for attention, gradient in reversed([*zip(found.layers, gradients)]):
+            for attention, gradient in reversed([*zip(found.layers, layers)]):
                 row = row + row @ attention.relevance(gradient, fixed)
             return [found.layout.to_map((row - start).mT)[:, 0]]
 

@@ -73,7 +73,7 @@ class LeGrad(Explainer):
                     output = forward_tensor(model, inputs.clone())
         *scores, logits = split_scores(model, targets, output, count, len(taps) + 1)
         check_dropout('LeGrad', model, recorder.attentions)
-        attentions = recorder.attentions[first:]
+        attentions = recorder.attentions[first:][: 1 if blocks.pooled else len(taps)]
         again = self.differentiable or (isinstance(targets, str) and targets == 'all')
         make = partial(self._maps, blocks, attentions, scores, again)
         return self.for_targets(make, targets, logits)[0]

@@ -107,15 +107,15 @@ def network(request):
     for name, parameter in model.named_parameters():
         if 'pos_' in name or 'position' in name:
             nn.init.zeros_(parameter)
-    return model, images(size, 3, seed=2).double(), grid, 'Swin' in request.param
+    return model, images(size, 3, seed=2).double(), grid, request.param
 
 
 @pytest.mark.parametrize('kind', [GradientRollout, LeGrad])
 def test_a_transformer(network, kind):
-    model, inputs, grid, windows = network
-    if windows and kind is LeGrad:
+    model, inputs, grid, name = network
+    if 'Swin' in name and kind is LeGrad:
         pytest.skip('local attention')
-    explainer = kind(stage='last') if windows else kind()
+    explainer = kind(stage='last') if 'Swin' in name else kind()
     before = state_of(model)
     maps = explainer(model, inputs, [0, 1, 2])
     assert state_of(model) == before
@@ -137,10 +137,36 @@ def test_a_transformer(network, kind):
 
 
 def test_rollout_has_the_grid_too(network):
-    model, inputs, grid, windows = network
-    if windows:
-        pytest.skip('local attention')
+    model, inputs, grid, kind = network
+    if 'pooling' in kind and 'mean' not in kind or 'Swin' in kind:
+        with pytest.raises(ValueError, match='has no such attention; use GradCAM'):
+            AttentionRollout()(model, inputs)
+        return
     maps = AttentionRollout()(model, inputs)
     assert maps.shape == (3, *grid)
     moved = AttentionRollout()(model, inputs.roll(inputs.shape[3] // grid[1], 3))
     torch.testing.assert_close(moved, maps.roll(1, 2), rtol=1e-7, atol=1e-10)
+
+
+def test_a_pooling_head_that_nobody_reads():
+    """SigLIP's classifier of Hugging Face takes the mean of the tokens, and pools them as well."""
+    library = pytest.importorskip('transformers')
+    vision = {**_HF, 'image_size': 32, 'patch_size': 8}
+    del vision['num_labels']
+    torch.manual_seed(0)
+    config = library.SiglipConfig(vision_config=vision, num_labels=4)
+    model = library.SiglipForImageClassification(config)
+    inputs = images(32).double()
+    model = randomize(model, images(32)).double()
+    maps = GradientRollout()(model, inputs, 1)
+    torch.testing.assert_close(maps, GradientRollout(readout='mean')(model, inputs, 1))
+    assert LeGrad()(model, inputs, 1).shape == maps.shape == (2, 4, 4)
+
+
+def test_padded_windows():
+    """Swin pads a map that is smaller than its windows, here one of 4 x 4 to 8 x 8."""
+    models = pytest.importorskip('torchvision').models
+    model = models.SwinTransformer([4, 4], 16, [1, 2], [1, 2], [8, 8], num_classes=4).eval()
+    for explainer in (GradientRollout(), GradientRollout(stage='last'), AttentionRollout()):
+        with pytest.raises(ValueError, match='use GradCAM'):
+            explainer(model, images(32), 1)
