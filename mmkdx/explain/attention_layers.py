@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,14 +67,14 @@ def find_attention_layers(
     kind, size, grids = type(model).__name__, tuple(inputs.shape[2:]), patch_grids(model, inputs)
     last = attentions[-1] if attentions else None
     if stage and last:
-        first = next(i for i, each in enumerate(attentions) if _alike(attentions[i:], last))
+        layers = [*takewhile(lambda each: each.shape == last.shape, reversed(attentions))][::-1]
         layout = Layout.of_stage(last.shape[-1], grids)
-        if not _is_whole(last, inputs) or layout is None:
+        if not all(_is_whole(each, inputs) for each in layers) or layout is None:
             raise ValueError(
                 f"{name}.stage is 'last', and the last stage of {kind} does not attend in one window "
                 f'to all positions of an image of {size} pixels; use GradCAM'
             )
-        return AttentionLayers(attentions[first:], None, layout)
+        return AttentionLayers(layers, None, layout)
     pool = last if pooling and last and last.shape[-2] != last.shape[-1] else None
     layers = attentions[:-1] if pool else attentions
     whole = all(_is_whole(each, inputs) for each in layers)
@@ -131,7 +132,3 @@ def _is_whole(attention: Attention, inputs: Tensor) -> bool:
     # Attention over channels, and in a padded window, may have the shape of one over all tokens
     all_tokens = all(each == queries for each in attention.positions)
     return images == len(inputs) and queries == keys and all_tokens
-
-
-def _alike(attentions: list[Attention], last: Attention) -> bool:
-    return all(each.shape == last.shape for each in attentions)

@@ -77,8 +77,8 @@ class GradientRollout(Explainer):
         found = find_attention_layers(name, model, inputs, attentions, self.stage == 'last')
         check_dropout(name, model, attentions)
         found.layers = found.layers[-count_of(name, self.layers, model, len(found.layers)) :]
-        last = isinstance(targets, str) and targets == 'all'
-        make = partial(self._maps, model, found, logits, twice, last)
+        again = isinstance(targets, str) and targets == 'all'
+        make = partial(self._maps, model, found, logits, twice, again)
         return self.for_targets(make, targets, logits)[0]
 
     def _maps(
@@ -115,7 +115,8 @@ class GradientRollout(Explainer):
                 row = start = self._start(model, found, layers[-1])
             # From the last layer to the first: a row costs less than a product of matrices
             for attention, gradient in reversed([*zip(found.layers, layers)]):
-                row = row + row @ attention.relevance(gradient, fixed)
+                if gradient is not None:  # its result may be read by nobody
+                    row = row + row @ attention.relevance(gradient, fixed)
             return [found.layout.to_map((row - start).mT)[:, 0]]
 
     def _start(self, model: nn.Module, found: AttentionLayers, by_output: Tensor) -> Tensor:

@@ -68,9 +68,9 @@ NETWORKS: dict[str, tuple[Callable, tuple[int, int], tuple[int, int]]] = {
     ),
     'timm Swin': (
         lambda size: timm(
-            'SwinTransformer', size, depths=(1, 2), num_heads=(1, 2), window_size=8
+            'SwinTransformer', size, depths=(1, 2), num_heads=(1, 2), window_size=(8, 16)
         ),
-        (32, 32), (4, 4),
+        (32, 64), (4, 8),
     ),
     'torchvision class token': (torchvision, (32, 32), (4, 4)),
     'mmpretrain class token': (
