@@ -7,7 +7,7 @@ from attending import LAYERS, Given, Sines
 from families import FAMILIES, family, images
 from torch import nn
 
-from mmkdx.explain import CosineTarget, GradientRollout
+from mmkdx.explain import CosineTarget, GradientRollout, LeGrad
 from mmkdx.functional import degenerate_maps
 
 
@@ -160,6 +160,19 @@ def test_two_blocks(read, fused):
     if read == 'class':
         expected = [0.1340022184, 0, 0.109684749148, 0.108294854135]
         close(GradientRollout(layers=1)(model, inputs, 0), expected)
+
+
+@pytest.mark.parametrize('explainer', [GradientRollout(), LeGrad(), LeGrad(1)])
+@pytest.mark.parametrize('name', ['VisionTransformer', 'DistilledVisionTransformer'])
+def test_fused_and_explicit_attention_of_mmpretrain(name, explainer):
+    fused, plain, inputs = family(name).double(), family(name).double(), images(48).double()
+    for layer in plain.backbone.layers:
+        layer.attn.scaled_dot_product_attention = explicit
+    close(explainer(plain, inputs, [1, 3]), explainer(fused, inputs, [1, 3]))
+
+
+def explicit(query, key, value, dropout_p=0.0):
+    return ((query @ key.mT) * query.shape[-1] ** -0.5).softmax(-1) @ value
 
 
 def test_targets_are_weights_functions_and_cosines():
