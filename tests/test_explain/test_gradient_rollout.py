@@ -188,6 +188,15 @@ def test_targets_are_weights_functions_and_cosines():
     assert not torch.allclose(cosine, GradientRollout()(model, inputs, lambda p: p @ unit))
 
 
+def test_the_gradient_of_a_cosine():
+    """T9 of the page: it is orthogonal to the embedding, whatever its length."""
+    embedding = torch.tensor([[3, 4, 0]], dtype=torch.float64, requires_grad=True)
+    score = CosineTarget(torch.tensor([0, 2, 1], dtype=torch.float64))(embedding)
+    close(score.detach(), [0.7155417528], 1e-9)
+    (slope,) = torch.autograd.grad(score.sum(), embedding)
+    close(slope, [-0.0858650103, 0.0643987578, 0.0894427191], 1e-8)
+
+
 # Properties, section 11
 
 
