@@ -10,7 +10,7 @@ from torch import nn
 
 from mmkdx.explain import Explainer, build_explainer
 
-TRANSFORMER_ONLY = {'AttentionRollout'}
+TRANSFORMER_ONLY = {'AttentionRollout', 'GradientRollout', 'LeGrad'}
 PROTOTYPES_ONLY = {'PrototypeMap'}
 #: Explainers with fewer steps than their defaults
 OPTIONS = dict(IntegratedGradients=dict(steps=3), SmoothGrad=dict(samples=2))
@@ -60,3 +60,23 @@ def explainer_for(name: str, **options) -> Explainer:
 def images(n: int = 3) -> torch.Tensor:
     """Random images of 16 x 16 pixels."""
     return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+def hook_count(model: nn.Module) -> int:
+    kinds = [key for key in vars(nn.Module()) if key.endswith('hooks')]
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+def state_of(model: nn.Module) -> dict:
+    """Everything that explaining might change."""
+    return dict(
+        modes=[module.training for module in model.modules()],
+        asked=[parameter.requires_grad for parameter in model.parameters()],
+        grads=[None if p.grad is None else p.grad.clone().tolist() for p in model.parameters()],
+        values={key: value.clone().tolist() for key, value in model.state_dict().items()},
+        hooks=hook_count(model),
+        attributes=[sorted(vars(module)) for module in model.modules()],
+        random=torch.get_rng_state().tolist(),
+        grad_enabled=torch.is_grad_enabled(),
+        autocast=torch.is_autocast_enabled('cpu'),
+    )

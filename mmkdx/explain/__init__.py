@@ -13,6 +13,8 @@ from mmkdx.explain.gradient import (
     LayerCAM,
     XGradCAM,
 )
+from mmkdx.explain.gradient_rollout import GradientRollout
+from mmkdx.explain.legrad import LeGrad
 from mmkdx.explain.perturbation import AblationCAM, ScoreCAM
 from mmkdx.explain.pixel import FullGrad, InputGradient, IntegratedGradients, SmoothGrad
 from mmkdx.explain.prototype_map import PrototypeMap
@@ -31,11 +33,13 @@ __all__ = [
     'FullGrad',
     'GradCAM',
     'GradCAMPlusPlus',
+    'GradientRollout',
     'HiResCAM',
     'InputGradient',
     'IntegratedGradients',
     'LayerCAM',
     'LayerExplainer',
+    'LeGrad',
     'PairExplanation',
     'PrototypeMap',
     'ScoreCAM',

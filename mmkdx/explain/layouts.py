@@ -92,6 +92,16 @@ class Layout:
         return cls._fitting(candidates, image, extra is not None, grids)
 
     @classmethod
+    def of_stage(cls, length: int, grids: Collection[tuple[int, int]]) -> Layout | None:
+        """Finds the layout of a stage's tokens, whose grid is that of the patches, halved or not."""
+        for height, width in sorted(grids) if length > 1 else ():
+            while height * width > length:
+                height, width = -(-height // 2), -(-width // 2)
+            if height * width == length:
+                return cls((height, width), 'tokens')
+        return None
+
+    @classmethod
     def _fitting(
         cls,
         candidates: Sequence[tuple[str, int, int]],

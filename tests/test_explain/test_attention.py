@@ -7,7 +7,7 @@ from families import FAMILIES, family, images, randomize
 from torch import nn
 
 from mmkdx.explain import AttentionRollout
-from mmkdx.explain.attention import _AttentionRecorder
+from mmkdx.explain.attention_recorder import AttentionRecorder
 from mmkdx.explain.layers import find_layers
 from mmkdx.explain.layouts import Layout
 
@@ -266,9 +266,9 @@ def hugging_face_vit(size, **options):
 def test_the_grid_is_that_of_the_patches(build, extra, size, grid):
     """A class token and 4 registers stand before 4 x 8 patches of 14 pixels, and 37 is 1 + 6 x 6."""
     model, inputs = build(size).eval().double(), images(size).double()
-    with _AttentionRecorder(2) as recorder, torch.no_grad():
+    with AttentionRecorder(2) as recorder, torch.no_grad():
         model(inputs)
-    expected = product(recorder.attentions)
+    expected = product([each.weights().mean(1) for each in recorder.attentions])
     row = expected[:, 0] if extra else expected.mean(1)
     close(AttentionRollout()(model, inputs), row[:, extra:].unflatten(1, grid))
     (layer,) = find_layers(model, inputs, ['auto'])

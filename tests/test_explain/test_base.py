@@ -224,7 +224,8 @@ def test_dropout_in_training_is_part_of_a_differentiable_map():
 
 
 @pytest.mark.parametrize('name', [*CAMS, 'EigenCAM', 'InputGradient', 'IntegratedGradients',
-                                  'SmoothGrad', 'FullGrad', 'AttentionRollout'])  # fmt: skip
+                                  'SmoothGrad', 'FullGrad', 'AttentionRollout', 'GradientRollout',
+                                  'LeGrad'])  # fmt: skip
 def test_a_loss_that_trains_nothing_is_refused(name):
     model, explainer = model_for(name), explainer_for(name, differentiable=True)
     message = (

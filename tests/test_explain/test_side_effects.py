@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 import torch.distributed as dist
-from explainable import explainer_for, images, model_for
+from explainable import explainer_for, images, model_for, state_of
 from families import randomize
 from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
 from mmpretrain.models.tta import AverageClsScoreTTA
@@ -27,26 +27,6 @@ HEADS = ('linear', 'hidden')
 
 def reference(name: str, head: str) -> torch.Tensor:
     return explainer_for(name)(model_for(name, head), images(), [0, 1, 2])
-
-
-def hook_count(model: nn.Module) -> int:
-    kinds = [key for key in vars(nn.Module()) if key.endswith('hooks')]
-    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
-
-
-def state_of(model: nn.Module) -> dict:
-    """Everything that explaining might change."""
-    return dict(
-        modes=[module.training for module in model.modules()],
-        asked=[parameter.requires_grad for parameter in model.parameters()],
-        grads=[None if p.grad is None else p.grad.clone().tolist() for p in model.parameters()],
-        values={key: value.clone().tolist() for key, value in model.state_dict().items()},
-        hooks=hook_count(model),
-        attributes=[sorted(vars(module)) for module in model.modules()],
-        random=torch.get_rng_state().tolist(),
-        grad_enabled=torch.is_grad_enabled(),
-        autocast=torch.is_autocast_enabled('cpu'),
-    )
 
 
 every = pytest.mark.parametrize('name', ALL)
@@ -201,7 +181,9 @@ WRAPPERS = dict(
 )
 
 
-@pytest.mark.parametrize('name', ['GradCAM', 'AttentionRollout', 'IntegratedGradients', 'ScoreCAM'])
+@pytest.mark.parametrize(
+    'name', ['GradCAM', 'AttentionRollout', 'LeGrad', 'IntegratedGradients', 'ScoreCAM']
+)
 @pytest.mark.parametrize('wrapper', WRAPPERS)
 def test_wrapped_models_have_the_maps_of_the_plain_one(name, wrapper):
     maps = explainer_for(name)(WRAPPERS[wrapper](model_for(name)), images(), [0, 1, 2])
@@ -209,7 +191,7 @@ def test_wrapped_models_have_the_maps_of_the_plain_one(name, wrapper):
 
 
 def test_a_model_that_is_compiled_in_place_has_the_maps_of_the_plain_one():
-    for name in ('GradCAM', 'AttentionRollout'):
+    for name in ('GradCAM', 'AttentionRollout', 'GradientRollout'):
         model = model_for(name)
         model.compile(backend='eager')
         model(images())

@@ -8,6 +8,7 @@ resized to the images.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from functools import partial
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from mmkdx import explain
 from mmkdx.distillation.models import build_part
 from mmkdx.functional import ClassMaps, normalize_maps, resize_maps
+from mmkdx.models.intercept import Tap, intercept
 
 GRADIENTS = ('GradCAM', 'GradCAMPlusPlus', 'XGradCAM', 'HiResCAM', 'LayerCAM')
 PROJECTIONS = ('EigenCAM', 'EigenGradCAM')
@@ -145,6 +147,63 @@ def pixels(model: nn.Module, image: Tensor) -> dict[str, Run]:
     return runs
 
 
+def transformer(kind: str, batch: int, size: int, device: str) -> dict[str, Run]:
+    """Maps of a small vision transformer by its attention, ours and torchcam's.
+
+    The floor is a forward whose graph starts at the first block, and the gradient down to there.
+
+    Args:
+        kind (str): 'mmpretrain' for DeiT-S, or 'torchvision' for a network of the same size.
+        batch (int): The number of images.
+        size (int): Their height and width.
+        device (str): The device.
+    """
+    if kind == 'mmpretrain':
+        model, first = build('deit-small_4xb256_in1k', device), 'backbone.layers.0'
+    else:
+        vision = importlib.import_module('torchvision.models').VisionTransformer
+        model = vision(size, 16, 12, 6, 384, 1536).to(device).eval()
+        nn.init.normal_(model.heads.head.weight, std=0.02)
+        first = 'encoder.layers.encoder_layer_0'
+    images = torch.randn(batch, 3, size, size, device=device)
+    classes = torch.arange(batch, device=device)
+
+    def floor() -> Tensor:
+        leaves = []
+
+        def leaf(value: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)
+            leaves.append(value.detach().requires_grad_())
+            return leaves[0]
+
+        with torch.no_grad(), intercept(model, {Tap(first, side='in'): leaf}):
+            score = model(images).gather(1, classes[:, None]).sum()
+        return torch.autograd.grad(score, leaves)[0]
+
+    runs: dict[str, Run] = {
+        'forward and gradient': floor,
+        'forward': lambda: forward(model, images),
+    }
+    for name in ('AttentionRollout', 'GradientRollout', 'LeGrad'):
+        runs[f'mmkdx {name}'] = ours(name, model, images, classes)
+    if kind == 'torchvision' and importlib.util.find_spec('torchcam'):
+        from torchcam.methods import LeGrad
+
+        def torchcam() -> Tensor:
+            with LeGrad(model, list(model.encoder.layers)) as extractor:
+                maps = extractor(classes.tolist(), model(images))
+            return resize_maps(torch.stack(maps).mean(0), images.shape[2:])
+
+        runs['torchcam LeGrad'] = torchcam
+    return runs
+
+
+@torch.no_grad()
+def forward(model: nn.Module, images: Tensor) -> Tensor:
+    """A forward alone."""
+    return model(images)
+
+
 def training(name: str, batch: int, size: int, device: str) -> dict[str, Run]:
     """A step of KD, and the same with a loss of explanations that shares its forward or runs its own."""
     student, teacher = build(name, device).train(), build(name, device)
@@ -211,6 +270,10 @@ def main() -> None:
         print(measure(runs, device, args.rounds).table(title), flush=True)
     print(score_cam(model, images[:1], args.channels, device), flush=True)
     print(measure(pixels(model, images[:1]), device, args.rounds).table('One image'), flush=True)
+    for kind in ('mmpretrain', 'torchvision'):
+        runs = transformer(kind, max(args.batch // 8, 1), size, device)
+        title = f'DeiT-S of {kind}'
+        print(measure(runs, device, args.rounds).table(title), flush=True)
     runs = training(args.model, max(args.batch // 2, 2), size, device)
     print(measure(runs, device, args.rounds).table('A training step'))
 

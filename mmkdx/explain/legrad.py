@@ -1,0 +1,124 @@
+"""LeGrad: the sensitivity of each layer's score to the attention of that layer."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import set_stance
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mmkdx.arguments import integer
+from mmkdx.explain.attention_blocks import Blocks, find_blocks, split_scores
+from mmkdx.explain.attention_layers import check_dropout, count_of, of_latents
+from mmkdx.explain.attention_recorder import Attention, AttentionRecorder
+from mmkdx.explain.base import Explainer
+from mmkdx.explain.targets import Targets
+from mmkdx.models.families import forward_tensor
+from mmkdx.models.intercept import intercept
+from mmkdx.registry import EXPLAINERS
+
+
+@EXPLAINERS.register_module()
+class LeGrad(Explainer):
+    """``mean over layers, heads and queries of relu(G)``, for each class.
+
+    G is the gradient by a layer's attention of that layer's own score: what the head makes of the
+    tokens behind its block. A head that reads the class token, or other extra tokens alone, gets the
+    mean of all tokens in their place. A head that pools all tokens gets the tokens themselves. With
+    attention pooling, G is taken by the head's attention, to which the tokens of each layer are given.
+
+    Maps are not negative, and scores that are c times as large have maps that are c times as large.
+
+    Source: Bousselham et al., "LeGrad: An explainability method for vision transformers via feature
+    formation sensitivity", ICCV 2025, and the authors' code.
+
+    Args:
+        layers (int, optional): How many of the last layers count. Defaults to None (all).
+        differentiable (bool): See ``Explainer``. The model then runs with torch's math kernel of
+            attention, since fused kernels have no second derivative.
+    """
+
+    def __init__(self, layers: int | None = None, differentiable: bool = False) -> None:
+        super().__init__(differentiable)
+        self.layers = None if layers is None else integer('layers', layers, 1)
+        self._known: WeakKeyDictionary[nn.Module, dict] = WeakKeyDictionary()
+
+    def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
+        """See ``Explainer``."""
+        blocks = self._find(model, inputs, targets)
+        taps = blocks.taps[-count_of('LeGrad', self.layers, model, len(blocks.taps)) :]
+        # Before the first attention by which a gradient is taken, nothing is recorded
+        first = len(blocks.taps) - (0 if blocks.pooled else len(taps))
+        recorder, count, tokens = AttentionRecorder(len(inputs), first), len(inputs), []
+
+        def keep(value: Tensor) -> Tensor:
+            tokens.append(blocks.for_head(value))
+            if len(tokens) == len(taps):
+                # One run of the head for all layers, and for the logits themselves
+                recorder.batch = (len(taps) + 1) * count
+                return torch.cat([*tokens, value])
+            if not self.differentiable:
+                # The next layers have scores of their own
+                torch.set_grad_enabled(False)
+                value = value.detach()
+            return value.clone()  # the rest of the model may overwrite it in place
+
+        with sdpa_kernel(SDPBackend.MATH) if self.differentiable else nullcontext():
+            with set_stance('force_eager'), torch.set_grad_enabled(self.differentiable):
+                with intercept(model, dict.fromkeys(taps, keep)), recorder:
+                    output = forward_tensor(model, inputs.clone())
+        *scores, logits = split_scores(model, targets, output, count, len(taps) + 1)
+        check_dropout('LeGrad', model, recorder.attentions)
+        attentions = recorder.attentions[first:][: 1 if blocks.pooled else len(taps)]
+        again = self.differentiable or (isinstance(targets, str) and targets == 'all')
+        make = partial(self._maps, blocks, attentions, scores, again)
+        return self.for_targets(make, targets, logits)[0]
+
+    def _maps(
+        self,
+        blocks: Blocks,
+        attentions: list[Attention],
+        scores: list[Tensor],
+        again: bool,
+        weights: Tensor,
+    ) -> list[Tensor]:
+        sums = [(each * weights).sum() for each in scores]
+        grad = partial(torch.autograd.grad, retain_graph=again, create_graph=self.differentiable)
+        outputs = [each.output for each in attentions]
+        if self.differentiable and not blocks.pooled:
+            # With one graph, all later scores depend on a layer
+            gradients = [grad(one, output)[0] for one, output in zip(sums, outputs)]
+        else:
+            gradients = grad(sum(sums), outputs)
+        row = 0.0
+        with torch.set_grad_enabled(self.differentiable):
+            for attention, gradient in zip(attentions, gradients):
+                found = attention.allowed(attention.gradient(gradient).relu()).mean(1)
+                if blocks.pooled:
+                    # The head's attention for all layers, and for the logits
+                    found = of_latents(found, blocks.length).unflatten(0, (len(scores) + 1, -1))
+                    row = found[:-1].mean(0)
+                else:
+                    row = row + found.mean(1, keepdim=True) / len(scores)
+            return [blocks.layout.to_map(row.mT)[:, 0]]
+
+    def _find(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
+        """The model's blocks, searched for once a model and image size.
+
+        For a function they are searched for at each call, as each function may read other tokens.
+        """
+        if callable(targets):
+            return find_blocks(model, inputs, targets)
+        known = self._known.setdefault(model, {})
+        # Another head may come to the same model
+        key = (tuple(inputs.shape[2:]), *map(type, model.modules()))
+        if key in known:
+            return known[key]
+        blocks = find_blocks(model, inputs[:1], targets)
+        if blocks.certain:
+            known[key] = blocks
+        return blocks
