@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from torch import nn
 
 from mmkdx.data_configs import check_named_config
@@ -89,7 +90,17 @@ def _timm(name: str, what: str) -> Builder:
     # A colon stands for a source of models, as in 'hf-hub:'
     if ':' not in name and not timm.is_model(name):
         raise ValueError(f'{what}: timm has no such model{near_names(name, timm.list_models())}')
-    return partial(timm.create_model, name)
+
+    def build(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        network = timm.create_model(name, pretrained=pretrained, **arguments)
+        known = getattr(network, 'pretrained_cfg', None) or {}
+        # A file of the user's may be of other classes
+        given = {'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay'} & arguments.keys()
+        if pretrained and not given and 'in1k' in (known.get('tag') or ''):
+            network.class_names = IMAGENET_CATEGORIES  # by which they are known
+        return network
+
+    return build
 
 
 def _torchvision(name: str, what: str) -> Builder:
