@@ -28,6 +28,16 @@ HF = dict(num_classes=4, hidden_sizes=[4, 8], depths=[1, 1])
 HF_VIT = dict(num_classes=4, hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
 CONVNEXT = dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32])
 BLOCKS = [[1, 8, 1, 1], [6, 16, 2, 2], [6, 24, 1, 2], [6, 32, 1, 2], [6, 32, 1, 2]]
+PVT = dict(
+    num_encoder_blocks=2,
+    hidden_sizes=[4, 8],
+    depths=[1, 1],
+    sr_ratios=[2, 1],
+    strides=[4, 2],
+    patch_sizes=[7, 3],
+    num_attention_heads=[1, 2],
+    mlp_ratios=[2, 2],
+)
 VIT = dict(embed_dim=16, depth=2, num_heads=2, img_size=32)
 
 
@@ -111,6 +121,8 @@ NETWORKS = {
         32,
         'classifier',
     ),
+    'hf::pvt_v2': Row('affine', dict(num_classes=4, **PVT), 32, 'classifier'),
+    'hf::deit': Row('none', dict(HF_VIT, intermediate_size=8, image_size=32), 32),
     'hf::vit': Row('none', dict(HF_VIT, intermediate_size=8, image_size=32), 32),
     'networks:OwnNetwork': Row('affine', {}, 16, 'fc'),
     'mmpretrain ResNet_CIFAR': Row(
@@ -176,7 +188,7 @@ class Network:
         elif library == 'hf':
             hf = pytest.importorskip('transformers')
             config = {k: v for k, v in spec.items() if k != 'num_classes'}
-            config = hf.AutoConfig.for_model(rest, num_labels=4, **config)
+            config = hf.AutoConfig.for_model(rest, num_labels=4, architectures=[], **config)
             plain = hf.AutoModelForImageClassification.from_config(config)
         elif name.startswith('networks:'):
             plain = getattr(networks, name.partition(':')[2])()
@@ -247,7 +259,14 @@ class Network:
         return torch.einsum('kc,nchw->nkhw', weight, features), logits, rest
 
 
-@pytest.fixture(scope='module', params=NETWORKS)
+#: Those that take seconds, and have relatives among the others.
+SLOW = 'torchvision::googlenet', 'torchvision::shufflenet_v2_x0_5'
+
+
+@pytest.fixture(
+    scope='module',
+    params=[pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in NETWORKS],
+)
 def network(request, tmp_path_factory):
     torch.manual_seed(0)
     return Network(request.param, tmp_path_factory.mktemp('network'))

@@ -146,6 +146,11 @@ def _huggingface(name: str, what: str) -> Builder:
         )
     auto = hf.AutoModelForImageClassification
 
+    def from_config(config: Any) -> nn.Module:
+        # Where a type has several classifiers, as DeiT, transformers iterates over them
+        config.architectures = getattr(config, 'architectures', None) or []
+        return auto.from_config(config)
+
     def build(
         pretrained: bool = False, num_classes: int | None = None, **arguments: Any
     ) -> nn.Module:
@@ -154,14 +159,14 @@ def _huggingface(name: str, what: str) -> Builder:
         if is_class and issubclass(kind, hf.PreTrainedModel):
             return kind(kind.config_class(**arguments))
         if is_class:
-            return auto.from_config(kind(**arguments))
+            return from_config(kind(**arguments))
         if name in hf.CONFIG_MAPPING:
-            return auto.from_config(hf.AutoConfig.for_model(name, **arguments))
+            return from_config(hf.AutoConfig.for_model(name, **arguments))
         if pretrained:
             other = num_classes is not None  # a new classifier for other classes
             network = auto.from_pretrained(name, ignore_mismatched_sizes=other, **arguments)
         else:
-            network = auto.from_config(hf.AutoConfig.from_pretrained(name, **arguments))
+            network = from_config(hf.AutoConfig.from_pretrained(name, **arguments))
         if not Path(name).exists() or Path(name, 'preprocessor_config.json').is_file():
             network.image_processor = hf.AutoImageProcessor.from_pretrained(name)
         return network

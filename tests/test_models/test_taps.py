@@ -370,14 +370,48 @@ def test_several_maps_and_attention_pooling_are_refused(pool):
 class Tokens(nn.Module):
     """The mean of all tokens, some of which are no part of the image."""
 
-    def __init__(self, extra):
+    def __init__(self, extra, after=lambda x: x):
         super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
+        self.conv, self.fc, self.after = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5), after
         self.extra, self.last = nn.Parameter(torch.randn(1, extra, 8)), nn.Identity()
 
     def forward(self, x):
         x = self.conv(x).flatten(2).transpose(1, 2)
-        return self.fc(self.last(torch.cat([self.extra.expand(len(x), -1, -1), x], 1)).mean(1))
+        x = self.last(torch.cat([self.extra.expand(len(x), -1, -1), x], 1))
+        return self.fc(self.after(x).mean(1))
+
+
+@pytest.mark.parametrize(
+    'take', [lambda x: x[:, :1], lambda x: x.split([1, 256], 1)[0], lambda x: x.narrow(1, 0, 1)]
+)
+def test_a_mean_over_the_class_token_alone_is_refused(take):
+    """As in CvT; it is no map of one position."""
+    model = Tokens(1)
+    attention = Function(lambda x: (x @ x.mT).softmax(2) @ x)
+    model.last = nn.Sequential(attention, Function(take), nn.LayerNorm(8))
+    with pytest.raises(ValueError, match=re.escape(f'terms.kd.at: the student {CLASS_TOKEN}')):
+        resolve(model, 'cam')
+
+
+@pytest.mark.parametrize(
+    'after',
+    [
+        lambda x: x.mT.reshape(len(x), 8, 16, 16).permute(0, 2, 3, 1).reshape(len(x), -1, 8),
+        lambda x: x.view(len(x), 16, 16, 8).flatten(1, 2),
+    ],
+)
+def test_tokens_that_become_a_map_and_tokens_again(after):
+    """As in PVT v2."""
+    model = Tokens(0, after).eval()
+    model.last = nn.Sequential(nn.Identity(), Function(lambda x: (x @ x.mT).softmax(2) @ x))
+    values, output = read(model, 'cam')
+    features = model.last(model.conv(images()).flatten(2).mT).mT.unflatten(2, (16, 16))
+    maps = F.conv2d(features, model.fc.weight[..., None, None])
+    torch.testing.assert_close(values['cam'].full(), maps)
+    torch.testing.assert_close(values['cam'].logits(), output)
+    model.after = lambda x: after(x).unflatten(1, (16, 16)).transpose(1, 2).reshape(len(x), -1, 8)
+    with pytest.raises(ValueError, match=re.escape(CLASS_TOKEN)):
+        resolve(model, 'cam')  # the tokens stand in another order
 
 
 @pytest.mark.parametrize('extra', [1, 7])
@@ -401,6 +435,8 @@ def test_a_mean_over_tokens_that_are_no_part_of_the_image_is_refused(extra):
         (Function(lambda x: x.add_(1)[:]), None),
         (nn.LayerNorm(8), None),
         (nn.Tanh(), None),
+        (Function(lambda x: x.relu() ** 2 / (1 + x.abs())), None),
+        (Function(lambda x: 2 - 1 / (2 + x**2)), None),
         (None, Function(lambda x: x * 16)),
         (None, Function(lambda x: x.mul_(16))),
         (None, nn.Softmax(1)),
