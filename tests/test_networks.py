@@ -4,6 +4,7 @@ Each network is built once, by mmkdx and by its library. Numbers are in double p
 """
 
 import copy
+from pathlib import Path
 from typing import NamedTuple
 
 import networks
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     """A network.
 
     Args:
+        family (str): How the guide on networks calls it.
         kind (str): What its head is; 'none' where it has no class maps.
         spec (dict): Its arguments; of mmpretrain its config.
         side (int): Height and width of its images.
@@ -52,6 +54,7 @@ class Row(NamedTuple):
         norm (str): The path of the layer norm between both.
     """
 
+    family: str
     kind: str
     spec: dict
     side: int
@@ -66,48 +69,70 @@ def mm(backbone: dict, channels: int, neck: dict | None = GAP, **head) -> dict:
 
 
 NETWORKS = {
-    'timm::test_resnet': Row('affine', {}, 64, 'fc'),
-    'timm::resnext50_32x4d': Row('affine', dict(layers=(1, 1, 1, 1), cardinality=4), 64, 'fc'),
-    'timm::mobilenetv3_small_050': Row('neither', {}, 64),
-    'timm::test_efficientnet': Row('affine', {}, 64, 'classifier'),
+    'timm::test_resnet': Row('ResNet', 'affine', {}, 64, 'fc'),
+    'timm::resnext50_32x4d': Row(
+        'ResNeXt', 'affine', dict(layers=(1, 1, 1, 1), cardinality=4), 64, 'fc'
+    ),
+    'timm::mobilenetv3_small_050': Row('MobileNetV3', 'neither', {}, 64),
+    'timm::test_efficientnet': Row('EfficientNet', 'affine', {}, 64, 'classifier'),
     'timm::tf_efficientnetv2_b0': Row(
-        'affine', dict(channel_multiplier=0.25, depth_multiplier=0.2), 64, 'classifier'
+        'EfficientNetV2',
+        'affine',
+        dict(channel_multiplier=0.25, depth_multiplier=0.2),
+        64,
+        'classifier',
     ),
-    'timm::test_convnext': Row('affine', {}, 64, 'head.fc', 'head.norm'),
+    'timm::test_convnext': Row('ConvNeXt', 'affine', {}, 64, 'head.fc', 'head.norm'),
     'timm::densenet121': Row(
-        'affine', dict(growth_rate=8, block_config=(2, 2, 2, 2)), 64, 'classifier'
+        'DenseNet', 'affine', dict(growth_rate=8, block_config=(2, 2, 2, 2)), 64, 'classifier'
     ),
-    'networks:thin_vgg': Row('piecewise linear', {}, 64),
+    'networks:thin_vgg': Row('VGG with its hidden layers', 'piecewise linear', {}, 64),
     'timm::swin_tiny_patch4_window7_224': Row(
+        'Swin',
         'affine',
         dict(img_size=64, embed_dim=24, depths=(1, 1, 1), num_heads=(2, 2, 4), window_size=4),
         64,
         'head.fc',
     ),
     'timm::test_vit': Row(
-        'affine', dict(img_size=32, global_pool='avg', depth=2), 32, 'head', 'fc_norm'
+        'ViT with mean pooling',
+        'affine',
+        dict(img_size=32, global_pool='avg', depth=2),
+        32,
+        'head',
+        'fc_norm',
     ),
-    'timm::deit_tiny_patch16_224': Row('none', VIT, 32),
-    'timm::regnetx_002': Row('affine', {}, 64, 'head.fc'),
-    'timm::ghostnet_050': Row('piecewise linear', dict(drop_rate=0.0), 64),
+    'timm::deit_tiny_patch16_224': Row('DeiT', 'none', VIT, 32),
+    'timm::regnetx_002': Row('RegNet', 'affine', {}, 64, 'head.fc'),
+    'timm::ghostnet_050': Row('GhostNet', 'piecewise linear', dict(drop_rate=0.0), 64),
     'torchvision::mobilenet_v2': Row(
-        'affine', dict(inverted_residual_setting=BLOCKS, dropout=0.0), 64, 'classifier.1'
+        'MobileNetV2',
+        'affine',
+        dict(inverted_residual_setting=BLOCKS, dropout=0.0),
+        64,
+        'classifier.1',
     ),
-    'torchvision::shufflenet_v2_x0_5': Row('affine', {}, 64, 'fc'),
-    'torchvision::squeezenet1_1': Row('affine', dict(dropout=0.0), 64),
-    'torchvision::mnasnet0_5': Row('affine', dict(dropout=0.0), 64, 'classifier.1'),
+    'torchvision::shufflenet_v2_x0_5': Row('ShuffleNetV2', 'affine', {}, 64, 'fc'),
+    'torchvision::squeezenet1_1': Row('SqueezeNet', 'affine', dict(dropout=0.0), 64),
+    'torchvision::mnasnet0_5': Row('MNASNet', 'affine', dict(dropout=0.0), 64, 'classifier.1'),
     'torchvision::googlenet': Row(
-        'affine', dict(dropout=0.0, init_weights=False, aux_logits=False), 64, 'fc'
+        'GoogLeNet', 'affine', dict(dropout=0.0, init_weights=False, aux_logits=False), 64, 'fc'
     ),
-    'hf::resnet': Row('affine', dict(HF, embedding_size=4, layer_type='basic'), 32, 'classifier.1'),
-    'hf::convnext': Row('affine', dict(HF, num_stages=2), 32, 'classifier', 'convnext.layernorm'),
+    'hf::resnet': Row(
+        'ResNet', 'affine', dict(HF, embedding_size=4, layer_type='basic'), 32, 'classifier.1'
+    ),
+    'hf::convnext': Row(
+        'ConvNeXt', 'affine', dict(HF, num_stages=2), 32, 'classifier', 'convnext.layernorm'
+    ),
     'hf::mobilenet_v2': Row(
+        'MobileNetV2',
         'affine',
         dict(num_classes=4, depth_multiplier=0.25, classifier_dropout_prob=0.0),
         64,
         'classifier',
     ),
     'hf::swin': Row(
+        'Swin',
         'affine',
         dict(
             num_classes=4,
@@ -121,17 +146,21 @@ NETWORKS = {
         32,
         'classifier',
     ),
-    'hf::pvt_v2': Row('affine', dict(num_classes=4, **PVT), 32, 'classifier'),
-    'hf::deit': Row('none', dict(HF_VIT, intermediate_size=8, image_size=32), 32),
-    'hf::vit': Row('none', dict(HF_VIT, intermediate_size=8, image_size=32), 32),
-    'networks:OwnNetwork': Row('affine', {}, 16, 'fc'),
+    'hf::pvt_v2': Row('PVTv2', 'affine', dict(num_classes=4, **PVT), 32, 'classifier'),
+    'hf::deit': Row('DeiT', 'none', dict(HF_VIT, intermediate_size=8, image_size=32), 32),
+    'hf::vit': Row(
+        'ViT with a class token', 'none', dict(HF_VIT, intermediate_size=8, image_size=32), 32
+    ),
+    'networks:OwnNetwork': Row('your own with one linear layer', 'affine', {}, 16, 'fc'),
     'mmpretrain ResNet_CIFAR': Row(
+        'ResNet',
         'affine',
         mm(dict(type='ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8), 64),
         32,
         'head.fc',
     ),
     'mmpretrain MobileNetV3': Row(
+        'MobileNetV3',
         'neither',
         mm(
             dict(type='MobileNetV3', arch='small_050'),
@@ -143,9 +172,14 @@ NETWORKS = {
         64,
     ),
     'mmpretrain ShuffleNetV2': Row(
-        'affine', mm(dict(type='ShuffleNetV2', widen_factor=0.5), 1024), 64, 'head.fc'
+        'ShuffleNetV2',
+        'affine',
+        mm(dict(type='ShuffleNetV2', widen_factor=0.5), 1024),
+        64,
+        'head.fc',
     ),
     'mmpretrain ConvNeXt': Row(
+        'ConvNeXt',
         'affine',
         mm(dict(type='ConvNeXt', arch=CONVNEXT, drop_path_rate=0.0), 32, None),
         64,
@@ -153,6 +187,7 @@ NETWORKS = {
         'backbone.norm3',
     ),
     'mmpretrain stacked ReLU head': Row(
+        '`StackedLinearClsHead` with ReLU',
         'piecewise linear',
         mm(
             dict(type='ResNet_CIFAR', depth=18, stem_channels=8, base_channels=8),
@@ -163,10 +198,14 @@ NETWORKS = {
         32,
     ),
     'mmpretrain TimmClassifier': Row(
-        'affine', dict(type='TimmClassifier', model_name='test_resnet', num_classes=4), 64, 'fc'
+        'ResNet',
+        'affine',
+        dict(type='TimmClassifier', model_name='test_resnet', num_classes=4),
+        64,
+        'fc',
     ),
     'mmpretrain HuggingFaceClassifier': Row(
-        'affine', dict(type='HuggingFaceClassifier', num_labels=4), 32, 'classifier.1'
+        'ResNet', 'affine', dict(type='HuggingFaceClassifier', num_labels=4), 32, 'classifier.1'
     ),
 }
 
@@ -270,6 +309,15 @@ SLOW = 'torchvision::googlenet', 'torchvision::shufflenet_v2_x0_5'
 def network(request, tmp_path_factory):
     torch.manual_seed(0)
     return Network(request.param, tmp_path_factory.mktemp('network'))
+
+
+def test_the_guide_says_which_networks_have_class_maps():
+    guide = Path(__file__).parents[1] / 'docs/en/user_guides/networks.md'
+    rows = [line.split('|')[1:-1] for line in guide.read_text().splitlines() if line[:1] == '|']
+    kinds = ('affine', 'piecewise linear', 'neither', 'none')
+    said = {kind.strip(): names.strip() for kind, names, *_ in rows if kind.strip() in kinds}
+    families = {kind: [r.family for r in NETWORKS.values() if r.kind == kind] for kind in kinds}
+    assert said == {kind: ', '.join(sorted(set(names))) for kind, names in families.items()}
 
 
 def close(found, expected, tolerance=1e-9):
