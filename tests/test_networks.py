@@ -299,7 +299,14 @@ class Network:
 
 
 #: Those that take seconds, and have relatives among the others.
-SLOW = 'torchvision::googlenet', 'torchvision::shufflenet_v2_x0_5'
+SLOW = (
+    'timm::ghostnet_050',
+    'timm::mobilenetv3_small_050',
+    'torchvision::googlenet',
+    'torchvision::mnasnet0_5',
+    'torchvision::shufflenet_v2_x0_5',
+    'hf::mobilenet_v2',
+)
 
 
 @pytest.fixture(

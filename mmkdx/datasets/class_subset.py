@@ -6,7 +6,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 
 from mmkdx.arguments import integer, number
-from mmkdx.datasets.wrappers import class_names, labels
+from mmkdx.datasets.wrappers import class_names, class_text, labels
 from mmkdx.registry import DATASETS
 
 
@@ -63,7 +63,8 @@ def class_subset(
         label_of = labels(dataset)
     except ValueError as error:
         raise ValueError(f'ClassSubset needs labels: {error}') from None
-    existing = len(class_names(dataset) or range(label_of.max() + 1))
+    names = class_names(dataset)
+    existing = len(names or range(label_of.max() + 1))
     if num_classes is not None and num_classes > existing:
         raise ValueError(
             f'num_classes of ClassSubset is {num_classes}; {name} has {existing} classes'
@@ -78,8 +79,8 @@ def class_subset(
             count = per_class
         if count > len(members):
             raise ValueError(
-                f'per_class of ClassSubset is {per_class}; class {label} of {name} has only '
-                f'{len(members)} images'
+                f'per_class of ClassSubset is {per_class}; class {class_text(label, names)} of '
+                f'{name} has only {len(members)} images'
             )
         if seed is not None:
             members = generator.permutation(members)
