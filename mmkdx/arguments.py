@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any
@@ -98,6 +99,19 @@ def size(name: str, value: Any, low: int = 1) -> tuple[int, int]:
             'width)'
         )
     return int(sides[0]), int(sides[1])
+
+
+@contextmanager
+def errors_named(
+    before: str, after: str = '', errors: type[Exception] | tuple = ValueError
+) -> Iterator[None]:
+    """A context whose errors become a ``ValueError`` of their first line with text around it."""
+    try:
+        yield
+    except errors as error:
+        # Not the text of the error, which of a KeyError is quoted
+        text = str(error.args[0] if error.args else error).partition('\n')[0]
+        raise ValueError(f'{before}{text}{after}') from error
 
 
 def _checked(

@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -80,6 +81,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     elif not config.getoption('no_cov', False):
         for item in set(items).difference(first):
             item.add_marker(pytest.mark.no_cover)
+
+
+def pytest_collection_finish():
+    """Leaves what is imported and collected out of garbage collections, which mmengine asks for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

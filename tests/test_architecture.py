@@ -143,12 +143,12 @@ def test_code_lines_of_a_sample(tmp_path):
 def test_a_method_can_be_read_from_end_to_end():
     """What CAT-KD's step runs, beside its config, in whatever files it stands.
 
-    Not counted: what is refused (distillation.checks, losses.contract), taps by path, compiling, the
-    finding of poolings and of heads that are not linear, other kinds of teachers.
+    Not counted: what is refused (distillation.checks, losses.contract), taps by path, compiling, heads
+    that are not linear, other kinds of teachers.
     """
     parts = {
         'distillation': ['distiller', 'terms', 'teachers', 'places', 'labels'],
-        'models': ['taps', 'named_taps', 'intercept', 'flow'],
+        'models': ['taps', 'named_taps', 'intercept', 'flow', 'poolings'],
         'functional': ['class_maps'],
         'losses': ['base', 'class_map'],
     }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmkdx.arguments import (
+    errors_named,
     flag,
     integer,
     integers,
@@ -79,3 +80,14 @@ def test_what_is_right_comes_back():
     assert text('a', Path('x')) == Path('x') and options('a', {}) == {}
     assert flag('a', False) is False and one_of('a', None, [None, 'x']) is None
     assert size('a', 3) == (3, 3) and size('a', [3, 4]) == (3, 4) and size('a', 0, low=0) == (0, 0)
+
+
+def test_errors_are_named_and_cut_to_one_line():
+    with pytest.raises(ValueError, match=r"^terms\.kd: no loss 'KD'; set type$") as caught:
+        with errors_named('terms.kd: ', '; set type', KeyError):
+            raise KeyError("no loss 'KD'\nlook in the registry")
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(ValueError, match=r'^at: $'), errors_named('at: '):
+        raise ValueError
+    with pytest.raises(TypeError, match=r'^other$'), errors_named('at: '):
+        raise TypeError('other')

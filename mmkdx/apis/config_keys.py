@@ -1,4 +1,4 @@
-"""Mistakes in a config that mmengine does not see: misspelt keys at the top, and NaN."""
+"""Mistakes in a config that mmengine does not see: misspelt keys, NaN, options of a wrong kind."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmkdx.apis.config_types import check_types
+
 #: What mmengine's Runner reads of a config, and what its ``Config``, mmpretrain and mmkdx read beside.
 KNOWN = (
     *list(inspect.signature(Runner).parameters)[:-1],
@@ -22,10 +24,12 @@ KNOWN = (
 
 
 def check_keys(cfg: Config) -> None:
-    """Refuses a misspelt key at the top of a config, which mmengine would ignore, and NaN anywhere.
+    """Refuses misspelt keys at the top of a config, which mmengine would ignore, and wrong options.
 
-    A key is misspelt if it is nearly one of ``KNOWN`` and its value stands nowhere else: a config may
-    define variables of its own, such as ``train_dataset``, and use them.
+    Wrong are NaN, and values of another kind than the option's; see ``check_types``.
+
+    A key is misspelt if it is nearly one of ``KNOWN``, unless that one is there, too, and the value
+    stands in another place: a config may define variables of its own, such as ``train_dataset``.
 
     Raises:
         ValueError: If there is one; the message names it.
@@ -34,9 +38,10 @@ def check_keys(cfg: Config) -> None:
     for path, value in _leaves(options):
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f'{path} is NaN; an option must be a number, or another value')
+    check_types(options)
     for key in options:
         near = difflib.get_close_matches(key, KNOWN, 1, 0.8)
-        if key not in KNOWN and near and not _used(options, key):
+        if key not in KNOWN and near and not (near[0] in options and _used(options, key)):
             raise ValueError(
                 f'{key} is no key that is read; do you mean {near[0]}? A variable of your own needs '
                 'another name'

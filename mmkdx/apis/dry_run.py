@@ -111,13 +111,17 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
         )
         for each in steps
     ]
+    labelled = all(
+        each.get('with_label', type_name(each) != 'UnlabelledImages')
+        for each in leaf_configs(loader.dataset)
+    )
     num_classes = (cfg.get('data_preprocessor') or {}).get('num_classes') or 2
     random = np.random.default_rng(seed)
     images = []
     for i in range(num_images):
         image = dict(
             img=random.integers(0, 256, (256, 256, 3), dtype=np.uint8),
-            gt_label=i // in_a_row % num_classes,
+            **(dict(gt_label=i // in_a_row % num_classes) if labelled else {}),
             gt_bboxes=np.array([[0, 0, 256, 256]]),
             sample_idx=i // in_a_row,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.models import build_model, build_part, read_config
 from mmkdx.evaluation.subjects import build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
+from mmkdx.explain.targets import target_name
 from mmkdx.files import WriteError, printable
 from mmkdx.functional import degenerate_maps
 from mmkdx.models.families import describe, unwrap
@@ -102,7 +103,7 @@ class ExplainInferencer(ImageClassificationInferencer):
     def __call__(
         self,
         inputs: str | np.ndarray | Sequence,
-        target: int | str | None = None,
+        target: int | str | Callable | None = None,
         batch_size: int = 8,
         show_dir: str | None = None,
     ) -> list[dict[str, Any]]:
@@ -111,9 +112,10 @@ class ExplainInferencer(ImageClassificationInferencer):
         Args:
             inputs (str | np.ndarray | Sequence): An image, its path or URL, a folder, or several of
                 these. Arrays are of shape (H, W, 3) in BGR, as OpenCV reads them.
-            target (int | str, optional): The class to explain: its index, or 'teacher', 'student' or
-                'own' for that which is predicted. Defaults to None: the teacher's prediction, without
-                a teacher the model's own.
+            target (int | str | Callable, optional): The class to explain: its index, or 'teacher',
+                'student' or 'own' for that which is predicted; or a function from the logits of a
+                batch to scores (N, ), see ``Explainer``. Defaults to None: the teacher's prediction,
+                without a teacher the model's own.
             batch_size (int): Number of images explained at once. Defaults to 8.
             show_dir (str, optional): The folder for a picture of each image, named as the image. It
                 replaces a file of an earlier call, but no image that is explained. Defaults to None.
@@ -122,9 +124,9 @@ class ExplainInferencer(ImageClassificationInferencer):
             list[dict]: For each image 'input'; the student's 'pred_label', 'pred_score' (its
             probability: the sigmoid's for a network with one logit or several labels) and, where class
             names are known, 'pred_class'; for each model under 'predictions' the class and its score,
-            under 'targets' the explained class, under 'maps' the raw map of shape (h, w), under
-            'degenerate' whether it says nothing; and 'picture', the path, with ``show_dir``. An image
-            that cannot be read has 'input' and 'error' alone.
+            under 'targets' the explained class or the function's name, under 'maps' the raw map of
+            shape (h, w), under 'degenerate' whether it says nothing; and 'picture', the path, with
+            ``show_dir``. An image that cannot be read has 'input' and 'error' alone.
 
         Raises:
             ValueError: If the target is no class of the model, or there is no image in a folder.
@@ -135,7 +137,7 @@ class ExplainInferencer(ImageClassificationInferencer):
     def stream(
         self,
         inputs: str | np.ndarray | Sequence,
-        target: int | str | None = None,
+        target: int | str | Callable | None = None,
         batch_size: int = 8,
         show_dir: str | None = None,
     ) -> Iterator[dict[str, Any]]:
@@ -214,7 +216,9 @@ class ExplainInferencer(ImageClassificationInferencer):
             raise ValueError(f'cannot read image {printable(image)}: it holds no image')
         return Compose(steps)(data)
 
-    def _explain(self, loaded: list[tuple[dict, dict, str]], target: int | str | None) -> None:
+    def _explain(
+        self, loaded: list[tuple[dict, dict, str]], target: int | str | Callable | None
+    ) -> None:
         if not loaded:
             return
         data = pseudo_collate([each for _, each, _ in loaded])
@@ -222,14 +226,16 @@ class ExplainInferencer(ImageClassificationInferencer):
             inputs = self.model.data_preprocessor(data, False)['inputs']
         logits = {name: subject.predict(inputs) for name, subject in self.subjects.items()}
         policy = target if target is not None else 'teacher' if 'teacher' in logits else 'student'
-        if not isinstance(policy, str):
+        if callable(policy):
+            targets = dict.fromkeys(logits, policy)
+        elif not isinstance(policy, str):
             targets = dict.fromkeys(logits, inputs.new_full((len(inputs),), policy).long())
         elif policy in (*logits, 'own'):
             targets = choose_targets(policy, logits, None)
         else:
             raise ValueError(
                 f'target is {policy!r}; it must be a class index, '
-                f"{', '.join(map(repr, logits))} or 'own'"
+                f"{', '.join(map(repr, logits))}, 'own' or a function"
             )
         maps, scores = {}, {}
         for name, subject in self.subjects.items():
@@ -240,7 +246,10 @@ class ExplainInferencer(ImageClassificationInferencer):
             result.update(
                 predictions=predictions,
                 **{f'pred_{key}': value for key, value in predictions['student'].items()},
-                targets={name: int(values[i]) for name, values in targets.items()},
+                targets={
+                    name: target_name(each) if callable(each) else int(each[i])
+                    for name, each in targets.items()
+                },
                 # A copy, as a row of a batch's maps would keep them all
                 maps={name: values[i].numpy().copy() for name, values in maps.items()},
                 degenerate={
@@ -253,7 +262,10 @@ class ExplainInferencer(ImageClassificationInferencer):
             name: [f'{label_text(each["label"], self.classes)} {each["score"]:.3f}']
             for name, each in result['predictions'].items()
         }
-        explained = {label_text(label, self.classes) for label in result['targets'].values()}
+        explained = {
+            each if isinstance(each, str) else label_text(each, self.classes)
+            for each in result['targets'].values()
+        }
         captions['input'] = [f'explained: {", ".join(sorted(explained))}']
         maps = {name: torch.from_numpy(each) for name, each in result['maps'].items()}
         rgb = as_rgb(image, self._bgr)

@@ -13,6 +13,7 @@ from mmkdx.datasets.seeded_views import SeededViews, ViewSampler
 from mmkdx.datasets.stl10 import STL10
 from mmkdx.datasets.tiny_imagenet import TinyImageNet
 from mmkdx.datasets.transforms import ChannelOrder, CropToBox, DisturbLabel
+from mmkdx.datasets.unlabelled import UnlabelledImages
 from mmkdx.datasets.waterbirds import Waterbirds
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     'SeededViews',
     'StanfordCars',
     'TinyImageNet',
+    'UnlabelledImages',
     'ViewSampler',
     'Waterbirds',
     'class_subset',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from mmkdx.arguments import integer, number
+from mmkdx.arguments import errors_named, integer, number
 from mmkdx.datasets.wrappers import class_names, class_text, labels
 from mmkdx.registry import DATASETS
 
@@ -59,10 +59,8 @@ def class_subset(
     if not isinstance(dataset, BaseDataset):
         raise TypeError(f'ClassSubset cannot cut down a {name}; put the {name} around ClassSubset')
 
-    try:
+    with errors_named('ClassSubset needs labels: '):
         label_of = labels(dataset)
-    except ValueError as error:
-        raise ValueError(f'ClassSubset needs labels: {error}') from None
     names = class_names(dataset)
     existing = len(names or range(label_of.max() + 1))
     if num_classes is not None and num_classes > existing:

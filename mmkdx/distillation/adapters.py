@@ -5,16 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import orthogonal
 
-from mmkdx.functional import resize_map, tokens_to_map
+from mmkdx.functional import full_precision, no_autocast, resize_map, tokens_to_map
+
+
+class OrthogonalProjection(nn.Module):
+    """A linear layer without bias, whose weight stays orthogonal while it is trained.
+
+    With at least as many outputs as inputs it keeps lengths and angles. With fewer outputs its rows are
+    orthonormal. The weight is a fixed orthogonal matrix times the Cayley transform of a skew-symmetric
+    matrix, which is trained. So weight decay draws the weight to the fixed matrix and not to zero.
+
+    Args:
+        inputs (int): The number of the inputs' channels.
+        outputs (int): The number of the outputs' channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        linear = nn.Linear(inputs, outputs, bias=False)
+        nn.init.orthogonal_(linear.weight)
+        # Householder reflections, torch's default, would lose their signs by weight decay
+        self.linear = orthogonal(linear, orthogonal_map='cayley')
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Projects maps (N, C, H, W), tokens (N, L, C) or vectors (N, C), in fp32 at least."""
+        axis = 1 if values.dim() == 4 else -1
+        with no_autocast(values):
+            projected = self.linear(full_precision(values).movedim(axis, -1))
+        return projected.movedim(-1, axis)
 
 
 class Adapter(nn.Module):
     """Brings a student's activation to the shape of its teacher's; trained with the student.
 
-    A linear layer (for maps a 1×1 convolution) matches channels; pooling or interpolation matches
-    sizes. Tokens become maps on both sides if maps are asked for, if only one side has tokens, or if
-    their numbers differ.
+    A linear layer (for maps a 1×1 convolution) matches channels; an orthogonal one is there for equal
+    channels, too. Pooling or interpolation matches sizes. Tokens become maps on both sides if maps are
+    asked for, if only one side has tokens, or if their numbers differ.
 
     Args:
         student (Tensor): A student's activation of shape (N, C, H, W), (N, L, C) or (N, C), real or
@@ -22,12 +50,15 @@ class Adapter(nn.Module):
         teacher (Tensor): The teacher's.
         channels (bool): Whether channels must match; else maps of one size are asked for. Defaults to
             True.
+        kind (str): 'auto' or 'orthogonal'; see ``OrthogonalProjection``. Defaults to 'auto'.
 
     Raises:
         ValueError: If only one side is a vector, or both are and maps are asked for.
     """
 
-    def __init__(self, student: Tensor, teacher: Tensor, channels: bool = True) -> None:
+    def __init__(
+        self, student: Tensor, teacher: Tensor, channels: bool = True, kind: str = 'auto'
+    ) -> None:
         super().__init__()
         shapes = f'{tuple(student.shape)} of the student and {tuple(teacher.shape)} of the teacher'
         dims = {student.dim(), teacher.dim()}
@@ -40,8 +71,10 @@ class Adapter(nn.Module):
             raise ValueError(f'no adapter bridges {shapes}: {error}') from None
         self.project: nn.Module = nn.Identity()
         axis = 1 if student.dim() == 4 else -1
-        if channels and student.shape[axis] != teacher.shape[axis]:
-            widths = student.shape[axis], teacher.shape[axis]
+        widths = student.shape[axis], teacher.shape[axis]
+        if kind == 'orthogonal':
+            self.project = OrthogonalProjection(*widths)
+        elif channels and widths[0] != widths[1]:
             self.project = nn.Conv2d(*widths, 1) if axis == 1 else nn.Linear(*widths)
 
     def check(

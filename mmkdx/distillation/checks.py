@@ -27,7 +27,9 @@ CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
 SHAPES = dict(logits='(N, K)', class_maps='(N, K, H, W)')
 
 
-def terms(terms: Any, teachers: Sequence[nn.Module], student_weight: float) -> None:
+def terms(
+    terms: Any, teachers: Sequence[nn.Module], student_weight: float, student: nn.Module
+) -> None:
     """Refuses terms that are no dict, and none where there is nothing else to train with."""
     if not isinstance(terms, dict | None) or (teachers and not terms):
         raise ValueError(
@@ -36,6 +38,20 @@ def terms(terms: Any, teachers: Sequence[nn.Module], student_weight: float) -> N
         )
     if not terms and not student_weight:
         raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
+    if student_weight and describe(student).num_classes == 0:
+        raise ValueError(
+            'student has no classifier, so it has no loss of its own: set student_weight=0, or '
+            "the number of classes in the student's config"
+        )
+
+
+def teacher_config(config: Mapping, kind: type) -> None:
+    """Refuses what are not the arguments of a teacher of a kind that has a model."""
+    known = list(inspect.signature(kind).parameters)
+    if set(config) - set(known) or 'model' not in config:
+        raise ValueError(
+            f'teacher takes {", ".join(known)}, or a type; it has {", ".join(map(str, config))}'
+        )
 
 
 def term_config(name: str, config: Any) -> None:
@@ -71,10 +87,15 @@ def weight(term: Term, allow_negative: bool) -> None:
 
 
 def places(term: Term) -> None:
-    """Refuses a list of taps for a loss that compares one place with one."""
+    """Refuses lists of taps for a loss that compares one place with one, and needless projections."""
     taps = (term.student_tap, term.teacher_tap)
     if term.compares != 'anything' and any(isinstance(tap, tuple) for tap in taps):
         raise ValueError(f'at is {taps!r}, and {term.loss_name} compares one place with one')
+    if term.bridge == 'orthogonal' and not (term.taught and term.compares == 'shape'):
+        raise ValueError(
+            "adapter is 'orthogonal', which projects the student's features to the teacher's, and "
+            f'{term.loss_name} compares none that must have one shape; remove it'
+        )
 
 
 def contract(term: Term) -> None:
@@ -155,10 +176,15 @@ def maps(term: Term, maps: Any, student: nn.Module, images: Tensor) -> None:
 
 
 def labels(labels: Labels | None, activation: str) -> None:
-    """Refuses images of several labels, or none, for a student's own softmax head.
+    """Refuses a batch without labels for a student's own loss, and for softmax several labels an image.
 
     mmpretrain's heads would join the labels, and so give them to other images.
     """
+    if labels is None:
+        raise ValueError(
+            'student: its own loss needs the labels of the images, and the data samples have none; set '
+            'student_weight=0 to train by the terms alone'
+        )
     if isinstance(labels, list) and activation == 'softmax':
         raise ValueError(
             f'student: its softmax head takes one label an image, and {_counts(labels)}; use a '

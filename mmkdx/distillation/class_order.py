@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import one_of
 from mmkdx.models.families import describe
-from mmkdx.models.flow import find_flow, state_of
+from mmkdx.models.flow import Flow, find_flow, state_of
 from mmkdx.models.heads import PrototypeHead
 from mmkdx.models.intercept import Tap
 from mmkdx.models.libraries import near_names
@@ -41,16 +41,24 @@ class ClassNames:
         self.by_name = classes is not None
         #: The data set's names: those that are given, else those of the run, else the student's.
         self.wanted: Sequence[str] | None = None
-        self.student: Sequence[str] | None = None
+        self._student: tuple[nn.Module, ...] = ()
         self._compared: Sequence[str] | None = None
         self._earlier = _dataset_meta()  # of a run before the teacher was built
 
+    def meet(self, student: nn.Module) -> None:
+        """Learns whose teacher it is."""
+        self._student = (student,)  # a tuple is not a sub-module
+
     @contextmanager
-    def foreseen(self, model: nn.Module, count: int) -> Iterator[None]:
-        """A context in which a model whose classes are to be mapped has as many as it will have."""
+    def foreseen(self, model: nn.Module, inputs: Tensor) -> Iterator[None]:
+        """A context in which a model whose classes are to be mapped has as many as the student.
+
+        ``inputs`` are fake images (N, C, H, W) of the student's.
+        """
         if not self.by_name or self._compared:
             yield
             return
+        count = Flow(describe(self._student[0]), inputs).logits.shape[1]
         merged = any(len(group) > 1 for group in self.map.values())
         undo = reorder(model, [(0, 0) if merged else (0,)] * count)
         try:
@@ -85,7 +93,8 @@ class ClassNames:
         owner = taps.owner if taps else 'teacher'
         meta = _dataset_meta()
         names = meta.get('classes') if meta and meta is not self._earlier else None
-        names = self.wanted or names or self.student
+        student = describe(self._student[0]).classes if self._student else None
+        names = self.wanted or names or student
         if not names and self.by_name and not self._compared:
             raise ValueError(
                 f"{owner}.classes: the data set's names are unknown, so its classes cannot be matched; "

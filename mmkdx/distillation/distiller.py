@@ -10,7 +10,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from mmkdx.arguments import flag, number, options, size
+from mmkdx.arguments import flag, number, size
 from mmkdx.distillation import checks
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
 from mmkdx.distillation.finite_watch import FiniteWatch
@@ -19,7 +19,7 @@ from mmkdx.distillation.models import ModelSpec, build_student
 from mmkdx.distillation.places import Place, names_of
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.distillation.terms import Term, build_term
-from mmkdx.functional import full_precision, no_autocast
+from mmkdx.functional import no_autocast
 from mmkdx.models.families import describe
 from mmkdx.models.flow import fake_images
 from mmkdx.models.intercept import fake_forward
@@ -76,8 +76,6 @@ class Distiller(BaseModel):
         compile: bool | dict = False,
         init_cfg: dict | None = None,
     ) -> None:
-        if data_preprocessor is not None:
-            options('data_preprocessor', data_preprocessor)
         built = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
         self.student = built
@@ -89,7 +87,7 @@ class Distiller(BaseModel):
             build_teacher(each) for each in teachers if each is not None
         )
         self.student_weight = number('student_weight', student_weight, 0)
-        checks.terms(terms, self.teachers, student_weight)
+        checks.terms(terms, self.teachers, student_weight, built)
         built_terms = {name: build_term(name, config) for name, config in (terms or {}).items()}
         self.terms = nn.ModuleDict(built_terms)
         self._watch = FiniteWatch()
@@ -163,7 +161,7 @@ class Distiller(BaseModel):
         self._watch({'images': inputs, **losses, **named})
         if not self.student_weight:
             # Every parameter gets a gradient, so that DDP need not look for unused ones.
-            terms[name] = terms[name] + 0 * full_precision(output).mean()
+            terms[name] = terms[name] + 0 * describe(self.student).logits_in(output).float().mean()
         return {**losses, **{f'loss_{name}': value for name, value in terms.items()}, **logs}
 
     def probe(self, size: Sequence[int]) -> dict[str, tuple[Any, Any]]:

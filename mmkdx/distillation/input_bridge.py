@@ -14,7 +14,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from mmkdx.arguments import flag, one_of
+from mmkdx.arguments import errors_named, flag, one_of
 from mmkdx.models.families import ImageFormat, describe, preprocessed
 
 _ADVICE = "set teacher=dict(normalize=dict(mean=..., std=..., to_rgb=...)), or normalize='same'"
@@ -148,10 +148,8 @@ def checked_normalization(key: str, value: dict | str | None) -> dict | str | No
     flag(f'{key}.to_rgb', value.get('to_rgb', False))
     if not len(value['mean']) == len(value['std']) > 0:
         raise ValueError(f'{key}: mean and std must have one number for each channel')
-    try:
+    with errors_named(f'{key}.'):
         ImageFormat(tuple(value['mean']), tuple(value['std']))
-    except ValueError as error:
-        raise ValueError(f'{key}.{error}') from None
     return value
 
 

@@ -14,7 +14,7 @@ def labels_of(data_samples: list | None) -> Labels | None:
         return None
     if 'gt_score' in data_samples[0]:
         return torch.stack([sample.gt_score for sample in data_samples])
-    if 'gt_label' in data_samples[0]:
+    if all('gt_label' in sample for sample in data_samples):
         labels = [sample.gt_label for sample in data_samples]
         return torch.cat(labels) if all(len(each) == 1 for each in labels) else labels
     return None

@@ -16,6 +16,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from mmkdx.arguments import flag, options, text
 from mmkdx.data_configs import check_named_config
 from mmkdx.models.families import describe
 from mmkdx.models.libraries import check_library, find_network, names_network
@@ -35,6 +36,8 @@ def build_model(spec: ModelSpec, key: str, data_preprocessor: dict | None = None
 
 def build_student(spec: ModelSpec, data_preprocessor: dict | None = None) -> BaseModel:
     """Builds a model that can be trained; one without mmengine's interface in a ``PlainClassifier``."""
+    if data_preprocessor is not None:
+        options('data_preprocessor', data_preprocessor)
     model = build_model(spec, 'student', data_preprocessor)
     if isinstance(model, BaseModel):
         return model
@@ -130,12 +133,17 @@ def zoo_entry(name: str, key: str) -> Any:
         ) from None
 
 
-def own_weights(model: ModelSpec, checkpoint: str | None) -> str | dict:
-    """What ``load_file`` loads where a teacher's zoo or library has weights for it.
+def weights_source(model: ModelSpec, checkpoint: str | None, pretrained: bool) -> str | dict | None:
+    """What ``load_file`` loads for a teacher; see ``Teacher`` for the arguments.
 
     Returns:
-        str | dict: The URL of the zoo's weights, or the model dict of a library's network with them.
+        str | dict | None: The checkpoint; or, with ``pretrained``, the URL of the zoo's weights or the
+        model dict of a library's network with its weights.
     """
+    if not flag('teacher.pretrained', pretrained):
+        return (
+            None if checkpoint is None else text('teacher.checkpoint', checkpoint, 'a file or URL')
+        )
     if checkpoint:
         raise ValueError(
             'teacher.pretrained and teacher.checkpoint are two sources of weights; remove one'
@@ -153,7 +161,7 @@ def own_weights(model: ModelSpec, checkpoint: str | None) -> str | dict:
 
 
 def load_file(model: nn.Module, name: str | dict | None, strict: bool = True) -> dict:
-    """Loads a teacher's checkpoint, a file or URL or see ``own_weights``, into its model, returns it."""
+    """Loads a teacher's checkpoint, see ``weights_source``, into its model, returns it."""
     if name is None:
         raise ValueError(
             'the teacher has no weights: set teacher.checkpoint to a file or URL, or '

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -11,18 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mmkdx import arguments
+from mmkdx.distillation import checks
 from mmkdx.distillation.class_order import ClassNames, classes_in
 from mmkdx.distillation.input_bridge import checked_normalization, input_bridge
-from mmkdx.distillation.models import (
-    ModelSpec,
-    build_model,
-    build_part,
-    load_file,
-    own_weights,
-)
+from mmkdx.distillation.models import ModelSpec, build_model, build_part, load_file, weights_source
 from mmkdx.functional import map_tensors, no_autocast
 from mmkdx.models.families import describe, forward_tensor, unwrap
-from mmkdx.models.flow import Flow
 from mmkdx.models.libraries import has_own_weights, names_network
 from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
@@ -157,13 +150,9 @@ class Teacher(BaseTeacher):
         self.strict = arguments.flag('teacher.strict', strict)
         self.normalize = checked_normalization('teacher.normalize', normalize)
         self.size = None if resize is None else arguments.size('teacher.resize', resize)
-        if arguments.flag('teacher.pretrained', pretrained):
-            checkpoint = own_weights(model, checkpoint)
-        elif checkpoint is not None:
-            arguments.text('teacher.checkpoint', checkpoint, 'a file or URL')
-        self.checkpoint = checkpoint
+        self.checkpoint = weights_source(model, checkpoint, pretrained)
         has_weights = isinstance(model, nn.Module) or has_own_weights(model)
-        self._own_weights = has_weights and checkpoint is None
+        self._own_weights = has_weights and self.checkpoint is None
         #: Whether the weights are those that the config names, in the order of classes that it names.
         self.loaded = self._own_weights and classes is None
         self.dtype = dtype and getattr(torch, dtype)
@@ -178,16 +167,13 @@ class Teacher(BaseTeacher):
         """Learns the form of the student's images and the names of its classes."""
         owner = self.taps.owner
         self.bridge = input_bridge(student, self.model, self.normalize, self.size, owner).eval()
-        self._student = (student,)  # a tuple is not a sub-module
-        self._names.student = describe(student).classes
+        self._names.meet(student)
         if self.dtype:
             self.model.to(self.dtype)
 
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
         """Finds the taps in the teacher, with as many classes as the student; see ``BaseTeacher``."""
-        by_name = self._names.by_name
-        count = Flow(describe(self._student[0]), inputs).logits.shape[1] if by_name else 0
-        with self._names.foreseen(self.model, count):
+        with self._names.foreseen(self.model, inputs):
             return super().resolve(inputs)
 
     def load(self) -> None:
@@ -239,11 +225,7 @@ def build_teacher(spec: Any) -> BaseTeacher:
         return build_part(spec)
     if kind or not isinstance(spec, dict):
         spec = dict(model=spec)
-    known = list(inspect.signature(Teacher).parameters)
-    if set(spec) - set(known) or 'model' not in spec:
-        raise ValueError(
-            f'teacher takes {", ".join(known)}, or a type; it has {", ".join(map(str, spec))}'
-        )
+    checks.teacher_config(spec, Teacher)
     return Teacher(**spec)
 
 

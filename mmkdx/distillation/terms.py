@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkdx.arguments import flag, integer, number, one_of
+from mmkdx.arguments import errors_named, flag, integer, number, one_of
 from mmkdx.distillation import checks
 from mmkdx.distillation.adapters import Adapter
 from mmkdx.distillation.labels import multi_hot
@@ -33,7 +33,7 @@ class Term(nn.Module):
         at (str | Sequence): The tap, or the pair of the student's and the teacher's taps. A loss that
             compares several places at once takes a list of taps for each. Without a teacher it is a tap
             or a list of taps.
-        adapter (str, optional): 'auto', or None for no adapter. Defaults to 'auto'.
+        adapter (str, optional): 'auto', 'orthogonal', or None for no adapter. Defaults to 'auto'.
         weight (float): The weight. Defaults to 1.
         allow_negative (bool): Whether the weight may be below 0, which trains the student away from what
             the loss asks for. Defaults to False, as that is nearly always a slip.
@@ -64,7 +64,7 @@ class Term(nn.Module):
         super().__init__()
         self.weight = number('weight', weight)
         checks.weight(self, flag('allow_negative', allow_negative))
-        self.auto = one_of('adapter', adapter, ('auto', None)) == 'auto'
+        self.bridge = one_of('adapter', adapter, ('auto', 'orthogonal', None))
         self.teacher = integer('teacher', teacher, 0)
         self.schedule = None if schedule is None else build_schedule('schedule', schedule)
         self.key = f'terms.{name}'
@@ -125,29 +125,21 @@ class Term(nn.Module):
         """
         sides = (student, teacher)[: 1 + self.taught]
         if not self._connected:
-            try:
+            with errors_named(f'{self.key}.at: {self.loss_name}: '):
                 self.loss.connect(*sides, **(dict(model=model) if 'model' in self.needs else {}))
-            except ValueError as error:
-                raise ValueError(f'{self.key}.at: {self.loss_name}: {error}') from error
         self._connected = True
         checks.values(self, sides)
-        if self.auto and self.taught and self.compares in ('shape', 'map_size'):
-            try:
+        if self.bridge and self.taught and self.compares in ('shape', 'map_size'):
+            with errors_named(f'{self.key}.adapter: ', '; choose other taps (at)'):
                 if self.adapter is None:
-                    self.adapter = Adapter(student, teacher, channels=self.compares == 'shape')
+                    self.adapter = Adapter(student, teacher, self.compares == 'shape', self.bridge)
                 self.adapter.check(student, teacher, images)
-            except ValueError as error:
-                raise ValueError(f'{self.key}.adapter: {error}; choose other taps (at)') from error
-        try:
+        verb, shapes = 'compare' if self.taught else 'take', ' and '.join(map(shape_text, sides))
+        with errors_named(f'{self.key}: {self.loss_name} cannot {verb} {shapes}: ', '', Exception):
             self.loss.check(*sides)
             if not self.needs & {'inputs', 'model'}:
                 if not self.explains or isinstance(student, ClassMaps):
                     self._try_out(student, teacher)
-        except Exception as error:
-            raise ValueError(
-                f'{self.key}: {self.loss_name} cannot {"compare" if self.taught else "take"} '
-                f'{" and ".join(map(shape_text, sides))}: {str(error).partition(chr(10))[0]}'
-            ) from error
 
     @torch.no_grad()
     def _try_out(self, student: Value, teacher: Value) -> None:
@@ -214,7 +206,5 @@ def _random_like(tensor: Tensor) -> Tensor:
 def build_term(name: str, config: dict) -> Term:
     """Builds a term; errors name its key in ``terms``."""
     checks.term_config(name, config)
-    try:
+    with errors_named(f'terms.{name}: ', errors=(TypeError, ValueError, KeyError)):
         return Term(name, **config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ValueError(f'terms.{name}: {error.args[0]}') from error

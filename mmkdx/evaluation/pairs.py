@@ -12,7 +12,7 @@ from mmengine.dist import get_rank, get_world_size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from mmkdx.arguments import integer
+from mmkdx.arguments import errors_named, integer
 from mmkdx.datasets.wrappers import labels
 from mmkdx.evaluation.images import read_batch
 from mmkdx.evaluation.subjects import Subject
@@ -61,10 +61,8 @@ class PairEvaluation:
             raise ValueError(
                 f'{owner}.context_size is {size}; it must be an even number from {TRIAL_SIZE} on'
             )
-        try:
+        with errors_named(f'{owner}.unicam: ', errors=TypeError):
             self.unicam = UniCAM(**unicam)
-        except TypeError as error:
-            raise ValueError(f'{owner}.unicam: {error}') from error
         self.metrics = list(metrics) or [FeatureSimilarityScore(), RelevanceScore()]
         self.size = size
         self.seed = seed
@@ -83,10 +81,8 @@ class PairEvaluation:
         Raises:
             ValueError: If an image has no label, or several.
         """
-        try:
+        with errors_named(f'{self.owner}.base is compared by classes: '):
             found = labels(Subset(dataset, list(place.values()))).tolist()
-        except ValueError as error:
-            raise ValueError(f'{self.owner}.base is compared by classes: {error}') from None
         if any(label < 0 for label in found):
             raise ValueError(f'{self.owner}.base is compared by classes, and an image has no label')
         self._sample = list(zip(place, place.values(), found))

@@ -15,6 +15,7 @@ from mmkdx.distillation.distiller import Distiller
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.explain import Explainer, build_explainer
 from mmkdx.explain.base import undisturbed
+from mmkdx.explain.targets import Targets
 from mmkdx.functional import full_precision
 from mmkdx.metrics.base import Explained
 from mmkdx.models.families import describe, unwrap
@@ -58,8 +59,8 @@ class Subject:
             inputs = self.convert(inputs).to(next(self.model.parameters(), inputs))
             return full_precision(self.facts.logits(inputs))
 
-    def explain(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The raw maps (N, h, w) of images (N, 3, H, W) for classes (N, )."""
+    def explain(self, inputs: Tensor, targets: Targets) -> Tensor:
+        """The raw maps (N, h, w) of images (N, 3, H, W) for classes (N, ), or a function's score."""
         return self.explainer(self.model, self.convert(inputs), targets)
 
     def explained(self, maps: Tensor, logits: Tensor, targets: Tensor, fixed: bool) -> Explained:
@@ -139,7 +140,7 @@ def find_subjects(
 
     Raises:
         ValueError: If there is no such teacher, a model cannot be built or loaded, or its classes have
-            another order.
+            another order, or it has none.
         FileNotFoundError: If a checkpoint file does not exist.
     """
     model = unwrap(model)
@@ -165,6 +166,12 @@ def find_subjects(
                 other.convert,
                 fixed=not other.trained_along,
                 classes=getattr(other, 'classes', None),
+            )
+    for name, subject in subjects.items():
+        if subject.facts.num_classes == 0:
+            raise ValueError(
+                f'{owner}: the {name} returns an embedding and has no class to explain; an explainer '
+                'by itself takes a function as target, such as mmkdx.explain.CosineTarget'
             )
     return subjects
 

@@ -16,6 +16,7 @@ from mmkdx.explain.gradient import (
 from mmkdx.explain.perturbation import AblationCAM, ScoreCAM
 from mmkdx.explain.pixel import FullGrad, InputGradient, IntegratedGradients, SmoothGrad
 from mmkdx.explain.prototype_map import PrototypeMap
+from mmkdx.explain.targets import CosineTarget
 from mmkdx.explain.unicam import PairExplanation, UniCAM
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     'AblationCAM',
     'AttentionRollout',
     'BaseCAM',
+    'CosineTarget',
     'EigenCAM',
     'EigenGradCAM',
     'Explainer',

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.compiler import set_stance
 from torch.overrides import TorchFunctionMode
 
-from mmkdx.explain.base import Explainer, Targets
+from mmkdx.explain.base import Explainer
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
+from mmkdx.explain.targets import Scores, Targets
 from mmkdx.functional import full_precision
-from mmkdx.models.families import describe
 from mmkdx.registry import EXPLAINERS
 
 
@@ -35,7 +35,7 @@ class AttentionRollout(Explainer):
         # Compiled code would not show its attention
         with set_stance('force_eager'), _AttentionRecorder(len(inputs)) as recorder:
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-                logits = describe(model).logits(inputs)
+                logits = Scores(model, targets)(inputs)
         attentions = [full_precision(each) for each in recorder.attentions]
         lengths = {attention.shape[-1] for attention in attentions}
         whole = all(each.shape[:2] == (len(inputs), *lengths) for each in attentions)

@@ -8,31 +8,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.arguments import flag
 from mmkdx.explain.layers import Layer, find_layers
+from mmkdx.explain.targets import Scores, Targets, class_weights
 from mmkdx.functional import full_precision, no_autocast
-from mmkdx.models.families import describe, unwrap
+from mmkdx.models.families import unwrap
 from mmkdx.models.intercept import evaluating, intercept
 from mmkdx.registry import EXPLAINERS
-
-#: What can be explained; see ``Explainer.__call__``.
-Targets = int | str | Tensor | Sequence | None
 
 
 class Explainer(metaclass=ABCMeta):
     """Base of all explainers: ``explainer(model, inputs, targets)`` yields raw maps.
 
     Maps are signed, in fp32 at least, on the model's device, and have the resolution at which they
-    arise. They explain the logit of a class, or a weighted sum of logits.
+    arise. They explain the logit of a class, a weighted sum of logits, or any score of the output.
 
     A call restores the model's modes, gradients, ``requires_grad``, hooks and random states. The model
     runs in eval mode and without autocast, also inside ``torch.no_grad`` and with frozen parameters.
@@ -45,6 +41,8 @@ class Explainer(metaclass=ABCMeta):
 
     #: Whether maps of different classes differ.
     class_specific = True
+    #: Whether it reads the weights of a classifier, so that a function cannot be a target.
+    classes_alone = False
 
     def __init__(self, differentiable: bool = False) -> None:
         self.differentiable = flag('differentiable', differentiable)
@@ -55,12 +53,14 @@ class Explainer(metaclass=ABCMeta):
         """Explains a batch.
 
         Args:
-            model (nn.Module): A classifier, see ``mmkdx.models.describe``.
+            model (nn.Module): A classifier, see ``mmkdx.models.describe``; for a function as target
+                any network.
             inputs (Tensor): Preprocessed images of shape (N, C, H, W).
-            targets (int | str | Tensor | Sequence, optional): What is explained: one class for all
-                images; one for each (N integers); weights of the classes, of shape (N, K), like soft
-                labels; mmpretrain's data samples, by their labels; 'pred', the predicted classes; or
-                'all', every class in turn. Defaults to None ('pred').
+            targets (int | str | Tensor | Sequence | Callable, optional): What is explained: one class
+                for all images; one for each (N integers); weights of the classes, of shape (N, K),
+                like soft labels; mmpretrain's data samples, by their labels; 'pred', the predicted
+                classes; 'all', every class in turn; or a function that takes what the model returns
+                for all images and returns scores (N, ). Defaults to None ('pred').
 
         Returns:
             Tensor | list[Tensor]: Maps of shape (N, h, w), with 'all' (N, K, h, w); a list of these for
@@ -68,13 +68,18 @@ class Explainer(metaclass=ABCMeta):
 
         Raises:
             ValueError: If there is no image, the model is a ScriptModule or returns no logits, a target
-                is no class of the model, targets and images differ in number, a layer cannot be
-                explained, or a differentiable map would carry no gradient.
+                is no class of the model, targets and images differ in number, a function returns no
+                scores or cannot be explained, a layer cannot be explained, or a differentiable map
+                would carry no gradient.
         """
         model = unwrap(model)
-        if inputs.dim() != 4 or not len(inputs):
+        if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not len(inputs):
+            got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise ValueError(f'an explainer takes images of shape (N, 3, H, W), and got {got}')
+        if callable(targets) and self.classes_alone:
             raise ValueError(
-                f'an explainer takes images of shape (N, 3, H, W), and got {tuple(inputs.shape)}'
+                f'{type(self).__name__} explains classes by the weights of a classifier, so its target '
+                'cannot be a function; use GradCAM'
             )
         if self.differentiable:
             sources = (inputs, *model.parameters())
@@ -167,25 +172,31 @@ class LayerExplainer(Explainer):
     def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
         """The method: raw maps (N, h, w) of each layer, for weights of the classes (N, K)."""
 
-    def layers(self, model: nn.Module, inputs: Tensor) -> list[Layer]:
-        """The layers that are explained, searched for once a model and image size."""
+    def layers(self, model: nn.Module, inputs: Tensor, targets: Targets = None) -> list[Layer]:
+        """The layers that are explained, searched for once a model and image size.
+
+        For a function they are searched for at each call, as each function may need others.
+        """
+        names = [self.layer] if isinstance(self.layer, str) else self.layer
+        if callable(targets):
+            return find_layers(model, inputs, names, Scores(model, targets))
         known = self._layers.setdefault(model, {})
         # Another head may come to the same model
         key = (tuple(inputs.shape[2:]), *map(type, model.modules()))
         if key not in known:
-            names = [self.layer] if isinstance(self.layer, str) else self.layer
             known[key] = find_layers(model, inputs, names)
         return known[key]
 
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor | list[Tensor]:
         """See ``Explainer``."""
-        evidence = self.observe(model, inputs)
+        evidence = self.observe(model, inputs, targets)
         maps = self.for_targets(partial(self.maps, evidence), targets, evidence.logits)
         return maps[0] if isinstance(self.layer, str) else maps
 
-    def observe(self, model: nn.Module, inputs: Tensor) -> Evidence:
+    def observe(self, model: nn.Module, inputs: Tensor, targets: Targets = None) -> Evidence:
         """Runs the model and keeps what the maps are made of."""
-        layers = self.layers(model, inputs)
+        scores = Scores(model, targets)
+        layers = self.layers(model, inputs, targets)
         closed = all(layer.classifier for layer in layers)
         if self.differentiable:
             # Dropout after pooling, in training, is a factor that the closed form does not have.
@@ -212,10 +223,10 @@ class LayerExplainer(Explainer):
 
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             with intercept(model, {layer.tap: partial(keep, layer) for layer in layers}):
-                logits = full_precision(describe(model).logits(inputs))
+                logits = scores(inputs)
         heads = [model.get_submodule(layer.classifier) for layer in layers] if closed else None
         values = {layer: values[layer] for layer in layers}
-        return Evidence(model, inputs, values, logits, heads, self.differentiable)
+        return Evidence(scores, inputs, values, logits, heads, self.differentiable)
 
 
 @dataclass
@@ -223,17 +234,17 @@ class Evidence:
     """What maps are made of: a forward's activations and logits, and gradients on demand.
 
     Args:
-        model (nn.Module): The model.
+        scores (Scores): The model, and what is explained of it.
         inputs (Tensor): The images of shape (N, 3, H, W).
         values (dict[Layer, Tensor]): What passed the layers.
-        logits (Tensor): The logits of shape (N, K).
+        logits (Tensor): The scores of the images: logits (N, K), or those of a function, (N, 1).
         heads (list[nn.Linear], optional): For each layer the linear classifier behind global average
             pooling, which saves the backward pass; None for any other head.
         differentiable (bool): Whether all results have graphs.
         memo (dict): What a method keeps between classes.
     """
 
-    model: nn.Module
+    scores: Scores
     inputs: Tensor
     values: dict[Layer, Tensor]
     logits: Tensor
@@ -266,59 +277,6 @@ class Evidence:
             full_precision(layer.layout.to_map(gradient))
             for layer, gradient in zip(self.values, gradients)
         ]
-
-
-def class_weights(targets: Targets, logits: Tensor) -> Tensor:
-    """The weights of the classes, one-hot for class indices, in the shape of the logits (N, K).
-
-    Targets are those of ``Explainer.__call__`` but 'all'.
-
-    Raises:
-        ValueError: If a target is no class of the model, or there are more or fewer than images.
-    """
-    count, classes = logits.shape
-    if targets is None or (isinstance(targets, str) and targets == 'pred'):
-        targets = logits.argmax(1)
-    elif isinstance(targets, str):
-        raise ValueError(
-            f"targets is {targets!r}; as a word it must be 'pred', or 'all' where the model is run"
-        )
-    elif isinstance(targets, Sequence) and len(targets) and hasattr(targets[0], 'get'):
-        targets = _labels(targets)
-    try:
-        targets = torch.as_tensor(targets, device=logits.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f'targets must be class indices or weights, not {targets!r}') from error
-    if targets.is_inference():
-        targets = targets.clone()  # such a tensor cannot take part in a graph
-    if not targets.dim():
-        targets = targets.expand(count)
-    if len(targets) != count:
-        raise ValueError(f'there are {len(targets)} targets for {count} images')
-    if targets.dim() == 2 and targets.shape[1] == classes:
-        return targets.to(logits.dtype)
-    if targets.dim() != 1 or targets.is_floating_point():
-        raise ValueError(
-            f'targets must be {count} class indices or weights of shape ({count}, {classes}), and are '
-            f'{"numbers" if targets.is_floating_point() else "indices"} of shape {tuple(targets.shape)}'
-        )
-    # Compared on the device where it is free; indices outside would be an error there without a name
-    bad = targets[(targets < 0) | (targets >= classes)]
-    if len(bad):
-        raise ValueError(f'target {int(bad[0])} is no class of the model, which has {classes}')
-    return F.one_hot(targets.long(), classes).to(logits.dtype)
-
-
-def _labels(data_samples: Sequence[Any]) -> Tensor:
-    for key in ('gt_score', 'gt_label'):
-        if all(sample.get(key) is not None for sample in data_samples):
-            labels = [torch.as_tensor(sample.get(key)).reshape(-1) for sample in data_samples]
-            if key == 'gt_label' and any(len(label) != 1 for label in labels):
-                raise ValueError(
-                    'targets are data samples with several labels; give weights of the classes, (N, K)'
-                )
-            return torch.stack(labels).squeeze(1)
-    raise ValueError("targets are data samples without labels ('gt_label'); use 'pred'")
 
 
 def explainer_names() -> list[str]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmkdx.arguments import one_of
-from mmkdx.explain.base import Evidence, LayerExplainer, Targets, class_weights
+from mmkdx.explain.base import Evidence, LayerExplainer
+from mmkdx.explain.targets import Targets, class_weights, function_scores
 from mmkdx.functional import ClassMaps, full_precision, tokens_to_map
 from mmkdx.models.families import describe
 from mmkdx.models.intercept import evaluating
@@ -56,8 +57,9 @@ class BaseCAM(LayerExplainer):
 
         Args:
             activations (Tensor): Its layer's activations (N, C, h, w), or tokens (N, L, C).
-            logits (Tensor): Its logits of shape (N, K).
-            targets (int | str | Tensor | Sequence, optional): See ``__call__``; not 'all'.
+            logits (Tensor): Its logits of shape (N, K); for a function as target, what the model
+                returned.
+            targets (int | str | Tensor | Sequence | Callable, optional): See ``__call__``; not 'all'.
             image (Sequence[int], optional): Height and width of the images, which tokens need.
 
         Returns:
@@ -76,6 +78,8 @@ class BaseCAM(LayerExplainer):
             )
         gradients = None
         if self.needs_gradients:
+            if callable(targets):
+                logits = function_scores(targets, logits, len(activations))
             score = (logits * class_weights(targets, logits)).sum()
             (gradients,) = torch.autograd.grad(
                 score, activations, create_graph=True, allow_unused=True
@@ -107,6 +111,8 @@ class CAM(BaseCAM):
         norm (str): 'frozen' takes the divisors of norms behind the features (layer norm, cosine) as
             numbers; with 'full' the mean of their maps is zero. Defaults to 'frozen'.
     """
+
+    classes_alone = True
 
     def __init__(self, differentiable: bool = False, norm: str = 'frozen') -> None:
         super().__init__('auto', differentiable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
+from mmkdx.explain.targets import Scores
 from mmkdx.functional import no_autocast
-from mmkdx.models.families import describe
 from mmkdx.models.intercept import Tap, evaluating, intercept
 from mmkdx.models.taps import TapSet
 
@@ -40,7 +41,9 @@ class Layer:
     classifier: str | None = None
 
 
-def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[Layer]:
+def find_layers(
+    model: nn.Module, inputs: Tensor, names: Sequence[str], scores: Scores | None = None
+) -> list[Layer]:
     """Finds layers by name, or, for the name 'auto', the last that a map can be made of.
 
     'auto' takes the last spatial layer whose gradient is non-zero at most positions, for one image. In
@@ -51,6 +54,8 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
         model (nn.Module): The classifier.
         inputs (Tensor): Images of shape (N, 3, H, W).
         names (Sequence[str]): Names or paths as those of taps, or 'auto'.
+        scores (Scores, optional): A function's scores, which need all images. Defaults to None (the
+            logits).
 
     Raises:
         ValueError: If a layer does not exist, has no extent in space or does not move the score, or
@@ -58,17 +63,18 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
     """
     given = TapSet({name: 'layer' for name in names if name != 'auto'}, 'model')
     gap_linear = TapSet({'cam': 'layer', 'features': 'layer'}, 'model')
+    pooling = None
     # With one image this takes less time than with fake tensors
     with no_autocast(inputs), evaluating(model), torch.no_grad():
         images = inputs[:1].clone()
-        try:
-            gap_linear.resolve(model, images)
-            pooling = gap_linear.taps['features'] if gap_linear.weights else None
-        except ValueError:
-            pooling = None
+        if scores is None or 'auto' in names:
+            with suppress(ValueError):
+                gap_linear.resolve(model, images)
+                pooling = gap_linear.taps['features'] if gap_linear.weights else None
         if given.names or pooling is None:
             given.resolve(model, images)
-    passings = _trace(model, inputs[:1], {*given.taps.values(), *([pooling] if pooling else [])})
+    taps = {*given.taps.values(), *([pooling] if pooling else [])}
+    passings = _trace(model, inputs if scores else inputs[:1], taps, scores)
     pooled = next((each.state for each in reversed(passings) if each.tap == pooling), None)
     layers = []
     for name in names:
@@ -93,7 +99,8 @@ def find_layers(model: nn.Module, inputs: Tensor, names: Sequence[str]) -> list[
                 'positions, as after the last attention of a transformer that classifies by its class '
                 f'token; possible layers are {_names(passings)}'
             )
-        classifier = gap_linear.weights.get('cam') if chosen.state == pooled else None
+        closed = scores is None and chosen.state == pooled
+        classifier = gap_linear.weights.get('cam') if closed else None
         layers.append(Layer(str(chosen.tap), chosen.tap, chosen.layout, classifier))
     return layers
 
@@ -152,9 +159,11 @@ class _Passing:
     share: float = 0.0
 
 
-def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
-    """What passes all modules, and some taps, for one image, in the order of their calls."""
-    extra, grids = extra_tokens(model), patch_grids(model, image)
+def _trace(
+    model: nn.Module, images: Tensor, taps: set[Tap], scores: Scores | None = None
+) -> list[_Passing]:
+    """What passes all modules, and some taps, in the order of their calls; for logits of one image."""
+    extra, grids = extra_tokens(model), patch_grids(model, images)
     norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
     widths = {norm.normalized_shape[-1] for norm in norms}
     passings: list[_Passing] = []
@@ -162,22 +171,24 @@ def _trace(model: nn.Module, image: Tensor, taps: set[Tap]) -> list[_Passing]:
     def record(tap: Tap, value: Any) -> None:
         if isinstance(value, Tensor) and value.requires_grad:
             last = _channels_last(value, widths)
-            layouts = (Layout.of(value.shape, size, n, last, grids) for n in (extra, None))
+            # Windows of an image, or the boxes of a detector, are no maps of the images
+            kinds = (extra, None) if value.shape[:1] == images.shape[:1] else ()
+            layouts = (Layout.of(value.shape, size, n, last, grids) for n in kinds)
             state = (value.untyped_storage()._cdata, value._version, value.shape)
             eligible = not isinstance(model.get_submodule(tap.path), _NOT_CHOSEN)
             passings.append(
                 _Passing(tap, value, state, next(filter(None, layouts), None), eligible)
             )
 
-    size = image.shape[2:]
+    size = images.shape[2:]
     modules = {Tap(path) for path, _ in model.named_modules() if path}
     recorders = {tap: partial(record, tap) for tap in modules | taps}
-    with evaluating(model), no_autocast(image), torch.enable_grad():
-        image = image.detach().clone().requires_grad_()
+    with evaluating(model), no_autocast(images), torch.enable_grad():
+        images = images.detach().clone().requires_grad_()
         with intercept(model, recorders):
-            logits = describe(model).logits(image)
+            values = (scores or Scores(model))(images)
         gradients = torch.autograd.grad(
-            logits.amax(), [each.value for each in passings], allow_unused=True
+            values.amax(1).sum(), [each.value for each in passings], allow_unused=True
         )
     for each, gradient in zip(passings, gradients):
         if each.layout is not None and gradient is not None:

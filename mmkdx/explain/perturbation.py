@@ -14,7 +14,6 @@ from mmkdx.explain.base import Evidence, LayerExplainer
 from mmkdx.explain.gradient import weighted_sum
 from mmkdx.explain.layers import Layer
 from mmkdx.functional import full_precision, normalize_maps, resize_maps
-from mmkdx.models.families import describe
 from mmkdx.models.intercept import intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -24,7 +23,8 @@ class PerturbationCAM(LayerExplainer):
 
     Args:
         layer (str | Sequence[str]): See ``LayerExplainer``.
-        max_batch (int): The most of these forwards at once. Defaults to 32.
+        max_batch (int): The most of these forwards at once. A function as target sees all images of
+            the call, with one channel masked or removed in each. Defaults to 32.
     """
 
     def __init__(self, layer: str | Sequence[str] = 'auto', max_batch: int = 32) -> None:
@@ -41,11 +41,13 @@ class PerturbationCAM(LayerExplainer):
         """The logits (N, n, K) of all samples for channels (N, n), computed once for all classes."""
         if layer not in evidence.memo:
             count, each = channels.shape
-            samples = torch.arange(count, device=channels.device).repeat_interleave(each)
-            parts = zip(samples.split(self.max_batch), channels.flatten().split(self.max_batch))
+            samples = torch.arange(count, device=channels.device).repeat(each)
+            # A function may hold something for each image, so it gets all of them in order
+            size = count if evidence.scores.function else self.max_batch
+            parts = zip(samples.split(size), channels.T.flatten().split(size))
             with torch.no_grad():
                 logits = [self.forward_channels(evidence, layer, *part) for part in parts]
-            evidence.memo[layer] = full_precision(torch.cat(logits)).unflatten(0, channels.shape)
+            evidence.memo[layer] = torch.cat(logits).unflatten(0, (each, count)).transpose(0, 1)
         return evidence.memo[layer]
 
 
@@ -103,7 +105,7 @@ class ScoreCAM(PerturbationCAM):
         activations = full_precision(layer.layout.to_map(evidence.values[layer]))
         masks = resize_maps(activations[samples, channels], images.shape[2:])
         masks = normalize_maps(masks)[:, None]
-        return describe(evidence.model).logits(images[samples] * masks.to(images))
+        return evidence.scores(images[samples] * masks.to(images))
 
 
 @EXPLAINERS.register_module()
@@ -150,5 +152,5 @@ class AblationCAM(PerturbationCAM):
             layer.layout.to_map(value)[rows, channels] = 0  # a view
             return value
 
-        with intercept(evidence.model, {layer.tap: ablate}):
-            return describe(evidence.model).logits(evidence.inputs[samples])
+        with intercept(evidence.scores.model, {layer.tap: ablate}):
+            return evidence.scores(evidence.inputs[samples])

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmkdx.arguments import flag, integer, number
-from mmkdx.explain.base import Explainer, Targets
+from mmkdx.explain.base import Explainer
+from mmkdx.explain.targets import Scores, Targets
 from mmkdx.functional import full_precision
-from mmkdx.models.families import describe
 from mmkdx.models.intercept import Tap, intercept
 from mmkdx.registry import EXPLAINERS
 
@@ -23,22 +23,23 @@ class PixelExplainer(Explainer):
     """Base of the explainers whose maps are made of the pixels' gradients."""
 
     @abstractmethod
-    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+    def attribute(self, scores: Scores, inputs: Tensor, weights: Tensor) -> Tensor:
         """The method: maps (N, H, W) for weights of the classes (N, K)."""
 
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
         """See ``Explainer``."""
+        scores = Scores(model, targets)
         with torch.no_grad():
-            logits = describe(model).logits(inputs)
+            logits = scores(inputs)
         (maps,) = self.for_targets(
-            lambda weights: [self.attribute(model, inputs, weights)], targets, logits
+            lambda weights: [self.attribute(scores, inputs, weights)], targets, logits
         )
         return full_precision(maps)
 
-    def gradient(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
-        """The gradient of the weighted logits by the pixels, of shape (N, 3, H, W)."""
+    def gradient(self, scores: Scores, inputs: Tensor, weights: Tensor) -> Tensor:
+        """The gradient of the weighted scores by the pixels, of shape (N, 3, H, W)."""
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        score = (describe(model).logits(inputs) * weights).sum()
+        score = (scores(inputs) * weights).sum()
         return torch.autograd.grad(score, inputs, create_graph=self.differentiable)[0]
 
 
@@ -59,9 +60,9 @@ class InputGradient(PixelExplainer):
         super().__init__(differentiable)
         self.multiply = flag('multiply', multiply)
 
-    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+    def attribute(self, scores: Scores, inputs: Tensor, weights: Tensor) -> Tensor:
         """See ``PixelExplainer``."""
-        gradient = self.gradient(model, inputs, weights)
+        gradient = self.gradient(scores, inputs, weights)
         return (gradient * inputs).sum(1) if self.multiply else gradient.abs().amax(1)
 
 
@@ -87,12 +88,12 @@ class IntegratedGradients(PixelExplainer):
         points, shares = np.polynomial.legendre.leggauss(integer('steps', steps, 1))
         self.points, self.shares = ((points + 1) / 2).tolist(), (shares / 2).tolist()
 
-    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+    def attribute(self, scores: Scores, inputs: Tensor, weights: Tensor) -> Tensor:
         """See ``PixelExplainer``."""
         away = inputs - self.baseline
         total = torch.zeros_like(inputs)
         for point, share in zip(self.points, self.shares):
-            total = total + share * self.gradient(model, self.baseline + point * away, weights)
+            total = total + share * self.gradient(scores, self.baseline + point * away, weights)
         return (away * total).sum(1)
 
 
@@ -119,7 +120,7 @@ class SmoothGrad(PixelExplainer):
         self.noise = number('noise', noise, 0)
         self.seed = integer('seed', seed, 0)
 
-    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+    def attribute(self, scores: Scores, inputs: Tensor, weights: Tensor) -> Tensor:
         """See ``PixelExplainer``."""
         generator = torch.Generator(inputs.device).manual_seed(self.seed)
         flat = inputs.detach().flatten(1)
@@ -130,7 +131,7 @@ class SmoothGrad(PixelExplainer):
             noise = torch.randn(
                 inputs.shape[1:], generator=generator, device=inputs.device, dtype=inputs.dtype
             )
-            total = total + self.gradient(model, inputs + sigma * noise, weights)
+            total = total + self.gradient(scores, inputs + sigma * noise, weights)
         return (total / self.samples).abs().amax(1)
 
 
@@ -147,13 +148,13 @@ class FullGrad(PixelExplainer):
     NeurIPS 2019, Eq. 4 and Sec. 5.
     """
 
-    def attribute(self, model: nn.Module, inputs: Tensor, weights: Tensor) -> Tensor:
+    def attribute(self, scores: Scores, inputs: Tensor, weights: Tensor) -> Tensor:
         """See ``PixelExplainer``."""
-        pixels, layers = self.bias_gradients(model, inputs, weights)
+        pixels, layers = self.bias_gradients(scores, inputs, weights)
         return sum(self._visible(each, inputs) for each in (pixels, *layers))
 
     def bias_gradients(
-        self, model: nn.Module, inputs: Tensor, weights: Tensor
+        self, scores: Scores, inputs: Tensor, weights: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """The terms of the full gradient before ψ, for weights of the classes (N, K).
 
@@ -171,12 +172,12 @@ class FullGrad(PixelExplainer):
 
         keepers = {
             Tap(path): partial(keep, bias)
-            for path, module in model.named_modules()
+            for path, module in scores.model.named_modules()
             if (bias := _bias(module)) is not None
         }
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
-        with intercept(model, keepers):
-            score = (describe(model).logits(inputs) * weights).sum()
+        with intercept(scores.model, keepers):
+            score = (scores(inputs) * weights).sum()
         gradients = torch.autograd.grad(
             score,
             [inputs, *(value for value, _ in outputs)],

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mmkdx.arguments import integer
-from mmkdx.explain.base import Explainer, Targets
+from mmkdx.explain.base import Explainer
+from mmkdx.explain.targets import Targets
 from mmkdx.functional import full_precision
 from mmkdx.models.families import describe
 from mmkdx.models.heads.prototype_head import find_prototypes
@@ -32,6 +33,8 @@ class PrototypeMap(Explainer):
     Raises:
         ValueError: From a call, if the model has no prototypes, or not so many.
     """
+
+    classes_alone = True
 
     def __init__(self, prototype: int | None = None, differentiable: bool = False) -> None:
         super().__init__(differentiable)

@@ -7,7 +7,7 @@ import math
 
 from mmengine.logging import MessageHub, print_log
 
-from mmkdx.arguments import flag, integer, number, one_of, options
+from mmkdx.arguments import errors_named, flag, integer, number, one_of, options
 
 
 class WeightSchedule:
@@ -90,8 +90,7 @@ def schedule(name: str, arguments: dict) -> WeightSchedule:
         ValueError: If an argument is missing, unknown or out of its range.
     """
     try:
-        return WeightSchedule(**options(name, arguments))
-    except TypeError as error:
-        raise ValueError(f'{name}: {error}') from error
+        with errors_named(f'{name}: ', errors=TypeError):
+            return WeightSchedule(**options(name, arguments))
     except ValueError as error:
         raise ValueError(str(error).replace('schedule.', f'{name}.')) from error

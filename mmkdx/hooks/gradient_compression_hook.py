@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from mmkdx.arguments import one_of
+from mmkdx.arguments import errors_named, one_of
 from mmkdx.registry import HOOKS
 
 TYPES = dict(
@@ -51,10 +51,10 @@ class GradientCompressionHook(Hook):
         self.kind = kind
         self.state = None
         if kind == 'power_sgd':
-            try:
+            with errors_named(
+                'GradientCompressionHook: PowerSGD: ', errors=(TypeError, ValueError)
+            ):
                 self.state = powerSGD_hook.PowerSGDState(None, **options)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f'GradientCompressionHook: PowerSGD: {error}') from error
 
     def before_train(self, runner: Runner) -> None:
         """Tells the model's wrapper."""

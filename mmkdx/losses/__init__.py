@@ -6,7 +6,7 @@ from mmkdx.losses.class_map import CATLoss
 from mmkdx.losses.contrastive import CRDLoss
 from mmkdx.losses.exp_kd import ExpKDLoss
 from mmkdx.losses.explanation import E2KDLoss
-from mmkdx.losses.feature import ATLoss, MSELoss
+from mmkdx.losses.feature import ATLoss, CosineLoss, MSELoss
 from mmkdx.losses.image_pairs import CSKDLoss, DDGSDLoss
 from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
 from mmkdx.losses.peers import DMLLoss
@@ -30,6 +30,7 @@ __all__ = [
     'CSKDLoss',
     'CWTMLoss',
     'ConfidencePenaltyLoss',
+    'CosineLoss',
     'DDGSDLoss',
     'DISTLoss',
     'DKDLoss',

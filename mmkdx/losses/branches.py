@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mmengine.model import initialize
 from torch import Tensor, nn
 
-from mmkdx.arguments import text
+from mmkdx.arguments import errors_named, text
 from mmkdx.functional import full_precision
 from mmkdx.functional.schedules import schedule
 from mmkdx.losses.base import DistillLoss, integer, number
@@ -136,11 +136,9 @@ class ONELoss(DistillLoss):
             raise ValueError(
                 f'branch is {self.branch!r}, and the student has no such module'
             ) from None
-        try:
+        with errors_named('the student '):
             flow = find_flow(model)
             path = flow.pooling and flow.classifier
-        except ValueError as error:
-            raise ValueError(f'the student {error}') from None
         layers = [name.rpartition('.')[0] for name, _ in model.named_parameters()]
         own = [i for i, layer in enumerate(layers) if f'{layer}.'.startswith(f'{self.branch}.')]
         after = dict.fromkeys(layers[own[-1] + 1 :] if own else layers)

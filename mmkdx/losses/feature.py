@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmkdx.functional import full_precision, resize_map
 from mmkdx.losses.base import DistillLoss, positive
+from mmkdx.losses.relation import unit_vectors
 from mmkdx.registry import MODELS
 
 
@@ -22,11 +23,32 @@ class MSELoss(DistillLoss):
         Raises:
             ValueError: If the shapes differ.
         """
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"shapes {tuple(student.shape)} and {tuple(teacher.shape)} differ; use adapter='auto'"
-            )
+        _check_shapes(student, teacher)
         return F.mse_loss(full_precision(student), full_precision(teacher))
+
+
+@MODELS.register_module()
+class CosineLoss(DistillLoss):
+    """One minus the cosine of the student's vector with the teacher's; lengths do not matter.
+
+    A vector is an embedding, a token, or a position of a map. The loss is the mean over all vectors. A
+    vector of length 1e-12 or less has the cosine 0, without a gradient.
+    """
+
+    compares = 'shape'
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares tensors of one shape: (N, D), (N, L, D) or (N, D, H, W).
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        _check_shapes(student, teacher)
+        axis = 1 if student.dim() == 4 else -1
+        student, teacher = (
+            unit_vectors(full_precision(each).movedim(axis, -1)) for each in (student, teacher)
+        )
+        return 1 - (student * teacher).sum(-1).mean()
 
 
 @MODELS.register_module()
@@ -56,3 +78,10 @@ class ATLoss(DistillLoss):
     def attention(self, maps: Tensor) -> Tensor:
         """The normalised attention map of maps (N, C, H, W), of shape (N, H · W)."""
         return F.normalize(maps.abs().pow(self.p).mean(1).flatten(1), dim=1)
+
+
+def _check_shapes(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"shapes {tuple(student.shape)} and {tuple(teacher.shape)} differ; use adapter='auto'"
+        )

@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.models.classifiers import BaseClassifier
 from torch import Tensor, nn
 
+from mmkdx.arguments import errors_named
 from mmkdx.functional import full_precision
 from mmkdx.losses.base import DistillLoss
 from mmkdx.losses.logit import KLDivLoss
@@ -62,10 +63,8 @@ class DMLLoss(DistillLoss):
             ValueError: If a peer has other classes, or no linear classifier to tell.
         """
         for i, peer in enumerate(self.peers):
-            try:
+            with errors_named(f'peers[{i}] '):
                 classes = peer.get_submodule(find_flow(peer).classifier).out_features
-            except ValueError as error:
-                raise ValueError(f'peers[{i}] {error}') from None
             if classes != student.shape[1]:
                 raise ValueError(
                     f'peers[{i}] has {classes} classes and the student {student.shape[1]}; set '

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmkdx.arguments import integers, number, positive
+from mmkdx.arguments import errors_named, integers, number, positive
 from mmkdx.functional.perturbation import sample_generators
 from mmkdx.functional.prototype_parts import (
     consistency,
@@ -266,10 +266,8 @@ def prototype_distances(model: Explained, inputs: Tensor, owner: str) -> Tensor:
     Raises:
         ValueError: If it has no prototypes; the message names the owner.
     """
-    try:
+    with errors_named(f'{owner}: a {type(model.model).__name__} '):
         path = find_prototypes(model.model)
-    except ValueError as error:
-        raise ValueError(f'{owner}: a {type(model.model).__name__} {error}') from None
     values: list[Tensor] = []
     with intercept(model.model, {Tap(path): values.append}):
         model.predict(inputs)

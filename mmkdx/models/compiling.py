@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import set_stance
 
 
 def compile_between(model: nn.Module, paths: Sequence[str], **kwargs: Any) -> None:
@@ -35,3 +37,14 @@ def compile_between(model: nn.Module, paths: Sequence[str], **kwargs: Any) -> No
                 child.compile(**kwargs)
 
     compile_below(model, '')
+
+
+def eager_where_compiled(model: nn.Module, paths: Iterable[str]) -> AbstractContextManager:
+    """A context in which hooks at modules are called, also where the modules lie in compiled code."""
+    for path in paths:
+        module = model
+        for name in ['', *filter(None, path.split('.'))]:
+            module = getattr(module, name) if name else module
+            if '_orig_mod' in module._modules or module._compiled_call_impl is not None:
+                return set_stance('force_eager')
+    return nullcontext()

@@ -61,7 +61,8 @@ class ModelFacts:
         activation (str): What turns logits into probabilities, 'softmax' or 'sigmoid'.
         images (ImageFormat): What it expects of images.
         classes (tuple[str, ...], optional): The names of its classes. Defaults to None (unknown).
-        num_classes (int, optional): The number of its logits. Defaults to None (unknown).
+        num_classes (int, optional): The number of its logits; 0 for a network that returns an
+            embedding. Defaults to None (unknown).
     """
 
     family: str
@@ -87,13 +88,15 @@ class ModelFacts:
     def logits_in(self, output: Any) -> Tensor:
         """The logits (N, K) in what the module at ``logits_path`` returned.
 
-        Where a head yields a tensor for each branch (Conformer), the logits are the sum of these.
+        Where a head yields a tensor for each branch (Conformer), the logits are the sum of these. Of a
+        network without classes they are the embedding.
 
         Raises:
             ValueError: If there are none.
         """
         logits = output['logits'] if isinstance(output, Mapping) and 'logits' in output else output
-        logits = getattr(logits, 'logits', logits)
+        for name in ('logits', 'image_embeds', 'pooler_output'):  # Hugging Face's
+            logits = getattr(logits, name, logits)
         if isinstance(logits, (tuple, list)) and all(isinstance(each, Tensor) for each in logits):
             if len({each.shape for each in logits}) == 1:
                 logits = sum(logits)
@@ -209,6 +212,9 @@ def _huggingface(model: nn.Module) -> ModelFacts:
     config = getattr(model, 'config', None)
     multi = getattr(config, 'problem_type', None) == 'multi_label_classification'
     width = getattr(config, 'num_labels', None)
+    kind = type(model)
+    if kind.__module__.startswith('transformers.') and 'Classification' not in kind.__name__:
+        width = 0  # the library's own networks without a classifier
     activation = 'sigmoid' if multi else _activation(width)
     names = getattr(config, 'id2label', None) or {}
     classes = tuple(str(names[key]) for key in sorted(names, key=int))
@@ -224,6 +230,8 @@ def _mmpretrain(model: nn.Module) -> ModelFacts:
     # Hugging Face keep the whole network in `model`
     head, inner = getattr(model, 'head', None), getattr(model, 'model', None)
     images, activation, classes, path = preprocessed(model), None, None, ''
+    # mmpretrain's classifiers say so; another model may return logits all the same
+    count = 0 if getattr(model, 'with_head', None) is False else None
     if isinstance(head, nn.Module):
         path = 'head'
         sigmoid = any(each.__name__ == 'MultiLabelClsHead' for each in type(head).__mro__)
@@ -234,11 +242,13 @@ def _mmpretrain(model: nn.Module) -> ModelFacts:
         facts = describe(inner)
         inner_known = images.mean is None and facts.images.mean is not None
         images = facts.images if inner_known else replace(images, size=facts.images.size)
-        activation, classes = facts.activation, facts.classes
+        activation, classes, count = facts.activation, facts.classes, facts.num_classes
     meta = getattr(model, '_dataset_meta', None) or {}  # of mmpretrain.get_model
     classes = meta.get('classes') or classes
     activation = activation or _activation(_last_width(model))
-    return ModelFacts('mmpretrain', model, path, activation, images, classes and tuple(classes))
+    return ModelFacts(
+        'mmpretrain', model, path, activation, images, classes and tuple(classes), count
+    )
 
 
 def _label_names(known: Mapping) -> tuple[str, ...]:

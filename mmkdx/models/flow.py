@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmkdx.arguments import errors_named
 from mmkdx.functional import no_autocast
 from mmkdx.models.families import ModelFacts, describe, forward_tensor, image_channels
 from mmkdx.models.intercept import Tap, fake_forward, intercept
@@ -69,10 +70,8 @@ class Flow:
     def logits(self) -> Tensor:
         """The logits, of shape (N, K)."""
         output = self.reading(Tap(self.facts.logits_path, item=None)).value
-        try:
+        with errors_named('has no logits: '):
             return self.facts.logits_in(output)
-        except ValueError as error:
-            raise ValueError(f'has no logits: {error}') from None
 
     @cached_property
     def classifier(self) -> str:
@@ -113,8 +112,8 @@ class Flow:
         for each in reversed(self.passings[: self.pooling.order]):
             if each.states[-1] == self.pooling.entering:
                 calls = self._calls(each.module, each.side)
-                last = calls[-1] is each
-                return Tap(each.path, None if last else _place(calls, each), each.side)
+                call = None if calls[-1] is each else _place(calls, each)
+                return Tap(each.path, call, each.side)
         raise ValueError(
             'pools by a function what no module returns, so that its features before pooling cannot be '
             "read; name a module, as in 'backbone.layer4'"

@@ -27,16 +27,7 @@ _KEEPING = {'relu', 'permute', 'transpose', 'contiguous', 'dropout', '__getitem_
 #: These do, too, where positions stay in their order.
 _RESHAPING = {'flatten', 'reshape', 'view'}
 #: These take a part of a tensor, such as a class token.
-_TAKING = {
-    '__getitem__',
-    'split',
-    'chunk',
-    'tensor_split',
-    'narrow',
-    'select',
-    'index_select',
-    'unbind',
-}
+_TAKING = {'__getitem__', 'split', 'chunk', 'narrow', 'select', 'index_select', 'unbind'}
 #: Behind features that are not pooled first, these stand for a class token or attention pooling.
 _ATTENTION = (
     F.softmax,
@@ -45,6 +36,16 @@ _ATTENTION = (
     F.scaled_dot_product_attention,
     F.multi_head_attention_forward,
 )
+
+
+def embedding(flow: Flow) -> Tap:
+    """Where the vector stands that enters the classifier; what a model without one returns."""
+    if flow.facts.num_classes == 0:
+        return Tap(flow.facts.logits_path)
+    try:
+        return Tap(flow.classifier, side='in')
+    except ValueError as error:
+        raise ValueError(f"{error}; if it returns an embedding, use the tap 'logits'") from None
 
 
 def linear_head(flow: Flow) -> str | None:
@@ -168,7 +169,8 @@ class Trace(TorchFunctionMode):
                 continue
             found = ((tap, self.program(slot, features)) for tap, slot in reversed(self.passings))
             tap, made = next((each for each in found if each[1]), (None, None))
-            if tap and self._keeps(made, layout) and not self._is_taken(features):
+            alone = layout in ('tokens', 'ncl') and positions((features, pooled, layout)) == 1
+            if tap and self._keeps(made, layout) and not (alone and self._is_taken(features)):
                 return self._traced(tap, made, layout, head, True)
         return None
 
@@ -209,14 +211,13 @@ class Trace(TorchFunctionMode):
         return False
 
     def _is_taken(self, slot: Slot) -> bool:
-        """Whether the features are one position that was taken out of several, as a class token is."""
+        """Whether one token was taken out of several, as a class token is."""
         while slot in self.made:
             call = self.calls[self.made[slot]]
             needs = call.needs()
             sizes = [torch.Size(self.shapes[each]).numel() for each in (slot, *needs)]
             if len(needs) != 1 or sizes[0] != sizes[1]:
-                few = max(self.shapes[slot][1:-1], default=1) == 1
-                return few and getattr(call.func, '__name__', '') in _TAKING
+                return getattr(call.func, '__name__', '') in _TAKING
             (slot,) = needs
         return False
 

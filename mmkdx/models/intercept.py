@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.compiler import set_stance
+
+from mmkdx.models.compiling import eager_where_compiled
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,8 @@ def intercept(
     def before(tap: Tap, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:
             return (pass_on(tap, args[0]), *args[1:]), kwargs
-        first = next(iter(kwargs), None)
-        if first is None:  # a module that is called with nothing
-            return args, kwargs
-        return args, {**kwargs, first: pass_on(tap, kwargs[first])}
+        # The first argument may have a name, and a module may be called with none
+        return args, kwargs | {name: pass_on(tap, kwargs[name]) for name in [*kwargs][:1]}
 
     def hook(tap: Tap) -> torch.utils.hooks.RemovableHandle:
         module = model.get_submodule(tap.path)
@@ -113,19 +113,8 @@ def intercept(
 
     handles = [hook(tap) for tap in functions]
     try:
-        with set_stance('force_eager') if _compiled(model, functions) else nullcontext():
+        with eager_where_compiled(model, [tap.path for tap in functions]):
             yield calls
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _compiled(model: nn.Module, taps: Collection[Tap]) -> bool:
-    """Whether a tap lies in a part of the model that is compiled, where its hook would not be called."""
-    for tap in taps:
-        module = model
-        for name in ['', *filter(None, tap.path.split('.'))]:
-            module = getattr(module, name) if name else module
-            if '_orig_mod' in module._modules or module._compiled_call_impl is not None:
-                return True
-    return False

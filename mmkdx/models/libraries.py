@@ -154,6 +154,10 @@ def _huggingface(name: str, what: str) -> Builder:
     def build(
         pretrained: bool = False, num_classes: int | None = None, **arguments: Any
     ) -> nn.Module:
+        if pretrained and (is_class or name in hf.CONFIG_MAPPING):
+            raise ValueError(
+                'a class or type has no weights of its own; name a folder or a repository of the hub'
+            )
         if num_classes is not None:
             arguments['num_labels'] = num_classes
         if is_class and issubclass(kind, hf.PreTrainedModel):

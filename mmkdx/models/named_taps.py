@@ -14,7 +14,7 @@ from mmkdx.functional import ClassMaps, full_precision
 from mmkdx.functional.largest_logits import all_logits, largest_logits
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow
-from mmkdx.models.head_trace import Trace, linear_head
+from mmkdx.models.head_trace import Trace, embedding, linear_head
 from mmkdx.models.heads.prototype_head import find_prototypes
 from mmkdx.models.intercept import Tap
 from mmkdx.models.traced_head import TracedHead
@@ -66,10 +66,11 @@ class NamedTap(ABC):
         """The tap's value.
 
         Args:
-            value (Any): What stood at the place in a forward.
+            value (Any): What stood at the place in a forward; an output of the model may hold its
+                logits or embedding in another form than a tensor.
             module (nn.Module): The module of the place's weights; the model where it has none.
         """
-        return value
+        return value if isinstance(value, Tensor) else describe(module).logits_in(value)
 
     def encode(self, value: Any, top_k: int | None, resolution: int | None) -> Stored:
         """What a cache stores of a value.
@@ -104,9 +105,6 @@ class Logits(NamedTap, name='logits'):
             return Place(Tap(path, item=next(found, None)))
         return Place(Tap(path))
 
-    def read(self, value: Any, module: nn.Module) -> Tensor:
-        return value if isinstance(value, Tensor) else describe(module).logits_in(value)
-
     def encode(self, value: Tensor, top_k: int | None, resolution: int | None) -> Stored:
         value = full_precision(value)
         if top_k is None:
@@ -125,10 +123,10 @@ class Features(NamedTap, name='features'):
 
 
 class Embedding(NamedTap, name='embedding'):
-    """What enters the linear classifier, of shape (N, C)."""
+    """What enters the linear classifier, of shape (N, C); the output of a model without a classifier."""
 
     def locate(self, flow: Flow) -> Place:
-        return Place(Tap(flow.classifier, side='in'))
+        return Place(embedding(flow))
 
 
 class Cam(NamedTap, name='cam'):

@@ -63,6 +63,10 @@ class PlainClassifier(BaseModel):
             raise ValueError(
                 f'PlainClassifier takes no {", ".join(kwargs)} beside a network that is built already'
             )
+        if not isinstance(network, nn.Module):
+            raise ValueError(
+                f'network is {network!r}; it must be a name such as timm::resnet18, or a module'
+            )
         if isinstance(network, BaseModel):
             raise ValueError(
                 f'network is a {type(network).__name__}, which has the interface of mmengine already; '

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from mmkdx.arguments import errors_named
 from mmkdx.models.compiling import compile_between
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, state_of
@@ -65,13 +66,10 @@ class TapSet:
             ValueError: If a tap does not exist, is not reached, is ambiguous or holds no tensor.
         """
         facts = describe(model)
-        try:
+        refused = f'the {self.owner} cannot take images of {tuple(inputs.shape[2:])} pixels ('
+        advice = f'); set {self.size_key} to the size of its images'
+        with errors_named(refused, advice, Exception):
             flow = Flow(facts, inputs)
-        except Exception as error:
-            raise ValueError(
-                f'the {self.owner} cannot take images of {tuple(inputs.shape[2:])} pixels '
-                f'({str(error).partition(chr(10))[0]}); set {self.size_key} to the size of its images'
-            ) from error
         modules = model.named_modules()
         prefix = next(f'{path}.' for path, module in modules if module is facts.model).lstrip('.')
         # Dropout in place writes in training only, which a forward in eval mode does not show.
@@ -79,11 +77,9 @@ class TapSet:
         self.taps, self.weights, self.heads, self._overwritten, values = {}, {}, {}, set(), {}
         for name, key in self.names.items():
             kind = find_tap(name)
-            try:
+            with errors_named(f'{key}: the {self.owner} '):
                 place = kind.locate(flow)
                 kind.check(flow, place)
-            except ValueError as error:
-                raise ValueError(f'{key}: the {self.owner} {error}') from None
             reading = flow.reading(place.tap)
             tap = self.taps[name] = replace(place.tap, path=f'{prefix}{place.tap.path}'.rstrip('.'))
             if place.weights:

@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.fileio import dump
 from mmengine.visualization.vis_backend import force_init_env
 
+from mmkdx.arguments import text
 from mmkdx.files import append_text
 from mmkdx.registry import VISBACKENDS
 from mmkdx.visualization.rendering import write_picture
@@ -21,7 +22,19 @@ class LocalVisBackend(mmengine.visualization.LocalVisBackend):
 
     mmengine leaves out a picture without a word when the disk is full. A config with
     ``default_scope = 'mmkdx'`` gets this class under mmengine's name.
+
+    Args:
+        save_dir (str): The folder of the files. mmengine's Runner sets it.
+        **names: mmengine's ``img_save_dir``, ``config_save_file`` and ``scalar_save_file``.
+
+    Raises:
+        ValueError: If one of them is no text.
     """
+
+    def __init__(self, save_dir: str, **names: str) -> None:
+        for name, value in dict(save_dir=save_dir, **names).items():
+            text(f'LocalVisBackend.{name}', value)
+        super().__init__(save_dir, **names)
 
     @force_init_env
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs: Any) -> None:

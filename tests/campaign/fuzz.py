@@ -136,6 +136,7 @@ NEEDED: dict[str, dict] = dict(
     ImageList=dict(ann_file='list.txt', source='nowhere'),
     ONELoss=dict(branch='layer'),
     PSKDLoss=dict(num_samples=9),
+    LocalVisBackend=dict(save_dir='pictures'),
     Parts=dict(num_samples=9),
     PrototypePushHook=dict(start=1),
     PrototypeStageHook=dict(stages=[dict(train=['add_on'])]),

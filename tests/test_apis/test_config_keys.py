@@ -33,6 +33,14 @@ def test_a_misspelt_key_is_named_with_the_one_that_is_meant(wrong, right):
     )
 
 
+def test_a_misspelt_key_may_have_the_value_of_another():
+    evaluator = dict(type='Accuracy')
+    with pytest.raises(
+        ValueError, match='^val_evlauator is no key that is read; do you mean val_ev'
+    ):
+        check_keys(Config(dict(val_evlauator=evaluator, test_evaluator=evaluator)))
+
+
 def test_variables_are_left_alone():
     check_keys(Config(dict.fromkeys(set(KNOWN) - {'env_variables'})))  # which Config takes itself
     # Names that are not near, and a near one whose value is used

@@ -136,6 +136,19 @@ def test_the_class_can_be_chosen(home, inferencer):
     assert student['targets']['teacher'] == student['pred_label']
 
 
+def test_a_function_of_the_logits_is_explained(home, inferencer, tmp_path):
+    def third(logits):
+        return logits[:, 3]
+
+    path = str(home / 'images' / 'a.jpg')
+    [found] = inferencer(path, target=third, show_dir=str(tmp_path))
+    assert found['targets'] == dict(student='third', teacher='third')
+    assert Path(found['picture']).is_file() and 'pred_label' in found
+    [expected] = inferencer(path, target=3)
+    for name, each in expected['maps'].items():
+        np.testing.assert_allclose(found['maps'][name], each, rtol=1e-4, atol=1e-7)
+
+
 def test_pictures_are_written_one_for_each_image(home, inferencer, tmp_path):
     results = inferencer(
         [home / 'images', home / 'images' / 'more'], show_dir=str(tmp_path / 'maps')
@@ -231,7 +244,7 @@ def test_networks_of_other_libraries_by_name(home, tmp_path):
         (
             {},
             dict(target='gt'),
-            "target is 'gt'; it must be a class index, 'student', 'teacher' or",
+            "target is 'gt'; it must be a class index, 'student', 'teacher', 'own' or a function",
         ),
         ({}, dict(target=4), 'target 4 is no class of the model, which has 4'),
         ({}, dict(inputs='empty'), 'there is no image in the folder'),

@@ -14,6 +14,7 @@ BUILT = [
     (DATASETS, 'Parts', dict(num_samples=9)),
     (DATASETS, 'CIFAR10', {}),
     (DATASETS, 'ImageList', dict(ann_file='x', source='x')),
+    (DATASETS, 'UnlabelledImages', dict(data_root='x')),
     (DATASETS, 'Digits', {}),
     (DATASETS, 'STL10', {}),
     (DATASETS, 'TinyImageNet', {}),

@@ -13,6 +13,7 @@ from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmpretrain.structures import DataSample
 from tiny import batch, build, classifier, distiller, total
+from torch import nn
 
 from mmkdx.distillation import Distiller
 from mmkdx.losses import DistillLoss
@@ -99,6 +100,61 @@ def test_label_free_needs_no_labels_and_gives_every_parameter_a_gradient():
     assert torch.equal(other, losses['loss_cat'])
     assert all(torch.equal(a, p.grad) for a, p in zip(gradients, model.parameters()))
     assert model(images, mode='loss').keys() == {'loss_cat'}
+
+
+def test_a_student_without_a_head_learns_an_embedding():
+    """mmpretrain's returns a tuple, and the teacher has a classifier."""
+    torch.manual_seed(0)
+    student = {key: value for key, value in classifier(4).items() if key != 'head'}
+    terms = dict(hint=dict(type='CosineLoss', at='embedding', adapter='orthogonal', weight=2))
+    images, _ = batch()
+    model = distiller(terms, student=student, student_weight=0).train()
+    losses = model(images, mode='loss')
+    weight = model.terms['hint'].adapter.project.linear.weight
+    (embedding,), teacher = model.student(images), model.teachers[0].model
+    with torch.no_grad():
+        goal = teacher.extract_feat(images)[0]
+    expected = 2 - 2 * F.cosine_similarity(embedding @ weight.T, goal).mean()
+    torch.testing.assert_close(losses, dict(loss_hint=expected))
+    losses['loss_hint'].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+class Tower(nn.Module):
+    """An image tower like open_clip's: the projection is no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 2)
+        self.proj = nn.Parameter(torch.randn(6, 5))
+
+    def forward(self, images):
+        return self.conv(images).mean((2, 3)) @ self.proj
+
+
+def test_a_plain_tower_teaches_by_what_it_returns():
+    tower = Tower()
+    terms = dict(fit=dict(type='MSELoss', at=('embedding', 'logits'), adapter='orthogonal'))
+    images, _ = batch()
+    model = distiller(terms, teacher=dict(model=tower, normalize='same'), student_weight=0).train()
+    loss = model(images, mode='loss')['loss_fit']
+    weight = model.terms['fit'].adapter.project.linear.weight
+    embedding = model.student.extract_feat(images)[0]
+    torch.testing.assert_close(loss, F.mse_loss(embedding @ weight.T, tower(images)))
+    terms = dict(fit=dict(type='MSELoss', at='embedding'))
+    with pytest.raises(ValueError, match="the teacher has no linear .* use the tap 'logits'"):
+        distiller(terms, teacher=dict(model=tower, normalize='same'), student_weight=0)
+
+
+def test_a_student_without_a_classifier_has_no_loss_of_its_own():
+    student = {key: value for key, value in classifier(4).items() if key != 'head'}
+    terms = dict(hint=dict(type='CosineLoss', at='embedding'))
+    with pytest.raises(ValueError) as error:
+        distiller(terms, student=student)
+    assert str(error.value) == (
+        'student has no classifier, so it has no loss of its own: set student_weight=0, or the number '
+        "of classes in the student's config"
+    )
 
 
 def test_student_weight_scales_its_losses_and_only_those():

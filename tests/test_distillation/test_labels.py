@@ -116,3 +116,23 @@ def test_several_labels_where_one_is_meant():
         distiller()(images, samples(), mode='loss')
     # Without the student's own loss, no label is read
     assert distiller(student_weight=0)(images, samples(), mode='loss')['loss_kd'].item() > 0
+
+
+@pytest.mark.parametrize('some', [False, True])
+def test_images_without_labels(some):
+    """None has one, or some do not have one."""
+    images, unlabelled = batch(4)[0], [DataSample() for _ in range(4)]
+    if some:
+        unlabelled[0].set_gt_label(1)
+    assert labels_of(unlabelled) is None
+    terms = dict(dkd=dict(type='DKDLoss', at='logits'), kd=dict(type='KLDivLoss', at='logits'))
+    message = 'terms.dkd: DKDLoss needs the labels of the images, and the data samples have none'
+    with pytest.raises(ValueError, match=f'^{message}$'):
+        distiller(terms, student_weight=0)(images, unlabelled, mode='loss')
+    message = (
+        '^student: its own loss needs the labels of the images, and the data samples have none; set '
+        'student_weight=0 to train by the terms alone$'
+    )
+    for kind in (distiller(), model(dict(kd=KD))):
+        with pytest.raises(ValueError, match=message):
+            kind(images, unlabelled, mode='loss')

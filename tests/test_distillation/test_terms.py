@@ -122,6 +122,14 @@ def test_features_of_another_shape_are_bridged_and_the_bridge_is_trained():
     assert project.weight.grad.count_nonzero() == project.weight.numel()
 
 
+@pytest.mark.parametrize('kind', ['MSELoss', 'CosineLoss'])
+def test_an_orthogonal_adapter_is_there_for_equal_widths_too(kind):
+    term = connect(dict(type=kind, adapter='orthogonal', weight=2), (4, 6), (4, 6))
+    student, teacher = random(4, 6), random(4, 6, seed=1)
+    projected = student @ term.adapter.project.linear.weight.T
+    assert term(student, teacher).item() == pytest.approx(2 * term.loss(projected, teacher).item())
+
+
 def test_a_second_connection_keeps_the_adapter():
     term = connect(dict(type='MSELoss'), (4, 6, 8, 8), (4, 9, 4, 4))
     adapter = term.adapter
@@ -660,6 +668,14 @@ def test_no_scalar_in_training():
             'terms.kd: teacher_target.statistics is 3; it must be the path of a file',
         ),
         (dict(type='KLDivLoss', at='logits', adapter=True), 'terms.kd: adapter is True'),
+        *(
+            (
+                dict(type=kind, at='layer', adapter='orthogonal'),
+                "terms.kd: adapter is 'orthogonal', which projects the student's features to the "
+                f"teacher's, and {kind} compares none that must have one shape; remove it",
+            )
+            for kind in ('KLDivLoss', 'ATLoss', 'ConfidencePenaltyLoss')
+        ),
         (dict(type='KLDivLoss', at=['logits']), r"terms.kd: at is \['logits'\]; it must be a tap"),
         (dict(type='KLDivLoss', at=('a', 'b', 'c')), r"terms.kd: at is \('a', 'b', 'c'\)"),
         (dict(type='KLDivLoss', at=[]), r'terms.kd: at is \[\]'),

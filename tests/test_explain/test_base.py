@@ -11,8 +11,8 @@ from tiny import build, classifier
 from torch import nn
 
 from mmkdx.explain import CAM, GradCAM, LayerCAM, build_explainer
-from mmkdx.explain.base import class_weights
 from mmkdx.explain.layers import find_layers
+from mmkdx.explain.targets import class_weights
 
 LOGITS = torch.tensor([[0.0, 3.0, 1.0], [5.0, 1.0, 2.0]])
 ONE_HOT = [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]

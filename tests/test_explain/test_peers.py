@@ -23,6 +23,7 @@ from mmkdx.explain import (
     ScoreCAM,
     XGradCAM,
 )
+from mmkdx.explain.targets import Scores
 from mmkdx.functional import normalize_maps, resize_maps
 
 TARGETS = [3, 1]
@@ -315,7 +316,7 @@ def test_grad_cam_scales_each_channel_of_full_gradients():
     inputs = inputs[:2]
     expected = grad_cam('FullGrad', model, inputs, [])
     weights = F.one_hot(torch.tensor(TARGETS), 4).double()
-    pixels, layers = FullGrad().bias_gradients(model, inputs, weights)
+    pixels, layers = FullGrad().bias_gradients(Scores(model), inputs, weights)
     terms = [minmax(term.detach().abs(), 1e-7) for term in (pixels, *layers)]
     resized = [F.interpolate(term, (12, 12), mode='bilinear').sum(1) for term in terms]
     close(normalize_maps(sum(resized)), expected, abs=1e-4)

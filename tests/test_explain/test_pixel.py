@@ -7,6 +7,7 @@ from families import cnn, family, images
 from torch import nn
 
 from mmkdx.explain import FullGrad, InputGradient, IntegratedGradients, SmoothGrad
+from mmkdx.explain.targets import Scores
 
 EXPLAINERS = [
     InputGradient(),
@@ -123,7 +124,7 @@ def test_noise_is_the_same_each_time_and_leaves_the_random_state():
 
 def full_terms(model, inputs, target):
     weights = F.one_hot(torch.full((len(inputs),), target), 4).double()
-    pixels, layers = FullGrad().bias_gradients(model, inputs, weights)
+    pixels, layers = FullGrad().bias_gradients(Scores(model), inputs, weights)
     return [pixels.detach(), *(layer.detach() for layer in layers)]
 
 

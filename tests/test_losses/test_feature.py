@@ -1,10 +1,10 @@
-"""MSELoss and ATLoss against numpy."""
+"""MSELoss, CosineLoss and ATLoss against numpy."""
 
 import numpy as np
 import pytest
 import torch
 
-from mmkdx.losses import ATLoss, MSELoss
+from mmkdx.losses import ATLoss, CosineLoss, MSELoss
 
 
 def features(seed, *shape, dtype=torch.float64):
@@ -44,9 +44,46 @@ def test_squares_do_not_overflow_or_vanish_in_half_precision(dtype):
 
 
 @pytest.mark.parametrize('shape', [(2, 8), (3, 4), (2, 4, 1), (1, 4)])
-def test_mean_squared_error_of_other_shapes(shape):
+@pytest.mark.parametrize('kind', [MSELoss, CosineLoss])
+def test_other_shapes(kind, shape):
     with pytest.raises(ValueError, match=r"shapes \(2, 4\) and .* differ; use adapter='auto'"):
-        MSELoss()(torch.zeros(2, 4), torch.zeros(shape))
+        kind()(torch.zeros(2, 4), torch.zeros(shape))
+
+
+# Cosine
+
+
+def test_cosine_by_hand():
+    student = torch.tensor([[3.0, 4], [0, 2]], dtype=torch.float64)
+    teacher = torch.tensor([[8.0, 6], [-1, 0]], dtype=torch.float64)
+    # 48 / 50 and 0
+    assert CosineLoss()(student, teacher).item() == pytest.approx(1 - 0.48, rel=1e-12)
+
+
+@pytest.mark.parametrize('shape', [(6, 10), (4, 17, 8), (3, 5, 4, 6)])
+def test_cosine_of_vectors_tokens_and_positions(shape):
+    student, teacher = features(1, *shape), features(2, *shape)
+    axis = 1 if len(shape) == 4 else -1
+    product = (student * teacher).numpy().sum(axis)
+    lengths = [np.linalg.norm(each.numpy(), axis=axis) for each in (student, teacher)]
+    expected = 1 - (product / lengths[0] / lengths[1]).mean()
+    assert CosineLoss()(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+    found = CosineLoss()(1e-4 * student, 1e3 * teacher).item()
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda s: CosineLoss()(s, teacher), student.requires_grad_())
+
+
+def test_a_vector_without_a_length_has_no_gradient():
+    student = torch.tensor([[0.0, 0], [1, 1]], requires_grad=True)
+    loss = CosineLoss()(student, torch.tensor([[1.0, 2], [1, 1]]))
+    assert loss.item() == pytest.approx(0.5)
+    loss.backward()
+    assert student.grad[0].eq(0).all() and student.grad.isfinite().all()
+
+
+def test_cosine_of_half_precision():
+    ones = torch.full((2, 3), 300.0, dtype=torch.float16)  # whose squares overflow
+    assert CosineLoss()(ones, ones).item() == pytest.approx(0, abs=1e-6)
 
 
 # Attention transfer

@@ -159,6 +159,11 @@ def test_hugging_faces_forms_are_one_network(tmp_path):
     assert torch.equal(loaded(images).logits, network(images).logits)
     assert describe(loaded).images.mean == pytest.approx((25.5,) * 3)
     assert folder(pretrained=True, num_classes=5)(images).logits.shape == (2, 5)
+    for name in ('resnet', 'ResNetConfig', 'ResNetForImageClassification'):
+        with pytest.raises(
+            ValueError, match=f"x: 'hf::{name}' .*: a class or type has no weights of"
+        ):
+            find_network(f'hf::{name}', 'x')(pretrained=True)
     fresh = find_network(f'hf::{tmp_path / "config.json"}', 'x')()
     assert not torch.equal(fresh.classifier[1].weight, network.classifier[1].weight)
 

@@ -394,6 +394,7 @@ def test_two_processes_train_as_one(tmp_path):
             dict(network=build(classifier())),
             'network is a ImageClassifier, which has the interface of mmengine already',
         ),
+        (dict(network=3), 'network is 3; it must be a name such as timm::resnet18, or a module'),
     ],
 )
 def test_what_is_no_plain_network_is_refused(arguments, message):

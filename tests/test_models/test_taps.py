@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from mmkdx.functional import ClassMaps
-from mmkdx.models.families import forward_tensor
+from mmkdx.models.families import describe, forward_tensor
 from mmkdx.models.intercept import Tap, fake_forward
 from mmkdx.models.path_tap import parse_tap
 from mmkdx.models.taps import TapSet
@@ -389,8 +389,9 @@ def test_a_mean_over_the_class_token_alone_is_refused(take):
     model = Tokens(1)
     attention = Function(lambda x: (x @ x.mT).softmax(2) @ x)
     model.last = nn.Sequential(attention, Function(take), nn.LayerNorm(8))
-    with pytest.raises(ValueError, match=re.escape(f'terms.kd.at: the student {CLASS_TOKEN}')):
-        resolve(model, 'cam')
+    for model.after in (lambda x: x, lambda x: x.mT.mean(2, keepdim=True).mT):
+        with pytest.raises(ValueError, match=re.escape(f'terms.kd.at: the student {CLASS_TOKEN}')):
+            resolve(model, 'cam')
 
 
 @pytest.mark.parametrize(
@@ -584,7 +585,7 @@ def test_a_convolution_as_classifier(attention):
         resolve(model, 'embedding')
     assert str(error.value) == (
         'terms.kd.at: the student has no linear classifier (an nn.Linear): its logits come out of '
-        f"'{len(body) + 2}', a Conv2d"
+        f"'{len(body) + 2}', a Conv2d; if it returns an embedding, use the tap 'logits'"
     )
     values, output = read(model, 'features', 'cam')
     maps = values['cam'].full()
@@ -608,6 +609,44 @@ def test_a_model_without_a_linear_layer():
     model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(ValueError, match='^terms.kd.at: the student has no linear classifier'):
         resolve(model, 'embedding')
+
+
+def huggingface_tower(name, **arguments):
+    transformers = pytest.importorskip('transformers')
+    kind = getattr(transformers, name)
+    small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    return kind(kind.config_class(**small, image_size=32, patch_size=16, **arguments))
+
+
+#: Networks without a classifier, and the vector in what they return.
+TOWERS = {
+    'timm': (lambda: pytest.importorskip('timm').create_model('test_resnet', num_classes=0), 0),
+    'mmpretrain': (lambda: build({**RESNET, 'head': None}), lambda output: output[0]),
+    'plain classifier': (
+        lambda: build(dict(type='PlainClassifier', network='timm::test_resnet', num_classes=0)),
+        0,
+    ),
+    'ViT': (lambda: huggingface_tower('ViTModel'), lambda output: output.pooler_output),
+    'DINOv2': (lambda: huggingface_tower('Dinov2Model'), lambda output: output.pooler_output),
+    'CLIP': (
+        lambda: huggingface_tower('CLIPVisionModelWithProjection', projection_dim=6),
+        lambda output: output.image_embeds,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', TOWERS)
+def test_the_embedding_of_a_network_without_a_classifier_is_what_it_returns(name):
+    make, vector = TOWERS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    assert describe(model).num_classes == 0
+    values, output = read(model, 'embedding', 'logits')
+    expected = vector(output) if vector else output
+    assert expected.dim() == 2
+    for value in values.values():
+        assert torch.equal(value, expected)
+    assert torch.equal(describe(model).logits(images()), expected)
 
 
 @pytest.mark.parametrize('wrap', ['compile', 'parallel', 'ema', 'part'])

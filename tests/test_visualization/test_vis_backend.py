@@ -77,3 +77,11 @@ def test_a_full_disk_is_an_error_and_earlier_files_stay(tmp_path):
     shown.add_scalar('lr', 0.25, 3)
     (path,) = tmp_path.rglob('scalars.json')
     assert [json.loads(line)['step'] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'), [('save_dir', {}), ('scalar_save_file', 3), ('img_save_dir', None)]
+)
+def test_names_of_files_are_texts(option, value):
+    with pytest.raises(ValueError, match=rf'^LocalVisBackend\.{option} is .*; it must be a text$'):
+        LocalVisBackend(**{'save_dir': 'out', option: value})
