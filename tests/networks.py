@@ -28,6 +28,13 @@ class OwnNetwork(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(self.model(images), 1).flatten(1))
 
 
+def thin_vgg() -> nn.Module:
+    """timm's VGG, whose first linear layer is a convolution of the whole map, with few channels."""
+    vgg = pytest.importorskip('timm.models.vgg')
+    layers = [8, 'M', 16, 'M', 16, 'M', 16, 'M', 16, 'M']
+    return vgg.VGG(layers, num_classes=4, mlp_ratio=0.01)
+
+
 #: For each network: the arguments beside its name, and the side of its images.
 NETWORKS: dict[str, tuple[dict[str, Any], int]] = {
     'timm::test_resnet': (dict(num_classes=4), 32),

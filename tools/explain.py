@@ -11,6 +11,7 @@ from mmengine.config import Config, DictAction
 from terminaltables import AsciiTable
 
 from mmkdx.apis import ExplainInferencer
+from mmkdx.datasets.wrappers import class_text
 from mmkdx.explain import explainer_names
 from mmkdx.files import printable
 
@@ -92,16 +93,14 @@ def explain(args: argparse.Namespace) -> tuple[list[list[str]], int]:
         cells = ['left out', *[''] * len(names)]
         if 'error' not in result:
             predictions = [result['predictions'][name] for name in names]
-            cells = [f'{_word(each)} {each["score"]:.3f}' for each in predictions]
+            classes = inferencer.classes
+            cells = [
+                f'{class_text(each["label"], classes)} {each["score"]:.3f}' for each in predictions
+            ]
             cells.append(printable(result['picture']))
         left_out += 'error' in result
         rows.append([printable(Path(result['input']).name), *cells])
     return rows, left_out
-
-
-def _word(prediction: dict) -> str:
-    label = prediction['label']
-    return f'{prediction["class"]} ({label})' if 'class' in prediction else f'{label}'
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 
 from mmkdx.arguments import errors_named, integer, number
-from mmkdx.datasets.wrappers import class_names, labels
+from mmkdx.datasets.wrappers import class_names, class_text, labels
 from mmkdx.registry import DATASETS
 
 
@@ -61,7 +61,8 @@ def class_subset(
 
     with errors_named('ClassSubset needs labels: '):
         label_of = labels(dataset)
-    existing = len(class_names(dataset) or range(label_of.max() + 1))
+    names = class_names(dataset)
+    existing = len(names or range(label_of.max() + 1))
     if num_classes is not None and num_classes > existing:
         raise ValueError(
             f'num_classes of ClassSubset is {num_classes}; {name} has {existing} classes'
@@ -76,8 +77,8 @@ def class_subset(
             count = per_class
         if count > len(members):
             raise ValueError(
-                f'per_class of ClassSubset is {per_class}; class {label} of {name} has only '
-                f'{len(members)} images'
+                f'per_class of ClassSubset is {per_class}; class {class_text(label, names)} of '
+                f'{name} has only {len(members)} images'
             )
         if seed is not None:
             members = generator.permutation(members)

@@ -82,9 +82,8 @@ def images_of_classes(dataset: Any, num_classes: int) -> np.ndarray:
 
 def listed(classes: Sequence[int], names: Sequence[str] | None, most: int = 5) -> str:
     """Classes in words, by name and index: ``cat (0), dog (1)``."""
-    known = len(names or ())
-    words = [f'{names[i]} ({i})' if i < known else f'{i}' for i in classes[:most]]
-    return ', '.join(words) + (', ...' if len(classes) > most else '')
+    words = ', '.join(wrappers.class_text(each, names) for each in classes[:most])
+    return words + (', ...' if len(classes) > most else '')
 
 
 def _differs(dataset: Any) -> bool:

@@ -95,6 +95,12 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
     return _one_of_all(found, type(dataset).__name__)
 
 
+def class_text(label: int, classes: Sequence[str] | None) -> str:
+    """A class by name and index, like 'football helmet (560)'; the index where it has no name."""
+    name = classes[label] if classes is not None and 0 <= label < len(classes) else ''
+    return f'{name} ({label})' if name else f'{label}'
+
+
 def leaf_configs(dataset: dict) -> list[dict]:
     """The configs of the data sets without wrappers that a config names, in order."""
     inner = dataset.get('datasets') or dataset.get('dataset')

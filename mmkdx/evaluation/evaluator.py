@@ -219,8 +219,11 @@ class ExplanationEvaluator:
             model, self.explainers, self.owner, self.teacher, self.base, classes
         )
         self._model = model
+        known = (classes, *(each.classes for each in self.subjects.values()))
+        self._classes = next(filter(None, known), None)
         if self.pairs is not None:
-            self.pairs.begin(self.subjects, self._loader.dataset, self.place())
+            place = self.place()
+            self.pairs.begin(self.subjects, self._loader.dataset, place, self._classes)
         has_teacher = 'teacher' in self.subjects
         self.policy = self.target or ('teacher' if has_teacher else 'student')
         advice = f'use a Distiller with a teacher, or set {self.owner}.teacher'
@@ -302,7 +305,7 @@ class ExplanationEvaluator:
         self, found: Evaluation, pictures: dict[int, tuple], own: list[PictureSection]
     ) -> None:
         """Adds what the main rank writes."""
-        found.classes = class_names(self._loader.dataset) or self.subjects['student'].facts.classes
+        found.classes = self._classes
         found.sample = f'{len(self._sample)} of {len(self._images)} (seed {self.seed})'
         for metric in self.metrics:
             for index, values in metric.rows.items():

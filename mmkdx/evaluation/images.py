@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmkdx.datasets.wrappers import class_text
 from mmkdx.functional import degenerate_maps
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, labels_of
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import describe, unwrap
 from mmkdx.visualization.panel import as_rgb, explanation_panel
 from mmkdx.visualization.records import by_model
+from mmkdx.visualization.rendering import label_text
 from mmkdx.visualization.report import GalleryItem
-from mmkdx.visualization.sections import class_word
 
 #: Values of an image that are no scores.
 FACTS = ('target', 'prediction', 'confidence', 'degenerate', 'label')
@@ -170,24 +171,26 @@ def gallery_item(
     ]
     pairs = [name for name in own if 'teacher' in maps and 'teacher' not in models[name]]
     for name in maps:
-        prediction = class_word(models['prediction'][name], classes)
-        predictions[student if name == 'student' else name] = prediction
+        prediction = models['prediction'][name]
+        predictions[student if name == 'student' else name] = class_text(prediction, classes)
         values = [
             _line(score, models[score][name])
             for score in own
             if score not in pairs and name in models[score]
         ]
-        captions[name] = [f'{prediction} {models["confidence"][name]:.3f}', *values[:2]]
+        captions[name] = [
+            f'{label_text(prediction, classes)} {models["confidence"][name]:.3f}',
+            *values[:2],
+        ]
     captions['difference'] = [_line(name, row[name]) for name in pairs][:2]
-    label = class_word(row['label'], classes) if 'label' in row else None
-    target = 'own prediction' if own_targets else class_word(models['target']['student'], classes)
+    target = 'own prediction' if own_targets else label_text(models['target']['student'], classes)
     captions['input'] = [f'explained: {target}']
-    if label is not None:
-        captions['input'].insert(0, f'label: {label}')
+    if 'label' in row:
+        captions['input'].insert(0, f'label: {label_text(row["label"], classes)}')
     return GalleryItem(
         picture=explanation_panel(image, maps, captions, student=student),
         index=index,
-        label=label,
+        label=class_text(row['label'], classes) if 'label' in row else None,
         predictions=predictions,
         scores={name: float(models[name]['student']) for name in own if 'student' in models[name]},
     )

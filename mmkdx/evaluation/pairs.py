@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from mmkdx.arguments import errors_named, integer
-from mmkdx.datasets.wrappers import class_names, labels
+from mmkdx.datasets.wrappers import labels
 from mmkdx.evaluation.images import read_batch
 from mmkdx.evaluation.subjects import Subject
 from mmkdx.explain import LayerExplainer, UniCAM, build_explainer
@@ -29,7 +29,8 @@ from mmkdx.metrics.relevance import (
     RelevanceScore,
 )
 from mmkdx.visualization.panel import PAIR_NOTE, pair_panel
-from mmkdx.visualization.sections import PictureSection, class_word
+from mmkdx.visualization.rendering import label_text
+from mmkdx.visualization.sections import PictureSection
 
 #: Number of images of a trial.
 TRIAL_SIZE = 6
@@ -68,8 +69,14 @@ class PairEvaluation:
         self.owner = owner
         self._analysis: PairAnalysis | None = None
 
-    def begin(self, subjects: dict[str, Subject], dataset: Any, place: dict[int, int]) -> None:
-        """Takes the models, and the sample: for each image its index in the data set.
+    def begin(
+        self,
+        subjects: dict[str, Subject],
+        dataset: Any,
+        place: dict[int, int],
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """Takes the models, the sample (for each image its index in the data set), and names of classes.
 
         Raises:
             ValueError: If an image has no label, or several.
@@ -79,7 +86,7 @@ class PairEvaluation:
         if any(label < 0 for label in found):
             raise ValueError(f'{self.owner}.base is compared by classes, and an image has no label')
         self._sample = list(zip(place, place.values(), found))
-        self._subjects, self._analysis = subjects, None
+        self._subjects, self._classes, self._analysis = subjects, classes, None
 
     def run(
         self, loader: DataLoader, model: nn.Module, show: int, trial: bool = False
@@ -122,7 +129,7 @@ class PairEvaluation:
                 metric.process(batch)
             if number == 0 and show:
                 shown = [images.picture(i) for i in range(min(show, len(members)))]
-                sections = [_section(batch, shown, class_names(loader.dataset))]
+                sections = [_section(batch, shown, self._classes)]
         return sections
 
     def facts(self) -> dict[str, Any]:
@@ -276,7 +283,7 @@ def _section(
             for stage, unique in batch.unique.items()
         }
         label, index = int(batch.targets[i]), int(batch.index[i])
-        picture = pair_panel(image, maps, class_word(label, classes))
+        picture = pair_panel(image, maps, label_text(label, classes))
         pictures.append((f'image {index}', picture))
         keys.append(f'distilled_{{mode}}_{index:05d}')
     return PictureSection('What was distilled', PAIR_NOTE, pictures, keys)

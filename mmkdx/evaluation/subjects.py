@@ -38,16 +38,20 @@ class Subject:
         explainer (Explainer): Its explainer.
         convert (Callable): From the student's normalisation to the model's. Defaults to the identity.
         fixed (bool): Whether the model is the same at every evaluation. Defaults to False.
+        classes (Sequence[str], optional): The names of its classes. Defaults to None: those that the
+            model knows.
     """
 
     model: nn.Module
     explainer: Explainer
     convert: Callable[[Tensor], Tensor] = nn.Identity()
     fixed: bool = False
+    classes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         #: See ``describe``.
         self.facts = describe(self.model)
+        self.classes = self.classes or self.facts.classes
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The logits (N, K) of images (N, C, H, W), in eval mode, in fp32, without a graph."""
@@ -157,7 +161,11 @@ def find_subjects(
         if other is not None:
             other.load()
             subjects[name] = Subject(
-                other.model, explainers[name], other.convert, fixed=not other.trained_along
+                other.model,
+                explainers[name],
+                other.convert,
+                fixed=not other.trained_along,
+                classes=getattr(other, 'classes', None),
             )
     for name, subject in subjects.items():
         if subject.facts.num_classes == 0:

@@ -20,7 +20,7 @@ def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None
     The folder is made if there is none. ``step`` is the epoch or iteration. The scores are written last,
     so an evaluation whose scores are there has all its values.
     """
-    append_values(folder / f'{mode}.csv', found.rows, **step)
+    append_values(folder / f'{mode}.csv', found.rows, found.classes, **step)
     append_scores(folder / f'{mode}.json', found.scores, **step, **found.facts)
 
 

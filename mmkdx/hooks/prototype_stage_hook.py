@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from mmkdx.arguments import flag, integer, number
-from mmkdx.datasets.wrappers import class_names
+from mmkdx.datasets.wrappers import class_names, class_text
 from mmkdx.distillation import Distiller
 from mmkdx.models.heads import ProtoPNetHead, PrototypeHead
 from mmkdx.models.heads.prototype_head import prototype_head
@@ -164,7 +164,7 @@ class PrototypeStageHook(Hook):
             i = next(i for i, (name, other) in pairs if name != other)
             raise ValueError(
                 f'{key}: the classes of the training data and those that the teacher was trained on '
-                f'have another order or other names, first at class {i}'
+                f'have another order or other names, first at class {class_text(i, names)}'
             )
         if runner.iter == 0:  # not after a resume
             with torch.no_grad():

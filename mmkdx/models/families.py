@@ -201,7 +201,10 @@ def _timm(model: nn.Module) -> ModelFacts:
     sides = own or (known.get('input_size') or (None,))[1:] or None
     images = _format(model, known.get('mean'), known.get('std'), 255, sides)
     width = getattr(model, 'num_classes', None)
-    return ModelFacts('timm', model, '', _activation(width), images, num_classes=width)
+    # Of other classes, where the classifier is a new one
+    classes = getattr(model, 'class_names', None) or _label_names(known)
+    classes = classes if len(classes) == width else None
+    return ModelFacts('timm', model, '', _activation(width), images, classes, width)
 
 
 @register_family(lambda model: _is_from(model, 'transformers'))
@@ -246,6 +249,15 @@ def _mmpretrain(model: nn.Module) -> ModelFacts:
     return ModelFacts(
         'mmpretrain', model, path, activation, images, classes and tuple(classes), count
     )
+
+
+def _label_names(known: Mapping) -> tuple[str, ...]:
+    """The names of classes in a configuration of timm, by their descriptions where it has these."""
+    names = known.get('label_names') or ()
+    if isinstance(names, Mapping):
+        names = [names[key] for key in sorted(names, key=int)]
+    descriptions = known.get('label_descriptions') or {}
+    return tuple(str(descriptions.get(name, name)) for name in names)
 
 
 def preprocessed(model: nn.Module) -> ImageFormat:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -23,6 +24,10 @@ from mmkdx.models.traced_head import Call, Program, Slot, TracedHead, Weight, is
 #: What may stand between a module and the pooling. What it takes away of the features is zero, so it
 #: does not matter to which of its sides the maps belong.
 _KEEPING = {'relu', 'permute', 'transpose', 'contiguous', 'dropout', '__getitem__', '__get__'}
+#: These do, too, where positions stay in their order.
+_RESHAPING = {'flatten', 'reshape', 'view'}
+#: These take a part of a tensor, such as a class token.
+_TAKING = {'__getitem__', 'split', 'chunk', 'narrow', 'select', 'index_select', 'unbind'}
 #: Behind features that are not pooled first, these stand for a class token or attention pooling.
 _ATTENTION = (
     F.softmax,
@@ -164,8 +169,8 @@ class Trace(TorchFunctionMode):
                 continue
             found = ((tap, self.program(slot, features)) for tap, slot in reversed(self.passings))
             tap, made = next((each for each in found if each[1]), (None, None))
-            dims = 4 if layout in ('nchw', 'nhwc') else 3
-            if tap and self._keeps(made) and len(self.shapes[made.source]) == dims:
+            alone = layout in ('tokens', 'ncl') and positions((features, pooled, layout)) == 1
+            if tap and self._keeps(made, layout) and not (alone and self._is_taken(features)):
                 return self._traced(tap, made, layout, head, True)
         return None
 
@@ -182,10 +187,39 @@ class Trace(TorchFunctionMode):
             return self._traced(tap, Program([], slot, slot, ()), 'nchw', head, False)
         return None
 
-    def _keeps(self, features: Program) -> bool:
+    def _keeps(self, features: Program, layout: str) -> bool:
         """Whether maps of features are those of their source, of one image."""
         names = {getattr(call.func, '__name__', '') for call in features.calls}
-        return names <= _KEEPING and self.shapes[features.source][0] == 1
+        shape = self.shapes[features.source]
+        if not names <= _KEEPING | _RESHAPING or shape[0] != 1:
+            return False
+        if not names & _RESHAPING:
+            return len(shape) == (4 if layout in ('nchw', 'nhwc') else 3)
+        return layout in ('tokens', 'ncl') and self._in_order(features, layout == 'ncl')
+
+    def _in_order(self, features: Program, transposed: bool) -> bool:
+        """Whether tokens stand in the order of their source's, found by numbering these."""
+        shape = self.shapes[features.source]
+        for dim in (1, 2) if len(shape) == 3 else ():
+            with unset_fake_temporarily():
+                numbers = torch.arange(1.0, shape[dim] + 1)
+                value = numbers.reshape(1, -1, 1) if dim == 1 else numbers
+                found = features.run(self.facts.model, value.expand(shape))[0]
+                found = found.mT if transposed else found
+                if len(found) == len(numbers) and bool((found == numbers[:, None]).all()):
+                    return True
+        return False
+
+    def _is_taken(self, slot: Slot) -> bool:
+        """Whether one token was taken out of several, as a class token is."""
+        while slot in self.made:
+            call = self.calls[self.made[slot]]
+            needs = call.needs()
+            sizes = [torch.Size(self.shapes[each]).numel() for each in (slot, *needs)]
+            if len(needs) != 1 or sizes[0] != sizes[1]:
+                return getattr(call.func, '__name__', '') in _TAKING
+            (slot,) = needs
+        return False
 
     def _mixes(self, call: Call) -> bool:
         """Whether a call mixes positions as no head does: attention, or a convolution of a map."""
@@ -262,8 +296,11 @@ def _out_of_place(func: Any, args: tuple, kwargs: dict) -> tuple[Any, tuple, dic
 @cache
 def _without_writing(func: Any) -> tuple[Any, inspect.Signature | None]:
     """The function without writing into its input; its signature if an argument says that it does."""
-    if inspect.isfunction(func) and 'inplace' in inspect.signature(func).parameters:
-        return func, inspect.signature(func)
+    if inspect.isfunction(func):
+        # Some methods of tensors are functions that wrap a built-in one, which has no signature
+        signature = inspect.signature(func, follow_wrapped=False)
+        if 'inplace' in signature.parameters:
+            return func, signature
     name = getattr(func, '__name__', '')
     owner = Tensor if getattr(Tensor, name, None) is func else torch
     if name.startswith('__'):

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 from torch import nn
 
 from mmkdx.data_configs import check_named_config
@@ -89,7 +90,17 @@ def _timm(name: str, what: str) -> Builder:
     # A colon stands for a source of models, as in 'hf-hub:'
     if ':' not in name and not timm.is_model(name):
         raise ValueError(f'{what}: timm has no such model{near_names(name, timm.list_models())}')
-    return partial(timm.create_model, name)
+
+    def build(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        network = timm.create_model(name, pretrained=pretrained, **arguments)
+        known = getattr(network, 'pretrained_cfg', None) or {}
+        # A file of the user's may be of other classes
+        given = {'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay'} & arguments.keys()
+        if pretrained and not given and 'in1k' in (known.get('tag') or ''):
+            network.class_names = IMAGENET_CATEGORIES  # by which they are known
+        return network
+
+    return build
 
 
 def _torchvision(name: str, what: str) -> Builder:
@@ -135,6 +146,11 @@ def _huggingface(name: str, what: str) -> Builder:
         )
     auto = hf.AutoModelForImageClassification
 
+    def from_config(config: Any) -> nn.Module:
+        # Where a type has several classifiers, as DeiT, transformers iterates over them
+        config.architectures = getattr(config, 'architectures', None) or []
+        return auto.from_config(config)
+
     def build(
         pretrained: bool = False, num_classes: int | None = None, **arguments: Any
     ) -> nn.Module:
@@ -147,14 +163,14 @@ def _huggingface(name: str, what: str) -> Builder:
         if is_class and issubclass(kind, hf.PreTrainedModel):
             return kind(kind.config_class(**arguments))
         if is_class:
-            return auto.from_config(kind(**arguments))
+            return from_config(kind(**arguments))
         if name in hf.CONFIG_MAPPING:
-            return auto.from_config(hf.AutoConfig.for_model(name, **arguments))
+            return from_config(hf.AutoConfig.for_model(name, **arguments))
         if pretrained:
             other = num_classes is not None  # a new classifier for other classes
             network = auto.from_pretrained(name, ignore_mismatched_sizes=other, **arguments)
         else:
-            network = auto.from_config(hf.AutoConfig.from_pretrained(name, **arguments))
+            network = from_config(hf.AutoConfig.from_pretrained(name, **arguments))
         if not Path(name).exists() or Path(name, 'preprocessor_config.json').is_file():
             network.image_processor = hf.AutoImageProcessor.from_pretrained(name)
         return network

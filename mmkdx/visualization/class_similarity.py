@@ -10,8 +10,16 @@ import numpy as np
 
 from mmkdx.metrics.class_similarity import ClassMatrices, Similarities
 from mmkdx.visualization.panel import ORDER
-from mmkdx.visualization.rendering import DARK, QUIET, color_table, joined, paste, put_text
-from mmkdx.visualization.sections import PictureSection, class_word, draw
+from mmkdx.visualization.rendering import (
+    DARK,
+    QUIET,
+    color_table,
+    joined,
+    label_text,
+    paste,
+    put_text,
+)
+from mmkdx.visualization.sections import PictureSection, draw
 
 #: What the picture shows, for a report.
 NOTE = (
@@ -77,7 +85,7 @@ def similarity_panel(
     """
     models = {name: matrices[name] for name in ORDER if name in matrices}
     count = len(next(iter(models.values())).similarity)
-    names = [class_word(label, classes) for label in range(count)]
+    names = [label_text(label, classes) for label in range(count)]
     peaks = {key: max(_largest(getattr(each, key)) for each in models.values()) for key in WORDS}
     cell = -(-SIDE // count)
     # Every name if there is room, or every second, fifth, …

@@ -12,7 +12,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseModel
 from torch import Tensor
 
-from mmkdx.datasets.wrappers import images, labels
+from mmkdx.datasets.wrappers import class_text, images, labels
 from mmkdx.functional import resize_maps
 from mmkdx.functional.activation_boxes import high_activation_boxes
 from mmkdx.models.heads import ProtoPNetHead
@@ -78,9 +78,9 @@ class PrototypeSheets:
                 )
 
     def word(self, label: int) -> str:
-        """The name of a class."""
-        named = self.classes is not None and label < len(self.classes)
-        return str(self.classes[label]) if named else f'class {label}'
+        """A class by name and index."""
+        words = class_text(label, self.classes)
+        return f'class {words}' if words == f'{label}' else words
 
     def prepare(self, item: dict) -> tuple[np.ndarray, Tensor, Any]:
         """What a pipeline yields: as a picture, as input (1, 3, H, W), and its data sample."""

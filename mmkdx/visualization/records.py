@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,19 @@ def format_score(score: Score) -> str:
     return f'{score.value:.4f} ± {(score.high - score.low) / 2:.4f}'
 
 
-def append_values(path: Path, rows: Mapping[int, Mapping[str, Any]], **constants: Any) -> None:
+def append_values(
+    path: Path,
+    rows: Mapping[int, Mapping[str, Any]],
+    classes: Sequence[str] | None = None,
+    **constants: Any,
+) -> None:
     """Appends each image's values to a CSV file, one row for each image and model.
 
     Args:
         path (Path): The file; a new one gets a header.
         rows (Mapping[int, Mapping[str, Any]]): For each sample index its values, named as scores are.
+        classes (Sequence[str], optional): The names of the classes, for columns beside those of their
+            indices. Defaults to None: no such columns.
         **constants: Columns with one value for all rows, which come first.
 
     Raises:
@@ -101,7 +108,12 @@ def append_values(path: Path, rows: Mapping[int, Mapping[str, Any]], **constants
         for model in MODELS:
             cells = {name: row[model] for name, row in models.items() if model in row}
             if cells:
-                lines.append({**constants, 'index': index, 'model': model, **cells})
+                names = {
+                    f'{key}_class': classes[cells[key]]
+                    for key in ('target', 'prediction', 'label')
+                    if classes is not None and 0 <= cells.get(key, -1) < len(classes)
+                }
+                lines.append({**constants, 'index': index, 'model': model, **cells, **names})
     columns = list(dict.fromkeys(column for line in lines for column in line))
     known = read_header(path)
     if known and (new := sorted(set(columns) - set(known))):

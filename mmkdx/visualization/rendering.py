@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mmkdx.arguments import number
+from mmkdx.datasets.wrappers import class_text
 from mmkdx.files import write_file
 from mmkdx.functional import degenerate_maps, normalize_maps, resize_maps
 
@@ -146,8 +147,8 @@ def label_text(label: int, classes: Sequence[str] | None) -> str:
 
     Where there is no name, or no glyph for one of its letters, it is the number alone.
     """
-    name = classes[label] if classes is not None and label < len(classes) else ''
-    return f'{name} ({label})' if name and _letters().issuperset(name) else f'{label}'
+    words = class_text(label, classes)
+    return words if _letters().issuperset(words) else f'{label}'
 
 
 def _without_middle(text: str, count: int) -> str:

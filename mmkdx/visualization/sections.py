@@ -29,15 +29,6 @@ class PictureSection:
     keys: Sequence[str] = ()
 
 
-def class_word(label: int, classes: Sequence[str] | None) -> str:
-    """The name of a class, with the index where several have it; the index where it has none."""
-    if classes is None or label >= len(classes):
-        return str(label)
-    name = str(classes[label])
-    # Of ImageNet's classes two are called crane
-    return name if classes.count(classes[label]) == 1 else f'{name} ({label})'
-
-
 @singledispatch
 def draw(content: Any, classes: Sequence[str] | None = None) -> PictureSection | None:
     """Draws what a metric's ``report_sections`` offers.

@@ -84,7 +84,7 @@ class Packed(Dataset):
     """The same images as mmpretrain's data sets yield them."""
 
     def __init__(self, images: TensorDataset) -> None:
-        self.images = images
+        self.images, self.classes = images, images.classes
 
     def __len__(self) -> int:
         return len(self.images)
@@ -152,7 +152,12 @@ def test_files_and_table(found):
     assert len(rows) == 3 * COUNT
     assert float(rows[0]['deletion']) == found.rows[0]['deletion']
     page = (found.folder / 'report.html').read_text()
-    assert 'What was distilled' in page and 'Class similarity' in page and 'cat' in page
+    assert 'What was distilled' in page and 'Class similarity' in page
+    item = found.gallery[0]
+    assert item.label in [f'{name} ({i})' for i, name in enumerate(('cat', 'dog', 'fox'))]
+    assert f'<h3>Image {item.index}: {item.label}</h3>' in page
+    named = [(row['label'], row['label_class']) for row in rows]
+    assert set(named) == {('0', 'cat'), ('1', 'dog'), ('2', 'fox')}
     assert '10 of 10 (seed 0)' in page
 
 

@@ -44,6 +44,7 @@ def said(texts):
     return without_size({k: v if k in plain else json.loads(v) for k, v in texts.items()})
 
 
+@pytest.mark.parametrize('network', ['networks:OwnNetwork'], indirect=True)
 def test_the_librarys_own_model_loads_the_weights(network, tmp_path):
     student, plain, images = network
     path = export_model(student, tmp_path / 'student', 'library', images, CLASSES)

@@ -28,6 +28,10 @@ COUNT = CLASSES * PER_CLASS
 PREPROCESSOR = dict(num_classes=CLASSES, mean=[105.0] * 3, std=[41.0] * 3, to_rgb=True)
 
 
+def named(analysis, label):
+    return f'{analysis.classes[int(label)]} ({int(label)})'
+
+
 def loader(split, count):
     return dict(
         batch_size=10,
@@ -147,11 +151,11 @@ def test_contributions_add_up_to_the_models_logits(analysis, rows):
     similarity, logits = by_hand(analysis, analysis.test_data.dataset)
     for (pictures, facts), i in zip(analysis.images([0, 7], rows=rows), (0, 7)):
         order = logits[i].argsort(descending=True)
-        assert facts['prediction'] == analysis.classes[order[0]] and len(pictures) == 2
-        assert facts['label'] == analysis.classes[i] and facts['image'] == f'test image {i}'
+        assert facts['prediction'] == named(analysis, order[0]) and len(pictures) == 2
+        assert facts['label'] == named(analysis, i) and facts['image'] == f'test image {i}'
         for c, each in zip(order, facts['classes']):
             rest = {}
-            assert each['class'] == analysis.classes[c]
+            assert each['class'] == named(analysis, c)
             assert each['logit'] == pytest.approx(logits[i, c].item(), abs=0.01)
             shown = each['prototypes']
             total = sum(row['similarity'] * row['weight'] for row in shown)
@@ -221,11 +225,11 @@ def test_nearest_patches_are_the_most_similar_without_the_source(analysis):
             assert [each['image'] for each in facts[name]] == order.tolist()
             np.testing.assert_allclose([e['similarity'] for e in facts[name]], values, atol=0.02)
             for each in facts[name]:
-                assert each['class'] == analysis.classes[each['image'] % CLASSES]
+                assert each['class'] == named(analysis, each['image'] % CLASSES)
                 flat = similarity[name][each['image'], j].argmax()
                 assert each['cell'] == list(divmod(int(flat), 8))
         weights = analysis.model.head.last_layer.weight[:, j]
-        assert facts['weight_class'] == analysis.classes[int(weights.argmax())]
+        assert facts['weight_class'] == named(analysis, weights.argmax())
 
 
 def test_default_prototypes_are_spread_over_those_alive(analysis):

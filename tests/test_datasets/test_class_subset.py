@@ -155,7 +155,11 @@ REPEATED = dict(type='RepeatDataset', times=2, dataset=numbered())
             dict(num_classes=4),
             'num_classes of ClassSubset is 4; Numbered has 3 classes',
         ),
-        (numbered(), dict(per_class=4), 'per_class .* is 4; class 2 of Numbered has only 3 images'),
+        (
+            numbered(),
+            dict(per_class=4),
+            r'per_class .* is 4; class c \(2\) of Numbered has only 3 images',
+        ),
         (numbered(), dict(ratio=0.05), 'leaves no image of Numbered; set a larger ratio'),
         (numbered(labels=[0, [1, 2]]), dict(), 'needs labels: sample 1 of Numbered has the label'),
         (numbered(labels=[0, None]), dict(), 'needs labels: sample 1 of Numbered has the label'),

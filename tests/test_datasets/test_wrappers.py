@@ -308,3 +308,10 @@ def test_images_of_several_orders(red):
     config = dict(type='C', datasets=[dict(type=k, pipeline=[PACK]) for k in ('CIFAR10', 'Digits')])
     with pytest.raises(ValueError, match='the parts of C have different orders of channels'):
         wrappers.file_pipeline(config)
+
+
+def test_a_class_in_words():
+    names = ['crane', '猫', 'crane', '']
+    words = [wrappers.class_text(label, names) for label in range(5)]
+    assert words == ['crane (0)', '猫 (1)', 'crane (2)', '3', '4']
+    assert wrappers.class_text(7, None) == '7' and wrappers.class_text(-1, names) == '-1'

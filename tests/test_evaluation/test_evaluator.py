@@ -127,7 +127,7 @@ def test_a_head_with_more_classes_than_the_data_set_names():
     found = evaluate(build(classifier(4, classes=60)), loader(data), show_samples=24)
     predicted = {item.predictions['TinyBackbone'] for item in found.gallery}
     assert len(found.gallery) == 24 and any(word.isdigit() for word in predicted)
-    assert {item.label for item in found.gallery} == set('abcd')
+    assert {item.label for item in found.gallery} == {'a (0)', 'b (1)', 'c (2)', 'd (3)'}
     verdicts = [_verdicts(item) for item in found.gallery]
     assert ['student-wrong'] in verdicts, 'also of a model that has its own name'
 
@@ -179,6 +179,20 @@ def test_models_beside_the_student_have_the_data_sets_classes(name):
     other._dataset_meta = dict(classes=['b', 'a', 'c', 'd'])
     with pytest.raises(ValueError, match=f'{name}: .* classes in another order'):
         evaluate(student, loader(data), **{name: other}, **options)
+
+
+@pytest.mark.parametrize('owner', ['student', 'teacher'])
+def test_names_of_classes_come_from_a_model_where_the_data_set_has_none(owner):
+    torch.manual_seed(0)
+    student, other = (build(dict(classifier(4), data_preprocessor=PREPROCESSOR)) for _ in 'ab')
+    names = ('ant', 'bee', 'cat', 'dog')
+    dict(student=student, teacher=other)[owner]._dataset_meta = dict(classes=names)
+    found = evaluate(student, loader(), teacher=other)
+    assert found.classes == names and found.gallery[1].label == 'bee (1)'
+    data = pictures()
+    data.classes = ['ape', 'cow', 'elk', 'fox']
+    found = evaluate(student, loader(data), teacher=other)
+    assert found.classes == tuple(data.classes) and found.gallery[1].label == 'cow (1)'
 
 
 # Data sets

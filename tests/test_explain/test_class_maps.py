@@ -38,9 +38,8 @@ def test_by_hand():
     close(CAM()(model, inputs), expected[:1])
 
 
-@pytest.mark.parametrize('name', ['cnn', 'ResNet', 'SwinTransformer', 'DenseNet'])
-def test_the_mean_of_a_map_is_the_logit_without_bias(name):
-    model, inputs = cnn() if name == 'cnn' else (family(name).double(), images(64).double())
+def test_the_mean_of_a_map_is_the_logit_without_bias():
+    model, inputs = cnn()
     with torch.no_grad():
         logits = model(inputs, mode='tensor')
     maps = CAM()(model, inputs, 'all')

@@ -109,6 +109,21 @@ TABLE = {
         lambda: timm_model('test_vit', num_classes=1, img_size=(32, 48)),
         ('timm', '', 'sigmoid', ImageFormat((127.5,) * 3, (127.5,) * 3, 'rgb', (32, 48)), None),
     ),
+    'timm, named classes': (
+        lambda: timm_model(
+            num_classes=2,
+            pretrained_cfg_overlay=dict(
+                label_names={'1': 'n2', '0': 'n1'}, label_descriptions=dict(n1='cat')
+            ),
+        ),
+        (
+            'timm',
+            '',
+            'softmax',
+            ImageFormat((127.5,) * 3, (127.5,) * 3, 'rgb', (160, 160)),
+            ('cat', 'n2'),
+        ),
+    ),
     'timm, one channel': (
         lambda: timm_model(num_classes=4, in_chans=1),
         ('timm', '', 'softmax', ImageFormat(order='rgb', size=(160, 160)), None),

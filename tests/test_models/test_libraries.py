@@ -191,6 +191,21 @@ def test_torchvisions_weights(monkeypatch):
         find_network('torchvision::squeezenet1_0', 'x')(pretrained=True, num_classes=5)
 
 
+def test_timms_weights_of_imagenet_name_its_classes(monkeypatch):
+    """With loading left out; weights of other files may be of other classes."""
+    timm = pytest.importorskip('timm')
+    monkeypatch.setattr(timm.models._builder, 'load_pretrained', lambda *args, **kwargs: None)
+    build = find_network('timm::test_resnet', 'x')
+    network = build(pretrained=True)
+    assert describe(network).classes[560] == 'football helmet'
+    assert describe(build_model(dict(type='timm::test_resnet', pretrained=True), 'x')).classes
+    network.reset_classifier(7)
+    overlay = dict(pretrained=True, pretrained_cfg_overlay=dict(file='own.pth'))
+    unknown = network, build(), build(pretrained=True, num_classes=5), build(**overlay)
+    assert [describe(each).classes for each in unknown] == [None] * 4
+    assert [describe(each).num_classes for each in unknown] == [7, 1000, 5, 1000]
+
+
 def test_a_second_classifier_is_left_out():
     for name in ('inception_v3', 'googlenet'):
         with torch.device('meta'):

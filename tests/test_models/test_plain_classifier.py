@@ -11,15 +11,13 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.runner import load_checkpoint
 from mmpretrain.evaluation import Accuracy
 from mmpretrain.structures import DataSample
-from networks import PARAMETERS, OwnNetwork, spec_of
+from networks import OwnNetwork, spec_of
 from tiny import batch, build, classifier, distiller, run_ranks
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from mmkdx.distillation.models import build_model, build_student, load_weights
-from mmkdx.explain import build_explainer
 from mmkdx.models import describe
-from mmkdx.models.libraries import find_network
 from mmkdx.models.plain_classifier import PlainClassifier
 
 NORMAL = dict(mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
@@ -30,16 +28,13 @@ def own(**kwargs):
     return build(dict(type='PlainClassifier', network=OwnNetwork(), **kwargs))
 
 
-@pytest.fixture(params=PARAMETERS, scope='module')
-def network(request):
-    """A student, the same network of the library, and images for it."""
-    spec, side = spec_of(request.param)
+@pytest.fixture(scope='module')
+def network():
+    """A student, the same network of the library, and images; others are in test_networks.py."""
     torch.manual_seed(0)
-    student = build_student(spec, NORMAL)
-    arguments = {key: value for key, value in spec.items() if key != 'type'}
-    plain = find_network(spec['type'], 'x')(**arguments)
+    student, plain = build_student(OwnNetwork(), NORMAL), OwnNetwork()
     plain.load_state_dict(student.state_dict())
-    return student, plain, batch(4, side)
+    return student, plain, batch(4, 16)
 
 
 def logits_of(plain, images):
@@ -61,31 +56,6 @@ def test_logits_and_names_of_tensors_are_the_librarys(network):
     scores = torch.stack([each.pred_score for each in found])
     torch.testing.assert_close(scores, expected.softmax(1))
     assert [int(each.pred_label) for each in found] == scores.argmax(1).tolist()
-
-
-def test_a_steps_gradient_is_that_of_a_plain_formula(network):
-    student, plain, (images, samples) = network
-    images = images.double()
-    model = distiller(
-        dict(kd=dict(type='KLDivLoss', at='logits', tau=2, weight=0.5)),
-        student=copy.deepcopy(student),
-        input_size=images.shape[2],
-    ).double()
-    logged = model.train()(images, samples, mode='loss')
-    loss = sum(value for key, value in logged.items() if 'loss' in key)
-    teacher = model.teachers[0](images)['logits'].detach()
-    copied = copy.deepcopy(plain).double().train()
-    logits = logits_of(copied, images)
-    target = torch.tensor([int(each.gt_label) for each in samples])
-    kd = F.kl_div((logits / 2).log_softmax(1), (teacher / 2).softmax(1), reduction='batchmean')
-    expected = F.cross_entropy(logits, target) + 0.5 * 4 * kd
-    torch.testing.assert_close(loss, expected)
-    gradients = torch.autograd.grad(loss, list(model.student.parameters()), allow_unused=True)
-    plains = torch.autograd.grad(expected, list(copied.parameters()), allow_unused=True)
-    for found, wanted in zip(gradients, plains, strict=True):
-        assert (found is None) == (wanted is None)
-        if found is not None:
-            torch.testing.assert_close(found, wanted)
 
 
 def test_a_runs_checkpoint_is_the_networks(network, tmp_path):
@@ -110,18 +80,6 @@ def test_a_runs_checkpoint_is_the_networks(network, tmp_path):
     average = ExponentialMovingAverage(other)
     assert torch.equal(average.module.eval()(images), expected)
     assert {key.removeprefix('module.') for key in average.state_dict()} == {*state, 'steps'}
-
-
-@pytest.mark.parametrize('explainer', ['GradCAM', 'InputGradient'])
-def test_explainers_see_the_network(network, explainer):
-    student, plain, (images, _) = network
-    if explainer == 'GradCAM' and 'ViT' in type(plain).__name__:
-        explainer = 'InputGradient'
-    explain = build_explainer(explainer, 'x')
-    targets = torch.zeros(len(images), dtype=torch.long)
-    found, expected = explain(student, images, targets), explain(plain, images, targets)
-    torch.testing.assert_close(found, expected)
-    assert found.abs().sum() > 0
 
 
 class Versioned(OwnNetwork):

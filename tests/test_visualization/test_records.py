@@ -115,6 +115,18 @@ def test_values_are_one_row_for_each_image_and_model(tmp_path):
     ]
 
 
+def test_classes_have_their_names_beside_their_numbers(tmp_path):
+    rows = {
+        0: {'target': 1, 'teacher/target': 1, 'prediction': 2, 'teacher/prediction': 0, 'label': 1}
+    }
+    append_values(tmp_path / 'val.csv', rows, ['猫', 'football helmet'])
+    assert (tmp_path / 'val.csv').read_text(encoding='utf-8').splitlines() == [
+        'index,model,target,prediction,label,target_class,label_class,prediction_class',
+        '0,student,1,2,1,football helmet,football helmet,',
+        '0,teacher,1,0,,football helmet,,猫',
+    ]
+
+
 def test_a_file_of_other_columns_is_not_spoilt(tmp_path):
     path = tmp_path / 'val.csv'
     append_values(path, {0: {'deletion': 0.5}}, epoch=1)

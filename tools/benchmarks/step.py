@@ -55,6 +55,18 @@ PAIR = 'resnet32x4_resnet8x4_cifar100'
 #: What --quick measures: images in a batch, and seconds for the rounds of a config.
 QUICK_BATCH, QUICK_SECONDS = 8, 13
 
+#: What --heads measures, on ImageNet's ResNet-34 and 18 with a hidden layer before their classifiers:
+#: number of classes, and a loss of class maps, which then are made by the derivatives of the head.
+HEADS = {
+    'CAT-KD, K = 100': (100, dict(type='CATLoss', resolution=2)),
+    'Exp-KD, K = 100': (100, dict(type='ExpKDLoss', channel_reduce='sum')),
+    'CAT-KD, top 10 of 1,000': (
+        1000,
+        dict(type='CATLoss', resolution=2, class_select='topk', num_classes_selected=10),
+    ),
+    'Exp-KD, top 10 of 1,000': (1000, dict(type='ExpKDLoss', channel_reduce='sum', topk=10)),
+}
+
 #: The runs that make up the floor, and those that a step is compared with.
 FLOOR = ('student', 'teacher')
 PEERS = ('minimal loop', 'mdistiller-style loop', 'torchdistill')
@@ -65,6 +77,7 @@ def parse_args() -> argparse.Namespace:
     options = parser(__doc__)
     options.add_argument('configs', nargs='*', help=f'default: all shipped configs of {PAIR}')
     options.add_argument('--quick', action='store_true', help='KD and CAT-KD only, for 45 seconds')
+    options.add_argument('--heads', action='store_true', help='class maps behind a hidden layer')
     options.add_argument('--against', type=Path, help='a checkout; --quick of both, in turn')
     options.add_argument('--turns', type=int, default=3, help='number of turns of --against')
     options.add_argument('--batch-size', type=int, help="default: the config's")
@@ -75,8 +88,9 @@ def parse_args() -> argparse.Namespace:
     options.add_argument('--json', type=Path, help='writes the numbers into a file')
     options.add_argument('--plot', type=Path, help='draws the steps into a picture')
     args = options.parse_args()
-    if args.quick and args.configs:
-        options.error('--quick has configs of its own; leave either out')
+    given = [key for key in ('quick', 'heads', 'configs') if getattr(args, key)]
+    if len(given) > 1:
+        options.error(f'--{given[0]} has configs of its own; leave either out')
     if args.dtype != 'float32' and not args.device.startswith('cuda'):
         options.error(f'--dtype {args.dtype} is for a GPU')
     return args
@@ -88,10 +102,12 @@ class Case:
     Args:
         file (Path): The config.
         args (argparse.Namespace): The command line.
+        changes (dict, optional): What is different from the file. Defaults to None.
     """
 
-    def __init__(self, file: Path, args: argparse.Namespace) -> None:
+    def __init__(self, file: Path, args: argparse.Namespace, changes: dict | None = None) -> None:
         self.config = Config.fromfile(file)
+        self.config.merge_from_dict(changes or {})
         self.device, self.dtype = args.device, getattr(torch, args.dtype)
         self.half = self.dtype != torch.float32
         kind = torch.device(self.device).type
@@ -139,7 +155,8 @@ class Case:
         }
         term, *others = self.distiller.terms.values()
         by_hand = ('KLDivLoss',) if self.quick else ('KLDivLoss', 'CATLoss')
-        if not others and term.loss_name in by_hand:
+        linear = isinstance(getattr(self.distiller.student.head, 'fc', None), nn.Linear)
+        if not others and term.loss_name in by_hand and linear:
             runs |= self._loops(term)
         if self.quick:  # fewer runs leave time for more rounds
             runs.pop('minimal loop', None)
@@ -268,6 +285,32 @@ class Case:
         return run
 
 
+def stacked(classes: int, loss: dict) -> dict:
+    """The changes of a config that give teacher and student a hidden layer, and another loss."""
+
+    def network(depth: int) -> dict:
+        return dict(
+            _delete_=True,
+            type='ImageClassifier',
+            backbone=dict(type='ResNet', depth=depth),
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(
+                type='StackedLinearClsHead',
+                num_classes=classes,
+                in_channels=512,
+                mid_channels=[512],
+                loss=dict(type='CrossEntropyLoss'),
+            ),
+        )
+
+    return {
+        'model.student': network(18),
+        'model.teacher': dict(model=network(34), normalize='same'),
+        'model.terms': dict(_delete_=True, maps=dict(loss, at='cam')),
+        'data_preprocessor.num_classes': classes,
+    }
+
+
 def nothing(student: Any, *args: Any, **kwargs: Any) -> Tensor:
     """A term that compares nothing, with a gradient for all that its tap holds."""
     values = student if isinstance(student, list) else [student]
@@ -390,15 +433,20 @@ def main() -> None:
         files = [ROOT / f'configs/{folder}_{PAIR}.py' for folder in ('kd/kd', 'cat_kd/cat')]
         args.batch_size = args.batch_size or QUICK_BATCH
         args.seconds = min(args.seconds, QUICK_SECONDS)
+    cases = {}
+    if args.heads:
+        files = [ROOT / 'configs/cat_kd/cat_resnet34_resnet18_8xb32_in1k.py']
+        cases = {name: (files[0], stacked(*each)) for name, each in HEADS.items()}
     files = files or sorted(ROOT.glob(f'configs/*/*_{PAIR}.py'))
     one_pair = len({file.stem.partition('_')[2] for file in files}) == 1
     options = [key for key in ('channels_last', 'compile') if getattr(args, key)]
     title = ', '.join([machine(args.device), args.dtype, *options])
     print(title, flush=True)
     found = {}
-    for file in files:
-        name = file.stem.partition('_')[0] if one_pair else file.stem
-        found[name] = time_case(Case(file, args), args.seconds)
+    for file in [] if cases else files:
+        cases[file.stem.partition('_')[0] if one_pair else file.stem] = file, None
+    for name, (file, changes) in cases.items():
+        found[name] = time_case(Case(file, args, changes), args.seconds)
         print(table({name: found[name]}), flush=True)
     if len(found) > 1:
         print(table(found))

@@ -165,6 +165,40 @@ def test_quick_is_kd_and_cat_kd_in_short(benchmark, monkeypatch):
     assert list(found) == ['student', 'teacher', 'framework', 'step', 'mdistiller-style loop']
 
 
+def test_heads_have_a_hidden_layer_and_class_maps_by_derivatives(benchmark, monkeypatch):
+    seen = {}
+
+    def time_case(case, budget):
+        monkeypatch.setattr(case, '_step', lambda model: model)
+        monkeypatch.setattr(case, '_cached', dict)
+        runs = case.runs()
+        assert list(runs) == ['student', 'teacher', 'framework', 'step']
+        model = runs['step']
+        widths = [model.student.head, model.teachers[0].model.head]
+        assert [[each.fc.out_features for each in head.layers] for head in widths] == [
+            [512, 100]
+        ] * 2
+        assert set(model._taps.heads) == set(model.teachers[0].taps.heads) == {'cam'}
+        assert case.labels.max() < 100 and len(case.labels) == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, 'time_case', time_case)
+    with pytest.raises(KeyboardInterrupt):
+        run(benchmark, monkeypatch, '--heads', '--batch-size', 2)
+    monkeypatch.setattr(benchmark, 'Case', lambda file, args, changes: changes)
+
+    def noted(changes, budget):
+        head, terms = changes['model.student']['head'], changes['model.terms']
+        seen[terms['maps']['type'], head['num_classes']] = terms['maps']
+        return dict(framework_overhead=0, loss_overhead=0, step_over={})
+
+    monkeypatch.setattr(benchmark, 'time_case', noted)
+    monkeypatch.setattr(benchmark, 'table', str)
+    run(benchmark, monkeypatch, '--heads')
+    assert seen['ExpKDLoss', 1000]['topk'] == seen['CATLoss', 1000]['num_classes_selected'] == 10
+    assert {('CATLoss', 100), ('ExpKDLoss', 100)} < set(seen)
+
+
 def test_two_checkouts_take_turns(benchmark, monkeypatch, capsys, tmp_path):
     """Each by its own script: today's, or the one of a checkout from before it was moved."""
     old = tmp_path / 'tools/analysis_tools/benchmark_step.py'
@@ -200,6 +234,8 @@ def test_two_checkouts_take_turns(benchmark, monkeypatch, capsys, tmp_path):
     'words, sentence',
     [
         (('--quick', 'config.py'), '--quick has configs of its own'),
+        (('--heads', 'config.py'), '--heads has configs of its own'),
+        (('--quick', '--heads'), '--quick has configs of its own'),
         (('--dtype', 'bfloat16'), '--dtype bfloat16 is for a GPU'),
     ],
 )

