@@ -334,7 +334,8 @@ def close(found, expected, tolerance=1e-9):
 
 REFUSED = (
     'classifies by a class token, pools by attention or joins several maps, so no features have class '
-    "maps; use the explainer GradCAM or AttentionRollout, or a layer and 'logits' in place of 'cam'"
+    'maps; use the explainer GradCAM, GradientRollout or LeGrad, or a layer and '
+    "'logits' in place of 'cam'"
 )
 
 

@@ -152,7 +152,7 @@ class Trace(TorchFunctionMode):
         if found is None:
             raise ValueError(
                 'classifies by a class token, pools by attention or joins several maps, so no features '
-                'have class maps; use the explainer GradCAM or AttentionRollout, or a layer and '
+                'have class maps; use the explainer GradCAM, GradientRollout or LeGrad, or a layer and '
                 "'logits' in place of 'cam'"
             )
         return found

@@ -340,7 +340,8 @@ def test_class_maps_of_affine_heads_leave_one_bias(family):
 
 CLASS_TOKEN = (
     'classifies by a class token, pools by attention or joins several maps, so no features have class '
-    "maps; use the explainer GradCAM or AttentionRollout, or a layer and 'logits' in place of 'cam'"
+    'maps; use the explainer GradCAM, GradientRollout or LeGrad, or a layer and '
+    "'logits' in place of 'cam'"
 )
 
 
