@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from mmengine.logging import print_log
@@ -58,6 +59,10 @@ class PlainClassifier(BaseModel):
         if isinstance(network, str):
             if '::' in network and images.get('num_classes') is not None:
                 kwargs.setdefault('num_classes', images['num_classes'])
+            for key in kwargs:
+                # torchvision's networks take any argument, and say nothing
+                if near := get_close_matches(key, (*given, 'init_cfg'), 1, 0.8):
+                    raise ValueError(f'PlainClassifier takes no {key}; do you mean {near[0]}?')
             network = find_network(network, 'network')(**kwargs)
         elif kwargs:
             raise ValueError(

@@ -394,6 +394,10 @@ def test_two_processes_train_as_one(tmp_path):
             dict(network=build(classifier())),
             'network is a ImageClassifier, which has the interface of mmengine already',
         ),
+        (
+            dict(network='torchvision::mobilenet_v3_small', trai_ncfg=None),
+            'PlainClassifier takes no trai_ncfg; do you mean train_cfg',
+        ),
         (dict(network=3), 'network is 3; it must be a name such as timm::resnet18, or a module'),
     ],
 )
