@@ -137,8 +137,8 @@ def survey(data: str | Path, seed: int = 0) -> Survey:
         if counts[i] < 1 + split:
             needed = 'two, of which one is held out' if split else 'one'
             raise ValueError(
-                f'--data: of class {name!r} {counts[i]} images to train on can be read; it needs at least '
-                f'{needed}'
+                f'--data: of class {name!r} {counts[i]} images to train on can be read; it needs at '
+                f'least {needed}'
             )
     train, val = _split(rows[0], seed) if split else rows
     if not val:
@@ -246,8 +246,8 @@ def _rows_of_csv(path: Path) -> list[tuple[Path, str]]:
         file = Path(os.path.abspath(path.parent / cells[0]))
         if result.setdefault(file, cells[1]) != cells[1]:
             raise ValueError(
-                f'--data: {path}, line {line}: {cells[0]} is of class {cells[1]!r} and, in a line before, '
-                f'of class {result[file]!r}; an image has one class'
+                f'--data: {path}, line {line}: {cells[0]} is of class {cells[1]!r} and, in a line '
+                f'before, of class {result[file]!r}; an image has one class'
             )
     return list(result.items())
 
