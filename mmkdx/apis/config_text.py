@@ -35,7 +35,7 @@ def methods(side: int, batch_size: int, num_images: int, epochs: int) -> dict[st
         name = loss.removesuffix('Loss').lower()
         return Method(title, {name: dict(type=loss, at=at, **options)}, student_weight)
 
-    warm_up = dict(type='linear', start_factor=0.05, end=min(20, max(1, epochs // 5)))
+    warm_up = dict(type='linear', start_factor=0.05, end=min(20, max(2, epochs // 5)))
     maps, last = 'cam', 'features'
     kd = dict(type='KLDivLoss', at='logits', tau=4, weight=0.9)
     return {
