@@ -112,8 +112,8 @@ def student_text(plan: Plan, method: Method, student: Network, teacher: Network,
                 dict(**schedule(plan, plan.epochs, plan.rate), val_cfg=dict(), test_cfg=dict()),
             ),
             (
-                'At each validation: does the student look where the teacher looks? More images make the\n'
-                'intervals of the scores narrower, and take longer.',
+                'At each validation: does the student look where the teacher looks?\n'
+                'More images make the intervals of the scores narrower, and take longer.',
                 dict(custom_hooks=[dict(type='EpochSeedHook'), hook]),
             ),
         ],
