@@ -13,7 +13,7 @@ from mmkdx.apis.user_networks import with_weights as network_with_weights
 from mmkdx.arguments import integer, one_of
 from mmkdx.datasets.listing import list_text, rejected_text
 from mmkdx.datasets.survey import Survey, survey
-from mmkdx.distillation.models import own_weights
+from mmkdx.distillation.models import build_part, own_weights
 from mmkdx.files import write_file
 from mmkdx.models.libraries import has_own_weights, names_network
 
@@ -108,28 +108,38 @@ def new_config(
     plan = Plan(found, Path(absolute(out)), side, epochs, seed, found.sentences())
     classes, reason = class_map(found.classes, master, names)
     plan.sentences.append(reason)
-    texts, ends = {}, {}
+    ends = dict(student=plan.out / 'student' / f'epoch_{epochs}.pth')
+    texts = {}
     if classes is None:
-        ends['teacher'] = plan.out / 'teacher' / f'epoch_{plan.teacher_epochs}.pth'
+        network = dict(model=master.with_classes(len(found.classes)))
         plan.sentences.append(
             f'So teacher.py trains the teacher on the data for {plan.teacher_epochs} epochs first.'
         )
+        ends = dict(teacher=plan.out / 'teacher' / f'epoch_{plan.teacher_epochs}.pth', **ends)
         texts['teacher'] = teacher_text(plan, master, checkpoint)
         spec = dict(model=str(plan.out / 'teacher.py'), checkpoint=str(ends['teacher']))
     else:
-        spec = dict(model=master.config)
-        if checkpoint is not None:
-            spec['checkpoint'] = checkpoint
-        elif not has_own_weights(master.spec):
-            spec['pretrained'] = True
-        if classes:
-            spec['classes'] = classes
-    terms = methods(side, plan.batch_size, len(found.train), epochs)[method]
-    texts['student'] = student_text(plan, terms, pupil, master, spec)
-    ends['student'] = plan.out / 'student' / f'epoch_{epochs}.pth'
+        network = dict(model=master.config, **(dict(classes=classes) if classes else {}))
+        weights = dict(checkpoint=checkpoint) if checkpoint else dict(pretrained=True)
+        own = checkpoint is None and has_own_weights(master.spec)
+        spec = network if own else {**network, **weights}
+    taught = methods(side, plan.batch_size, len(found.train), epochs)[method]
+    try:
+        build_part(
+            dict(
+                type='Distiller',
+                student=pupil.with_classes(len(found.classes)),
+                teacher=network,
+                terms=taught.terms,
+                input_size=side,
+            )
+        )
+    except ValueError as error:
+        raise ValueError(f'--method {method}: {error}') from error
+    texts['student'] = student_text(plan, taught, pupil, master, spec)
     _write(plan.out, found, texts)
     return NewConfig(
-        configs=[plan.out / f'{name}.py' for name in texts],
+        configs=[plan.out / f'{name}.py' for name in ends],
         checkpoints=list(ends.values()),
         sentences=plan.sentences,
         export_format='library' if names_network(pupil.spec) else 'mmpretrain',

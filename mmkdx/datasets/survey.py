@@ -86,11 +86,11 @@ class Survey:
             found.append(f'No image to validate on is of class {", ".join(absent)}.')
         gray = sum(count for mode, count in self.modes.items() if mode in ('1', 'L', 'I;16', 'I'))
         if gray:
-            found.append(f'{gray:,} images are grey; they get three equal channels.')
+            found.append(f'Grey images, which get three equal channels: {gray:,}.')
         if alpha := sum(
             count for mode, count in self.modes.items() if mode in ('RGBA', 'LA', 'PA')
         ):
-            found.append(f'{alpha:,} images have an alpha channel, which is dropped.')
+            found.append(f'Images with an alpha channel, which is dropped: {alpha:,}.')
         return found
 
 

@@ -212,6 +212,14 @@ def test_bad_options(images, tmp_path, options, message):
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_method_that_the_networks_cannot_do(images, weights, tmp_path):
+    with pytest.raises(
+        ValueError, match='^--method at: terms.at.at: the student has no global average'
+    ):
+        new_config(images, TEACHER, 'timm::test_vit', tmp_path / 'out', weights(6), method='at')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_a_teacher_without_weights(images, tmp_path):
     path = tmp_path / 'own.py'
     path.write_text("model = dict(type='PlainClassifier', network='timm::test_resnet')\n")

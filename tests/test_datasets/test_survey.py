@@ -111,8 +111,8 @@ def test_what_a_user_should_know(folder):
     for i in range(200):
         save(folder / 'cat' / f'more{i}.png')
     text = ' '.join(survey(folder).sentences())
-    assert '1 images are grey; they get three equal channels.' in text
-    assert '1 images have an alpha channel, which is dropped.' in text
+    assert 'Grey images, which get three equal channels: 1.' in text
+    assert 'Images with an alpha channel, which is dropped: 1.' in text
     assert 'Classes have 4 (dog) to 170 images to train on.' in text
 
 

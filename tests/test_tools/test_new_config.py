@@ -163,15 +163,9 @@ def test_one_command_from_a_folder_to_an_exported_student(tmp_path):
     assert '1 in all: train/circle/torn.png' in process.stdout
 
     # Six classes: a guess is right for 17 %
-    logs = {
-        name: sorted((out / name).glob('*/vis_data/scalars.json'))
-        for name in ('teacher', 'student')
-    }
-    best = {}
-    for name, files in logs.items():
-        rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        best[name] = [row['accuracy/top1'] for row in rows if 'accuracy/top1' in row]
-    assert best['teacher'][-1] > 60 and best['student'][-1] > 40, best
+    names = ('teacher', 'student')
+    found = {n: metric_values(training_parts(out / n), 'accuracy/top1') for n in names}
+    assert found['teacher'][-1] > 60 and found['student'][-1] > 40, found
 
     [report] = out.glob('test/*/explain/report.html')
     page = report.read_text()
