@@ -16,16 +16,14 @@ CLASSES = ('checks', 'circle', 'cross', 'rings', 'stripes', 'triangle')
 
 
 def draw(name: str, side: int, rng: np.random.Generator) -> np.ndarray:
-    """An image (side, side, 3) of a class, in BGR, on a noisy background of any colour.
+    """An image (side, side, 3) of a class, in BGR, light on a dark and noisy background.
 
     Position, size, angle and colours are the same for all classes in distribution.
     """
-    back, front = rng.uniform(30, 225, (2, 3))
-    while np.abs(back - front).max() < 70:
-        back, front = rng.uniform(30, 225, (2, 3))
+    back, front = rng.uniform(10, 110, 3), rng.uniform(140, 245, 3)
     shade = np.linspace(-25, 25, side)
     image = back + (shade[:, None] if rng.random() < 0.5 else shade)[..., None] * np.ones(3)
-    radius = side * rng.uniform(0.22, 0.36)
+    radius = side * rng.uniform(0.28, 0.4)
     center = rng.uniform(radius, side - radius, 2)
     angle = rng.uniform(-0.35, 0.35)
     y, x = np.mgrid[:side, :side] + 0.5

@@ -84,7 +84,7 @@ def main() -> None:
     for command in made.commands():
         call(*command)
     folder = Path(args['out'])
-    reports = sorted(folder.glob('test/*/explain/report.html'))
+    reports = sorted(folder.glob('student/*/explain/report.html'))
     print(f'Report: {reports[-1]}\nStudent: {folder / "export"}')
 
 

@@ -19,7 +19,7 @@ MAX_BATCH, MIN_BATCH = 64, 8
 #: The least number of steps in an epoch, which makes batches smaller.
 MIN_STEPS = 8
 #: The learning rate of a batch of ``MAX_BATCH``; it grows with the root of the batch size.
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 2e-3
 
 
 @dataclass
@@ -148,8 +148,8 @@ def teacher_text(plan: Plan, teacher: Network, checkpoint: str | None) -> str:
         [
             ('', keys),
             (
-                'A fifth of the epochs, at a fifth of the learning rate.',
-                schedule(plan, plan.teacher_epochs, plan.rate / 5),
+                'A fifth of the epochs, at a tenth of the learning rate.',
+                schedule(plan, plan.teacher_epochs, plan.rate / 10),
             ),
             ('', dict(custom_hooks=[dict(type='EpochSeedHook')])),
         ],

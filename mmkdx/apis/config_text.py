@@ -51,7 +51,7 @@ def methods(side: int, batch_size: int, num_images: int, epochs: int) -> dict[st
         ),
         'cat-kd': one(
             *('CAT-KD (Guo et al., CVPR 2023)', 'CATLoss', maps),
-            **dict(resolution=2, normalize=True, weight=40.0),
+            **dict(resolution=2, normalize=False, weight=0.5),
         ),
         # The published weights belong to maps that are divided by the number of channels
         'exp-kd': one(

@@ -45,7 +45,7 @@ class NewConfig:
         )
         return [
             *(['train.py', str(config), '--resume'] for config in self.configs),
-            ['test.py', *student, '--report', '--work-dir', str(folder / 'test')],
+            ['test.py', *student, '--report'],
             [
                 *('model_converters/export_student.py', *student, str(folder / 'export')),
                 *('--format', self.export_format),

@@ -25,7 +25,7 @@ def test_the_batch_leaves_eight_steps_an_epoch(images, batch_size):
 
 
 def test_the_learning_rate_grows_with_the_root_of_the_batch():
-    assert plan_of(512).rate == 1e-3 and plan_of(128).rate == 5e-4
+    assert plan_of(512).rate == 2e-3 and plan_of(128).rate == 1e-3
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_what_is_printed_and_run(command, tmp_path, capsys):
     assert line.startswith('python ') and line.endswith(f'tools/train.py {out}/student.py --resume')
     assert (Path.cwd() / line.split()[1]).samefile(ROOT / 'tools/train.py')
 
-    report = out / 'test/now/explain/report.html'
+    report = out / 'student/now/explain/report.html'
     report.parent.mkdir(parents=True)
     report.touch()
     calls = command(*networks, '--run')
@@ -167,7 +167,7 @@ def test_one_command_from_a_folder_to_an_exported_student(tmp_path):
     found = {n: metric_values(training_parts(out / n), 'accuracy/top1') for n in names}
     assert found['teacher'][-1] > 60 and found['student'][-1] > 40, found
 
-    [report] = out.glob('test/*/explain/report.html')
+    [report] = out.glob('student/*/explain/report.html')
     page = report.read_text()
     assert all(name in page for name in (*CLASSES, 'MapAgreement'))
     network = timm.create_model('mobilenetv3_small_050', num_classes=6)
