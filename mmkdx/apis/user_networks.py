@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,17 @@ def user_network(name: str, key: str) -> Network:
     Raises:
         ValueError: If there is no such library, name or package; near names are listed.
     """
-    library, mark, rest = name.partition('::')
-    if Path(rest if mark else name).exists():
-        name = f'{library}::{absolute(rest)}' if mark else absolute(name)
-    return _described(build_model(name, key), name, key, name)
+    model = build_model(name, key)
+    library, _, rest = name.partition('::')
+    if Path(name).is_file():
+        name = absolute(name)
+    elif (
+        library == 'hf'
+        and Path(rest).exists()
+        and rest not in import_module('transformers').CONFIG_MAPPING
+    ):
+        name = f'hf::{absolute(rest)}'
+    return _described(model, name, key, name)
 
 
 def _described(model: nn.Module, name: str, key: str, config: Any) -> Network:

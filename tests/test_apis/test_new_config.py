@@ -1,5 +1,7 @@
 """Configs from a folder and two names: written, read from any folder, and built."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from PIL import Image
 from processes import is_formatted
 
 from mmkdx.apis.config_keys import check_keys
+from mmkdx.apis.config_text import methods
 from mmkdx.apis.dry_run import build_from_config, build_rest, one_step, synthetic_batch
 from mmkdx.apis.new_config import new_config
 from mmkdx.registry import DATASETS
@@ -192,6 +195,16 @@ def test_what_somebody_may_have_changed_stays(images, weights, tmp_path):
         f'--out: {out}/student.py is there with other content; choose another folder, or remove the file'
     )
     assert made.configs[0].read_text() == text
+
+
+def test_the_guide_lists_the_methods():
+    guide = (Path(__file__).parents[2] / 'docs/en/user_guides/your_own.md').read_text()
+    for name, method in methods(224, 64, 1, 100).items():
+        row = next(line for line in guide.splitlines() if line.startswith(f'| `{name}` |'))
+        assert method.title in row
+        for term in method.terms.values():
+            assert f'`{term["type"]}` at `{term["at"]}`, weight ' in row
+            assert name == 'pkt' or f'weight {term["weight"]:g}' in row
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,26 @@ def test_classes_that_map_and_that_do_not(classes, count, names, found, sentence
     assert sentence in said
 
 
+def test_a_folder_of_hugging_face_holds_in_any_folder(tmp_path, monkeypatch):
+    transformers = pytest.importorskip('transformers')
+    names = {0: 'cat', 1: 'dog', 2: 'fox'}
+    sizes = dict(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type='basic')
+    transformers.ResNetConfig(**sizes, id2label=names).save_pretrained(tmp_path / 'own')
+    monkeypatch.chdir(tmp_path)
+    network = user_network('hf::own', '--teacher')
+    assert network.spec == f'hf::{tmp_path}/own' and network.facts.classes == ('cat', 'dog', 'fox')
+    # A folder does not hide a type of models of the same name
+    (tmp_path / 'resnet').mkdir()
+    assert user_network('hf::resnet', '--teacher').spec == 'hf::resnet'
+
+
+def test_a_folder_does_not_hide_a_name(tmp_path, monkeypatch):
+    pytest.importorskip('timm')
+    (tmp_path / 'test_resnet').mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert user_network('timm::test_resnet', '--teacher').spec == 'timm::test_resnet'
+
+
 def test_paths_hold_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert user_networks.absolute('a/b') == str(tmp_path / 'a/b')
