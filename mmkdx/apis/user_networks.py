@@ -178,7 +178,9 @@ def common_side(short_side: float, *networks: Network) -> int:
     wanted = max(LEAST_SIDE, 32 * round(short_side / 32))
     side = min(wanted, *(each.side for each in networks))
     fixed = {each.key: each.side for each in networks if not each.takes(side)}
-    side = next(iter(fixed.values()), side)
+    if not fixed:
+        return side
+    side = next(iter(fixed.values()))
     for each in networks:
         if not each.takes(side):
             others = ' and '.join(f'{key} {own}' for key, own in fixed.items())
