@@ -169,7 +169,7 @@ def test_one_command_from_a_folder_to_an_exported_student(tmp_path):
 
     [report] = out.glob('student/*/explain/report.html')
     page = report.read_text()
-    assert all(name in page for name in (*CLASSES, 'MapAgreement'))
+    assert all(name in page for name in (*CLASSES, 'prediction_agreement'))
     network = timm.create_model('mobilenetv3_small_050', num_classes=6)
     file = torch.load(out / 'export/student.pth', weights_only=True)
     network.load_state_dict(file['state_dict'])
