@@ -82,7 +82,8 @@ def main() -> None:
             print(shlex.join(['python', os.path.relpath(TOOLS / script), *arguments]))
         return
     for command in made.commands():
-        call(*command)
+        # What an interrupted call has trained is not trained again
+        call(*command, *(['--resume'] if command[0] == 'train.py' else []))
     folder = Path(args['out'])
     reports = sorted(folder.glob('student/*/explain/report.html'))
     print(f'Report: {reports[-1]}\nStudent: {folder / "export"}')

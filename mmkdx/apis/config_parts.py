@@ -159,15 +159,14 @@ def teacher_text(plan: Plan, teacher: Network, checkpoint: str | None) -> str:
 def normalisation(plan: Plan, network: Network) -> dict:
     """The data preprocessor of a network, for images in BGR."""
     known = network.facts.images
-    mean, std = known.mean, known.std
+    mean, std, to_rgb = known.mean, known.std, known.order == 'rgb'
     if mean is None or std is None:
-        mean, std = IMAGENET
+        mean, std, to_rgb = *IMAGENET, True
         plan.sentences.append(
             f'{network.key} does not say its normalisation, so the config has that of ImageNet: set '
             'mean and std of data_preprocessor if it needs another.'
         )
     mean, std = ([round(value, 4) for value in each] for each in (mean, std))
-    to_rgb = known.order != 'bgr'
     return dict(num_classes=len(plan.data.classes), mean=mean, std=std, to_rgb=to_rgb)
 
 

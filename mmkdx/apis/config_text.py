@@ -6,6 +6,8 @@ import keyword
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mmkdx.files import printable
+
 WIDTH = 100
 
 
@@ -90,7 +92,7 @@ def config_text(head: Sequence[str], parts: Sequence[tuple[str, Mapping[str, Any
         head (Sequence[str]): The comment at the top, a line each.
         parts (Sequence[tuple[str, Mapping]]): A comment and the keys below it.
     """
-    lines = [f'# {line}' for line in head]
+    lines = [f'# {printable(line)}' for line in head]
     for comment, keys in parts:
         lines += ['', *(f'# {line}' for line in comment.splitlines())] if comment else []
         for key, value in keys.items():

@@ -39,17 +39,17 @@ class NewConfig:
 
     def commands(self) -> list[list[str]]:
         """The commands to train, test and export: a script of ``tools`` with its arguments."""
-        student, folder = (
-            [str(self.configs[-1]), str(self.checkpoints[-1])],
-            self.configs[-1].parent,
-        )
+        student = [str(self.configs[-1]), str(self.checkpoints[-1])]
+        export = [
+            *student,
+            str(self.configs[-1].with_name('export')),
+            '--format',
+            self.export_format,
+        ]
         return [
-            *(['train.py', str(config), '--resume'] for config in self.configs),
+            *(['train.py', str(config)] for config in self.configs),
             ['test.py', *student, '--report'],
-            [
-                *('model_converters/export_student.py', *student, str(folder / 'export')),
-                *('--format', self.export_format),
-            ],
+            ['model_converters/export_student.py', *export],
         ]
 
 
@@ -103,6 +103,8 @@ def new_config(
             raise ValueError(
                 f'--teacher {master.spec} comes without weights; pass --checkpoint FILE'
             ) from None
+    if Path(absolute(out)).is_relative_to(absolute(data)):
+        raise ValueError(f'--out {out} is inside of --data {data}; choose a folder elsewhere')
     found = survey(data, seed)
     side = common_side(found.short_side, pupil, master)
     plan = Plan(found, Path(absolute(out)), side, epochs, seed, found.sentences())

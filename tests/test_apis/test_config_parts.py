@@ -61,3 +61,13 @@ def test_an_unknown_normalisation_is_asked_for():
         '--student does not say its normalisation, so the config has that of ImageNet: set mean and '
         'std of data_preprocessor if it needs another.'
     ]
+
+
+def test_a_network_of_mmpretrain_may_take_bgr(tmp_path):
+    path = tmp_path / 'own.py'
+    path.write_text(
+        "model = dict(type='PlainClassifier', network='networks:OwnNetwork')\n"
+        'data_preprocessor = dict(mean=[1, 2, 3], std=[4, 5, 6], to_rgb=False)\n'
+    )
+    found = normalisation(plan_of(), user_network(str(path), '--student'))
+    assert found == dict(num_classes=2, mean=[1, 2, 3], std=[4, 5, 6], to_rgb=False)

@@ -34,6 +34,10 @@ def test_what_is_rendered_is_the_value_in_the_layout_of_ruff(tmp_path):
     assert is_formatted(file)
 
 
+def test_a_comment_stays_a_comment():
+    assert config_text(['from a\nimport os'], []) == '# from a\\nimport os\n'
+
+
 def test_a_reference_is_a_name():
     assert render(dict(a=Reference('val_dataloader'))) == 'dict(a=val_dataloader)'
 

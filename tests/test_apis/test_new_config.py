@@ -75,7 +75,7 @@ def test_a_teacher_of_other_classes_is_trained_first(images, weights, tmp_path, 
     assert (out / 'rejected.txt').read_text() == 'train/circle/torn.png\tno image\n'
     student = f'{out}/student.py {out}/student/epoch_10.pth'
     assert [' '.join(each) for each in made.commands()] == [
-        *(f'train.py {out}/{name}.py --resume' for name in ('teacher', 'student')),
+        *(f'train.py {out}/{name}.py' for name in ('teacher', 'student')),
         f'test.py {student} --report',
         f'model_converters/export_student.py {student} {out}/export --format library',
     ]
@@ -224,6 +224,14 @@ def test_a_method_that_the_networks_cannot_do(images, weights, tmp_path):
     ):
         new_config(images, TEACHER, 'timm::test_vit', tmp_path / 'out', weights(6), method='at')
     assert not (tmp_path / 'out').exists()
+
+
+def test_runs_do_not_become_data(images):
+    with pytest.raises(ValueError) as error:
+        make(images, images / 'out')
+    assert str(error.value) == (
+        f'--out {images}/out is inside of --data {images}; choose a folder elsewhere'
+    )
 
 
 def test_a_teacher_without_weights(images, tmp_path):

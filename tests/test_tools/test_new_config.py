@@ -52,7 +52,7 @@ def test_what_is_printed_and_run(command, tmp_path, capsys):
     assert '4 classes, 8 images to train on and 4 to validate on, of 16 x 16 pixels' in printed
     assert f'Wrote {out}/student.py\n' in printed
     line = next(each for each in printed.splitlines() if 'train.py' in each)
-    assert line.startswith('python ') and line.endswith(f'tools/train.py {out}/student.py --resume')
+    assert line.startswith('python ') and line.endswith(f'tools/train.py {out}/student.py')
     assert (Path.cwd() / line.split()[1]).samefile(ROOT / 'tools/train.py')
 
     report = out / 'student/now/explain/report.html'
@@ -60,6 +60,7 @@ def test_what_is_printed_and_run(command, tmp_path, capsys):
     report.touch()
     calls = command(*networks, '--run')
     scripts = [script for script, *_ in calls[1:]]
+    assert calls[2] == ('train.py', f'{out}/student.py', '--resume')
     assert scripts[1:] == ['train.py', 'test.py', 'model_converters/export_student.py']
     assert f'Report: {report}\nStudent: {out}/export\n' in capsys.readouterr().out
 
