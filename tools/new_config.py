@@ -51,11 +51,13 @@ def call(script: str, *arguments: str) -> None:
     command = [sys.executable, str(TOOLS / script), *arguments]
     with subprocess.Popen(command) as process:
         # A terminal sends SIGINT to the script, too
-        signal.signal(signal.SIGINT, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+        before = [
+            signal.signal(signal.SIGINT, lambda *_: None),
+            signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number)),
+        ]
         status = process.wait()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before):
+        signal.signal(number, handler)
     if status:
         # As a shell says that a signal ended it
         sys.exit(status if status > 0 else 128 - status)
@@ -66,8 +68,6 @@ def main() -> None:
     """Writes, checks, and perhaps runs."""
     args = vars(parse_args())
     run = args.pop('run')
-    # A callable's module is looked for where the command is called
-    sys.path.insert(0, os.getcwd())
     try:
         made = new_config(**args)
     except (CheckpointError, DataConfigError, FileNotFoundError, ValueError) as error:

@@ -24,7 +24,6 @@ def command(monkeypatch, tmp_path):
     """Calls the tool in this process; the scripts that it would run are noted."""
     calls = []
     monkeypatch.setattr(new_config, 'call', lambda *words: calls.append(words))
-    monkeypatch.setattr(sys, 'path', list(sys.path))
 
     def run(*words):
         given = ['--data', str(tmp_path / 'data'), '--out', str(tmp_path / 'out'), *words]
