@@ -173,7 +173,7 @@ def test_one_command_from_a_folder_to_an_exported_student(tmp_path):
     network = timm.create_model('mobilenetv3_small_050', num_classes=6)
     file = torch.load(out / 'export/student.pth', weights_only=True)
     network.load_state_dict(file['state_dict'])
-    assert file['meta']['classes'] == list(CLASSES)
+    assert file['meta']['classes'] == list(CLASSES) and file['meta']['size'] == (128, 128)
     checkpoint = torch.load(out / 'student/epoch_30.pth', weights_only=False)['state_dict']
     assert all(torch.equal(checkpoint[key], value) for key, value in network.state_dict().items())
     assert Config.fromfile(out / 'student.py').train_dataloader.batch_size == 16
