@@ -1,4 +1,4 @@
-"""Draws photographs' stand-ins: six classes of shapes and textures, in folders.
+"""Draws images of six classes, shapes and textures, into folders.
 
 Usage: python tests/drawn_images.py FOLDER [--train 20] [--val 10] [--side 96] [--seed 0]
 writes FOLDER/train/CLASS/*.png and FOLDER/val/CLASS/*.png.
