@@ -143,3 +143,10 @@ def _succeed(ranks: list[Script]) -> list[subprocess.CompletedProcess]:
     for each in done:
         assert each.returncode == 0, each.stderr[-3000:]
     return done
+
+
+def is_formatted(*paths: str | Path) -> bool:
+    """Whether ruff, with the settings of this project, would leave files as they are."""
+    command = [sys.executable, '-m', 'ruff', 'format', '--check', '--config']
+    command += [str(TESTS.parent / 'pyproject.toml'), *map(str, paths)]
+    return subprocess.run(command, capture_output=True).returncode == 0

@@ -127,7 +127,7 @@ def test_a_file_that_opencv_cannot_decode_is_rejected(pets):
 
 def test_an_image_beyond_the_limit_is_rejected(pets, monkeypatch):
     save(pets / 'Cat' / '3.jpg', seed=0, size=(100, 100), format='JPEG')
-    monkeypatch.setattr(converter.Image, 'MAX_IMAGE_PIXELS', 9_999)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 9_999)
     (line,) = (each for each in run(pets)['rejected.txt'] if '/Cat/3.jpg' in each)
     assert 'an image of 100 x 100 pixels is beyond the limit of 9,999 pixels' in line
 

@@ -4,13 +4,16 @@ from mmkdx.apis.command_line import mmpretrain_tool, run_tool
 from mmkdx.apis.evaluate import evaluate_explanations
 from mmkdx.apis.explain import ExplainInferencer
 from mmkdx.apis.export import export_model
+from mmkdx.apis.new_config import NewConfig, new_config
 from mmkdx.apis.prototypes import PrototypeAnalysis
 
 __all__ = [
     'ExplainInferencer',
+    'NewConfig',
     'PrototypeAnalysis',
     'evaluate_explanations',
     'export_model',
     'mmpretrain_tool',
+    'new_config',
     'run_tool',
 ]

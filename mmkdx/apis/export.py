@@ -57,16 +57,17 @@ def export_model(
     write, suffix = FORMATS[format]
     facts = describe(model)
     with evaluating(facts.model), torch.no_grad():
-        content = write(facts, images, metadata(facts, classes))
+        content = write(facts, images, metadata(facts, classes, images))
     path = Path(path).with_name(f'{Path(path).name}{suffix}')
     write_file(path, content)
     return path
 
 
-def metadata(facts: ModelFacts, classes: Sequence[str] | None) -> dict[str, Any]:
+def metadata(facts: ModelFacts, classes: Sequence[str] | None, inputs: Tensor) -> dict[str, Any]:
     """What a user of the file must know; what is unknown is left out.
 
-    ``mean`` and ``std`` are in units of 0..255, and ``size`` is height and width.
+    ``mean`` and ``std`` are in units of 0..255. ``size`` is height and width of the inputs, which may
+    differ from those that the library names.
     """
     images = facts.images
     found = dict(
@@ -74,7 +75,7 @@ def metadata(facts: ModelFacts, classes: Sequence[str] | None) -> dict[str, Any]
         mean=images.mean,
         std=images.std,
         channel_order=images.order,
-        size=images.size,
+        size=tuple(inputs.shape[2:]),
         activation=facts.activation,
     )
     return {key: value for key, value in found.items() if value is not None}

@@ -22,7 +22,8 @@ class ImageList(BaseDataset):
 
     Args:
         ann_file (str): The list, below ``data_root``.
-        source (str): Where the images come from, for the error if they are missing.
+        source (str, optional): Where the images come from, for the error if they are missing.
+            Defaults to None: they are the user's own, and tools/new_config.py lists them.
         data_root (str): The folder. Defaults to ''.
         allow_outside (bool): Whether paths may leave the folder, as a converter's do for images
             that are not below its lists. Defaults to False.
@@ -36,21 +37,23 @@ class ImageList(BaseDataset):
     def __init__(
         self,
         ann_file: str,
-        source: str,
+        source: str | None = None,
         data_root: str = '',
         allow_outside: bool = False,
         **kwargs: Any,
     ) -> None:
         text('ImageList.ann_file', ann_file, 'the path of a file')
         text('ImageList.data_root', data_root, 'the path of a folder')
-        self.source = text('ImageList.source', source)
+        self.source = source if source is None else text('ImageList.source', source)
         self.allow_outside = flag('ImageList.allow_outside', allow_outside)
         super().__init__(ann_file=ann_file, data_root=data_root, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Reads the list."""
         root = Path(self.data_root)
-        advice = f'unpack {self.source} and run tools/dataset_converters/image_list.py'
+        own = 'list your images again by tools/new_config.py'
+        unpack = f'unpack {self.source}'
+        advice = f'{unpack} and run tools/dataset_converters/image_list.py' if self.source else own
         table = existing(self.ann_file, 'ann_file of ImageList', advice)
         names = existing(table.with_name('classes.txt'), 'ann_file of ImageList', advice)
         classes = tuple(names.read_text(encoding='utf-8').splitlines())
@@ -66,7 +69,7 @@ class ImageList(BaseDataset):
                     f'{len(classes) - 1}'
                 )
             samples.append((name, int(label)))
-        names, again = [name for name, _ in samples], f'unpack {self.source} again'
+        names, again = [name for name, _ in samples], f'{unpack} again' if self.source else own
         check_images(root, names, table.name, again, self.allow_outside)
         return [dict(img_path=str(root / name), gt_label=label) for name, label in samples]
 

@@ -1,10 +1,22 @@
-"""Are the files that a data set needs there, and below its folder?"""
+"""Are the files that a data set needs there, below its folder, and images that can be read?"""
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mmkdx.bounds import TooLargeError, check_image
+from mmkdx.files import printable
+
+
+class UnreadableError(ValueError):
+    """A file is no image that can be read; the message says why."""
 
 
 def existing(path: str | Path, option: str, advice: str) -> Path:
@@ -50,3 +62,49 @@ def check_images(
             f'{root.resolve()} lacks {len(missing):,} of the {len(names):,} images that {listed_in} '
             f'lists, among them {missing[0]}; {advice}'
         )
+
+
+def read_size(path: Path) -> tuple[int, int, str]:
+    """Decodes an image file with Pillow and with OpenCV.
+
+    Pillow notices truncated files, and OpenCV reads the file in training.
+
+    Returns:
+        tuple[int, int, str]: Height and width in pixels, and Pillow's mode, such as 'RGB' or 'L'.
+
+    Raises:
+        UnreadableError: If one of them cannot decode it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnreadableError(error.strerror) from error
+    try:
+        check_image(io.BytesIO(content))
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()  # a header does not tell that a file is truncated
+            width, height, mode = *image.size, image.mode
+    except UnidentifiedImageError as error:
+        raise UnreadableError('no image' if content else 'empty') from error
+    except TooLargeError as error:
+        raise UnreadableError(f'{error}') from error
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise UnreadableError(f'Pillow: {error}') from error
+    # cv2.imread breaks down at names that are not UTF-8
+    if cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
+        raise UnreadableError('OpenCV cannot decode it')
+    return height, width, mode
+
+
+def list_text(rows: Sequence[tuple[str, int]]) -> bytes:
+    """The content of a list: a path and a label in each line, in the order of labels and paths.
+
+    Bytes of a path that are no text stay as they are.
+    """
+    lines = (f'{name} {label}\n' for name, label in sorted(rows, key=lambda row: row[::-1]))
+    return ''.join(lines).encode(errors='surrogateescape')
+
+
+def rejected_text(reasons: Mapping[str, str]) -> str:
+    """The content of a list of files that cannot be read: a path and the reason in each line."""
+    return ''.join(f'{printable(n)}\t{printable(reason)}\n' for n, reason in reasons.items())

@@ -19,7 +19,7 @@ from torch import nn
 from mmkdx.arguments import flag, options, text
 from mmkdx.data_configs import check_named_config
 from mmkdx.models.families import describe
-from mmkdx.models.libraries import check_library, find_network, names_network
+from mmkdx.models.libraries import check_library, find_network, names_network, near_names
 from mmkdx.registry import MODELS
 
 #: A model dict, a config path, ``pkg::path``, the name of a model of mmpretrain's zoo or of a network of
@@ -129,7 +129,7 @@ def zoo_entry(name: str, key: str) -> Any:
     except ValueError:
         raise ValueError(
             f"{key}: {name!r} is no model of mmpretrain's zoo (mmpretrain.list_models() lists them) "
-            'and no config path'
+            f'and no config path{near_names(name, ModelHub._models_dict)}'
         ) from None
 
 

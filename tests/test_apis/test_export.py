@@ -33,7 +33,7 @@ def network(request):
 
 
 def without_size(known):
-    """Metadata with lists, without the size, which not all networks know."""
+    """Metadata with lists, without the size, which follows the images."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in known.items() if k != 'size'}
 
 
@@ -54,6 +54,8 @@ def test_the_librarys_own_model_loads_the_weights(network, tmp_path):
     output = plain(images)
     assert torch.equal(getattr(output, 'logits', output), student(images))
     assert without_size(file['meta']) == KNOWN
+    # That of the images, whatever the library says
+    assert tuple(file['meta']['size']) == tuple(images.shape[2:])
     other = export_model(student, tmp_path / 'student', 'safetensors', images, CLASSES)
     state = safetensors.torch.load_file(other)
     assert state.keys() == file['state_dict'].keys()

@@ -3,9 +3,10 @@
 import pytest
 from campaign import hostile
 from campaign.hostile_files import Trap, names
+from PIL import Image
 
 from mmkdx.datasets import CUB, ImageList, StanfordCars, TinyImageNet, Waterbirds
-from mmkdx.datasets.listing import check_images, leaves
+from mmkdx.datasets.listing import check_images, leaves, list_text, read_size, rejected_text
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,28 @@ def test_a_link_is_the_users_own(tmp_path):
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data/link').symlink_to(tmp_path / 'there')
     check_images(tmp_path / 'data', ['link/a.jpg'], 'x.txt', 'advice')
+
+
+def test_a_users_own_images_are_listed_again(tmp_path):
+    for name, text in (('train.txt', 'gone.png 0\n'), ('classes.txt', 'a\n')):
+        (tmp_path / name).write_text(text)
+    (tmp_path / 'data').mkdir()
+    given = dict(data_root=str(tmp_path / 'data'), ann_file=str(tmp_path / 'train.txt'))
+    message = 'lacks 1 of the 1 .* gone.png; list your images again by tools/new_config.py$'
+    with pytest.raises(FileNotFoundError, match=message):
+        ImageList(**given)
+    (tmp_path / 'classes.txt').unlink()
+    with pytest.raises(FileNotFoundError, match='list your images again by tools/new_config.py$'):
+        ImageList(**given)
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'RGBA', '1'])
+def test_the_size_of_an_image(tmp_path, mode):
+    Image.new(mode, (7, 5)).save(tmp_path / 'a.png')
+    assert read_size(tmp_path / 'a.png') == (5, 7, mode)
+
+
+def test_the_text_of_lists():
+    rows = [('b', 1), ('c', 0), ('a\udcff', 0)]
+    assert list_text(rows) == b'a\xff 0\nc 0\nb 1\n'
+    assert rejected_text({'a\n\udcff': 'no\timage'}) == 'a\\n\\udcff\tno\\timage\n'

@@ -15,7 +15,6 @@ as they are. The parts depend on the images and --seed alone.
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import re
 import sys
@@ -24,13 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
 from mmengine.utils import track_iter_progress
-from PIL import Image, UnidentifiedImageError
 from sklearn.model_selection import train_test_split
 
-from mmkdx.bounds import TooLargeError, check_image
+from mmkdx.datasets.listing import UnreadableError, list_text, read_size, rejected_text
 from mmkdx.files import printable, write_file
 
 #: What mmpretrain's CustomDataset takes for an image.
@@ -148,22 +144,9 @@ def find_classes(src: Path, layout: Layout) -> list[Path]:
 def why_unreadable(path: Path) -> str | None:
     """Decodes a file, and says why that fails, or None if it does not."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return error.strerror
-    try:
-        check_image(io.BytesIO(content))
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()  # a header does not tell that a file is truncated
-    except UnidentifiedImageError:
-        return 'no image' if content else 'empty'
-    except TooLargeError as error:
-        return f'{error}'
-    except Exception as error:  # Pillow's readers raise many kinds
-        return f'Pillow: {error}'
-    # As training reads it; cv2.imread breaks down at names that are not UTF-8
-    if cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
-        return 'OpenCV cannot decode it'
+        read_size(path)
+    except UnreadableError as error:
+        return str(error)
     return None
 
 
@@ -222,19 +205,15 @@ def convert(
             f'{len(rows):,} images cannot be split by --test {test}: {error}'
         ) from error
 
-    lists = {
-        f'{part}.txt': [f'{n} {label}' for n, label in sorted(listed, key=lambda row: row[::-1])]
-        for part, listed in (('all', rows), ('train', train), ('test', held_out))
-    }
-    lists['classes.txt'] = list(layout.classes)
-    lists['rejected.txt'] = [
-        f'{printable(n)}\t{printable(reason)}' for n, reason in zip(names, reasons) if reason
-    ]
+    parts = (('all', rows), ('train', train), ('test', held_out))
+    lists = {f'{part}.txt': list_text(listed) for part, listed in parts}
+    lists['classes.txt'] = ''.join(f'{name}\n' for name in layout.classes).encode()
+    rejected = dict((n, reason) for n, reason in zip(names, reasons) if reason)
+    lists['rejected.txt'] = rejected_text(rejected).encode()
     Path(out).mkdir(parents=True, exist_ok=True)
-    for file, lines in lists.items():
-        text = ''.join(f'{line}\n' for line in lines)
-        write_file(Path(out, file), text.encode(errors='surrogateescape'))
-    return {file: len(lines) for file, lines in lists.items()}
+    for file, content in lists.items():
+        write_file(Path(out, file), content)
+    return {file: content.count(b'\n') for file, content in lists.items()}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
