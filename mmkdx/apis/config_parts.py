@@ -9,7 +9,7 @@ from pathlib import Path
 from mmkdx.apis.config_text import Method, Reference, config_text
 from mmkdx.apis.user_networks import Network
 from mmkdx.datasets.survey import Survey
-from mmkdx.distillation.models import own_weights
+from mmkdx.distillation.models import weights_source
 from mmkdx.models.libraries import names_network
 
 #: Mean and std of ImageNet in RGB, for networks that do not say theirs.
@@ -126,7 +126,7 @@ def teacher_text(plan: Plan, teacher: Network, checkpoint: str | None) -> str:
     spec = teacher.with_classes(count)
     if not names_network(teacher.spec):
         model = dict(spec)
-        checkpoint = checkpoint or own_weights(teacher.spec, None)
+        checkpoint = checkpoint or weights_source(teacher.spec, None, True)
     elif '::' in teacher.spec:
         model = dict(type='PlainClassifier', network=teacher.spec, num_classes=count)
         model.update({} if checkpoint else dict(pretrained=True))

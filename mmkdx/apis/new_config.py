@@ -13,7 +13,7 @@ from mmkdx.apis.user_networks import with_weights as network_with_weights
 from mmkdx.arguments import integer, one_of
 from mmkdx.datasets.listing import list_text, rejected_text
 from mmkdx.datasets.survey import Survey, survey
-from mmkdx.distillation.models import build_part, own_weights
+from mmkdx.distillation.models import build_part, weights_source
 from mmkdx.files import write_file
 from mmkdx.models.libraries import has_own_weights, names_network
 
@@ -98,7 +98,7 @@ def new_config(
         master, names = network_with_weights(master, checkpoint, '--checkpoint')
     elif not has_own_weights(master.spec):
         try:
-            own_weights(master.spec, None)
+            weights_source(master.spec, None, True)
         except ValueError:
             raise ValueError(
                 f'--teacher {master.spec} comes without weights; pass --checkpoint FILE'
