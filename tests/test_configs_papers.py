@@ -328,7 +328,8 @@ TABLES = dict(
     | {'perturbation_resnet18_in1k', 'segmentation_resnet18'},
     kd={f'{method}_resnet32x4_resnet8x4_cifar100' for method in SHELF}
     | {'kd_resnet34_resnet18_8xb32_in1k', 'kd_resnet50_mobilenet-v2_8xb32_in1k'}
-    | {'kd_swin-base_swin-tiny_16xb64_in1k', 'kd_resnet34_resnet18_stl10'},
+    | {'kd_swin-base_swin-tiny_16xb64_in1k', 'kd_resnet34_resnet18_stl10'}
+    | {'embedding_dinov2-small_mobilenetv3_unlabelled'},
 )
 
 

@@ -62,6 +62,7 @@ TERMS: dict[str, dict] = dict(
     CSKDLoss=dict(at='logits'),
     CWTMLoss=dict(at='logits'),
     ConfidencePenaltyLoss=dict(at='logits'),
+    CosineLoss=dict(at='embedding'),
     DDGSDLoss=dict(at=['embedding', 'logits'], mu=0.5),
     DISTLoss=dict(at='logits'),
     DKDLoss=dict(at='logits'),

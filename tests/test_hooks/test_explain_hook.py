@@ -59,6 +59,7 @@ def config(work_dir: Path, hook: dict | None = None, **changes) -> Config:
     settings = dict(
         default_scope='mmkdx',
         work_dir=str(work_dir),
+        experiment_name=work_dir.name,  # or two runs within a second have one log
         custom_imports=dict(imports=['tiny']),
         model=dict(
             type='Distiller',
