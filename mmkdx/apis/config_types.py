@@ -17,6 +17,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, set_random_
 from torch import Tensor
 
 from mmkdx import registry
+from mmkdx.distillation.teachers import Teacher
 from mmkdx.models.libraries import near_names
 
 #: What a value may be, in words for messages.
@@ -92,6 +93,8 @@ def _reader(path: str, value: dict) -> Callable | None:
         return _registered('ClsDataPreprocessor')
     if path == 'optim_wrapper':
         return _registered('OptimWrapper')
+    if {'model', 'checkpoint'} <= set(value):
+        return Teacher
     return set_random_seed if path == 'randomness' else None
 
 

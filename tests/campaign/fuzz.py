@@ -379,7 +379,8 @@ def change(path: Path, rng: random.Random) -> Trial:
         key_of = {'wrong type': 'type', 'swapped tap': 'at'}
         places = [p for p in everything if p[-1] == key_of.get(how, p[-1])]
         if how == 'misspelt key':
-            places = [p for p in places if isinstance(p[-1], str)]
+            # The names of terms are the user's own
+            places = [p for p in places if isinstance(p[-1], str) and p[-2:-1] != ('terms',)]
         if not places:
             return change(path, rng)
         place = rng.choice(places)

@@ -31,6 +31,7 @@ RIGHT = dict(
     param_scheduler=[dict(type='MultiStepLR', milestones=[2, 3], gamma=0.1)],
     train_cfg=dict(by_epoch=True, max_epochs=3, val_interval=1),
     default_hooks=dict(logger=dict(type='LoggerHook', interval=1), timer=None),
+    custom_hooks=[dict(type='ExplainHook', base=dict(model=NETWORK, checkpoint='base.pth'))],
     randomness=dict(seed=0),
 )
 
@@ -49,6 +50,7 @@ RIGHT = dict(
         ('model.student.head.num_classes', {}, 'LinearClsHead takes a number'),
         ('model.student.head.loss', 'some text', 'LinearClsHead takes a dict'),
         ('model.student.head.init_cfg', -math.inf, 'an option must be finite'),
+        ('custom_hooks.0.base.checkpoint', True, 'Teacher takes a text'),
         ('data_preprocessor.num_classes', False, 'ClsDataPreprocessor takes a number'),
         ('train_dataloader.dataset', -3, 'it must be a dict with a type'),
         ('train_dataloader.dataset.dataset', 'x', 'it must be a dict with a type'),
