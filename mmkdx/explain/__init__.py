@@ -18,6 +18,7 @@ from mmkdx.explain.legrad import LeGrad
 from mmkdx.explain.perturbation import AblationCAM, ScoreCAM
 from mmkdx.explain.pixel import FullGrad, InputGradient, IntegratedGradients, SmoothGrad
 from mmkdx.explain.prototype_map import PrototypeMap
+from mmkdx.explain.random_map import RandomMap
 from mmkdx.explain.targets import CosineTarget
 from mmkdx.explain.unicam import PairExplanation, UniCAM
 
@@ -42,6 +43,7 @@ __all__ = [
     'LeGrad',
     'PairExplanation',
     'PrototypeMap',
+    'RandomMap',
     'ScoreCAM',
     'SmoothGrad',
     'UniCAM',

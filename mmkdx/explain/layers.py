@@ -187,6 +187,8 @@ def _trace(
         images = images.detach().clone().requires_grad_()
         with intercept(model, recorders):
             values = (scores or Scores(model))(images)
+        if not passings:  # of a network without modules
+            return []
         gradients = torch.autograd.grad(
             values.amax(1).sum(), [each.value for each in passings], allow_unused=True
         )

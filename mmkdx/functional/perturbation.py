@@ -26,6 +26,29 @@ def pixel_ranks(maps: Tensor) -> Tensor:
     return order.argsort(dim=1).view_as(maps)
 
 
+def cell_numbers(size: Sequence[int], grid: int, owner: str) -> Tensor:
+    """The number of the cell that each pixel belongs to, of shape (H, W), counted row by row from 0.
+
+    The pixel in row r belongs to row r · grid // H of the cells, and likewise for columns. So every
+    pixel belongs to a cell, and cells differ by one pixel at most in height and width.
+
+    Args:
+        size (Sequence[int]): H and W.
+        grid (int): The number of cells in each direction.
+        owner (str): What error messages call ``grid``.
+
+    Raises:
+        ValueError: If there are fewer pixels than cells in a direction.
+    """
+    if grid > min(size):
+        raise ValueError(
+            f'{owner} is {grid} and the image has {size[0]}x{size[1]} pixels; it must be at most the '
+            'shorter side'
+        )
+    rows, columns = (torch.arange(length) * grid // length for length in size)
+    return rows[:, None] * grid + columns
+
+
 def keep_relevant(images: Tensor, maps: Tensor, share: float) -> Tensor:
     """Keeps the most relevant pixels of images and fills the others from their neighbours.
 

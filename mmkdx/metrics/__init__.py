@@ -16,6 +16,7 @@ from mmkdx.metrics.relevance import (
     RelevanceScore,
 )
 from mmkdx.metrics.scores import Score, mean_score
+from mmkdx.metrics.single_deletion import Infidelity, SingleDeletion
 
 __all__ = [
     'ROAD',
@@ -29,6 +30,7 @@ __all__ = [
     'ExplanationMetric',
     'FeatureSimilarityScore',
     'GroupAccuracy',
+    'Infidelity',
     'MapAgreement',
     'MapComplexity',
     'MapSegmentation',
@@ -43,5 +45,6 @@ __all__ = [
     'RelevanceScore',
     'Score',
     'ScoreMetric',
+    'SingleDeletion',
     'mean_score',
 ]

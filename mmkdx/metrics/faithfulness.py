@@ -20,12 +20,31 @@ from mmkdx.registry import METRICS
 BASELINES = ('zero', 'black', 'blur')
 
 
-class _MaskingMetric(ExplanationMetric):
+class MaskingMetric(ExplanationMetric):
     """A metric that shows the model many copies of each image, with more and more pixels replaced."""
 
     def __init__(self, max_batch: int = 64) -> None:
         super().__init__()
         self.max_batch = integer(f'{type(self).__name__}.max_batch', max_batch, 1)
+
+    def predict_copies(
+        self,
+        model: Explained,
+        shape: Sequence[int],
+        device: torch.device,
+        make: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """The logits (N, S, K) of S changed copies of N images, for ``shape`` (N, S).
+
+        ``make`` makes M copies from the numbers of their images and of their changes, both (M, ).
+        """
+        images, changes = shape
+        copies = torch.arange(images * changes, device=device)
+        logits = [
+            model.predict(make(part // changes, part % changes))
+            for part in copies.split(self.max_batch)
+        ]
+        return torch.cat(logits).unflatten(0, (images, changes))
 
     def _logits(
         self,
@@ -39,13 +58,11 @@ class _MaskingMetric(ExplanationMetric):
         ``fill`` makes M copies from their samples (M, ) and the chosen pixels (M, H, W).
         """
         steps = torch.tensor(counts, device=ranks.device)
-        copies = torch.arange(len(ranks) * len(counts), device=ranks.device)
-        logits = []
-        for copy in copies.split(self.max_batch):
-            sample, step = copy // len(counts), copy % len(counts)
-            chosen = ranks[sample] < steps[step][:, None, None]
-            logits.append(model.predict(fill(sample, chosen)))
-        return torch.cat(logits).unflatten(0, (len(ranks), len(counts)))
+
+        def make(sample: Tensor, step: Tensor) -> Tensor:
+            return fill(sample, ranks[sample] < steps[step][:, None, None])
+
+        return self.predict_copies(model, (len(ranks), len(counts)), ranks.device, make)
 
 
 def _replace(images: Tensor, values: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -53,8 +70,17 @@ def _replace(images: Tensor, values: Tensor) -> Callable[[Tensor, Tensor], Tenso
     return lambda sample, chosen: torch.where(chosen[:, None], values[sample], images[sample])
 
 
+def baseline_images(batch: ExplainedBatch, kind: str) -> Tensor:
+    """The images (N, C, H, W) that replace pixels of a batch; ``kind`` is one of ``BASELINES``."""
+    if kind == 'blur':
+        return blur(batch.inputs)
+    if kind == 'black':
+        return batch.black().expand_as(batch.inputs)
+    return torch.zeros_like(batch.inputs)
+
+
 @METRICS.register_module()
-class DeletionInsertion(_MaskingMetric):
+class DeletionInsertion(MaskingMetric):
     """The area under the explained class's probability as pixels are deleted or inserted by relevance.
 
     ``deletion`` begins with the image and replaces the most relevant pixels first; lower is better.
@@ -146,7 +172,7 @@ class DeletionInsertion(_MaskingMetric):
             return model.confidence(self._logits(model, ranks, counts, fill), reasons.targets)
 
         start, end = (
-            self._baseline(batch, kind)
+            baseline_images(batch, kind)
             for kind in (self.insertion_baseline, self.deletion_baseline)
         )
         deletion = torch.cat([clean, curve(counts[1:], _replace(images, end))], 1)
@@ -154,17 +180,9 @@ class DeletionInsertion(_MaskingMetric):
         shares = torch.tensor(counts, device=images.device) / pixels
         return torch.trapezoid(deletion, shares), torch.trapezoid(insertion, shares)
 
-    @staticmethod
-    def _baseline(batch: ExplainedBatch, kind: str) -> Tensor:
-        if kind == 'blur':
-            return blur(batch.inputs)
-        if kind == 'black':
-            return batch.black().expand_as(batch.inputs)
-        return torch.zeros_like(batch.inputs)
-
 
 @METRICS.register_module()
-class PerturbationAUC(_MaskingMetric):
+class PerturbationAUC(MaskingMetric):
     """The positive and the negative perturbation test: accuracy as pixels turn black by relevance.
 
     Of the pixels int(H · W · f), f = 0.1, 0.2, ... 0.9, turn black (0 before normalisation).
@@ -241,7 +259,7 @@ class PerturbationAUC(_MaskingMetric):
 
 
 @METRICS.register_module()
-class ROAD(_MaskingMetric):
+class ROAD(MaskingMetric):
     """Remove and debias: the probability of the explained class without some of its pixels.
 
     Pixels of one colour would leave the shape of the map in the image, from which a model may read the

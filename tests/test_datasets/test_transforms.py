@@ -5,7 +5,7 @@ import pytest
 from mmcv.transforms import Compose, Resize
 from mmengine.registry import DefaultScope
 
-from mmkdx.datasets.transforms import CropToBox, DisturbLabel
+from mmkdx.datasets.transforms import CropToBox, DeleteCell, DisturbLabel
 from mmkdx.registry import TRANSFORMS
 
 HEIGHT, WIDTH = 60, 90
@@ -133,6 +133,115 @@ def test_no_box(boxes):
     del results['gt_bboxes']
     with pytest.raises(ValueError, match="finds no box in 'gt_bboxes'"):
         CropToBox()(results)
+
+
+# DeleteCell
+
+
+def cells_of(image, grid):
+    """Which cells hold a changed pixel of an image of zeros, and whether all their pixels changed."""
+    height, width = image.shape[:2]
+    rows, columns = np.arange(height) * grid // height, np.arange(width) * grid // width
+    changed = {}
+    for i in range(grid):
+        for j in range(grid):
+            part = image[np.ix_(rows == i, columns == j)] != 0
+            if part.any():
+                changed[i, j] = bool(part.all())
+    return changed
+
+
+@pytest.mark.parametrize('shape', [(8, 8, 3), (9, 14, 3), (7, 5)])
+def test_one_whole_cell_is_deleted_and_each_as_often(shape):
+    np.random.seed(0)
+    fill = [7, 8, 9] if len(shape) == 3 else [7]
+    transform, counts = DeleteCell(prob=1, fill=fill), {}
+    given = np.zeros(shape, np.uint8)
+    for _ in range(800):
+        image = transform(dict(img=given))['img']
+        ((cell, whole),) = cells_of(image, 4).items()
+        assert whole and image.dtype == np.uint8
+        assert (image[image.reshape(*shape[:2], -1)[..., 0] != 0] == fill).all()
+        counts[cell] = counts.get(cell, 0) + 1
+    assert not given.any()  # a data set may keep it
+    assert len(counts) == 16
+    # 50 are expected of each: five standard deviations
+    assert all(abs(count - 50) < 5 * (800 / 16 * 15 / 16) ** 0.5 for count in counts.values())
+
+
+@pytest.mark.parametrize('prob', [0, 0.25, 1])
+def test_how_often_a_cell_is_deleted(prob):
+    np.random.seed(0)
+    transform = DeleteCell(grid=2, prob=prob, fill=[1.0])
+    image = np.zeros((4, 4), np.float32)
+    share = np.mean([transform(dict(img=image))['img'].any() for _ in range(1000)])
+    assert abs(share - prob) <= 5 * np.sqrt(prob * (1 - prob) / 1000)
+
+
+def test_a_deleted_cell_is_zero_after_normalisation_with_the_mean():
+    mean = [103.53, 116.28, 123.675]
+    image = np.random.default_rng(0).uniform(0, 255, (12, 12, 3))
+    np.random.seed(1)
+    normalised = (DeleteCell(prob=1, fill=mean)(dict(img=image))['img'] - mean) / [57.4, 57.1, 58.4]
+    zero = (normalised == 0).all(2)
+    ((cell, whole),) = cells_of(zero, 4).items()
+    assert whole and zero.sum() == 9
+    # Of an image of bytes the mean is rounded and not cut off
+    whole = DeleteCell(prob=1, fill=mean)(dict(img=np.zeros((4, 4, 3), np.uint8)))['img']
+    assert whole.max((0, 1)).tolist() == [104, 116, 124]
+
+
+def test_delete_cell_in_a_pipeline_follows_numpys_seed():
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        transform = Compose(
+            [
+                TRANSFORMS.build(dict(type='DeleteCell', prob=0.9, fill=[9, 9, 9])),
+                TRANSFORMS.build(dict(type='PackInputs')),
+            ]
+        )
+    assert repr(transform.transforms[0]) == 'DeleteCell(grid=4, prob=0.9, fill=[9, 9, 9])'
+    assert DeleteCell(fill=[9]).prob == 0.5
+    rows = []
+    for seed in (1, 1, 2):
+        np.random.seed(seed)
+        image = np.zeros((4, 4, 3), np.uint8)
+        inputs = [transform(dict(img=image))['inputs'] for _ in range(12)]
+        rows.append([each.tolist() for each in inputs])
+    assert rows[0] == rows[1] != rows[2]
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(grid=1), 'DeleteCell.grid is 1; it must be an integer of at least 2'),
+        (
+            dict(prob=1.1),
+            'DeleteCell.prob is 1.1; it must be a finite number of at least 0 and of ',
+        ),
+        (dict(fill=3), 'DeleteCell.fill is 3; it must be a list of numbers'),
+        (dict(fill='3'), "DeleteCell.fill is '3'; it must be a list of numbers"),
+        (dict(fill=[]), r'DeleteCell.fill is \[\]; it must be a list of numbers'),
+        (
+            dict(fill=[256]),
+            'DeleteCell.fill is 256; it must be a finite number of at least 0 and of',
+        ),
+        (dict(fill=[True]), 'DeleteCell.fill is True; it must be a finite number'),
+    ],
+)
+def test_arguments_of_delete_cell(arguments, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        DeleteCell(**dict(dict(fill=[0, 0, 0]), **arguments))
+
+
+def test_images_whose_cells_cannot_be_deleted():
+    message = 'DeleteCell.fill has 1 values and the image has 3 channels; give one value for each'
+    with pytest.raises(ValueError, match=f'^{message}'):
+        DeleteCell(fill=[0])(sample())
+    with pytest.raises(ValueError, match='fill has 3 values and the image has 1 channels'):
+        DeleteCell(fill=[0, 0, 0])(dict(img=np.zeros((8, 8))))
+    # Also where no cell is drawn, so that a mistake shows at once
+    with pytest.raises(ValueError, match='^DeleteCell.grid is 61 and the image has 60x90 pixels'):
+        DeleteCell(grid=61, prob=0, fill=[0, 0, 0])(sample())
 
 
 # DisturbLabel

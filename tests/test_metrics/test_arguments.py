@@ -82,6 +82,12 @@ def test_arguments_of_the_hook_that_take_several_types():
         ('FeatureSimilarityScore', dict(mask=3)),
         ('RelevanceScore', dict(mask='GradCam')),
         ('DeletionInsertion', dict(deletion_baseline=None)),
+        ('SingleDeletion', dict(baseline='mean')),
+        ('SingleDeletion', dict(grid=1)),
+        ('Infidelity', dict(grid=1)),
+        ('Infidelity', dict(subsets=0)),
+        ('Infidelity', dict(size=4)),
+        ('Infidelity', dict(size=[1, 2.5])),
         ('FeatureSimilarityScore', dict(estimator=1)),
     ],
 )
