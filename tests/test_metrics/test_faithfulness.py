@@ -17,12 +17,14 @@ from mmkdx.metrics import (
     ROAD,
     AverageDrop,
     DeletionInsertion,
+    Infidelity,
     PerturbationAUC,
+    SingleDeletion,
 )
 from mmkdx.registry import METRICS
 
 SIZE = 12
-METRIC_TYPES = (DeletionInsertion, PerturbationAUC, AverageDrop, ROAD)
+METRIC_TYPES = (DeletionInsertion, PerturbationAUC, AverageDrop, ROAD, SingleDeletion, Infidelity)
 
 
 class Linear(nn.Module):
