@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,8 +65,14 @@ class Subject:
 
     def explained(self, maps: Tensor, logits: Tensor, targets: Tensor, fixed: bool) -> Explained:
         """Adds the model to its maps (N, h, w), logits (N, K) and targets (N, ), for metrics."""
+
+        def like(other: nn.Module) -> Explained:
+            return replace(self, model=other).explained(maps, logits, targets, fixed)
+
         predict, explain, probabilities = self.predict, self.explain, self.facts.probabilities
-        return Explained(maps, targets, logits, predict, explain, fixed, self.model, probabilities)
+        return Explained(
+            maps, targets, logits, predict, explain, fixed, self.model, probabilities, like
+        )
 
 
 def choose_targets(

@@ -8,6 +8,7 @@ from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, Per
 from mmkdx.metrics.localisation import MapSegmentation, PointingGame
 from mmkdx.metrics.map_properties import MapComplexity, MaxSensitivity
 from mmkdx.metrics.prototype import PrototypeParts, PrototypeTransfer
+from mmkdx.metrics.randomisation import ParameterRandomisation
 from mmkdx.metrics.relevance import (
     FeatureSimilarityScore,
     PairedBatch,
@@ -38,6 +39,7 @@ __all__ = [
     'PairMetric',
     'PairedBatch',
     'PairedModel',
+    'ParameterRandomisation',
     'PerturbationAUC',
     'PointingGame',
     'PrototypeParts',

@@ -33,6 +33,9 @@ class Explained:
         model (nn.Module, optional): The model itself, for metrics that read inner values.
         probabilities (Callable): Yields probabilities (M, K) from logits (M, K). Defaults to softmax,
             and to the sigmoid for one logit.
+        like (Callable, optional): Yields the same for another network in the model's place, such as a
+            changed copy: its ``predict`` and ``explain`` run the other network, and its maps, targets
+            and logits are those here. Defaults to None: the model is unknown.
     """
 
     maps: Tensor
@@ -43,6 +46,7 @@ class Explained:
     fixed: bool = False
     model: nn.Module | None = None
     probabilities: Callable[[Tensor], Tensor] = ModelFacts('torch', nn.Identity()).probabilities
+    like: Callable[[nn.Module], Explained] | None = None
 
     def confidence(self, logits: Tensor, targets: Tensor | None = None) -> Tensor:
         """The probabilities (N, ...) of classes (N, ) in its logits (N, ..., K).
