@@ -109,7 +109,7 @@ def test_the_map_of_another_head_can_be_trained():
 def test_class_tokens_are_refused():
     model, inputs = family('VisionTransformer'), images(48)
     with pytest.raises(
-        ValueError, match='^CAM: the model classifies by a class token, .* GradCAM or'
+        ValueError, match='^CAM: the model classifies by a class token, .* GradCAM,'
     ):
         CAM()(model, inputs)
     GradCAM()(model, inputs)
