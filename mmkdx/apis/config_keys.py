@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
@@ -26,7 +24,7 @@ KNOWN = (
 def check_keys(cfg: Config) -> None:
     """Refuses misspelt keys at the top of a config, which mmengine would ignore, and wrong options.
 
-    Wrong are NaN, and values of another kind than the option's; see ``check_types``.
+    Wrong are numbers that are not finite, and values of another kind; see ``check_types``.
 
     A key is misspelt if it is nearly one of ``KNOWN``, unless that one is there, too, and the value
     stands in another place: a config may define variables of its own, such as ``train_dataset``.
@@ -35,9 +33,6 @@ def check_keys(cfg: Config) -> None:
         ValueError: If there is one; the message names it.
     """
     options = cfg.to_dict()
-    for path, value in _leaves(options):
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f'{path} is NaN; an option must be a number, or another value')
     check_types(options)
     for key in options:
         near = difflib.get_close_matches(key, KNOWN, 1, 0.8)
@@ -46,16 +41,6 @@ def check_keys(cfg: Config) -> None:
                 f'{key} is no key that is read; do you mean {near[0]}? A variable of your own needs '
                 'another name'
             )
-
-
-def _leaves(value: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """All values that are no dict and no list, with their paths."""
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, each in items:
-            yield from _leaves(each, f'{path}.{key}' if path else str(key))
-    else:
-        yield path, value
 
 
 def _used(options: dict, key: str) -> bool:

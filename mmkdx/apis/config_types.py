@@ -38,7 +38,7 @@ def check_types(options: dict) -> None:
     """Refuses options of a wrong kind, such as a text for a number, whoever reads them.
 
     The kinds are those of the annotation and the default in the signature of what is built. Where these
-    say nothing, anything is taken. Infinity is refused but for ``INFINITE``.
+    say nothing, anything is taken. NaN is refused, and infinity but for ``INFINITE``.
 
     Args:
         options (dict): A config.
@@ -55,7 +55,9 @@ def check_types(options: dict) -> None:
 
 def _mistake(path: str, key: str, value: Any, reader: Callable | None) -> str:
     """What an option must be, in words, where it is not; else ''."""
-    if isinstance(value, float) and math.isinf(value) and key not in INFINITE:
+    if isinstance(value, float) and not (
+        math.isfinite(value) or math.isinf(value) and key in INFINITE
+    ):
         return 'an option must be finite'
     part = path.endswith(SECTIONS.get(key, LISTS if isinstance(key, int) else 'default_hooks'))
     if (value == {} and (part or key in PARTS)) or (

@@ -16,6 +16,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
 from mmkdx.explain.targets import Scores
 from mmkdx.functional import no_autocast
+from mmkdx.models.families import describe
+from mmkdx.models.flow import Flow
+from mmkdx.models.head_trace import linear_head
 from mmkdx.models.intercept import Tap, evaluating, intercept
 from mmkdx.models.taps import TapSet
 
@@ -62,15 +65,15 @@ def find_layers(
             'auto' finds none; the message names near or possible layers.
     """
     given = TapSet({name: 'layer' for name in names if name != 'auto'}, 'model')
-    gap_linear = TapSet({'cam': 'layer', 'features': 'layer'}, 'model')
-    pooling = None
+    pooling = linear = None
     # With one image this takes less time than with fake tensors
     with no_autocast(inputs), evaluating(model), torch.no_grad():
         images = inputs[:1].clone()
         if scores is None or 'auto' in names:
-            with suppress(ValueError):
-                gap_linear.resolve(model, images)
-                pooling = gap_linear.taps['features'] if gap_linear.weights else None
+            with suppress(Exception):  # what is wrong with the images, `given` says
+                flow = Flow(describe(model), images)
+                linear = linear_head(flow)
+                pooling = flow.features if linear else None
         if given.names or pooling is None:
             given.resolve(model, images)
     taps = {*given.taps.values(), *([pooling] if pooling else [])}
@@ -99,8 +102,7 @@ def find_layers(
                 'positions, as after the last attention of a transformer that classifies by its class '
                 f'token; possible layers are {_names(passings)}'
             )
-        closed = scores is None and chosen.state == pooled
-        classifier = gap_linear.weights.get('cam') if closed else None
+        classifier = linear if scores is None and chosen.state == pooled else None
         layers.append(Layer(str(chosen.tap), chosen.tap, chosen.layout, classifier))
     return layers
 

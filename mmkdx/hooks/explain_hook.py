@@ -11,8 +11,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 
 from mmkdx.arguments import flag, integer, text
+from mmkdx.distillation.class_order import classes_in
 from mmkdx.evaluation import Evaluation, ExplanationEvaluator
 from mmkdx.evaluation.writer import try_files, write_files, write_page
+from mmkdx.models.families import unwrap
 from mmkdx.models.intercept import evaluating
 from mmkdx.registry import HOOKS
 
@@ -62,14 +64,24 @@ class ExplainHook(Hook):
             text('ExplainHook.out_dir', out_dir, 'the path of a folder')
         self.out_dir = out_dir
         self._active, self._mode = False, 'val'
+        #: The names of the classes in the checkpoint that is loaded last.
+        self._classes: tuple[str, ...] | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Evaluates one image on trial."""
         if runner.val_loop is not None:
             self._try(runner, runner.val_loop, 'val')
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Notes the names of the checkpoint's classes."""
+        self._classes = classes_in(checkpoint)
+
     def before_test(self, runner: Runner) -> None:
         """Evaluates one image on trial."""
+        if self._classes:
+            model = unwrap(runner.model)
+            # As mmpretrain's get_model does; a training may begin with a file of other classes
+            getattr(model, 'student', model)._dataset_meta = dict(classes=self._classes)
         self._try(runner, runner.test_loop, 'test')
 
     def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:

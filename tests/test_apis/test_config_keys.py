@@ -67,13 +67,16 @@ def test_variables_are_left_alone():
     ('options', 'path'),
     [
         (dict(optim_wrapper=dict(optimizer=dict(lr=math.nan))), 'optim_wrapper.optimizer.lr'),
-        (dict(param_scheduler=[{}, dict(gamma=math.nan)]), 'param_scheduler.1.gamma'),
+        (
+            dict(param_scheduler=[dict(type='LinearLR'), dict(gamma=math.nan)]),
+            'param_scheduler.1.gamma',
+        ),
         (dict(model=dict(std=(1.0, math.nan))), 'model.std.1'),
         (dict(custom_hooks=math.nan), 'custom_hooks'),
     ],
 )
 def test_nan_is_named_by_its_path(options, path):
-    with pytest.raises(ValueError, match=f'^{path} is NaN; an option must be a number, or another'):
+    with pytest.raises(ValueError, match=f'^{path} is nan; an option must be finite$'):
         check_keys(Config(options))
     check_keys(Config(dict(optim_wrapper=dict(clip_grad=dict(norm_type=math.inf)))))
 

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from tiny import build, classifier
 
+from mmkdx.datasets import Digits
 from mmkdx.evaluation import images
 from mmkdx.evaluation.writer import write_page
 from mmkdx.explain import GradCAM
@@ -413,3 +414,13 @@ def test_a_report_shows_this_run_and_those_it_is_compared_with(trained, tmp_path
     ):
         assert text in page, text
     assert not (Path(trained.log_dir) / 'explain' / 'report.html').exists()
+
+
+def test_a_checkpoint_names_classes_that_the_data_do_not(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(Digits, 'METAINFO', {})
+    names = [f'digit {i}' for i in range(10)]
+    meta = dict(dataset_meta=dict(classes=names))
+    torch.save(dict(meta=meta, state_dict=trained.model.state_dict()), tmp_path / 'run.pth')
+    tested = run(config(tmp_path, load_from=str(tmp_path / 'run.pth')), 'test')
+    rows = rows_of(tested, 'test')
+    assert rows and all(row['target_class'] == names[int(row['target'])] for row in rows)
