@@ -25,6 +25,7 @@ from mmkdx.evaluation.images import Facts, ImageBatch, gallery_item, one_label_e
 from mmkdx.evaluation.pairs import PairEvaluation, settings_of
 from mmkdx.evaluation.subjects import TARGETS, build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
+from mmkdx.metrics.about import About
 from mmkdx.metrics.base import Explained, ScoreMetric
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
@@ -48,6 +49,8 @@ class Evaluation:
         gallery (list[GalleryItem]): The pictures.
         sections (list[PictureSection]): Further pictures.
         facts (dict[str, Any]): The settings: explained class, explainers, metrics, comparison.
+        about (dict[str, About]): What a report says of each score, by its name without a model's.
+        models (dict[str, str]): What each model is, by 'student', 'teacher' and 'base'.
         classes (tuple[str, ...], optional): The names of the classes.
         sample (str): Which images were explained.
     """
@@ -60,6 +63,8 @@ class Evaluation:
     gallery: list[GalleryItem] = field(default_factory=list)
     sections: list[PictureSection] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, About] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     sample: str = ''
 
@@ -283,6 +288,7 @@ class ExplanationEvaluator:
             show = 1 if trial else self.show_samples
             own = self.pairs.run(self._loader, self._model, show, trial)
         scores: dict[str, Score] = {}
+        about: dict[str, About] = {}
         for metric in (*self.metrics, *self.pair_metrics):
             for name, score in metric.evaluate().items():
                 if name in scores:
@@ -291,11 +297,13 @@ class ExplanationEvaluator:
                         "give it a key 'name', which stands in front of its scores"
                     )
                 scores[name] = score
+                plain = name.rpartition('/')[2]
+                about[plain] = metric.about(plain)
         pictures = collect_results(list(self._pictures.items()), sys.maxsize, 'cpu')
         student = 'student'
         if len(self.subjects) == 1 and not isinstance(self._model, Distiller):
             student = self.subjects['student'].facts.name
-        found = Evaluation(scores, len(self._sample), 0.0, student)
+        found = Evaluation(scores, len(self._sample), 0.0, student, about=about)
         if is_main_process():
             self._complete(found, dict(pictures), own)
         found.seconds = self._seconds + time.perf_counter() - start
@@ -306,6 +314,7 @@ class ExplanationEvaluator:
     ) -> None:
         """Adds what the main rank writes."""
         found.classes = self._classes
+        found.models = {name: str(each) for name, each in self.subjects.items()}
         found.sample = f'{len(self._sample)} of {len(self._images)} (seed {self.seed})'
         for metric in self.metrics:
             for index, values in metric.rows.items():

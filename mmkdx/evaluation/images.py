@@ -109,6 +109,8 @@ class Facts(ExplanationMetric):
     The prediction of a network with one logit is class 0, with the sigmoid as its confidence.
     """
 
+    question, guide = 'complexity', 'explain'
+    meanings = {'degenerate': 'Number of maps that are constant or not finite.'}
     better = {'degenerate': 'lower'}
     counts_degenerate = True
 

@@ -53,6 +53,10 @@ class Subject:
         self.facts = describe(self.model)
         self.classes = self.classes or self.facts.classes
 
+    def __str__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        return f'{self.facts.name}, {count / 1e6:.3g} M parameters'
+
     def predict(self, inputs: Tensor) -> Tensor:
         """The logits (N, K) of images (N, C, H, W), in eval mode, in fp32, without a graph."""
         with undisturbed(self.model, inputs), torch.no_grad():

@@ -1,10 +1,11 @@
 """Metrics of explanations."""
 
 from mmkdx.metrics.agreement import MapAgreement
+from mmkdx.metrics.average_drop import AverageDrop
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, ScoreMetric
 from mmkdx.metrics.class_similarity import ClassMatrices, ClassSimilarity
 from mmkdx.metrics.classification import CalibrationError, GroupAccuracy
-from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, PerturbationAUC
+from mmkdx.metrics.faithfulness import ROAD, DeletionInsertion, PerturbationAUC
 from mmkdx.metrics.localisation import MapSegmentation, PointingGame
 from mmkdx.metrics.map_properties import MapComplexity, MaxSensitivity
 from mmkdx.metrics.prototype import PrototypeParts, PrototypeTransfer

@@ -16,11 +16,16 @@ from mmkdx.functional.similarity import (
     structural_similarity,
     top_iou,
 )
+from mmkdx.metrics.about import About
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, labels_of
 from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.registry import METRICS
 
-SUBSETS = ('same_prediction', 'teacher_wrong')
+#: Over which images a score is taken by itself, by the end of its name.
+SUBSETS = {
+    'same_prediction': 'where both predict the same class',
+    'teacher_wrong': 'where the teacher is wrong',
+}
 
 
 @METRICS.register_module()
@@ -46,6 +51,17 @@ class MapAgreement(ExplanationMetric):
     A pair with a degenerate map has no scores of maps. ``cosine`` and ``js_divergence`` leave out maps
     that are 0 everywhere after ReLU.
     """
+
+    question, guide = 'agreement', 'metrics_localisation'
+    meanings = dict(
+        cosine='Cosine similarity of the positive parts of the two maps; 1 if they are proportional.',
+        pearson='Linear correlation of the two maps over the pixels; 1 if they have the same shape.',
+        spearman='Rank correlation of the two maps over the pixels.',
+        ssim='Structural similarity of the two maps, each scaled to [0, 1].',
+        js_divergence='Jensen-Shannon divergence of the two maps as distributions; 0 if they are equal.',
+        topk_iou='Overlap of the highest 10 % of the pixels of both maps; 0.05 by chance.',
+        prediction_agreement='Share of images for which both models predict the same class.',
+    )
 
     # Predictions count whatever the maps; scores of degenerate maps become NaN here
     counts_degenerate = True
@@ -81,11 +97,17 @@ class MapAgreement(ExplanationMetric):
         """The means of all values, and the gains over the base model."""
         scores = super().summarize(rows)
         for name in list(scores):
-            if f'base/{name}' in scores and not name.endswith(SUBSETS):
+            if f'base/{name}' in scores and not name.endswith(tuple(SUBSETS)):
                 sign = -1 if self.direction(name) == 'lower' else 1
                 gains = [sign * (row[name] - row[f'base/{name}']) for row in rows]
                 scores[f'{name}_gain'] = mean_score(gains, 'higher')
         return scores
+
+    def about(self, name: str) -> About:
+        """See the base class."""
+        ends = dict(SUBSETS, gain='gain over the base model')
+        variant = next((words for end, words in ends.items() if name.endswith(f'_{end}')), '')
+        return super().about(name)._replace(variant=variant)
 
     def direction(self, name: str) -> str:
         """Only a lower ``js_divergence`` is better."""

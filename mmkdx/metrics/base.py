@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import one_of, text
 from mmkdx.functional import degenerate_maps
+from mmkdx.metrics.about import About
 from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.models.families import ModelFacts
 
@@ -151,6 +152,10 @@ class ScoreMetric(BaseMetric):
     name = ''
     #: Whether 'higher' or 'lower' values are better, by the value's name.
     better: dict[str, str] = {}
+    #: The question under which a report shows its scores, see ``QUESTIONS``, and its guide.
+    question, guide = 'other', ''
+    #: One sentence for each score, by the plain name or by what it begins with.
+    meanings: dict[str, str] = {}
     #: Whether it compares a student with its teacher and so needs one.
     needs_teacher = False
     #: Whether it measures batches of a student and a base model (``PairedBatch``).
@@ -190,6 +195,16 @@ class ScoreMetric(BaseMetric):
     def direction(self, name: str) -> str | None:
         """What is better for a score of this name, 'higher' or 'lower', or None."""
         return self.better.get(name.rpartition('/')[2])
+
+    def about(self, name: str) -> About:
+        """What a report says of a score of this name, without the name of its model."""
+        plain = name.removeprefix(f'{self.name}_')
+        keys = [
+            key for key in self.meanings if plain == key or plain.startswith((f'{key}_', f'{key}@'))
+        ]
+        return About(
+            self.question, self.meanings.get(max(keys, key=len, default=''), ''), self.guide
+        )
 
     def forget(self) -> None:
         """Drops what is kept of fixed models, for another data set."""

@@ -103,6 +103,14 @@ class ClassSimilarity(ExplanationMetric):
             several, a label is no class of the model, or the explainer is not for the model.
     """
 
+    question, guide = 'agreement', 'metrics_class_similarity'
+    meanings = dict(
+        class_similarity="Mean cosine of the label's explanation with those of the other classes.",
+        class_similarity_std='Spread of these cosines; near 0 explanations do not tell classes apart.',
+        confusion_correlation='Rank correlation of similar explanations with confused classes.',
+        probability_correlation='Rank correlation of similar explanations with mean probabilities.',
+        class_similarity_agreement="Rank correlation of these similarities with the teacher's.",
+    )
     better = dict(class_similarity_agreement='higher')
     # By what is explained here, and not by the map of another class that the hook shows
     counts_degenerate = True

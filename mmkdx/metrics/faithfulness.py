@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from mmkdx.arguments import flag, integer, number, one_of
-from mmkdx.functional import normalize_maps, resize_maps
+from mmkdx.functional import resize_maps
 from mmkdx.functional.perturbation import blur, linear_imputation, pixel_ranks, sample_generators
-from mmkdx.functional.similarity import pearson_correlation
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, by_model
 from mmkdx.metrics.scores import Score, mean_ratio_score
 from mmkdx.registry import METRICS
@@ -110,6 +109,15 @@ class DeletionInsertion(MaskingMetric):
         ValueError: If an argument is out of its range.
     """
 
+    question, guide = 'faithfulness', 'metrics_faithfulness'
+    meanings = dict(
+        deletion='Mean probability of the class while the most relevant pixels are deleted first.',
+        insertion='Mean probability of the class while the most relevant pixels are restored first.',
+        cross_deletion="Deletion in the student, in the order of its teacher's map.",
+        cross_insertion="Insertion in the student, in the order of its teacher's map.",
+        reverse_cross_deletion="Deletion in the teacher, in the order of its student's map.",
+        reverse_cross_insertion="Insertion in the teacher, in the order of its student's map.",
+    )
     better = dict(
         deletion='lower',
         insertion='higher',
@@ -207,6 +215,15 @@ class PerturbationAUC(MaskingMetric):
         ValueError: If ``max_batch`` is less than 1; from an evaluation, if a sample has no label.
     """
 
+    question, guide = 'faithfulness', 'metrics_faithfulness'
+    meanings = dict(
+        positive_auc='Mean accuracy while the most relevant pixels turn black first.',
+        negative_auc='Mean accuracy while the least relevant pixels turn black first.',
+        gap='Negative minus positive AUC; 0 by chance.',
+        clean_accuracy='Accuracy on the images as they are.',
+        relative_positive_auc='Positive AUC, divided by what the clean accuracy allows.',
+        relative_negative_auc='Negative AUC, divided by what the clean accuracy allows.',
+    )
     better = dict(
         positive_auc='lower',
         negative_auc='higher',
@@ -287,6 +304,12 @@ class ROAD(MaskingMetric):
         ValueError: If an argument is out of its range.
     """
 
+    question, guide = 'faithfulness', 'metrics_faithfulness'
+    meanings = dict(
+        road='How much more the relevant pixels matter than the others; 0 by chance.',
+        road_morf='Mean probability of the class with the most relevant pixels in-painted.',
+        road_lerf='Mean probability of the class with the least relevant pixels in-painted.',
+    )
     better = dict(road='higher', road_morf='lower', road_lerf='higher')
 
     def __init__(
@@ -323,69 +346,3 @@ class ROAD(MaskingMetric):
             for order in (maps, -maps)
         )
         return dict(road=(lerf - morf) / 2, road_morf=morf, road_lerf=lerf)
-
-
-@METRICS.register_module()
-class AverageDrop(ExplanationMetric):
-    """How the model predicts an image of which only what the map shows is left: x ⊙ φ.
-
-    φ is the map, scaled to [0, 1] by its minimum and maximum, then resized to the image. It multiplies
-    the *normalised* image, as in the public code of ADCC, torchcam and grad-cam, so that the rest turns
-    into the mean colour. p is the model's probability of the explained class on the image and p' that on
-    x ⊙ φ. All scores are in [0, 1].
-
-    - ``average_drop``: max(0, p - p') / p; lower is better.
-    - ``increase_in_confidence``: 1 where p' > p; higher is better.
-    - ``average_gain``: max(0, p' - p) / (1 - p); higher is better.
-    - ``coherency``: (1 + Pearson's correlation of φ with the φ of x ⊙ φ) / 2; higher is better. It is 0
-      where the latter is constant.
-    - ``complexity``: the mean of φ; lower is better.
-    - ``adcc``: the harmonic mean of coherency, 1 - complexity and 1 - the drop, of each image; higher is
-      better. The score is the mean over images, which is at most the harmonic mean of the three means.
-
-    Source: Chattopadhay et al., "Grad-CAM++", WACV 2018 (drop and increase); Zhang et al., "Opti-CAM",
-    CVIU 2024 (gain); Poppi et al., "Revisiting The Evaluation of Class Activation Mapping for
-    Explainability", CVPRW 2021 (the others).
-
-    Args:
-        relu (bool): Whether negative evidence is set to 0 before a map is normalised. Defaults to True.
-    """
-
-    better = dict(
-        average_drop='lower',
-        increase_in_confidence='higher',
-        average_gain='higher',
-        coherency='higher',
-        complexity='lower',
-        adcc='higher',
-    )
-
-    def __init__(self, relu: bool = True) -> None:
-        super().__init__()
-        self.relu = flag('AverageDrop.relu', relu)
-
-    def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
-        """The values of one model's maps."""
-        size = batch.inputs.shape[2:]
-        maps = resize_maps(normalize_maps(model.maps, self.relu), size)
-        masked = batch.inputs * maps[:, None].to(batch.inputs)
-        before = model.confidence(model.logits)
-        after = model.confidence(model.predict(masked))
-        # Where a divisor is 0 so is what it divides
-        tiny = torch.finfo(before.dtype).tiny
-        drop = (before - after).relu() / before.clamp(min=tiny)
-        gain = (after - before).relu() / (1 - before).clamp(min=tiny)
-        again = model.explain(masked, model.targets)
-        again = resize_maps(normalize_maps(again, self.relu), size)
-        # A constant map has no correlation
-        coherency = ((1 + pearson_correlation(maps, again).clamp(-1, 1)) / 2).nan_to_num(0)
-        complexity = maps.mean((1, 2))
-        adcc = 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop))
-        return dict(
-            average_drop=drop,
-            increase_in_confidence=(after > before).float(),
-            average_gain=gain,
-            coherency=coherency,
-            complexity=complexity,
-            adcc=adcc,
-        )

@@ -125,6 +125,14 @@ class PointingGame(RegionMetric):
         ValueError: If an argument is out of its range.
     """
 
+    question, guide = 'localisation', 'metrics_localisation'
+    meanings = dict(
+        pointing_game='Share of images in which the maximum of the map hits the region.',
+        energy='Share of the positive evidence that lies in the region.',
+        rank_accuracy='Share of the highest pixels that lie in the region.',
+        pointing_game_chance='The pointing game of a map without information.',
+        energy_chance='The energy of a map without information.',
+    )
     better = dict(pointing_game='higher', energy='higher', rank_accuracy='higher')
 
     def __init__(
@@ -186,6 +194,12 @@ class MapSegmentation(RegionMetric):
     are all 0. The intervals of the first two are bootstrapped. The argument is that of ``RegionMetric``.
     """
 
+    question, guide = 'localisation', 'metrics_localisation'
+    meanings = dict(
+        pixel_accuracy='Share of pixels that are rightly above or below the mean of the map.',
+        mean_iou='Intersection over union of the map above its mean with the object, and of the rest.',
+        mean_ap='Average precision of the map as a score for the object.',
+    )
     better = dict(pixel_accuracy='higher', mean_iou='higher', mean_ap='higher')
     counts_degenerate = True
 

@@ -27,6 +27,11 @@ class MapComplexity(ExplanationMetric):
       et al., "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020.
     """
 
+    question, guide = 'complexity', 'metrics_localisation'
+    meanings = dict(
+        gini='Gini index of the map: 0 if all positions are equal, near 1 if one holds all evidence.',
+        entropy='Entropy of the map in nats: 0 if one position holds all evidence.',
+    )
     better = dict(gini='higher', entropy='lower')
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
@@ -60,6 +65,11 @@ class MaxSensitivity(ExplanationMetric):
         ValueError: If ``radius`` is not positive or ``samples`` is less than 1.
     """
 
+    question, guide = 'complexity', 'metrics_faithfulness'
+    meanings = dict(
+        max_sensitivity='Largest relative change of the map under small noise in the image.',
+        avg_sensitivity='Mean relative change of the map under small noise in the image.',
+    )
     better = dict(max_sensitivity='lower', avg_sensitivity='lower')
 
     def __init__(self, radius: float = 0.02, samples: int = 10, seed: int = 0) -> None:

@@ -61,6 +61,13 @@ class PrototypeTransfer(ExplanationMetric):
             student and teacher differ in their number or their grids.
     """
 
+    question, guide = 'prototypes', 'prototypes'
+    meanings = dict(
+        aap='Average number of active patches of an image, within the given distance.',
+        ajs='Jaccard index of the active patches of student and teacher, within the given distance.',
+        pms='Prototype matching score: how alike student and teacher match patches with prototypes.',
+    )
+
     counts_degenerate = True
 
     def __init__(self, taus: Sequence[float | None] = (0.1, 0.45, 1, 5, None)) -> None:
@@ -156,6 +163,13 @@ class PrototypeParts(ExplanationMetric):
         ValueError: If a side is not in (0, 1]; from an evaluation, if a model has no prototypes, or
             images have no parts.
     """
+
+    question, guide = 'prototypes', 'prototypes'
+    meanings = dict(
+        purity='Largest share of the nearest images in which a prototype covers the same part.',
+        consistency='Share of prototypes that cover the same part in at least 80 % of their images.',
+        stability='Share of images in which a prototype covers the same parts after noise is added.',
+    )
 
     counts_degenerate = True
     better = dict(purity='higher', consistency='higher', stability='higher')

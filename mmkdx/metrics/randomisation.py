@@ -65,6 +65,12 @@ class ParameterRandomisation(ExplanationMetric):
             the model has no parameters, or it cannot be copied.
     """
 
+    question, guide = 'faithfulness', 'metrics_faithfulness'
+    meanings = dict(
+        mprt='Rank correlation with the maps of models with random weights.',
+        mprt_last='The same with all weights random.',
+        emprt="Rise of the map's entropy when all weights are random.",
+    )
     better = dict(mprt='lower', mprt_last='lower', emprt='higher')
 
     def __init__(

@@ -176,6 +176,11 @@ class FeatureSimilarityScore(PairMetric):
         ValueError: If an argument is out of its range.
     """
 
+    question, guide = 'distilled', 'what_was_distilled'
+    meanings = dict(
+        fss="Distance correlation of the student's features with those of this model.",
+    )
+
     def __init__(
         self,
         mask: dict | str | None = 'GradCAM',
@@ -233,6 +238,15 @@ class RelevanceScore(PairMetric):
 
     All arguments are those of ``PairMetric``; ``mask`` is for all scores but ``rs_unique``.
     """
+
+    question, guide = 'distilled', 'what_was_distilled'
+    meanings = dict(
+        rs="Distance correlation of the model's features with the labels.",
+        rs_unique='The same for what only this model has learned, as UniCAM shows it.',
+        part="Distance correlation with the labels after the other model's features are projected out.",
+        partial="Partial distance correlation with the labels, given the other model's features.",
+        rho="Share of the features' energy that is left by this projection.",
+    )
 
     def measure(self, batch: PairedBatch) -> dict[str, Tensor]:
         """See the base class."""

@@ -80,6 +80,11 @@ class SingleDeletion(CellMetric):
             than cells in a direction.
     """
 
+    question, guide = 'faithfulness', 'metrics_faithfulness'
+    meanings = dict(
+        single_deletion='Rank correlation of the relevance of cells with their effects on the score.',
+        single_deletion_top='Share of images in which the most relevant cell has the largest effect.',
+    )
     better = dict(single_deletion='higher', single_deletion_top='higher')
 
     def __init__(self, grid: int = 4, baseline: str = 'zero', max_batch: int = 64) -> None:
@@ -131,6 +136,10 @@ class Infidelity(CellMetric):
             than cells in a direction.
     """
 
+    question, guide = 'faithfulness', 'metrics_faithfulness'
+    meanings = dict(
+        infidelity='Relative error of the map in telling the effects of random sets of cells.',
+    )
     better = dict(infidelity='lower')
 
     def __init__(
