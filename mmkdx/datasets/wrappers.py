@@ -96,9 +96,9 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
 
 
 def class_text(label: int, classes: Sequence[str] | None) -> str:
-    """A class by name and index, like 'football helmet (560)'; the index where it has no name."""
+    """A class by name and index, like 'football helmet (560)'; the index where that says all."""
     name = classes[label] if classes is not None and 0 <= label < len(classes) else ''
-    return f'{name} ({label})' if name else f'{label}'
+    return f'{name} ({label})' if name not in ('', f'{label}') else f'{label}'
 
 
 def leaf_configs(dataset: dict) -> list[dict]:

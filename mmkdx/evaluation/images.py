@@ -190,7 +190,7 @@ def gallery_item(
     if 'label' in row:
         captions['input'].insert(0, f'label: {label_text(row["label"], classes)}')
     return GalleryItem(
-        picture=explanation_panel(image, maps, captions, student=student),
+        picture=explanation_panel(image, maps, captions, side=176, student=student),
         index=index,
         label=class_text(row['label'], classes) if 'label' in row else None,
         predictions=predictions,

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from mmkdx.metrics.scores import Score
+
 #: Curves by metric, then by run, as pairs (epoch, value).
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 
@@ -58,6 +60,52 @@ def charts(curves: Curves) -> list[dict[str, Any]]:
                 y_ticks=y_ticks,
             )
         )
+    return found
+
+
+def stage_charts(
+    values: Mapping[str, Mapping[str, Mapping[str, Score]]],
+    stages: Sequence[str],
+    student: str = 'student',
+) -> list[dict[str, Any]]:
+    """Scores over the depth of the networks, a chart for each, with their 95 % confidence intervals.
+
+    Args:
+        values (Mapping): For each score and stage the values of models, by 'student', 'teacher' and
+            'base'.
+        stages (Sequence[str]): The names of the stages, from the image to the classifier.
+        student (str): The student's name. Defaults to 'student'.
+    """
+    found = []
+    for metric, depth in values.items():
+        there = [stage for stage in stages if stage in depth]
+        ends = [
+            end
+            for row in depth.values()
+            for score in row.values()
+            for end in (score.value, score.low, score.high)
+            if math.isfinite(end)
+        ]
+        if not ends:
+            continue
+        x_place = _axis([0, max(len(there) - 1, 1)], LEFT + 16, RIGHT - 16, True)[1]
+        y_ticks, y_place = _axis(ends, BOTTOM, TOP)
+        lines = []
+        for i, model in enumerate(('student', 'teacher', 'base')):
+            points = []
+            for at, stage in enumerate(there):
+                score = depth[stage].get(model)
+                if score is not None and math.isfinite(score.value):
+                    bar = [f'{y_place(y):.1f}' for y in (score.low, score.high) if math.isfinite(y)]
+                    # Beside each other, so that intervals do not hide each other
+                    x = x_place(at) + 4 * (i - 1)
+                    point = dict(x=f'{x:.1f}', y=f'{y_place(score.value):.1f}', at=stage, bar=bar)
+                    points.append(dict(point, value=f'{score.value:.3f}'))
+            if points:
+                name = student if model == 'student' else model
+                lines.append(dict(run=name, points=points, color=COLORS[i], dash=DASHES[i]))
+        x_ticks = [(stage, x_place(at)) for at, stage in enumerate(there)]
+        found.append(dict(metric=metric, lines=lines, x_ticks=x_ticks, y_ticks=y_ticks))
     return found
 
 

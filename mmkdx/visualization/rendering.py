@@ -44,27 +44,29 @@ def colorize(maps: Tensor, cmap: str = 'viridis') -> Tensor:
 
 
 def overlay(
-    images: Tensor, maps: Tensor, alpha: float = 0.6, cmap: str = 'viridis', relu: bool = True
+    images: Tensor, maps: Tensor, alpha: float = 0.8, cmap: str = 'viridis', relu: bool = True
 ) -> Tensor:
-    """Lays raw maps over images.
+    """Lays raw maps over images, in colours whose opacity follows the square root of the map.
 
-    A map that says nothing (see ``degenerate_maps``) leaves its image without colour.
+    So the image stays visible where the map is low. A map that says nothing (see ``degenerate_maps``)
+    leaves its image without colour.
 
     Args:
         images (Tensor): The images, uint8 of shape (N, H, W, 3).
         maps (Tensor): Raw maps of shape (N, h, w); each is scaled to its own range.
-        alpha (float): The share of the map's colour, from 0 to 1. Defaults to 0.6.
+        alpha (float): The opacity of the highest value, from 0 to 1. Defaults to 0.8.
         cmap (str): See ``color_table``. Defaults to 'viridis'.
         relu (bool): Whether negative evidence is left out. Defaults to True.
     """
     number('alpha', alpha, 0, 1)
     scaled = normalize_maps(maps, relu)
-    colors = colorize(resize_maps(scaled, images.shape[1:3]), cmap).float()
+    scaled = resize_maps(scaled, images.shape[1:3])
+    colors, opacity = colorize(scaled, cmap).float(), alpha * scaled.clamp(0, 1).sqrt()[..., None]
     # Under the colours the image is grey, so that hue belongs to the map alone.
     grey = images.float() @ images.new_tensor([0.299, 0.587, 0.114], dtype=torch.float)
     grey = grey[..., None].expand_as(colors)
     empty = degenerate_maps(maps.relu() if relu else maps)[:, None, None, None]
-    return torch.where(empty, grey, (1 - alpha) * grey + alpha * colors).round().byte()
+    return torch.where(empty, grey, torch.lerp(grey, colors, opacity)).round().byte()
 
 
 def difference(student: Tensor, teacher: Tensor, size: Sequence[int]) -> Tensor:
@@ -255,6 +257,10 @@ def legend(width: int, scales: Sequence[tuple[str, str, str, int]]) -> np.ndarra
     for low, high, cmap, room in scales:
         put_text(strip, low, left, 18, 12, room)
         bar = color_table(cmap)[None].repeat(10, 0)[:, ::2]
+        if cmap != 'diverging':  # as over an image, see ``overlay``
+            ramp = torch.linspace(0, 1, bar.shape[1])[None, None]
+            ground = torch.full((1, *bar.shape), 160, dtype=torch.uint8)
+            bar = overlay(ground, ramp, cmap=cmap)[0].numpy()
         left += room
         paste(strip, bar, 8, left)
         left += bar.shape[1] + 8

@@ -15,10 +15,12 @@ import numpy as np
 from jinja2 import Environment
 
 from mmkdx.files import write_file
+from mmkdx.metrics.about import About
 from mmkdx.metrics.scores import Score
 from mmkdx.version import __version__
 from mmkdx.visualization.curves import Curves, charts
-from mmkdx.visualization.records import by_model, score_rows
+from mmkdx.visualization.records import by_model
+from mmkdx.visualization.score_groups import Table, score_groups
 from mmkdx.visualization.sections import PictureSection
 
 #: The choices of the gallery; each picture has those that hold of it.
@@ -28,6 +30,19 @@ VERDICTS = {
     'teacher-wrong': 'teacher wrong',
     'student-wrong': 'student wrong',
 }
+
+
+#: Why an image is shown first, in this order.
+REASONS = {
+    'differ': 'largest disagreement of the maps',
+    'lost': 'the student is wrong and its teacher right',
+    'won': 'the student is right and its teacher wrong',
+    'wrong': 'the student is wrong',
+    'typical': 'typical: the maps agree as in half of the images',
+}
+
+#: The most bytes of all pictures of a page together, before they are written as text.
+PICTURE_BYTES = 5_500_000
 
 
 @dataclass
@@ -41,6 +56,7 @@ class GalleryItem:
         predictions (dict[str, str]): What each model ('student', 'teacher', 'base', or a plain model's
             own name) predicts.
         scores (dict[str, float]): Its values by the names of scores; NaN where there is none.
+        reason (str): Why it is shown first, a key of ``REASONS``. Defaults to '' (it is not).
     """
 
     picture: np.ndarray
@@ -48,6 +64,28 @@ class GalleryItem:
     label: str | None
     predictions: dict[str, str]
     scores: dict[str, float]
+    reason: str = ''
+
+
+@dataclass
+class Tile:
+    """A number of the first screen.
+
+    Args:
+        label (str): What it is.
+        value (str): The number, with its unit.
+        interval (str): Its 95 % confidence interval and n. Defaults to ''.
+        hint (str): What it means, or what it is compared with. Defaults to ''.
+        tone (str): 'good', 'bad' or 'neutral'. Defaults to 'neutral'.
+        question (str): The group of scores that says more, a key of ``QUESTIONS``. Defaults to ''.
+    """
+
+    label: str
+    value: str
+    interval: str = ''
+    hint: str = ''
+    tone: str = 'neutral'
+    question: str = ''
 
 
 def write_report(
@@ -55,14 +93,20 @@ def write_report(
     *,
     title: str,
     facts: Mapping[str, str],
+    answer: Sequence[str] = (),
+    tiles: Sequence[Tile] = (),
     scores: Mapping[str, Score] | None = None,
+    about: Mapping[str, About] | None = None,
+    stages: Sequence[str] = (),
+    tables: Sequence[Table] = (),
     student: str = 'student',
+    models: Mapping[str, str] | None = None,
     curves: Curves | None = None,
     gallery: Sequence[GalleryItem] = (),
     sections: Sequence[PictureSection] = (),
     unit: str = 'epoch',
 ) -> Path:
-    """Writes a page that needs no other file and no network.
+    """Writes a page that needs no other file and no network: first the answer, then what it rests on.
 
     Without scripts all curves and pictures are there; with them they can be chosen.
 
@@ -70,11 +114,19 @@ def write_report(
         path (str | Path): The file.
         title (str): The headline.
         facts (Mapping[str, str]): What is to be known of the run; empty ones are left out.
+        answer (Sequence[str]): The sentences of the first paragraph. Defaults to ().
+        tiles (Sequence[Tile]): The numbers under it. Defaults to ().
         scores (Mapping[str, Score], optional): Scores as of ``ExplanationMetric``. Defaults to None.
+        about (Mapping[str, About], optional): What these are, see ``score_groups``. Defaults to None.
+        stages (Sequence[str]): The names of the stages, see ``score_groups``. Defaults to ().
+        tables (Sequence[Table]): Further tables. Defaults to ().
         student (str): What the table calls the student. Defaults to 'student'.
+        models (Mapping[str, str], optional): What the models are, by 'student', 'teacher' and 'base'.
+            Defaults to None (unknown).
         curves (Mapping, optional): For each metric and run the pairs (epoch, value). Defaults to None:
             there is no such section.
-        gallery (Sequence[GalleryItem]): The explained images. Defaults to ().
+        gallery (Sequence[GalleryItem]): The explained images. Those with a reason come first. Defaults
+            to ().
         sections (Sequence[PictureSection]): Further pictures. Defaults to ().
         unit (str): What the curves run over. Defaults to 'epoch'.
 
@@ -87,22 +139,32 @@ def write_report(
     scores = scores or {}
     figures = None if curves is None else charts(curves)
     degenerate = by_model(scores).get('degenerate', {})
+    order = list(REASONS)
+    gallery = sorted(gallery, key=lambda i: order.index(i.reason) if i.reason else len(order))
+    count = len(gallery) + sum(len(section.pictures) for section in sections)
+    room = PICTURE_BYTES / max(count, 1)
     page = environment.from_string(template).render(
         title=title,
         facts={name: fact for name, fact in facts.items() if fact},
+        answer=answer,
+        tiles=tiles,
         charts=figures,
         metrics=[(each['metric'], each['metric']) for each in figures or () if each['choice']],
         unit=unit,
-        table=score_rows(scores, student) if scores else [],
+        groups=score_groups(scores, about or {}, student, stages, tables),
+        models={
+            student if name == 'student' else name: what for name, what in (models or {}).items()
+        },
         degenerate=[
             f'{student if model == "student" else model} {score.value:.0f} of {score.n}'
             for model, score in degenerate.items()
             if score.value > 0
         ],
         batches=any(score.batches is not None for score in scores.values()),
-        gallery=[_card(item) for item in gallery],
+        gallery=[_card(item, room) for item in gallery],
         choices=_choices(gallery),
-        sections=[_pictures(section) for section in sections],
+        reasons=REASONS,
+        sections=[_pictures(section, room) for section in sections],
         version=__version__,
     )
     write_file(path, page)
@@ -118,7 +180,10 @@ def _choices(gallery: Sequence[GalleryItem]) -> dict[str, Any]:
         'classes': {name: i for i, name in enumerate(classes)},
         'class': [('', 'all'), *enumerate(classes)],
         'verdict': [('', 'all'), *(each for each in VERDICTS.items() if each[0] in holds)],
-        'sort': [('', 'index'), *((name, name) for name in names)],
+        'sort': [
+            ('', 'most telling' if any(item.reason for item in gallery) else 'index'),
+            *((name, name) for name in names),
+        ],
     }
 
 
@@ -137,32 +202,41 @@ def _verdicts(item: GalleryItem) -> list[str]:
     return holds
 
 
-def _card(item: GalleryItem) -> tuple[GalleryItem, list[str], dict[str, Any], str]:
+def _card(item: GalleryItem, room: float) -> tuple[GalleryItem, list[str], dict[str, Any], str]:
     """An image of the gallery, its verdicts, its picture, and its scores for the page's script."""
     # JSON has no NaN
     scores = {
         name: float(value) if math.isfinite(value) else None for name, value in item.scores.items()
     }
-    picture = _picture(item.picture, f'GalleryItem.picture of image {item.index}')
+    picture = _picture(item.picture, f'GalleryItem.picture of image {item.index}', room)
     return item, _verdicts(item), picture, json.dumps(scores)
 
 
-def _pictures(section: PictureSection) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
+def _pictures(
+    section: PictureSection, room: float
+) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
     """The headline, the note and the pictures of a section."""
     pictures = [
-        (caption, _picture(picture, f'PictureSection.pictures[{i}] of {section.heading!r}'))
+        (
+            caption,
+            _picture(picture, f'PictureSection.pictures[{i}] of {section.heading!r}', room),
+        )
         for i, (caption, picture) in enumerate(section.pictures)
     ]
     return section.heading, section.note, pictures
 
 
-def _picture(picture: np.ndarray, key: str) -> dict[str, Any]:
-    """A picture with its size; ``key`` names it in errors."""
+def _picture(picture: np.ndarray, key: str, room: float) -> dict[str, Any]:
+    """A picture with its size, in at most so many bytes; ``key`` names it in errors."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(
             f'{key} is {picture.dtype} of shape {picture.shape}; it must be RGB, uint8 of shape '
             '(H, W, 3)'
         )
-    data = cv2.imencode('.webp', picture[..., ::-1], (cv2.IMWRITE_WEBP_QUALITY, 90))[1]
+    # Text stays legible down to 40
+    for quality in (90, 80, 65, 50, 40):
+        data = cv2.imencode('.webp', picture[..., ::-1], (cv2.IMWRITE_WEBP_QUALITY, quality))[1]
+        if len(data) <= room:
+            break
     url = f'data:image/webp;base64,{base64.b64encode(data).decode()}'
     return dict(width=picture.shape[1], height=picture.shape[0], url=url)

@@ -62,7 +62,8 @@ def test_an_overlay_mixes_the_grey_image_with_the_colours():
     picture = overlay(image, torch.tensor([[[-3.0, 5.0]]]), alpha=0.25)
     for i, (pixel, index) in enumerate((((200, 100, 50), 0), ((10, 20, 30), 255))):
         grey = np.dot(pixel, (0.299, 0.587, 0.114))
-        expected = 0.75 * grey + 0.25 * color_table('viridis')[index]
+        opacity = 0.25 * (index / 255) ** 0.5  # the image stays where the map is low
+        expected = (1 - opacity) * grey + opacity * color_table('viridis')[index]
         np.testing.assert_allclose(picture[0, 0, i], expected, atol=0.51)
 
 
@@ -71,8 +72,9 @@ def test_negative_evidence_is_left_out_unless_asked_for():
     maps = torch.tensor([[[-1.0, 0.0, 1.0]]])
     without, with_it = (overlay(image, maps, 1.0, relu=relu)[0, 0] for relu in (True, False))
     table = color_table('viridis')
-    assert [pixel.tolist() for pixel in without] == [table[i].tolist() for i in (0, 0, 255)]
-    assert [pixel.tolist() for pixel in with_it] == [table[i].tolist() for i in (0, 128, 255)]
+    assert without.tolist() == [[128] * 3, [128] * 3, table[255].tolist()]
+    middle = (1 - 0.5**0.5) * 128 + 0.5**0.5 * table[128]
+    assert with_it.tolist() == [[128] * 3, middle.round().tolist(), table[255].tolist()]
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def test_what_is_not_there_is_left_out(tmp_path):
     assert 'id="scores"' not in page and 'id="gallery"' not in page
     page = write(tmp_path, gallery=[GalleryItem(picture(), 0, None, {'student': 'x'}, {})])
     page = page.read_text('utf-8')
-    assert [name for name in re.findall('select id="(.*?)"', page)] == ['metric', 'order']
+    assert [name for name in re.findall('select id="(.*?)"', page)] == ['order', 'metric']
 
 
 def test_a_name_that_is_no_text(tmp_path):
@@ -281,7 +281,7 @@ def test_sections_of_further_pictures(tmp_path):
     page = write(tmp_path, sections=[first, PictureSection('more', '', [('three', picture(3))])])
     page = page.read_text('utf-8')
     ids = re.findall('<section id="(.*?)"', page)
-    assert ids == ['curves', 'scores', 'gallery', 'pictures-0', 'pictures-1']
+    assert ids == ['gallery', 'curves', 'scores', 'pictures-0', 'pictures-1', 'about']
     assert EVIL not in page
     body = page[page.index('<section id="pictures-0"') :]
     assert unescape(re.search('<h2.*?>(.*?)</h2>', body)[1]) == EVIL
@@ -298,7 +298,7 @@ def test_sections_of_further_pictures(tmp_path):
 def test_a_page_of_pictures_alone(tmp_path):
     section = PictureSection('a', 'b', [('c', picture())])
     path = write_report(tmp_path / 'page.html', title='t', facts={}, sections=[section])
-    assert re.findall('<section id="(.*?)"', path.read_text('utf-8')) == ['pictures-0']
+    assert re.findall('<section id="(.*?)"', path.read_text('utf-8')) == ['pictures-0', 'about']
 
 
 def test_picture_of_a_section_of_a_wrong_kind(tmp_path):
@@ -448,9 +448,13 @@ def test_pointer_tells_values(page):
     tip = browser.find_element('id', 'tip')
     assert not tip.is_displayed()
     mark = browser.find_element('css selector', '[data-run="kd"] circle[data-tip$=": 70"]')
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center'}); return new Promise(requestAnimationFrame)",
+        mark,
+    )
     ActionChains(browser).move_to_element_with_offset(mark, 4, 3).perform()
     assert tip.text == 'kd, epoch 30: 70'
-    ActionChains(browser).move_to_element(browser.find_element('tag name', 'h1')).perform()
+    ActionChains(browser).move_to_element(browser.find_element('id', 'curves-head')).perform()
     assert not tip.is_displayed()
 
 
