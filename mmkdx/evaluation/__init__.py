@@ -1,5 +1,6 @@
 """Measuring explanations, with and without a Runner."""
 
-from mmkdx.evaluation.evaluator import Evaluation, ExplanationEvaluator
+from mmkdx.evaluation.evaluator import ExplanationEvaluator
+from mmkdx.evaluation.result import Evaluation
 
 __all__ = ['Evaluation', 'ExplanationEvaluator']

@@ -6,14 +6,13 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import collect_results, is_main_process
+from mmengine.dist import broadcast_object_list, collect_results, is_main_process
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,7 +22,9 @@ from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.evaluation.images import Facts, ImageBatch, gallery_item, one_label_each, read_batch
 from mmkdx.evaluation.pairs import PairEvaluation, settings_of
+from mmkdx.evaluation.result import Evaluation
 from mmkdx.evaluation.subjects import TARGETS, build_explainers, choose_targets, find_subjects
+from mmkdx.evaluation.telling import telling_images
 from mmkdx.explain import Explainer
 from mmkdx.metrics.about import About
 from mmkdx.metrics.base import Explained, ScoreMetric
@@ -31,45 +32,7 @@ from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
 from mmkdx.registry import METRICS
 from mmkdx.visualization import class_similarity  # noqa: F401 (registers how it is drawn)
-from mmkdx.visualization.records import score_table
-from mmkdx.visualization.report import GalleryItem
 from mmkdx.visualization.sections import PictureSection, draw
-
-
-@dataclass
-class Evaluation:
-    """The result of an evaluation of explanations; ``str`` of it is a table.
-
-    Args:
-        scores (dict[str, Score]): The scores, by name, on every rank.
-        count (int): Number of explained images.
-        seconds (float): Duration on this rank.
-        student (str): The student's name in tables and pictures.
-        rows (dict): For each image its values, by the names of scores; on the main rank, as all below.
-        gallery (list[GalleryItem]): The pictures.
-        sections (list[PictureSection]): Further pictures.
-        facts (dict[str, Any]): The settings: explained class, explainers, metrics, comparison.
-        about (dict[str, About]): What a report says of each score, by its name without a model's.
-        models (dict[str, str]): What each model is, by 'student', 'teacher' and 'base'.
-        classes (tuple[str, ...], optional): The names of the classes.
-        sample (str): Which images were explained.
-    """
-
-    scores: dict[str, Score]
-    count: int
-    seconds: float
-    student: str
-    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
-    gallery: list[GalleryItem] = field(default_factory=list)
-    sections: list[PictureSection] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    about: dict[str, About] = field(default_factory=dict)
-    models: dict[str, str] = field(default_factory=dict)
-    classes: tuple[str, ...] | None = None
-    sample: str = ''
-
-    def __str__(self) -> str:
-        return score_table(self.scores, self.student)
 
 
 class ExplanationEvaluator:
@@ -191,11 +154,33 @@ class ExplanationEvaluator:
             batch.models = self._explain(batch)
             for metric in self.metrics:
                 metric.process(batch)
-            for i, number in enumerate(batch.index):
-                if number in self._shown:
-                    maps = {name: model.maps[i].cpu() for name, model in batch.models.items()}
-                    self._pictures[number] = batch.picture(i), maps
+            self._keep(batch, self._shown)
         self._seconds += time.perf_counter() - start
+
+    def _keep(self, batch: ImageBatch, shown: Collection[int]) -> None:
+        """Keeps images of a batch that are drawn, and their maps."""
+        for i, number in enumerate(batch.index):
+            if number in shown:
+                maps = {name: model.maps[i].cpu() for name, model in batch.models.items()}
+                self._pictures[number] = batch.picture(i), maps
+
+    def _keep_telling(self) -> dict[int, str]:
+        """Explains again, on all ranks, the images that say most, and returns the reasons."""
+        rows: dict[int, dict[str, Any]] = {}
+        for metric in self.metrics:
+            for index, values in metric.rows.items():  # on the main rank
+                rows.setdefault(index, {}).update(values)
+        chosen = [telling_images(rows)]
+        broadcast_object_list(chosen)
+        numbers = list(chosen[0])
+        if numbers:
+            dataset = self._loader.dataset
+            data = self._loader.collate_fn([dataset[self._images[each]] for each in numbers])
+            own = None if isinstance(data, dict) else numbers
+            batch = read_batch(data, self._model, self.owner, own)
+            batch.models = self._explain(batch)
+            self._keep(batch, numbers)
+        return chosen[0]
 
     def try_out(self, model: nn.Module, loader: DataLoader) -> Evaluation:
         """Takes one image through a whole evaluation, so that mistakes show early."""
@@ -276,8 +261,13 @@ class ExplanationEvaluator:
             rows.update(zip(index, values.cpu()))
         return values
 
-    def finish(self, trial: bool = False) -> Evaluation:
-        """Compares student and base model, in a trial on few images, and gathers all ranks' values.
+    def finish(self, trial: bool = False, telling: bool = False) -> Evaluation:
+        """Compares student and base model, and gathers all ranks' values.
+
+        Args:
+            trial (bool): Whether few images are enough. Defaults to False.
+            telling (bool): Whether the gallery has the images that say most, too, as a report shows
+                them first; see ``telling_images``. Defaults to False.
 
         Raises:
             ValueError: If two metrics yield a score of one name.
@@ -299,18 +289,23 @@ class ExplanationEvaluator:
                 scores[name] = score
                 plain = name.rpartition('/')[2]
                 about[plain] = metric.about(plain)
+        reasons = self._keep_telling() if telling and self.show_samples else {}
         pictures = collect_results(list(self._pictures.items()), sys.maxsize, 'cpu')
         student = 'student'
         if len(self.subjects) == 1 and not isinstance(self._model, Distiller):
             student = self.subjects['student'].facts.name
         found = Evaluation(scores, len(self._sample), 0.0, student, about=about)
         if is_main_process():
-            self._complete(found, dict(pictures), own)
+            self._complete(found, dict(pictures), own, reasons)
         found.seconds = self._seconds + time.perf_counter() - start
         return found
 
     def _complete(
-        self, found: Evaluation, pictures: dict[int, tuple], own: list[PictureSection]
+        self,
+        found: Evaluation,
+        pictures: dict[int, tuple],
+        own: list[PictureSection],
+        reasons: dict[int, str],
     ) -> None:
         """Adds what the main rank writes."""
         found.classes = self._classes
@@ -322,7 +317,9 @@ class ExplanationEvaluator:
         for index, (picture, maps) in sorted(pictures.items()):
             row, own_targets = found.rows[index], self.policy == 'own'
             words = found.scores, found.classes, own_targets, found.student
-            found.gallery.append(gallery_item(index, picture, maps, row, *words))
+            item = gallery_item(index, picture, maps, row, *words)
+            item.reason = reasons.get(index, '')
+            found.gallery.append(item)
         offered = [each for metric in self.metrics for each in metric.report_sections()]
         drawn = (draw(each, found.classes) for each in (*own, *offered))
         found.sections = [section for section in drawn if section is not None]

@@ -55,7 +55,8 @@ class Subject:
 
     def __str__(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        return f'{self.facts.name}, {count / 1e6:.3g} M parameters'
+        size = f'{count / 1e6:.3g} M' if count >= 1e6 else f'{count / 1e3:.3g} k'
+        return f'{self.facts.name}, {size} parameters'
 
     def predict(self, inputs: Tensor) -> Tensor:
         """The logits (N, K) of images (N, C, H, W), in eval mode, in fp32, without a graph."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmkdx.evaluation.evaluator import Evaluation
+from mmkdx.evaluation.result import Evaluation
 from mmkdx.evaluation.subjects import TARGETS
 from mmkdx.files import WriteError
 from mmkdx.visualization.records import append_scores, append_values, read_curves, read_header

@@ -137,7 +137,7 @@ class ExplainHook(Hook):
         """Reports, and adds the scores to ``metrics``."""
         if not self._active:
             return
-        found = self.evaluator.finish()
+        found = self.evaluator.finish(telling=bool(self.report) and self._mode == 'test')
         if is_main_process():
             self._write(runner, self._mode, found)
         values = {name: score.value for name, score in found.scores.items()}

@@ -31,12 +31,15 @@ def by_model(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return grouped
 
 
-def score_rows(scores: Mapping[str, Score], student: str = 'student') -> list[list[str]]:
+def score_rows(
+    scores: Mapping[str, Score], student: str = 'student', taught: bool | None = None
+) -> list[list[str]]:
     """The scores as the rows of a table, with a column for each model there is.
 
     Args:
         scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``.
         student (str): The head of the student's column. Defaults to 'student'.
+        taught (bool, optional): Whether there is a teacher. Defaults to None: if a score is its own.
 
     Returns:
         list[list[str]]: The head, then a row for each score: its name, what is better, its values, and
@@ -44,14 +47,20 @@ def score_rows(scores: Mapping[str, Score], student: str = 'student') -> list[li
     """
     grouped = by_model(scores)
     models = [model for model in MODELS if any(model in row for row in grouped.values())]
+    taught = 'teacher' in models if taught is None else taught
     # Agreement with the teacher is a column of its own; a mean over batches compares with the base
     compared = {
         name
         for name, row in grouped.items()
-        if 'teacher' in models and 'teacher' not in row
+        if taught and 'teacher' not in row
         if all(score.batches is None for score in row.values())
     }
-    columns = [(student if model == 'student' else model, model, False) for model in models]
+    alone = {model for name, row in grouped.items() if name not in compared for model in row}
+    columns = [
+        (student if model == 'student' else model, model, False)
+        for model in models
+        if model in alone
+    ]
     if compared:
         others = [model for model in models if model != 'teacher']
         columns += [(f'{model} with teacher', model, True) for model in others]

@@ -176,14 +176,13 @@ def _choices(gallery: Sequence[GalleryItem]) -> dict[str, Any]:
     classes = sorted({item.label for item in gallery if item.label is not None})
     holds = {verdict for item in gallery for verdict in _verdicts(item)}
     names = dict.fromkeys(name for item in gallery for name in item.scores)
+    telling = any(item.reason for item in gallery)
     return {
         'classes': {name: i for i, name in enumerate(classes)},
+        'show': [('telling', 'most telling'), ('all', 'all')] if telling else [],
         'class': [('', 'all'), *enumerate(classes)],
         'verdict': [('', 'all'), *(each for each in VERDICTS.items() if each[0] in holds)],
-        'sort': [
-            ('', 'most telling' if any(item.reason for item in gallery) else 'index'),
-            *((name, name) for name in names),
-        ],
+        'sort': [('', 'reason' if telling else 'index'), *((name, name) for name in names)],
     }
 
 
@@ -233,8 +232,8 @@ def _picture(picture: np.ndarray, key: str, room: float) -> dict[str, Any]:
             f'{key} is {picture.dtype} of shape {picture.shape}; it must be RGB, uint8 of shape '
             '(H, W, 3)'
         )
-    # Text stays legible down to 40
-    for quality in (90, 80, 65, 50, 40):
+    # Text stays legible down to 35
+    for quality in (90, 70, 50, 35):
         data = cv2.imencode('.webp', picture[..., ::-1], (cv2.IMWRITE_WEBP_QUALITY, quality))[1]
         if len(data) <= room:
             break

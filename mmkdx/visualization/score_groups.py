@@ -75,6 +75,7 @@ def score_groups(
         tables (Sequence[Table]): Further tables, which stand first in their groups. Defaults to ().
     """
     groups = {name: ScoreGroup(name) for name in QUESTIONS}
+    taught = any(name.startswith('teacher/') for name in scores)
     for table in tables:
         groups[table.question].tables.append(table)
     parts: dict[tuple[str, str], dict[str, Score]] = {}
@@ -91,7 +92,7 @@ def score_groups(
         part = parts.setdefault((known.question, known.variant), {})
         part |= {name: score for name, score in scores.items() if name.rpartition('/')[2] == plain}
     for (question, variant), part in parts.items():
-        head, *rows = score_rows(part, student)
+        head, *rows = score_rows(part, student, taught)
         groups[question].tables.append(Table(head, rows, variant, question=question))
     for question, charts in depth.items():
         groups[question].charts = stage_charts(charts, stages, student)

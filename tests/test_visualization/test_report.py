@@ -5,7 +5,9 @@ import json
 import os
 import re
 import shutil
+import time
 from html import unescape
+from pathlib import Path
 from xml.etree import ElementTree
 
 import cv2
@@ -13,8 +15,11 @@ import numpy as np
 import pytest
 
 from mmkdx.metrics import Score
+from mmkdx.metrics.about import About
+from mmkdx.visualization import report
 from mmkdx.visualization.records import score_table
-from mmkdx.visualization.report import GalleryItem, write_report
+from mmkdx.visualization.report import REASONS, GalleryItem, Tile, write_report
+from mmkdx.visualization.score_groups import Table
 from mmkdx.visualization.sections import PictureSection
 
 NAN = float('nan')
@@ -579,3 +584,111 @@ def test_means_over_batches_are_explained(tmp_path, batches):
     page = write_report(tmp_path / 'r.html', title='t', facts={}, scores=scores).read_text()
     assert ('<td>256 in 4</td>' in page) == (batches == 4)
     assert ('is of 4 batches whose values are averaged' in page) == (batches == 4)
+
+
+# The first screen
+
+TILES = [
+    Tile('Accuracy', '96.8 %', '95.1 to 98.0, n = 600', 'teacher 97.5 %', 'good', 'accuracy'),
+    Tile(EVIL, EVIL, tone='bad'),
+]
+ABOUT = {'deletion': About('faithfulness', EVIL, 'guide'), 'pearson': About('agreement', 'P.')}
+TABLE = Table(['class', 'flips'], [[EVIL, '3']], 'classes that changed', 'n is 600', 'accuracy')
+
+
+def test_the_answer_comes_first(page):
+    browser = page(answer=['It agrees.', EVIL], tiles=TILES)
+    first = browser.find_element('css selector', 'main > section')
+    assert first.find_element('css selector', '.answer').text == f'It agrees. {EVIL}'
+    values = [each.text for each in first.find_elements('css selector', '.tiles .value')]
+    assert values == ['96.8 %', EVIL]
+    assert first.find_element('css selector', '.good').text.split('\n') == [
+        'Accuracy',
+        '96.8 %',
+        '95.1 to 98.0, n = 600',
+        'teacher 97.5 %',
+        'More',
+    ]
+
+
+def test_a_link_opens_the_group_where_the_score_is(page):
+    browser = page(about=ABOUT, tiles=TILES, tables=[TABLE])
+    groups = browser.find_elements('css selector', 'details.group')
+    assert [each.get_attribute('id') for each in groups] == [
+        'q-accuracy',
+        'q-agreement',
+        'q-faithfulness',
+        'q-other',
+    ]
+    assert [each.get_attribute('open') for each in groups] == ['true', 'true', None, None]
+    assert EVIL in groups[0].text and 'n is 600' in groups[0].text
+    browser.execute_script("location.hash = '#faithfulness-deletion'")
+    meaning = browser.find_element('id', 'faithfulness-deletion')
+    deadline = time.monotonic() + 5
+    while not meaning.is_displayed() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert meaning.text == f'deletion\n{EVIL} Guide: docs/en/user_guides/guide.md'
+    link = browser.find_element('css selector', 'th a[href="#faithfulness-deletion"]')
+    assert link.get_attribute('title') == EVIL and link.is_displayed()
+
+
+def test_telling_images_are_shown_first_and_a_choice_looks_in_all(page):
+    items = gallery()
+    items[3].reason, items[0].reason = 'differ', 'typical'
+    browser = page(gallery=items)
+    assert shown(browser) == [100, 3]
+    badges = [each.text for each in browser.find_elements('css selector', '.reason')]
+    assert badges == [REASONS['differ'], REASONS['typical']]
+    choose(browser, 'class', 'dog')
+    assert shown(browser) == [100, 5]
+    choose(browser, 'class', 'all')
+    assert shown(browser) == [100, 3, 5, 20, 101]
+    choose(browser, 'show', 'most telling')
+    assert shown(browser) == [100, 3]
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('pixels', [390, 1280])
+def test_the_page_is_accessible(page, scheme, pixels):
+    """By the rules of axe, which check names, roles, contrast, order and targets."""
+    rules = Path(pytest.importorskip('axe_core_python').__file__).with_name('axe.min.js')
+    items = gallery()
+    items[0].reason = 'typical'
+    section = PictureSection('more', 'b', [(f'c{i}', picture(i)) for i in range(3)])
+    stage = {f'rs_stage{i}': Score(0.1 * i, 0, 0.5, 9, 'higher') for i in (1, 2)}
+    browser = page(
+        answer=['It agrees.'],
+        tiles=TILES,
+        about=ABOUT,
+        tables=[TABLE],
+        gallery=items,
+        sections=[section],
+        scores=SCORES | stage,
+        stages=['stage1', 'stage2'],
+        models={'student': 'ResNet, 4 M parameters'},
+    )
+    media(browser, '', scheme)
+    width(browser, pixels)
+    browser.execute_script(
+        "document.querySelectorAll('details').forEach(each => { each.open = true; });"
+    )
+    browser.execute_script(rules.read_text('utf-8'))
+    found = browser.execute_async_script(
+        'axe.run().then(arguments[0], error => arguments[0]({violations: [String(error)]}))'
+    )
+    assert len(found['passes']) > 20
+    assert [
+        (each['id'], [node['html'] for node in each['nodes']]) for each in found['violations']
+    ] == []
+
+
+def test_a_page_of_many_pictures_stays_below_eight_megabytes(tmp_path, monkeypatch):
+    noise = np.random.RandomState(0).rand(30, 90, 3) * 255
+    photo = cv2.resize(noise.astype('uint8'), (952, 300), interpolation=cv2.INTER_CUBIC)
+    items = [item(i, 'a', 'a', 'a') for i in range(10)]
+    for each in items:
+        each.picture = photo
+    assert report.PICTURE_BYTES * 4 / 3 < 7_500_000
+    # A twentieth of the 200 images for which there is room
+    monkeypatch.setattr(report, 'PICTURE_BYTES', report.PICTURE_BYTES // 20)
+    assert 200_000 < write(tmp_path, gallery=items).stat().st_size < 8_000_000 / 20
