@@ -42,8 +42,8 @@ def study(
     records = source if isinstance(source, Records) else Records.from_evaluation(source, map_score)
     models, labelled = set(records.models), records.label is not None
 
-    def against(old: str) -> Audit | None:
-        return audit(records, old, **options) if old in models and labelled else None
+    def against(old: str, new: str = 'student') -> Audit | None:
+        return audit(records, old, new, **options) if {old, new} <= models and labelled else None
 
     bootstrap = {key: options[key] for key in ('draws', 'seed') if key in options}
     return Findings(
@@ -53,6 +53,7 @@ def study(
         fidelity=fidelity(records) if 'teacher' in models else None,
         gain=gain(records, **bootstrap),
         alone=against('student') if models == {'student'} else None,
+        reference=against('teacher', 'base'),
         alpha=options.get('alpha', 0.05),
     )
 

@@ -58,6 +58,7 @@ class Findings:
         fidelity (Fidelity, optional): How alike teacher and student predict.
         gain (Gain, optional): What the student has in common with the teacher beyond the base model.
         alone (Audit, optional): The student against itself, for its own accuracies.
+        reference (Audit, optional): Teacher against base model, to which the first is to be compared.
         alpha (float): The level.
     """
 
@@ -67,7 +68,19 @@ class Findings:
     fidelity: Fidelity | None
     gain: Gain | None
     alone: Audit | None
+    reference: Audit | None
     alpha: float
+
+    @property
+    def audits(self) -> dict[str, Audit]:
+        """The comparisons that there are, by their names."""
+        named = {
+            'teacher to student': self.teacher,
+            'base to student': self.base,
+            'teacher to base': self.reference,
+            'student alone': self.alone,
+        }
+        return {name: each for name, each in named.items() if each is not None}
 
 
 def share(value: float) -> str:

@@ -174,7 +174,8 @@ def base(found: Findings) -> Iterator[Sentence]:
         return
     yield _compared(base, found.base, 'Compared with the base model, it')
     if len(found.base.classes.changes) > 1 and found.base.classes.significant:
-        yield from _changed(base, found.base, found.base.classes, 'classes', 'class')
+        family = found.base.classes
+        yield from _changed(base, found.base, family, 'classes', 'class', 'Between these two, ')
 
 
 def exploratory(found: Findings) -> Iterator[Sentence]:
@@ -293,7 +294,7 @@ def _margin(found: Audit) -> Iterator[Sentence]:
 
 
 def _changed(
-    rule: Callable, found: Audit, family: Family, plural: str, single: str
+    rule: Callable, found: Audit, family: Family, plural: str, single: str, begin: str = ''
 ) -> Iterator[Sentence]:
     """The members of a family that changed, or how large a change could hide."""
     changed, count = family.significant, len(family.changes)
@@ -306,7 +307,8 @@ def _changed(
         ]
         if len(changed) > NAMED:
             named.append(f'and {len(changed) - NAMED} more')
-        text = f'{len(changed)} of {count} {plural} changed, at a family-wise level of {level}: '
+        count_text = f'{begin}{len(changed)} of {count} {plural} changed'
+        text = f'{count_text}, at a family-wise level of {level}: '
         yield _sentence(rule, f'{text}{", ".join(named)}.', changed=changed, family=count)
         return
     middle = int(np.median([each.n for each in family.changes]))

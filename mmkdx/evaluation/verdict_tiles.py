@@ -63,7 +63,8 @@ def evidence(found: Findings) -> Tile | None:
     label = f"Agreement with the teacher's maps ({name})"
     if found.gain is not None and (more := found.gain.maps) is not None:
         where = 'images that all three get right' if found.records.label is not None else 'images'
-        ends = f'{signed(more.low, 2)} to {signed(more.high, 2)} compared with the base model, n = {more.n}'
+        gained = f'{signed(more.low, 2)} to {signed(more.high, 2)}'
+        ends = f'{gained} compared with the base model, n = {more.n}'
         hint = f'The base model: {number(found.gain.base_maps)}; over {where}.'
         value = number(found.gain.student_maps)
         return Tile(label, value, ends, hint, TONES[direction(more)])
