@@ -176,6 +176,19 @@ def evaluate_models(
     return found
 
 
+def run_accuracies(
+    names: Sequence[str], source: str, device: str = 'cpu', changes: Mapping[str, Any] | None = None
+) -> list[float]:
+    """The accuracies in [0, 1] of several runs of one method on the test images of a run or config."""
+    found = []
+    for name in names:
+        rows = evaluate_models(
+            name, data=source, explainer=None, device=device, changes=changes
+        ).rows.values()
+        found.append(float(np.mean([row['prediction'] == row.get('label') for row in rows])))
+    return found
+
+
 def write_audit(
     folder: str | Path,
     findings: Findings,

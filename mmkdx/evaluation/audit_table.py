@@ -33,7 +33,7 @@ def _percent(score: Score) -> str:
 
 def _changed(family: Family) -> str:
     names = ', '.join(
-        f'{each.name} {100 * each.change:+.1f} (p {each.adjusted:.2g})'
+        f'{each.key} {100 * each.change:+.1f} (p {each.adjusted:.2g})'
         for each in family.significant[:3]
     )
     count = f'{len(family.significant)} of {len(family.changes)}'
@@ -73,13 +73,13 @@ _GROUPS: dict[str, Callable[[Audit], str]] = {
     'changed groups (Holm)': lambda each: _changed(each.groups),
     'change of the worst group, points': lambda each: _percent(each.groups.worst_change),
     'largest drop of a group, points': lambda each: (
-        f'{_percent(each.groups.drop)}, group {each.groups.largest_drop.name}'
+        f'{_percent(each.groups.drop)}, group {each.groups.largest_drop.key}'
     ),
 }
 _WORST: dict[str, Callable[[Audit], str]] = {
     'change of the worst class, points': lambda each: _percent(each.classes.worst_change),
     'largest drop of a class, points': lambda each: (
-        f'{_percent(each.classes.drop)}, class {each.classes.largest_drop.name}'
+        f'{_percent(each.classes.drop)}, class {each.classes.largest_drop.key}'
     ),
 }
 _MAPS: dict[str, Callable[[Audit], str]] = {

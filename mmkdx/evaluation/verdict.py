@@ -20,7 +20,10 @@ __all__ = ['Findings', 'Sentence', 'Tile', 'paragraph', 'study', 'tiles']
 
 
 def study(
-    source: Evaluation | Records | Findings, map_score: str = 'pearson', **options: Any
+    source: Evaluation | Records | Findings,
+    map_score: str = 'pearson',
+    runs: dict[str, list[float]] | None = None,
+    **options: Any,
 ) -> Findings:
     """Computes what ``paragraph`` and ``tiles`` say, once for both.
 
@@ -29,6 +32,8 @@ def study(
             they are.
         map_score (str): The score of ``MapAgreement`` that is taken of an evaluation. It is fixed before
             the numbers are seen. Defaults to 'pearson'.
+        runs (dict[str, list[float]], optional): The accuracies in [0, 1] of several training runs of
+            'student' and of 'base', for a statement about the training method. Defaults to None.
         **options: ``alpha``, ``margin``, ``draws`` and ``seed`` of ``audit``.
 
     Returns:
@@ -55,6 +60,7 @@ def study(
         alone=against('student') if models == {'student'} else None,
         reference=against('teacher', 'base'),
         alpha=options.get('alpha', 0.05),
+        runs=runs,
     )
 
 

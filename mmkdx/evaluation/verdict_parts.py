@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mmkdx.evaluation.audit_findings import Audit, Fidelity, Gain
+from mmkdx.evaluation.audit_findings import Audit, Change, Fidelity, Gain
 from mmkdx.evaluation.audit_records import Records
 from mmkdx.metrics.scores import Score
 
@@ -60,6 +60,8 @@ class Findings:
         alone (Audit, optional): The student against itself, for its own accuracies.
         reference (Audit, optional): Teacher against base model, to which the first is to be compared.
         alpha (float): The level.
+        runs (dict[str, list[float]], optional): The accuracies in [0, 1] of several training runs of
+            'student' and 'base'. Defaults to None: one run of each.
     """
 
     records: Records
@@ -70,6 +72,7 @@ class Findings:
     alone: Audit | None
     reference: Audit | None
     alpha: float
+    runs: dict[str, list[float]] | None = None
 
     @property
     def audits(self) -> dict[str, Audit]:
@@ -81,6 +84,11 @@ class Findings:
             'student alone': self.alone,
         }
         return {name: each for name, each in named.items() if each is not None}
+
+
+def title(kind: str, change: Change) -> str:
+    """A class or group in a sentence, like "class 'red fox'" or 'group 1'."""
+    return f'{kind} {change.name if change.name == str(change.key) else repr(change.name)}'
 
 
 def share(value: float) -> str:

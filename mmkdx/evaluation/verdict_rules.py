@@ -21,11 +21,15 @@ from mmkdx.evaluation.verdict_parts import (
     p_text,
     points,
     share,
+    signed,
+    title,
 )
-from mmkdx.functional.audit import detectable_loss, minimum_flips, rate_interval
+from mmkdx.functional.audit import detectable_loss, minimum_flips, rate_interval, welch
 
 #: How many changed classes a sentence names.
 NAMED = 3
+#: The least number of training runs in each arm for a statement about a method.
+RUNS = 3
 #: How sentences call a model.
 WORDS = dict(teacher='its teacher', base='the base model')
 
@@ -75,7 +79,7 @@ def own_accuracy(found: Findings) -> Iterator[Sentence]:
         worst = family.worst_new
         low, high = rate_interval(round(worst.new * worst.n), worst.n)
         text += (
-            f'; its lowest class is {worst.name} with {share(worst.new)} (n = {worst.n}, '
+            f'; its lowest is {title("class", worst)} with {share(worst.new)} (n = {worst.n}, '
             f'{points(low)} to {points(high)}), the lowest of {len(family.changes)} and so partly '
             'chance'
         )
@@ -213,6 +217,32 @@ def exploratory(found: Findings) -> Iterator[Sentence]:
         yield _sentence(exploratory, text, **numbers)
 
 
+def method(found: Findings) -> Iterator[Sentence]:
+    """Whether training runs with and without a teacher differ; the runs are the sample."""
+    if found.runs is None:
+        return
+    first, second = (100 * np.array(found.runs[arm]) for arm in ('student', 'base'))
+    t, degrees, p = welch(first, second)
+    gained = float(first.mean() - second.mean())
+    test = f'Welch t = {number(t)}, {p_text(p)}'
+    counts = f'{len(first)} students and {len(second)} base models'
+    if min(len(first), len(second)) < RUNS:
+        text = f'{counts} are too few training runs; a statement about the method needs {RUNS} of each.'
+    elif p <= found.alpha:
+        word = 'more' if gained > 0 else 'less'
+        text = (
+            f'Over {counts}, each from its own training run, the students are {abs(gained):.1f} '
+            f'points {word} accurate on average ({test}): with these settings distillation changes '
+            'the accuracy.'
+        )
+    else:
+        text = (
+            f'Over {counts}, each from its own training run, the mean accuracies differ by '
+            f'{signed(gained)} points, which so few runs do not distinguish from zero ({test}).'
+        )
+    yield _sentence(method, text, runs=found.runs, t=t, degrees=degrees, p=p)
+
+
 def limits(found: Findings) -> Iterator[Sentence]:
     """What the numbers cannot say."""
     old = found.teacher or found.base or found.alone
@@ -238,7 +268,7 @@ def limits(found: Findings) -> Iterator[Sentence]:
             'been trained alone.'
         )
         yield _sentence(limits, text, models=len(models))
-    if len(models) > 1:
+    if len(models) > 1 and found.runs is None:
         text = (
             'These are checkpoints of one training run each, so nothing follows about the training '
             'method.'
@@ -249,7 +279,7 @@ def limits(found: Findings) -> Iterator[Sentence]:
 #: The rules in the order of the paragraph.
 RULES: tuple[Callable[[Findings], Iterator[Sentence]], ...] = (
     *(agreement, own_accuracy, accuracy, evidence, classes, flips, groups, base, exploratory),
-    limits,
+    *(method, limits),
 )
 
 
@@ -301,7 +331,7 @@ def _changed(
     level = f'{100 * found.alpha:g} %'
     if changed:
         named = [
-            f'{single} {each.name} {"gained" if each.change > 0 else "lost"} '
+            f'{title(single, each)} {"gained" if each.change > 0 else "lost"} '
             f'{points(abs(each.change))} points (n = {each.n}, {p_text(each.adjusted)} after Holm)'
             for each in changed[:NAMED]
         ]

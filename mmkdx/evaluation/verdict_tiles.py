@@ -14,6 +14,7 @@ from mmkdx.evaluation.verdict_parts import (
     points,
     share,
     signed,
+    title,
 )
 from mmkdx.functional.audit import rate_interval
 
@@ -117,13 +118,13 @@ def worst_class(found: Findings) -> Tile | None:
         worst = family.worst_new
         low, high = rate_interval(round(worst.new * worst.n), worst.n)
         ends = f'{points(low)} to {points(high)} %, n = {worst.n}'
-        hint = f'Class {worst.name}, the lowest of {count} and so partly chance.'
+        hint = f'{title("Class", worst)}, the lowest of {count} and so partly chance.'
         return Tile('Lowest class', share(worst.new), ends, hint)
     drop = family.largest_drop
     if drop.change >= 0:
         return Tile('Largest loss of a class', 'none', f'n = {old.n}', f'Of {count} classes.')
     lost = [each for each in family.significant if each.change < 0]
-    ends = f'class {drop.name}, n = {drop.n}, {p_text(drop.adjusted)} after Holm'
+    ends = f'{title("class", drop)}, n = {drop.n}, {p_text(drop.adjusted)} after Holm'
     changed = len(family.significant)
     hint = f'{changed} of {count} classes changed significantly, {len(lost)} of them for the worse.'
     value = f'{signed(100 * drop.change)} points'

@@ -15,7 +15,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 from terminaltables import AsciiTable
 
-from mmkdx.apis.audit import audit_files, evaluate_models, write_audit
+from mmkdx.apis.audit import audit_files, evaluate_models, run_accuracies, write_audit
 from mmkdx.evaluation.audit_table import table_rows
 from mmkdx.evaluation.verdict import paragraph, study
 from mmkdx.files import exit_on_write_error
@@ -45,6 +45,8 @@ def parse_args() -> argparse.Namespace:
         help='points of accuracy that the student may lose; set it beforehand',
     )
     add('--draws', type=int, default=2000, help='samples of the bootstrap (default: 2000)')
+    add('--student-runs', nargs='+', help='runs of the method, with several seeds')
+    add('--base-runs', nargs='+', help='as many runs without a teacher')
     add('--out', default='audit', help='folder for the files (default: audit)')
     add('--device', default='cpu', help='device, like cuda:0')
     add(
@@ -63,9 +65,15 @@ def main() -> None:
     args = parse_args()
     options = dict(alpha=args.alpha, margin=args.margin, draws=args.draws)
     given = dict(student=args.student, teacher=args.teacher, base=args.base)
+    if bool(args.student_runs) != bool(args.base_runs):
+        raise SystemExit('--student-runs and --base-runs belong together: set both')
     models = {name: each for name, each in given.items() if each is not None}
     evaluation = None
     try:
+        if args.student_runs:
+            arms = dict(student=args.student_runs, base=args.base_runs)
+            where = args.data or args.student_runs[0], args.device, args.cfg_options
+            options['runs'] = {arm: run_accuracies(each, *where) for arm, each in arms.items()}
         if all(Path(each).suffix == '.csv' for each in models.values()):
             findings = audit_files(**models, **options)
         else:
