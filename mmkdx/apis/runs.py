@@ -161,21 +161,39 @@ def read_run_model(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If the config is more than data, or names another config or what is not registered.
     """
+    model, preprocessor = _read_run(path, 'model', 'data_preprocessor')
+    if preprocessor := model.get('data_preprocessor') or preprocessor:
+        model['data_preprocessor'] = preprocessor
+    return model
+
+
+def read_run_test_data(work_dir: str) -> tuple[dict[str, Any], str]:
+    """The test data loader of a run and the scope of its names, read as ``read_run_model`` reads.
+
+    Raises:
+        FileNotFoundError: If the folder holds no config.
+        ValueError: If the config is more than data, or has no test data.
+    """
+    path = _run_config(work_dir)
+    loader, scope = _read_run(path, 'test_dataloader', 'default_scope')
+    return loader, scope or 'mmkdx'
+
+
+def _read_run(path: Path, key: str, other: str) -> tuple[dict[str, Any], Any]:
+    """A dict of a run's config, which must be there, and another value, which may be missing."""
     try:
         content = ast.parse(path.read_text(encoding='utf-8')).body
         config = {each.targets[0].id: _data(each.value) for each in content}
-        model = dict(config['model'])
-        check_data(model)
-        if not isinstance(model.get('student', {}), dict):
-            raise ValueError(f'model.student is {model["student"]!r}')
+        found = dict(config[key])
+        check_data(found)
+        if not isinstance(found.get('student', {}), dict):
+            raise ValueError(f'{key}.student is {found["student"]!r}')
     except (AttributeError, KeyError, SyntaxError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f'{path} is not executed, since it may be of a foreign run, and it is not plain data with '
-            f'a model: {error}'
+            f'a {key}: {error}'
         ) from error
-    if preprocessor := model.get('data_preprocessor') or config.get('data_preprocessor'):
-        model['data_preprocessor'] = preprocessor
-    return model
+    return found, config.get(other)
 
 
 def _data(node: ast.expr) -> Any:
@@ -206,17 +224,22 @@ def find_run(work_dir: str) -> tuple[dict[str, Any], str]:
         FileNotFoundError: If there is none.
         ValueError: If the run's config is more than data.
     """
-    folder = Path(work_dir)
-    configs = sorted(folder.glob('*.py'))
-    if len(configs) != 1:
-        raise FileNotFoundError(
-            f'{work_dir} is no work directory of a run: it has {len(configs)} configs (*.py)'
-        )
+    folder, config = Path(work_dir), _run_config(work_dir)
     best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     checkpoint = str(best[-1]) if best else last_whole_checkpoint(folder)
     if checkpoint is None:
         raise FileNotFoundError(f'{work_dir} has no checkpoint')
-    return read_run_model(configs[0]), checkpoint
+    return read_run_model(config), checkpoint
+
+
+def _run_config(work_dir: str) -> Path:
+    """The config in a run's work directory."""
+    configs = sorted(Path(work_dir).glob('*.py'))
+    if len(configs) != 1:
+        raise FileNotFoundError(
+            f'{work_dir} is no work directory of a run: it has {len(configs)} configs (*.py)'
+        )
+    return configs[0]
 
 
 def find_term(cfg: Config) -> str:

@@ -41,7 +41,8 @@ class Parts(BaseDataset):
     - ``object_labels``, ``deciding_labels``, ``mark_labels``: lists of such ids: the whole bird, the
       two parts that decide its class, and the mark (empty without one);
     - ``variants``: dict, the variant of each part;
-    - ``mark_label``: the class whose mark is shown, None without a mark.
+    - ``mark_label``: the class whose mark is shown, None without a mark;
+    - ``group``, with a mark: int, 1 where it is that of the image's class, else 0.
 
     It needs no loading transform. ``metainfo['deciding_parts']`` has for each class the deciding parts.
 
@@ -114,6 +115,7 @@ class Parts(BaseDataset):
             mark_labels=[] if mark_label is None else [birds.MARK],
             variants=variants,
             mark_label=mark_label,
+            **({} if mark_label is None else dict(group=int(mark_label == label))),
         )
 
     def _mark_label(self, rng: np.random.Generator, rank: int, label: int) -> int:

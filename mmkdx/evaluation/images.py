@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmkdx.datasets.wrappers import class_text
-from mmkdx.functional import degenerate_maps
+from mmkdx.functional import degenerate_maps, full_precision
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, labels_of
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import describe, unwrap
@@ -106,7 +107,10 @@ def read_batch(
 class Facts(ExplanationMetric):
     """The classes of each image, the model's confidence, and whether its map is degenerate.
 
-    The prediction of a network with one logit is class 0, with the sigmoid as its confidence.
+    The prediction of a network with one logit is class 0, with the sigmoid as its confidence. An audit
+    reads ``label_probability``, ``kl`` (of the teacher's and the model's probabilities, in nats) and
+    ``group``. The first two are there for models whose probabilities add up to 1, and the last where
+    the data samples have it.
     """
 
     question, guide = 'complexity', 'explain'
@@ -122,8 +126,23 @@ class Facts(ExplanationMetric):
             confidence=model.probabilities(model.logits).amax(1),
             degenerate=degenerate_maps(model.maps).long(),
         )
-        labels = one_label_each(batch.data_samples)
-        return dict(facts, label=labels) if labels else facts
+        if all('group' in sample for sample in batch.data_samples or [{}]):
+            facts['group'] = [int(sample.get('group')) for sample in batch.data_samples]
+        if not (labels := one_label_each(batch.data_samples)):
+            return facts
+        if _is_distribution(model) and max(labels) < model.logits.shape[1]:
+            label = torch.tensor(labels, device=model.logits.device)
+            facts['label_probability'] = model.confidence(model.logits, label)
+        return dict(facts, label=labels)
+
+    def compare(
+        self, batch: ExplainedBatch, student: Explained, teacher: Explained
+    ) -> dict[str, Tensor | list]:
+        """See the base class."""
+        if not (_is_distribution(student) and _is_distribution(teacher)):
+            return {}
+        own, other = (full_precision(each.logits).log_softmax(1) for each in (student, teacher))
+        return dict(kl=F.kl_div(own, other, reduction='none', log_target=True).sum(1))
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
         """The number of degenerate maps."""
@@ -132,6 +151,12 @@ class Facts(ExplanationMetric):
             name: Score(float(sum(row[name] for row in rows)), n=len(rows), better='lower')
             for name in names
         }
+
+
+def _is_distribution(model: Explained) -> bool:
+    """Whether a model's probabilities of a batch add up to 1, which those of sigmoids do not."""
+    sums = model.probabilities(model.logits).sum(1)
+    return model.logits.shape[1] > 1 and bool(((sums - 1).abs() < 1e-2).all())
 
 
 def one_label_each(samples: Sequence[Any]) -> list[int] | None:

@@ -10,6 +10,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 
 from mmkdx.arguments import integer, integers, options
+from mmkdx.functional.audit import calibration_error, calibration_gaps
 from mmkdx.metrics.base import check_common, labels_of
 from mmkdx.registry import METRICS
 
@@ -78,13 +79,13 @@ class CalibrationError(BaseMetric):
 
     def compute_metrics(self, results: list[tuple[float, bool, float]]) -> dict[str, float]:
         """'ece' in percent and 'nll' in nats, from what ``process`` keeps."""
-        confidence, hits, likelihood = (torch.tensor(column).float() for column in zip(*results))
+        confidence, hits, likelihood = zip(*results)
+        likelihood = torch.tensor(likelihood).float()
         # A probability that is 0 in fp32 is not 0, and its logarithm is finite
         nll = -likelihood.clamp_min(torch.finfo().tiny).log().mean()
-        edges = torch.linspace(0, 1, self.bins + 1)[1:-1]
-        gaps = torch.zeros(self.bins, dtype=torch.double)
-        gaps.index_add_(0, torch.bucketize(confidence, edges), (hits - confidence).double())
-        return dict(ece=100 * float(gaps.abs().sum()) / len(results), nll=float(nll))
+        gaps = calibration_gaps(np.array(confidence), np.array(hits), self.bins)
+        ece = calibration_error(gaps.sum(0), len(results))
+        return dict(ece=float(ece), nll=float(nll))
 
 
 @METRICS.register_module()

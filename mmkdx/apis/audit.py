@@ -1,0 +1,257 @@
+"""Auditing finished models: from runs, checkpoints, names or CSV files to findings and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader, Runner
+from mmpretrain.datasets.transforms import PackInputs
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mmkdx.apis.evaluate import evaluate_explanations
+from mmkdx.apis.runs import find_run, read_run_test_data
+from mmkdx.datasets.wrappers import class_names, config_pipeline, type_name, with_pipeline
+from mmkdx.distillation.class_order import classes_in
+from mmkdx.distillation.models import build_student, load_weights, read_config, zoo_entry
+from mmkdx.evaluation import Evaluation
+from mmkdx.evaluation.audit_findings import plain
+from mmkdx.evaluation.audit_records import Records
+from mmkdx.evaluation.audit_table import class_rows, flipped_images
+from mmkdx.evaluation.verdict import Findings, paragraph, study
+from mmkdx.evaluation.writer import write_page
+from mmkdx.files import append_text, write_file, written_together
+from mmkdx.models.libraries import names_network
+from mmkdx.version import __version__
+from mmkdx.visualization.records import append_values
+
+#: The ends of files that hold weights.
+WEIGHTS = ('.pth', '.pt', '.bin')
+CONFIGS = ('.py', '.yml', '.yaml', '.json')
+
+
+@dataclass
+class Named:
+    """A model that a user names.
+
+    Args:
+        model (dict | str): The model, in a form of ``Distiller.student``.
+        checkpoint (str, optional): Its weights. Defaults to None: it has its own.
+        data (str, optional): The work directory or config that has test images. Defaults to None.
+    """
+
+    model: dict | str
+    checkpoint: str | None = None
+    data: str | None = None
+
+
+def find_model(name: str, key: str) -> Named:
+    """Finds a model by the work directory of its run, as CONFIG:CHECKPOINT, or by its name.
+
+    Args:
+        name (str): A finished run's work directory; a config and its checkpoint with ':' between; the
+            name of a network with its weights (``timm::resnet18``, a model of mmpretrain's zoo, or
+            ``module:callable``); or the name of a library's network and a checkpoint, with ':' between.
+        key (str): The option, for messages.
+
+    Raises:
+        ValueError: If it is nothing of these.
+        FileNotFoundError: If a folder holds no run.
+    """
+    if Path(name).is_dir():
+        return Named(*find_run(name), data=name)
+    head, _, tail = name.rpartition(':')
+    if head and Path(tail).suffix in WEIGHTS:
+        return Named(head, tail, head if Path(head).suffix in CONFIGS else None)
+    if names_network(name):
+        return Named(dict(type=name, pretrained=True) if '::' in name else name)
+    if Path(name).suffix in CONFIGS:
+        raise ValueError(f'{key}: {name} is a config without weights; write {name}:CHECKPOINT')
+    if not (entry := zoo_entry(name, f'{key}: neither a run nor a network')).weights:
+        raise ValueError(f'{key}: the zoo has no weights of {name}')
+    return Named(name, entry.weights)
+
+
+def test_loader(
+    source: str, groups: bool = False, changes: Mapping[str, Any] | None = None
+) -> DataLoader:
+    """Builds the test data loader of a run, or of a config.
+
+    Args:
+        source (str): A work directory, whose config is read as data, or a config.
+        groups (bool): Whether the data samples shall keep the images' 'group'. Defaults to False.
+        changes (Mapping[str, Any], optional): Changes of the config by key, such as
+            ``{'test_dataloader.dataset.mark': 'random'}``. Defaults to None.
+
+    Raises:
+        ValueError: If there are no test images.
+    """
+    if Path(source).is_dir():
+        loader, scope = read_run_test_data(source)
+    else:
+        found = read_config(source, 'data')
+        loader, scope = found.get('test_dataloader'), found.get('default_scope') or 'mmkdx'
+    if not loader:
+        raise ValueError(f'{source} has no test_dataloader, so there are no images to audit')
+    cfg = Config(dict(test_dataloader=loader))
+    cfg.merge_from_dict(dict(changes or {}))
+    loader = cfg.test_dataloader.to_dict()
+    if groups:
+        steps = config_pipeline(loader['dataset'])
+        for step in steps:
+            if type_name(step) == 'PackInputs':
+                step['meta_keys'] = (*step.get('meta_keys', PackInputs.DEFAULT_META_KEYS), 'group')
+        loader['dataset'] = with_pipeline(loader['dataset'], steps)
+    loader.update(sampler=dict(type='DefaultSampler', shuffle=False), drop_last=False)
+    loader.pop('batch_sampler', None)
+    with DefaultScope.overwrite_default_scope(scope):
+        return Runner.build_dataloader(loader, seed=0)
+
+
+def evaluate_models(
+    student: str,
+    teacher: str | None = None,
+    base: str | None = None,
+    data: str | None = None,
+    explainer: dict | str | None = 'GradCAM',
+    num_samples: int | None = None,
+    show_samples: int = 30,
+    groups: bool = False,
+    device: str = 'cpu',
+    changes: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Runs models over the same test images.
+
+    Args:
+        student (str): See ``find_model``.
+        teacher (str, optional): See ``find_model``. Defaults to None.
+        base (str, optional): The student trained alone. Defaults to None.
+        data (str, optional): The work directory or config whose test images are taken. Defaults to
+            None: the first of the models' that has some.
+        explainer (dict | str, optional): See ``ExplanationEvaluator``. Defaults to 'GradCAM'. None: the
+            models only predict.
+        num_samples (int, optional): Number of images. Defaults to None (all).
+        show_samples (int): Number of images that a report shows. Defaults to 30.
+        groups (bool): Whether the images' groups are kept. Defaults to False.
+        device (str): The device. Defaults to 'cpu'.
+        changes (Mapping[str, Any], optional): See ``test_loader``. Defaults to None.
+
+    Raises:
+        ValueError: If models and data do not fit, or images have no group although asked for.
+        FileNotFoundError: If a file or a run is missing.
+    """
+    given = dict(student=student, teacher=teacher, base=base)
+    named = {key: find_model(name, key.upper()) for key, name in given.items() if name is not None}
+    source = data or next((each.data for each in named.values() if each.data), None)
+    if source is None:
+        raise ValueError('none of the models has test images; name a run or config by --data')
+    loader = test_loader(source, groups, changes)
+    names = class_names(loader.dataset)
+    # Random maps cost next to nothing, and nobody sees them
+    silent = dict(explainer=dict(type='RandomMap', size=2), metrics=(), show_samples=0)
+    shown = dict(explainer=explainer, metrics=['MapAgreement'], show_samples=show_samples)
+    found = evaluate_explanations(
+        _load_student(named['student'], names).to(device),
+        loader,
+        **{key: _spec(each, names) for key, each in named.items() if key != 'student'},
+        **(silent if explainer is None else shown),
+        num_samples=num_samples,
+        unicam=False,
+    )
+    if explainer is None:
+        found.facts['explainers'] = {}
+    if groups and not any('group' in row for row in found.rows.values()):
+        raise ValueError(
+            f"--groups: the test images of {source} have no 'group'; Waterbirds has groups, and Parts "
+            'with a mark'
+        )
+    return found
+
+
+def run_accuracies(
+    names: Sequence[str], source: str, device: str = 'cpu', changes: Mapping[str, Any] | None = None
+) -> list[float]:
+    """The accuracies in [0, 1] of several runs of one method on the test images of a run or config."""
+    found = []
+    for name in names:
+        rows = evaluate_models(
+            name, data=source, explainer=None, device=device, changes=changes
+        ).rows.values()
+        found.append(float(np.mean([row['prediction'] == row.get('label') for row in rows])))
+    return found
+
+
+def write_audit(
+    folder: str | Path,
+    findings: Findings,
+    facts: Mapping[str, str],
+    evaluation: Evaluation | None = None,
+) -> None:
+    """Writes ``audit.json``, ``classes.csv`` and, of an evaluation, ``audit.csv`` and ``report.html``.
+
+    Args:
+        folder (str | Path): The folder; files of an earlier audit are replaced.
+        findings (Findings): What the records say.
+        facts (Mapping[str, str]): What was compared: for each model its name.
+        evaluation (Evaluation, optional): The images. Defaults to None.
+
+    Raises:
+        WriteError: If a file cannot be written; those of an earlier audit stay.
+    """
+    sentences = paragraph(findings)
+    content = dict(
+        models=facts,
+        n=len(findings.records),
+        alpha=findings.alpha,
+        map_score=findings.records.map_score,
+        versions=dict(mmkdx=__version__, numpy=np.__version__, scipy=scipy.__version__),
+        verdict=sentences,
+        audits=findings.audits,
+        gain=findings.gain,
+        flipped=flipped_images(findings.records),
+    )
+    with written_together(folder) as place:
+        write_file(place / 'audit.json', json.dumps(plain(content), indent=1) + '\n')
+        append_text(place / 'classes.csv', class_rows(findings.audits))
+        if evaluation is not None:
+            append_values(place / 'audit.csv', evaluation.rows, evaluation.classes)
+            text = ' '.join(map(str, sentences))
+            write_page(place, evaluation, 'Audit', dict(facts, verdict=text))
+
+
+def audit_files(
+    student: str, teacher: str | None = None, base: str | None = None, **options: Any
+) -> Findings:
+    """Audits the CSV files of evaluations; see ``Records.from_csv`` and ``study``."""
+    given = dict(student=student, teacher=teacher, base=base)
+    return study(Records.from_csv({k: v for k, v in given.items() if v is not None}), **options)
+
+
+def _load_student(named: Named, names: Sequence[str] | None) -> nn.Module:
+    """The student with its weights and the names of its classes."""
+    preprocessor = None if names is None else dict(num_classes=len(names))
+    network = isinstance(named.model, str) and names_network(named.model)
+    student = build_student(named.model, preprocessor if network else None)
+    if named.checkpoint is not None:
+        state = CheckpointLoader.load_checkpoint(named.checkpoint, map_location='cpu')
+        load_weights(student, state, f'STUDENT {named.checkpoint}')
+        if known := classes_in(state):
+            student._dataset_meta = dict(classes=known)
+    return student
+
+
+def _spec(named: Named, names: Sequence[str] | None) -> dict[str, Any]:
+    """A teacher or base model as ``Distiller.teacher`` takes it."""
+    model = named.model
+    if named.checkpoint is not None and names is not None and isinstance(model, str):
+        if '::' in model and names_network(model):
+            model = dict(type=model, num_classes=len(names))
+    return dict(model=model, checkpoint=named.checkpoint)
