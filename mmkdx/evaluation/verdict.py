@@ -11,7 +11,7 @@ from typing import Any
 from mmkdx.evaluation.audit import audit, fidelity, gain
 from mmkdx.evaluation.audit_findings import Audit
 from mmkdx.evaluation.audit_records import Records
-from mmkdx.evaluation.evaluator import Evaluation
+from mmkdx.evaluation.result import Evaluation
 from mmkdx.evaluation.verdict_parts import Findings, Sentence, Tile
 from mmkdx.evaluation.verdict_rules import RULES
 from mmkdx.evaluation.verdict_tiles import TILES

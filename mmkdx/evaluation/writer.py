@@ -9,9 +9,13 @@ from pathlib import Path
 
 from mmkdx.evaluation.result import Evaluation
 from mmkdx.evaluation.subjects import TARGETS
+from mmkdx.evaluation.verdict import paragraph, study, tiles
 from mmkdx.files import WriteError
 from mmkdx.visualization.records import append_scores, append_values, read_curves, read_header
 from mmkdx.visualization.report import write_report
+
+#: The rules of a verdict that make a report's first paragraph; the others stand under it.
+FIRST = ('agreement', 'own_accuracy', 'accuracy', 'evidence', 'base', 'method')
 
 
 def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None:
@@ -43,9 +47,14 @@ def write_page(
         for name, points in read_curves(work_dir).items():
             if name != 'explain/seconds':
                 curves.setdefault(name, {})[run] = points
+    findings = study(found)
+    sentences = paragraph(findings)
     return write_report(
         folder / 'report.html',
         title=title,
+        answer=[each.text for each in sentences if each.rule in FIRST],
+        details=[each.text for each in sentences if each.rule not in FIRST],
+        tiles=tiles(findings),
         facts={
             **facts,
             'explainer': ', '.join(f'{model}: {kind}' for model, kind in explainers),

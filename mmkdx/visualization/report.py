@@ -94,6 +94,7 @@ def write_report(
     title: str,
     facts: Mapping[str, str],
     answer: Sequence[str] = (),
+    details: Sequence[str] = (),
     tiles: Sequence[Tile] = (),
     scores: Mapping[str, Score] | None = None,
     about: Mapping[str, About] | None = None,
@@ -115,6 +116,7 @@ def write_report(
         title (str): The headline.
         facts (Mapping[str, str]): What is to be known of the run; empty ones are left out.
         answer (Sequence[str]): The sentences of the first paragraph. Defaults to ().
+        details (Sequence[str]): Sentences that can be folded out under the numbers. Defaults to ().
         tiles (Sequence[Tile]): The numbers under it. Defaults to ().
         scores (Mapping[str, Score], optional): Scores as of ``ExplanationMetric``. Defaults to None.
         about (Mapping[str, About], optional): What these are, see ``score_groups``. Defaults to None.
@@ -147,6 +149,7 @@ def write_report(
         title=title,
         facts={name: fact for name, fact in facts.items() if fact},
         answer=answer,
+        details=details,
         tiles=tiles,
         charts=figures,
         metrics=[(each['metric'], each['metric']) for each in figures or () if each['choice']],
