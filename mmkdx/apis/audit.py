@@ -80,10 +80,10 @@ def find_model(name: str, key: str) -> Named:
     return Named(name, entry.weights)
 
 
-def test_loader(
+def load_test_images(
     source: str, groups: bool = False, changes: Mapping[str, Any] | None = None
 ) -> DataLoader:
-    """Builds the test data loader of a run, or of a config.
+    """Builds the data loader of the test images of a run, or of a config.
 
     Args:
         source (str): A work directory, whose config is read as data, or a config.
@@ -142,7 +142,7 @@ def evaluate_models(
         show_samples (int): Number of images that a report shows. Defaults to 30.
         groups (bool): Whether the images' groups are kept. Defaults to False.
         device (str): The device. Defaults to 'cpu'.
-        changes (Mapping[str, Any], optional): See ``test_loader``. Defaults to None.
+        changes (Mapping[str, Any], optional): See ``load_test_images``. Defaults to None.
 
     Raises:
         ValueError: If models and data do not fit, or images have no group although asked for.
@@ -153,7 +153,7 @@ def evaluate_models(
     source = data or next((each.data for each in named.values() if each.data), None)
     if source is None:
         raise ValueError('none of the models has test images; name a run or config by --data')
-    loader = test_loader(source, groups, changes)
+    loader = load_test_images(source, groups, changes)
     names = class_names(loader.dataset)
     # Random maps cost next to nothing, and nobody sees them
     silent = dict(explainer=dict(type='RandomMap', size=2), metrics=(), show_samples=0)
@@ -168,10 +168,10 @@ def evaluate_models(
     )
     if explainer is None:
         found.facts['explainers'] = {}
-    if groups and not any('group' in row for row in found.rows.values()):
+    if groups and not all('group' in row for row in found.rows.values()):
         raise ValueError(
-            f"--groups: the test images of {source} have no 'group'; Waterbirds has groups, and Parts "
-            'with a mark'
+            f"--groups: test images of {source} have no 'group'; Waterbirds has groups, and so has "
+            'Parts with a mark'
         )
     return found
 

@@ -253,9 +253,8 @@ def limits(found: Findings) -> Iterator[Sentence]:
         yield _sentence(limits, text, n=n)
     elif found.alone is None and 20 * (least := minimum_flips(1, found.alpha)) > n:
         if n < least:
-            text = (
-                f'{_images(n).capitalize()} are too few: no difference of accuracy could be found.'
-            )
+            verb = 'is' if n == 1 else 'are'
+            text = f'{_images(n).capitalize()} {verb} too few: no difference of accuracy could be found.'
         else:
             text = (
                 f'{_images(n).capitalize()} are few: a difference below {points(least / n)} points '

@@ -188,9 +188,10 @@ def test_changed_classes_have_a_direction():
     # Class a loses 20 of its 100 images, class b wins 15
     wrong = dict(student=range(0, 40, 2), teacher=range(1, 31, 2))
     text = said(records(wrong=wrong), 'classes')
-    assert text.startswith(
-        '2 of 2 classes changed, at a family-wise level of 5 %: class a lost 20.0 '
+    start = (
+        "2 of 2 classes changed, at a family-wise level of 5 %: class 'a' lost 20.0 points (n = "
     )
+    assert text.startswith(start)
     assert "class 'b' gained 15.0 points (n = 100, p < 0.001 after Holm)." in text
     found = tile(records(wrong=wrong), 'Largest loss')
     assert (found.tone, found.value) == ('bad', '−20.0 points')
