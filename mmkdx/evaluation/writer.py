@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from mmkdx.evaluation.result import Evaluation
 from mmkdx.evaluation.subjects import TARGETS
 from mmkdx.evaluation.verdict import paragraph, study, tiles
-from mmkdx.files import WriteError
+from mmkdx.files import WriteError, write_file
 from mmkdx.visualization.records import append_scores, append_values, read_curves, read_header
 from mmkdx.visualization.report import write_report
 
@@ -36,7 +37,7 @@ def write_page(
     runs: Mapping[str, str] | None = None,
     unit: str = 'epoch',
 ) -> Path:
-    """Writes ``report.html`` into a folder, and returns its path.
+    """Writes ``report.html``, and its first paragraph as ``verdict.txt``; returns the page's path.
 
     It shows facts about the models, unless they are empty, and over epochs or iterations the curves of
     runs, which are given by name and work directory.
@@ -49,10 +50,12 @@ def write_page(
                 curves.setdefault(name, {})[run] = points
     findings = study(found)
     sentences = paragraph(findings)
+    answer = [each.text for each in sentences if each.rule in FIRST]
+    write_file(folder / 'verdict.txt', textwrap.fill(' '.join(answer), 100) + '\n')
     return write_report(
         folder / 'report.html',
         title=title,
-        answer=[each.text for each in sentences if each.rule in FIRST],
+        answer=answer,
         details=[each.text for each in sentences if each.rule not in FIRST],
         tiles=tiles(findings),
         facts={

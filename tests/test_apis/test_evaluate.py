@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from html import unescape
 from types import SimpleNamespace
 
 import pytest
@@ -144,7 +145,11 @@ def test_it_equals_the_hook_number_by_number(found, images, networks, tmp_path):
 
 def test_files_and_table(found):
     files = {path.name for path in found.folder.iterdir()}
-    assert files == {'test.csv', 'test.json', 'test.txt', 'report.html'}
+    assert files == {'test.csv', 'test.json', 'test.txt', 'report.html', 'verdict.txt'}
+    verdict = ' '.join((found.folder / 'verdict.txt').read_text().split())
+    assert verdict.startswith('The student predicts the same class as its teacher on ')
+    page = unescape((found.folder / 'report.html').read_text())
+    assert f'<p class="answer">{verdict}</p>' in page
     table = (found.folder / 'test.txt').read_text(encoding='utf-8')
     assert table == f'{found}\n' and '| deletion ' in table
     with (found.folder / 'test.csv').open(newline='') as file:

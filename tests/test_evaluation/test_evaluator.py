@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from mmkdx.evaluation import ExplanationEvaluator
 from mmkdx.evaluation.images import read_batch
+from mmkdx.evaluation.telling import telling_images
 from mmkdx.metrics import ExplanationMetric
 from mmkdx.registry import DATASETS, METRICS
 from mmkdx.visualization.report import _verdicts
@@ -53,7 +54,7 @@ def loader(dataset=None, **options):
     return DataLoader(pictures() if dataset is None else dataset, **{'batch_size': 5, **options})
 
 
-def evaluate(model, data, **options):
+def evaluate(model, data, telling=False, **options):
     options.setdefault('metrics', ['Brightness'])
     evaluator = ExplanationEvaluator(**options)
     evaluator.begin(model, data)
@@ -62,7 +63,7 @@ def evaluate(model, data, **options):
         count = len(batch[1]) if isinstance(batch, list) else 0
         evaluator.process(batch, range(start, start + count) if count else None)
         start += count
-    return evaluator.finish()
+    return evaluator.finish(telling=telling)
 
 
 @pytest.fixture(scope='module')
@@ -72,6 +73,34 @@ def model() -> nn.Module:
         student=dict(classifier(4), data_preprocessor=PREPROCESSOR),
         teacher=dict(model=build(dict(classifier(8), data_preprocessor=PREPROCESSOR))),
     )
+
+
+def test_the_most_telling_images_are_drawn_wherever_they_are(model):
+    metrics = ['MapAgreement']
+    found = evaluate(model, loader(), True, metrics=metrics, show_samples=1)
+    reasons = {item.index: item.reason for item in found.gallery}
+    chosen = telling_images(found.rows)
+    assert chosen and {i: r for i, r in reasons.items() if r} == chosen
+    assert len(set(reasons) - set(chosen)) <= 1
+    # They are what they would be if all images were drawn
+    every = {item.index: item for item in evaluate(model, loader(), metrics=metrics).gallery}
+    assert len(every) == 12 and not any(item.reason for item in every.values())
+    for item in found.gallery:
+        assert np.array_equal(item.picture, every[item.index].picture)
+    none = evaluate(model, loader(), True, metrics=metrics, show_samples=0)
+    assert none.gallery == []
+
+
+def test_what_the_models_are(model):
+    models = evaluate(model, loader()).models
+    sizes = (
+        sum(p.numel() for p in each.parameters())
+        for each in (model.student, model.teachers[0].model)
+    )
+    assert list(models) == ['student', 'teacher']
+    assert list(models.values()) == [
+        f'{type(model.student.backbone).__name__}, {n / 1e3:.3g} k parameters' for n in sizes
+    ]
 
 
 # Models and classes
