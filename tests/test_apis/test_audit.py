@@ -20,6 +20,7 @@ from mmkdx.apis.audit import (
     write_audit,
 )
 from mmkdx.evaluation.audit_records import Records
+from mmkdx.evaluation.audit_table import flipped_images
 from mmkdx.evaluation.verdict import study
 from mmkdx.files import WriteError
 
@@ -79,6 +80,17 @@ def test_runs_go_over_all_test_images(found):
     student = records.models['student']
     assert (student.kl > 0).all() and (student.confidence >= student.label_probability).all()
     assert records.models['teacher'].kl is None and student.agreement is not None
+
+
+def test_pictures_show_the_clearest_flips_first(runs):
+    found = evaluate_models(runs['student'], runs['teacher'], show_samples=9)
+    flipped = flipped_images(Records.from_evaluation(found))
+    first = [index for kind in flipped.values() for index in kind[:3]]
+    shown = [item.index for item in found.gallery]
+    assert first and shown[: len(first)] == first
+    assert len(shown) == len(set(shown)) == 9
+    for item in found.gallery:
+        assert item.predictions['student'].endswith(f'({found.rows[item.index]["prediction"]})')
 
 
 def test_kl_and_probabilities_are_those_of_the_logits(found, runs):
