@@ -218,6 +218,13 @@ def write_audit(
         models=facts,
         n=len(findings.records),
         alpha=findings.alpha,
+        family_sizes={
+            name: dict(
+                classes=len(each.classes.changes),
+                groups=len(each.groups.changes) if each.groups else 0,
+            )
+            for name, each in findings.audits.items()
+        },
         map_score=findings.records.map_score,
         versions=dict(mmkdx=__version__, numpy=np.__version__, scipy=scipy.__version__),
         verdict=sentences,
@@ -235,11 +242,28 @@ def write_audit(
 
 
 def audit_files(
-    student: str, teacher: str | None = None, base: str | None = None, **options: Any
+    student: str,
+    teacher: str | None = None,
+    base: str | None = None,
+    groups: bool = False,
+    **options: Any,
 ) -> Findings:
-    """Audits the CSV files of evaluations; see ``Records.from_csv`` and ``study``."""
+    """Audits the CSV files of evaluations; see ``Records.from_csv`` and ``study``.
+
+    Raises:
+        ValueError: If files do not fit each other, a name is no CSV file, or images have no group
+            although asked for.
+    """
     given = dict(student=student, teacher=teacher, base=base)
-    return study(Records.from_csv({k: v for k, v in given.items() if v is not None}), **options)
+    given = {key: name for key, name in given.items() if name is not None}
+    if others := [name for name in given.values() if Path(name).suffix != '.csv']:
+        raise ValueError(
+            f'{others[0]} is no CSV file; a model by its values needs those of all models, as CSV files'
+        )
+    records = Records.from_csv(given)
+    if groups and records.group is None:
+        raise ValueError(f"--groups: the images in {student} have no 'group'")
+    return study(records, **options)
 
 
 def _flips_first(

@@ -234,6 +234,7 @@ def test_the_tool_prints_and_writes(runs, monkeypatch, capsys, tmp_path):
     assert set(content['versions']) == {'mmkdx', 'numpy', 'scipy'}
     assert set(content['audits']) == {'teacher to student', 'base to student', 'teacher to base'}
     assert content['audits']['teacher to student']['margin'] == 2
+    assert content['family_sizes']['base to student'] == dict(classes=9, groups=0)
     assert all(each['numbers'] and each['rule'] for each in content['verdict'])
     assert set(content['flipped']) == {'negative', 'positive'}
     with (out / 'classes.csv').open() as file:
@@ -244,6 +245,10 @@ def test_the_tool_prints_and_writes(runs, monkeypatch, capsys, tmp_path):
     found = json.loads((again / 'audit.json').read_text())
     assert found['audits'] == content['audits'] and found['gain'] == content['gain']
     assert {path.name for path in again.iterdir()} == {'audit.json', 'classes.csv'}
+    with pytest.raises(SystemExit, match="^--groups: the images in .*audit.csv have no 'group'$"):
+        run(monkeypatch, *[out / 'audit.csv'] * 2, '--groups')
+    with pytest.raises(SystemExit, match='student is no CSV file; a model by its values needs tho'):
+        run(monkeypatch, out / 'audit.csv', runs['student'])
 
 
 def test_the_tool_takes_several_runs(runs, monkeypatch, capsys, tmp_path):
