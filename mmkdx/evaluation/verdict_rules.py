@@ -352,8 +352,8 @@ def _changed(
     lost = detectable_loss(middle, count, found.alpha)
     if not math.isnan(lost):
         text += (
-            f'. In a {single} of {middle} images a loss of {points(lost)} points is found with a '
-            'power of 80 %'
+            f'. In a {single} of {middle} images a loss of {points(lost)} points, with nothing won '
+            'back, is found with a power of 80 %'
         )
     yield _sentence(
         rule, f'{text}.', family=count, flips=family.flips_needed, too_small=family.too_small

@@ -212,7 +212,8 @@ def test_no_changed_class_tells_the_power():
     text = said(records(wrong=OPEN), 'classes')
     assert text == (
         'No class changed significantly. With 2 classes that takes 7 flips of one class, all in one '
-        'direction. In a class of 100 images a loss of 8.9 points is found with a power of 80 %.'
+        'direction. In a class of 100 images a loss of 8.9 points, with nothing won back, is found with '
+        'a power of 80 %.'
     )
     assert tile(records(wrong=OPEN), 'Largest loss').tone == 'neutral'
     wrong = dict(student=(), teacher=())
