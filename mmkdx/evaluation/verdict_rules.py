@@ -177,9 +177,14 @@ def base(found: Findings) -> Iterator[Sentence]:
     if found.base is None:
         return
     yield _compared(base, found.base, 'Compared with the base model, it')
-    if len(found.base.classes.changes) > 1 and found.base.classes.significant:
-        family = found.base.classes
-        yield from _changed(base, found.base, family, 'classes', 'class', 'Between these two, ')
+    family = found.base.classes
+    if len(family.changes) > 1 and (changed := family.significant):
+        won = sum(each.change > 0 for each in changed)
+        text = (
+            f'Between these two, {won} of {len(family.changes)} classes gained and '
+            f'{len(changed) - won} lost, at a family-wise level of {100 * found.alpha:g} %.'
+        )
+        yield _sentence(base, text, changed=changed)
 
 
 def exploratory(found: Findings) -> Iterator[Sentence]:
@@ -324,7 +329,7 @@ def _margin(found: Audit) -> Iterator[Sentence]:
 
 
 def _changed(
-    rule: Callable, found: Audit, family: Family, plural: str, single: str, begin: str = ''
+    rule: Callable, found: Audit, family: Family, plural: str, single: str
 ) -> Iterator[Sentence]:
     """The members of a family that changed, or how large a change could hide."""
     changed, count = family.significant, len(family.changes)
@@ -337,7 +342,7 @@ def _changed(
         ]
         if len(changed) > NAMED:
             named.append(f'and {len(changed) - NAMED} more')
-        count_text = f'{begin}{len(changed)} of {count} {plural} changed'
+        count_text = f'{len(changed)} of {count} {plural} changed'
         text = f'{count_text}, at a family-wise level of {level}: '
         yield _sentence(rule, f'{text}{", ".join(named)}.', changed=changed, family=count)
         return
