@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from mmkdx.arguments import one_of
 from mmkdx.evaluation.evaluator import Evaluation
 from mmkdx.visualization.records import MODELS
 
 #: The values of a model that an audit reads, by the names of an evaluation's rows.
 VALUES = ('prediction', 'confidence', 'label_probability', 'kl')
+#: The scores of ``MapAgreement`` of which more is nearer.
+MAP_SCORES = ('cosine', 'pearson', 'spearman', 'ssim', 'topk_iou')
 
 
 @dataclass
@@ -47,10 +50,11 @@ class Records:
         group (np.ndarray, optional): The images' groups, int, (n, ). Defaults to None: an image has
             none.
         classes (Sequence[str], optional): The names of the classes. Defaults to None (unknown).
-        map_score (str): The score of ``MapAgreement`` in ``Column.agreement``. Defaults to 'pearson'.
+        map_score (str): The score of ``MapAgreement`` in ``Column.agreement``, one of ``MAP_SCORES``.
+            Defaults to 'pearson'.
 
     Raises:
-        ValueError: If there is no image, or columns have other lengths.
+        ValueError: If there is no image, columns have other lengths, or there is no such score.
     """
 
     index: np.ndarray
@@ -61,6 +65,7 @@ class Records:
     map_score: str = 'pearson'
 
     def __post_init__(self) -> None:
+        one_of('map_score', self.map_score, MAP_SCORES)
         if not len(self.index):
             raise ValueError('the audit has no image: the records are empty')
         columns = dict(label=self.label, group=self.group)

@@ -176,7 +176,8 @@ def base(found: Findings) -> Iterator[Sentence]:
     """The student against the same network trained alone."""
     if found.base is None:
         return
-    yield _compared(base, found.base, 'Compared with the base model, it')
+    subject = 'the student' if found.fidelity is None else 'it'
+    yield _compared(base, found.base, f'Compared with the base model, {subject}')
     family = found.base.classes
     if len(family.changes) > 1 and (changed := family.significant):
         won = sum(each.change > 0 for each in changed)

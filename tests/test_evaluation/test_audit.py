@@ -231,6 +231,10 @@ def test_wrong_options(options, message):
 def test_no_image_and_columns_of_other_lengths():
     with pytest.raises(ValueError, match='^the audit has no image: the records are empty$'):
         records([], [], [])
+    with pytest.raises(
+        ValueError, match='^map_score is .js_divergence.; it must be one of cosine, '
+    ):
+        records(map_score='js_divergence')
     with pytest.raises(ValueError, match='^the audit has 12 images and 3 values of group$'):
         records(group=np.zeros(3))
     with pytest.raises(ValueError, match='12 images and 2 values of teacher.prediction$'):
