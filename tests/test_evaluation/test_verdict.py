@@ -271,9 +271,7 @@ def test_the_student_beside_the_base_model():
     assert text.endswith('two, 2 of 2 classes gained and 0 lost, at a family-wise level of 5 %.')
     same = dict(student=range(10), base=range(10))
     text = said(records(wrong=same), 'base')
-    assert text.startswith(
-        'Compared with the base model, it is right on 95.0 % of the images and the'
-    )
+    assert text.startswith('Compared with the base model, the student is right on 95.0 % of the im')
     assert 'not distinguishable' in text and 'classes' not in text
     assert tile(records(wrong=TRIO | {'base': ()}), 'Accuracy').label.endswith('with the teacher')
     assert tile(records(wrong=same), 'Accuracy').label == 'Accuracy compared with the base model'
