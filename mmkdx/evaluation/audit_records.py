@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from mmkdx.arguments import one_of
 from mmkdx.evaluation.evaluator import Evaluation
 from mmkdx.visualization.records import MODELS
 
 #: The values of a model that an audit reads, by the names of an evaluation's rows.
 VALUES = ('prediction', 'confidence', 'label_probability', 'kl')
+#: The scores of ``MapAgreement`` of which more is nearer.
+MAP_SCORES = ('cosine', 'pearson', 'spearman', 'ssim', 'topk_iou')
 
 
 @dataclass
@@ -47,10 +50,11 @@ class Records:
         group (np.ndarray, optional): The images' groups, int, (n, ). Defaults to None: an image has
             none.
         classes (Sequence[str], optional): The names of the classes. Defaults to None (unknown).
-        map_score (str): The score of ``MapAgreement`` in ``Column.agreement``. Defaults to 'pearson'.
+        map_score (str): The score of ``MapAgreement`` in ``Column.agreement``, one of ``MAP_SCORES``.
+            Defaults to 'pearson'.
 
     Raises:
-        ValueError: If there is no image, or columns have other lengths.
+        ValueError: If there is no image, columns have other lengths, or there is no such score.
     """
 
     index: np.ndarray
@@ -61,6 +65,7 @@ class Records:
     map_score: str = 'pearson'
 
     def __post_init__(self) -> None:
+        one_of('map_score', self.map_score, MAP_SCORES)
         if not len(self.index):
             raise ValueError('the audit has no image: the records are empty')
         columns = dict(label=self.label, group=self.group)
@@ -119,9 +124,10 @@ class Records:
         """Joins the records in the CSV files of evaluations, by the images' numbers.
 
         A file is what ``evaluate_explanations`` or ``ExplainHook`` writes, ``<mode>.csv``, or any with
-        the columns index, prediction and label. Of a file with several models the student's rows count,
-        or with the same file for several models, their own. Of an image that is there twice, as after
-        several evaluations, the last row counts.
+        the columns index, prediction and label. Of a file with several models the student's rows count.
+        If all models have the same file, their own rows count, and with them KL and the maps' agreement,
+        which other files may have measured against another teacher. Of an image that is there twice, as
+        after several evaluations, the last row counts.
 
         Args:
             paths (Mapping[str, str | Path]): A file for 'student', 'teacher' and 'base'.
@@ -140,11 +146,12 @@ class Records:
         names: dict[int, str] = {}
         for model, table in tables.items():
             _compare(paths[first], tables[first], paths[model], table, names)
+        known = (*VALUES, map_score) if same else VALUES[:3]
         rows: dict[int, dict[str, Any]] = {index: {} for index in tables[first]}
         for model, table in tables.items():
             front = '' if model == 'student' else f'{model}/'
             for index, row in table.items():
-                kept = {key: row[key] for key in (*VALUES, map_score) if key in row}
+                kept = {key: row[key] for key in known if key in row}
                 rows[index].update({f'{front}{key}': value for key, value in kept.items()})
                 rows[index].update({k: row[k] for k in ('label', 'group') if k in row})
         classes = [names.get(i, '') for i in range(max(names) + 1)] if names else None
@@ -171,11 +178,15 @@ def _read_csv(path: Path, model: str) -> dict[int, dict[str, Any]]:
                     for key, value in line.items()
                     if key not in (None, 'model') and value not in (None, '')
                 }
-                row.update({key: int(row[key]) for key in ('prediction', 'label')})
-                table[int(row['index'])] = row
+                for key in ('index', 'prediction', 'label'):
+                    if not row[key].is_integer():
+                        raise ValueError(f'{key} is {row[key]}')
+                    row[key] = int(row[key])
+                table[row['index']] = row
             except (ValueError, KeyError) as error:
                 raise ValueError(
-                    f'{path}, line {lines.line_num}: {error} is no number, or missing'
+                    f'{path}, line {lines.line_num}: a value is missing or no number of its kind: '
+                    f'{error}'
                 ) from error
     if not table:
         raise ValueError(f'{path} has no row of the model {model!r}')

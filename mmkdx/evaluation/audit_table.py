@@ -67,6 +67,9 @@ _CALIBRATION: dict[str, Callable[[Audit], str]] = {
     'ECE of old and new, %': lambda each: (
         f'{each.calibration.old:.1f} and {each.calibration.new:.1f}'
     ),
+    'median margin of RW and WR': lambda each: ' and '.join(
+        map(_number, each.flip_margin.values())
+    ),
     'difference of ECE': lambda each: _score(each.calibration.difference, digits=1),
 }
 _GROUPS: dict[str, Callable[[Audit], str]] = {

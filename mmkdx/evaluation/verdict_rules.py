@@ -52,8 +52,8 @@ def agreement(found: Findings) -> Iterator[Sentence]:
             text += f'; the base model does so on {base}, {between} {word} ({_interval(more)})'
         else:
             text += (
-                f'; the base model does so on {base}, which these images do not distinguish '
-                f'(difference {_interval(more)})'
+                f'; the base model does so on {base}, a difference that is not distinguishable from '
+                f'zero ({_interval(more)})'
             )
     yield _sentence(agreement, f'{text}.', agreement=found.fidelity, gain=found.gain)
 
@@ -176,10 +176,16 @@ def base(found: Findings) -> Iterator[Sentence]:
     """The student against the same network trained alone."""
     if found.base is None:
         return
-    yield _compared(base, found.base, 'Compared with the base model, it')
-    if len(found.base.classes.changes) > 1 and found.base.classes.significant:
-        family = found.base.classes
-        yield from _changed(base, found.base, family, 'classes', 'class', 'Between these two, ')
+    subject = 'the student' if found.fidelity is None else 'it'
+    yield _compared(base, found.base, f'Compared with the base model, {subject}')
+    family = found.base.classes
+    if len(family.changes) > 1 and (changed := family.significant):
+        won = sum(each.change > 0 for each in changed)
+        text = (
+            f'Between these two, {won} of {len(family.changes)} classes gained and '
+            f'{len(changed) - won} lost, at a family-wise level of {100 * found.alpha:g} %.'
+        )
+        yield _sentence(base, text, changed=changed)
 
 
 def exploratory(found: Findings) -> Iterator[Sentence]:
@@ -213,7 +219,7 @@ def exploratory(found: Findings) -> Iterator[Sentence]:
             )
             numbers['maps'] = dict(RW=lost, RR=kept, p=old.maps_p)
     if parts:
-        text = f'Exploratory, not corrected for several tests: {"; ".join(parts)}.'
+        text = f'Exploratory, not corrected for multiple tests: {"; ".join(parts)}.'
         yield _sentence(exploratory, text, **numbers)
 
 
@@ -238,7 +244,7 @@ def method(found: Findings) -> Iterator[Sentence]:
     else:
         text = (
             f'Over {counts}, each from its own training run, the mean accuracies differ by '
-            f'{signed(gained)} points, which so few runs do not distinguish from zero ({test}).'
+            f'{signed(gained)} points, which is not distinguishable from zero with so few runs ({test}).'
         )
     yield _sentence(method, text, runs=found.runs, t=t, degrees=degrees, p=p)
 
@@ -289,17 +295,18 @@ def _sentence(rule: Callable, text: str, **numbers: Any) -> Sentence:
 def _compared(rule: Callable, found: Audit, subject: str) -> Sentence:
     """Whether the student's accuracy differs from that of another model."""
     old, new = (share(found.accuracy[name].value) for name in (found.old, found.new))
-    test = f'difference {_interval(found.difference)}; exact McNemar {p_text(found.p)}'
+    test = f'{_interval(found.difference)}; exact McNemar {p_text(found.p)}'
     if found.p <= found.alpha:
         word = 'more' if found.difference.value > 0 else 'less'
+        than = f' than {WORDS[found.old]}' if subject == 'It' else ''
         text = (
-            f'{subject} is {points(abs(found.difference.value))} points {word} accurate'
-            f'{" than " + WORDS[found.old] if subject == "It" else ""} ({new} against {old}; {test}).'
+            f'{subject} is {points(abs(found.difference.value))} points {word} accurate{than} '
+            f'({new} against {old}; interval {test}).'
         )
     else:
         text = (
-            f'{subject} is right on {new} of the images and {WORDS[found.old]} on {old}, which these '
-            f'images do not distinguish ({test}).'
+            f'{subject} is right on {new} of the images and {WORDS[found.old]} on {old}; the difference '
+            f'is not distinguishable from zero ({test}).'
         )
     return _sentence(rule, text, difference=found.difference, p=found.p, alpha=found.alpha)
 
@@ -323,7 +330,7 @@ def _margin(found: Audit) -> Iterator[Sentence]:
 
 
 def _changed(
-    rule: Callable, found: Audit, family: Family, plural: str, single: str, begin: str = ''
+    rule: Callable, found: Audit, family: Family, plural: str, single: str
 ) -> Iterator[Sentence]:
     """The members of a family that changed, or how large a change could hide."""
     changed, count = family.significant, len(family.changes)
@@ -336,7 +343,7 @@ def _changed(
         ]
         if len(changed) > NAMED:
             named.append(f'and {len(changed) - NAMED} more')
-        count_text = f'{begin}{len(changed)} of {count} {plural} changed'
+        count_text = f'{len(changed)} of {count} {plural} changed'
         text = f'{count_text}, at a family-wise level of {level}: '
         yield _sentence(rule, f'{text}{", ".join(named)}.', changed=changed, family=count)
         return
@@ -351,8 +358,8 @@ def _changed(
     lost = detectable_loss(middle, count, found.alpha)
     if not math.isnan(lost):
         text += (
-            f'. In a {single} of {middle} images a loss of {points(lost)} points is found with a '
-            'power of 80 %'
+            f'. In a {single} of {middle} images a loss of {points(lost)} points, with nothing won '
+            'back, is found with a power of 80 %'
         )
     yield _sentence(
         rule, f'{text}.', family=count, flips=family.flips_needed, too_small=family.too_small

@@ -20,6 +20,7 @@ from mmkdx.apis.audit import (
     write_audit,
 )
 from mmkdx.evaluation.audit_records import Records
+from mmkdx.evaluation.audit_table import flipped_images
 from mmkdx.evaluation.verdict import study
 from mmkdx.files import WriteError
 
@@ -79,6 +80,17 @@ def test_runs_go_over_all_test_images(found):
     student = records.models['student']
     assert (student.kl > 0).all() and (student.confidence >= student.label_probability).all()
     assert records.models['teacher'].kl is None and student.agreement is not None
+
+
+def test_pictures_show_the_clearest_flips_first(runs):
+    found = evaluate_models(runs['student'], runs['teacher'], show_samples=9)
+    flipped = flipped_images(Records.from_evaluation(found))
+    first = [index for kind in flipped.values() for index in kind[:3]]
+    shown = [item.index for item in found.gallery]
+    assert first and shown[: len(first)] == first
+    assert len(shown) == len(set(shown)) == 9
+    for item in found.gallery:
+        assert item.predictions['student'].endswith(f'({found.rows[item.index]["prediction"]})')
 
 
 def test_kl_and_probabilities_are_those_of_the_logits(found, runs):
@@ -222,6 +234,7 @@ def test_the_tool_prints_and_writes(runs, monkeypatch, capsys, tmp_path):
     assert set(content['versions']) == {'mmkdx', 'numpy', 'scipy'}
     assert set(content['audits']) == {'teacher to student', 'base to student', 'teacher to base'}
     assert content['audits']['teacher to student']['margin'] == 2
+    assert content['family_sizes']['base to student'] == dict(classes=9, groups=0)
     assert all(each['numbers'] and each['rule'] for each in content['verdict'])
     assert set(content['flipped']) == {'negative', 'positive'}
     with (out / 'classes.csv').open() as file:
@@ -232,6 +245,10 @@ def test_the_tool_prints_and_writes(runs, monkeypatch, capsys, tmp_path):
     found = json.loads((again / 'audit.json').read_text())
     assert found['audits'] == content['audits'] and found['gain'] == content['gain']
     assert {path.name for path in again.iterdir()} == {'audit.json', 'classes.csv'}
+    with pytest.raises(SystemExit, match="^--groups: the images in .*audit.csv have no 'group'$"):
+        run(monkeypatch, *[out / 'audit.csv'] * 2, '--groups')
+    with pytest.raises(SystemExit, match='student is no CSV file; a model by its values needs tho'):
+        run(monkeypatch, out / 'audit.csv', runs['student'])
 
 
 def test_the_tool_takes_several_runs(runs, monkeypatch, capsys, tmp_path):

@@ -231,6 +231,10 @@ def test_wrong_options(options, message):
 def test_no_image_and_columns_of_other_lengths():
     with pytest.raises(ValueError, match='^the audit has no image: the records are empty$'):
         records([], [], [])
+    with pytest.raises(
+        ValueError, match='^map_score is .js_divergence.; it must be one of cosine, '
+    ):
+        records(map_score='js_divergence')
     with pytest.raises(ValueError, match='^the audit has 12 images and 3 values of group$'):
         records(group=np.zeros(3))
     with pytest.raises(ValueError, match='12 images and 2 values of teacher.prediction$'):
@@ -270,7 +274,9 @@ def write(path: Path, label, order=None, classes=None, **models):
             front = '' if name == 'student' else f'{name}/'
             rows[int(i)][f'{front}prediction'] = int(prediction[i])
             rows[int(i)][f'{front}label'] = int(label[i])
-            rows[int(i)][f'{front}confidence'] = 0.5
+            rows[int(i)].update(
+                {f'{front}confidence': 0.5, f'{front}kl': 0.25, f'{front}pearson': 0.9}
+            )
     append_values(path, rows, classes)
     return path
 
@@ -290,6 +296,12 @@ def test_csv_files_are_joined_by_index(tmp_path):
 def test_one_csv_file_with_all_models(tmp_path):
     path = write(tmp_path / 'test.csv', LABEL, student=STUDENT, teacher=TEACHER, base=LABEL)
     found = Records.from_csv(dict.fromkeys(('student', 'teacher', 'base'), path))
+    assert found.models['student'].kl.tolist() == [0.25] * 12
+    # Another file may hold what was measured against another teacher
+    other = write(tmp_path / 'other.csv', LABEL, student=TEACHER)
+    apart = Records.from_csv(dict(student=path, teacher=other))
+    assert apart.models['student'].kl is None and apart.models['student'].agreement is None
+    assert apart.models['student'].confidence is not None
     assert found.models['base'].prediction.tolist() == LABEL.tolist()
     assert audit(found).cells == audit(records()).cells
     assert found.models['student'].confidence.tolist() == [0.5] * 12
@@ -341,14 +353,11 @@ def test_groups_on_one_side_are_refused(tmp_path):
         ),
         ('', 'two.csv has no column index, label, prediction; an audit needs'),
         ('index,prediction,label\n', "two.csv has no row of the model 'student'$"),
-        (
-            'index,prediction,label\n0,cat,1\n',
-            'two.csv, line 2: could not convert .*cat.* is no num',
-        ),
-        (
-            'index,prediction,label\n0,,1\n',
-            "two.csv, line 2: 'prediction' is no number, or missing",
-        ),
+        ('index,prediction,label\n0,cat,1\n', 'two.csv, line 2: a value is missing or no num.*cat'),
+        ('index,prediction,label\n0,,1\n', "two.csv, line 2: a value is missing .*: 'prediction'$"),
+        ('index,prediction,label\n0,1.5,1\n', 'two.csv, line 2: .*: prediction is 1.5$'),
+        ('index,prediction,label\n0,0,0\ninf,1,1\n', 'two.csv, line 3: .*: index is inf$'),
+        ('index,prediction,label\nnan,1,1\n', 'two.csv, line 2: .*: index is nan$'),
     ],
 )
 def test_files_without_records_are_refused(tmp_path, text, message):
