@@ -151,6 +151,8 @@ class ScoreMetric(BaseMetric):
     name = ''
     #: Whether 'higher' or 'lower' values are better, by the value's name.
     better: dict[str, str] = {}
+    #: The names of values that tell of the model alone, whatever its map is.
+    of_model: tuple[str, ...] = ()
     #: Whether it compares a student with its teacher and so needs one.
     needs_teacher = False
     #: Whether it measures batches of a student and a base model (``PairedBatch``).
