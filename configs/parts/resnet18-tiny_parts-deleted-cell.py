@@ -1,5 +1,5 @@
 # resnet18-tiny_parts.py, fine-tuned with a deleted cell in every second image. SingleDeletion deletes
-# such cells, and finds this model in domain: its score is the paper's IDSDS (Hesse et al., NeurIPS 2024).
+# such cells and finds this model in domain. Its score is the paper's IDSDS (Hesse et al., NeurIPS 2024).
 _base_ = ['resnet18-tiny_parts-removed-pixels.py']
 train_dataloader = dict(
     dataset=dict(

@@ -1,5 +1,5 @@
-# resnet18-tiny_parts.py, fine-tuned on images without a tenth of their pixels. FFidelity removes as many,
-# and finds this model in domain. Optimizer as in its paper (Zheng et al., ICLR 2025).
+# resnet18-tiny_parts.py, fine-tuned on images without a tenth of their pixels. FFidelity removes so
+# many and finds this model in domain. Optimizer as in its paper (Zheng et al., ICLR 2025).
 _base_ = ['resnet18-tiny_parts.py']
 load_from = 'work_dirs/resnet18-tiny_parts/epoch_8.pth'
 train_dataloader = dict(

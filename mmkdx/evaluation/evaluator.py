@@ -15,22 +15,31 @@ import numpy as np
 import torch
 from mmengine.dist import collect_results, is_main_process
 from mmengine.registry import DefaultScope
+from terminaltables import AsciiTable
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmkdx.arguments import integer, one_of, text
+from mmkdx.arguments import flag, integer, one_of, text
 from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.evaluation.floor import (
+    Floor,
+    FloorMeter,
+    agreement_sentence,
+    image_agreement,
+    with_floors,
+)
 from mmkdx.evaluation.images import Facts, ImageBatch, gallery_item, one_label_each, read_batch
 from mmkdx.evaluation.pairs import PairEvaluation, settings_of
 from mmkdx.evaluation.subjects import TARGETS, build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
 from mmkdx.metrics.base import Explained, ScoreMetric
+from mmkdx.metrics.rank_agreement import Tau
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
 from mmkdx.registry import METRICS
 from mmkdx.visualization import class_similarity  # noqa: F401 (registers how it is drawn)
-from mmkdx.visualization.records import score_table
+from mmkdx.visualization.records import score_rows
 from mmkdx.visualization.report import GalleryItem
 from mmkdx.visualization.sections import PictureSection, draw
 
@@ -50,6 +59,9 @@ class Evaluation:
         facts (dict[str, Any]): The settings: explained class, explainers, metrics, comparison.
         classes (tuple[str, ...], optional): The names of the classes.
         sample (str): Which images were explained.
+        floors (dict[str, Floor]): What noise gets in place of the student's maps, by the names of those
+            scores that judge maps, on every rank; empty where no floor was measured.
+        agreement (dict[tuple[str, str], Tau]): Kendall's tau over images of each pair of such scores.
     """
 
     scores: dict[str, Score]
@@ -62,9 +74,17 @@ class Evaluation:
     facts: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     sample: str = ''
+    floors: dict[str, Floor] = field(default_factory=dict)
+    agreement: dict[tuple[str, str], Tau] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return score_table(self.scores, self.student)
+        rows = with_floors(score_rows(self.scores, self.student), self.floors)
+        return '\n'.join(filter(None, (AsciiTable(rows).table, self.sentence)))
+
+    @property
+    def sentence(self) -> str:
+        """What the agreement of scores comes to; empty where there are not two."""
+        return agreement_sentence(self.agreement)
 
 
 class ExplanationEvaluator:
@@ -93,6 +113,8 @@ class ExplanationEvaluator:
         unicam (dict | bool): The arguments of ``UniCAM``; False for no comparison. Defaults to True.
         context_size (int): Images in a compared batch, an even number from 6 on. Defaults to 64.
         seed (int): The random seed of the sample. Defaults to 0.
+        floor (bool): Whether metrics measure noise (``RandomMap``) in place of the student's maps, too.
+            It costs as much as measuring the student. Defaults to True.
         owner (str): The owner of these arguments, for messages. Defaults to 'ExplanationEvaluator'.
 
     Raises:
@@ -111,6 +133,7 @@ class ExplanationEvaluator:
         unicam: dict | bool = True,
         context_size: int = 64,
         seed: int = 0,
+        floor: bool = True,
         owner: str = 'ExplanationEvaluator',
     ) -> None:
         self.owner = owner
@@ -120,12 +143,15 @@ class ExplanationEvaluator:
         self.num_samples = num_samples
         self.show_samples = integer(f'{owner}.show_samples', show_samples, 0)
         self.seed = integer(f'{owner}.seed', seed, 0)
+        self.floor = flag(f'{owner}.floor', floor)
         self.explainers = build_explainers(explainer, owner)
         if not isinstance(metrics, list | tuple):
             raise ValueError(f'{owner}.metrics is {metrics!r}; it must be a list of metrics')
         given = [_build_metric(metric, owner) for metric in metrics]
         self.metrics = [Facts(), *(each for each in given if not each.needs_base)]
         self.pair_metrics = [each for each in given if each.needs_base]
+        self._floor = FloorMeter(self.metrics)
+        self._with_floor = False
         if not isinstance(unicam, (bool, dict)):
             raise ValueError(f'{owner}.unicam is {unicam!r}; it must be a dict, True or False')
         arguments = {} if isinstance(unicam, bool) else unicam
@@ -143,19 +169,22 @@ class ExplanationEvaluator:
         self._loader: DataLoader | None = None
         self._model: nn.Module | None = None
 
-    def begin(self, model: nn.Module, loader: DataLoader) -> None:
+    def begin(self, model: nn.Module, loader: DataLoader, floor: bool = True) -> None:
         """Draws the sample and finds the models.
 
         Args:
             model (nn.Module): A distiller, or any classifier, which is the student then. Wrappers
                 come off, see ``describe``.
             loader (DataLoader): Loads the images; ``process`` takes what it yields.
+            floor (bool): Whether the floor is measured, if the evaluator's ``floor`` is set. Defaults to
+                True.
 
         Raises:
             ValueError: If models, target, metrics and data set do not fit.
             FileNotFoundError: If a checkpoint file does not exist.
         """
         model = unwrap(model)
+        self._with_floor = self.floor and floor
         new = model is not self._model or loader.dataset is not self._loader.dataset
         self._loader = loader
         if new:
@@ -186,15 +215,17 @@ class ExplanationEvaluator:
             batch.models = self._explain(batch)
             for metric in self.metrics:
                 metric.process(batch)
+            if self._with_floor:
+                self._floor.process(batch, batch.models['student'], self.subjects['student'])
             for i, number in enumerate(batch.index):
                 if number in self._shown:
                     maps = {name: model.maps[i].cpu() for name, model in batch.models.items()}
                     self._pictures[number] = batch.picture(i), maps
         self._seconds += time.perf_counter() - start
 
-    def try_out(self, model: nn.Module, loader: DataLoader) -> Evaluation:
-        """Takes one image through a whole evaluation, so that mistakes show early."""
-        self.begin(model, loader)
+    def try_out(self, model: nn.Module, loader: DataLoader, floor: bool = True) -> Evaluation:
+        """Takes one image through a whole evaluation, so that mistakes show early; see ``begin``."""
+        self.begin(model, loader, floor)
         whole, first = self._sample, min(self._sample)
         self._sample = self._shown = {first}
         data = loader.collate_fn([loader.dataset[self._images[first]]])
@@ -291,13 +322,16 @@ class ExplanationEvaluator:
                         "give it a key 'name', which stands in front of its scores"
                     )
                 scores[name] = score
+        floors, noise = self._floor.evaluate() if self._with_floor else ({}, {})
         pictures = collect_results(list(self._pictures.items()), sys.maxsize, 'cpu')
         student = 'student'
         if len(self.subjects) == 1 and not isinstance(self._model, Distiller):
             student = self.subjects['student'].facts.name
-        found = Evaluation(scores, len(self._sample), 0.0, student)
+        found = Evaluation(scores, len(self._sample), 0.0, student, floors=floors)
         if is_main_process():
             self._complete(found, dict(pictures), own)
+            for index, values in noise.items():
+                found.rows[index].update({f'floor_{key}': each for key, each in values.items()})
         found.seconds = self._seconds + time.perf_counter() - start
         return found
 
@@ -314,6 +348,7 @@ class ExplanationEvaluator:
             row, own_targets = found.rows[index], self.policy == 'own'
             words = found.scores, found.classes, own_targets, found.student
             found.gallery.append(gallery_item(index, picture, maps, row, *words))
+        found.agreement = image_agreement(found.rows, found.scores, self.metrics)
         offered = [each for metric in self.metrics for each in metric.report_sections()]
         drawn = (draw(each, found.classes) for each in (*own, *offered))
         found.sections = [section for section in drawn if section is not None]

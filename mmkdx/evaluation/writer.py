@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmkdx.evaluation.evaluator import Evaluation
+from mmkdx.evaluation.floor import as_json
 from mmkdx.evaluation.subjects import TARGETS
 from mmkdx.files import WriteError
 from mmkdx.visualization.records import append_scores, append_values, read_curves, read_header
@@ -21,7 +22,8 @@ def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None
     so an evaluation whose scores are there has all its values.
     """
     append_values(folder / f'{mode}.csv', found.rows, found.classes, **step)
-    append_scores(folder / f'{mode}.json', found.scores, **step, **found.facts)
+    standing = as_json(found.floors, found.agreement)
+    append_scores(folder / f'{mode}.json', found.scores, **step, **found.facts, **standing)
 
 
 def write_page(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,8 +151,6 @@ class ScoreMetric(BaseMetric):
     name = ''
     #: Whether 'higher' or 'lower' values are better, by the value's name.
     better: dict[str, str] = {}
-    #: The names of values that tell of the model alone, whatever its map is.
-    of_model: tuple[str, ...] = ()
     #: Whether it compares a student with its teacher and so needs one.
     needs_teacher = False
     #: Whether it measures batches of a student and a base model (``PairedBatch``).
@@ -222,6 +220,12 @@ class ExplanationMetric(ScoreMetric):
 
     #: Whether the protocol counts zero and constant maps; else their values become NaN.
     counts_degenerate = False
+    #: Whether the values of ``measure`` judge a map, so that those of noise are their floor.
+    has_floor = False
+    #: The names of values that do not judge the model's own map, so that they have no floor.
+    no_floor: tuple[str, ...] = ()
+    #: With ``has_floor`` after ``evaluate`` on the main rank: the values of each row as measured.
+    measured: dict[int, dict[str, Any]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -250,6 +254,53 @@ class ExplanationMetric(ScoreMetric):
             for row, *values in zip(rows, *parts):
                 row.update({prefix + key: v for part in values for key, v in part.items()})
         self.results.extend(zip(map(int, data_batch.index), rows))
+
+    def compute_metrics(self, results: list[tuple[int, dict[str, Any]]]) -> dict[str, Score]:
+        """See the base class."""
+        if self.has_floor:
+            self.measured = {index: dict(values) for index, values in results}
+        return super().compute_metrics(results)
+
+    def judging(self) -> list[str]:
+        """The names of the scores that judge a model's own map and say what is better."""
+        return list(self._named({name: '' for name in self.better if name not in self.no_floor}))
+
+    def above_floor(self, noise: Mapping[int, dict[str, Any]]) -> dict[str, tuple]:
+        """How far the student's scores are above those of noise on the same images.
+
+        Args:
+            noise (Mapping[int, dict]): ``measured`` of a copy of the metric that measured noise.
+
+        Returns:
+            dict[str, tuple]: By the names of scores that judge maps the noise's score, the difference
+            (above 0 if the maps are better), the ends of its paired 95 % interval, and the number of
+            images that count for both.
+        """
+        floor, gaps = self.pairs([(self.measured[i], row) for i, row in sorted(noise.items())])
+        found = {}
+        for name, better in self.better.items():
+            if name in gaps and name not in self.no_floor:
+                gap, sign = gaps[name], 1 if better == 'higher' else -1
+                ends = sorted((sign * gap.low, sign * gap.high))
+                found[name] = floor[name].value, sign * gap.value, *ends, gap.n
+        return self._named(found)
+
+    def pairs(
+        self, rows: list[tuple[dict[str, Any], dict[str, Any]]]
+    ) -> tuple[dict[str, Score], dict[str, Score]]:
+        """The scores of noise, and the scores minus these, of an image's values each with the noise's.
+
+        Here both are scores of rows: of the noise's values where the image counts for both, and of the
+        differences of all values that depend on the map.
+        """
+        alone, gaps = [], []
+        for own, noise in rows:
+            kept = [name for name in noise if name.startswith('_') or name in self.no_floor]
+            gap = {name: own[name] - noise[name] for name in noise if name not in kept}
+            # A difference is NaN where one of both does not count
+            alone.append({name: noise[name] + 0 * gap.get(name, 0) for name in noise})
+            gaps.append({**{name: noise[name] for name in kept}, **gap})
+        return self.summarize(alone), self.summarize(gaps)
 
     def _once(
         self, batch: ExplainedBatch, name: str, method: Callable, *models: Explained

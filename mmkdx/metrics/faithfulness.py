@@ -23,6 +23,8 @@ BASELINES = ('zero', 'black', 'blur')
 class MaskingMetric(ExplanationMetric):
     """A metric that shows the model many copies of each image, with more and more pixels replaced."""
 
+    has_floor = True
+
     def __init__(self, max_batch: int = 64) -> None:
         super().__init__()
         self.max_batch = integer(f'{type(self).__name__}.max_batch', max_batch, 1)
@@ -118,6 +120,7 @@ class DeletionInsertion(MaskingMetric):
         reverse_cross_deletion='lower',
         reverse_cross_insertion='higher',
     )
+    no_floor = tuple(name for name in better if 'cross' in name)
 
     def __init__(
         self,
@@ -215,7 +218,7 @@ class PerturbationAUC(MaskingMetric):
         relative_positive_auc='lower',
         relative_negative_auc='higher',
     )
-    of_model = ('clean_accuracy',)
+    no_floor = ('clean_accuracy',)
     fractions = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
@@ -348,6 +351,7 @@ class AverageDrop(ExplanationMetric):
         relu (bool): Whether negative evidence is set to 0 before a map is normalised. Defaults to True.
     """
 
+    has_floor = True
     better = dict(
         average_drop='lower',
         increase_in_confidence='higher',

@@ -27,6 +27,7 @@ class MapComplexity(ExplanationMetric):
       et al., "Evaluating and Aggregating Feature-based Model Explanations", IJCAI 2020.
     """
 
+    has_floor = True
     better = dict(gini='higher', entropy='lower')
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
@@ -60,6 +61,7 @@ class MaxSensitivity(ExplanationMetric):
         ValueError: If ``radius`` is not positive or ``samples`` is less than 1.
     """
 
+    has_floor = True
     better = dict(max_sensitivity='lower', avg_sensitivity='lower')
 
     def __init__(self, radius: float = 0.02, samples: int = 10, seed: int = 0) -> None:

@@ -109,11 +109,7 @@ def rank_agreement(
         ValueError: If there are fewer than three explainers, or it is not known what is better.
     """
     values = turned(values, better)
-    counts = {len(each) for each in values.values()}
-    if min(counts, default=0) < 3:
-        raise ValueError(
-            f'metrics agree on the ranks of at least 3 explainers, and there are {min(counts, default=0)}'
-        )
+    _check_count(min((len(each) for each in values.values()), default=0))
     taus = {pair: kendall_tau(*map(values.get, pair)) for pair in combinations(values, 2)}
     return RankAgreement(taus, kendall_w(list(values.values())))
 
@@ -133,8 +129,12 @@ def mean_image_tau(one: np.ndarray, other: np.ndarray) -> Score:
         ValueError: If there are fewer than three explainers.
     """
     one, other = np.asarray(one, float), np.asarray(other, float)
-    if one.shape[1] < 3:
-        raise ValueError(
-            f'metrics agree on the ranks of at least 3 explainers, and there are {one.shape[1]}'
-        )
+    _check_count(one.shape[1])
     return mean_score([kendall_tau(*rows).value for rows in zip(one, other)])
+
+
+def _check_count(explainers: int) -> None:
+    if explainers < 3:
+        raise ValueError(
+            f'metrics agree on the ranks of at least 3 explainers, and there are {explainers}'
+        )

@@ -93,7 +93,7 @@ class SingleDeletion(CellMetric):
         deleted_accuracy='higher',
         accuracy_drop='lower',
     )
-    of_model = ('deleted_accuracy', 'accuracy_drop')
+    no_floor = ('deleted_accuracy', 'accuracy_drop')
 
     def __init__(self, grid: int = 4, baseline: str = 'zero', max_batch: int = 64) -> None:
         super().__init__(grid, max_batch)

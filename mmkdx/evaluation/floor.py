@@ -1,0 +1,168 @@
+"""What noise gets: the floor below the scores of maps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from torch import Tensor
+
+from mmkdx.evaluation.subjects import Subject
+from mmkdx.explain import RandomMap
+from mmkdx.metrics.base import Explained, ExplainedBatch, ScoreMetric
+from mmkdx.metrics.rank_agreement import DISAGREEMENT, Tau, kendall_tau, turned
+from mmkdx.metrics.scores import Score
+
+
+class Floor(NamedTuple):
+    """What ``RandomMap`` gets in place of a model's maps, at their resolution, on the same images.
+
+    Args:
+        value (float): Its score.
+        difference (float): How far the maps' score is above it; the sign is turned where lower is
+            better, so noise has 0 and better maps have more.
+        low (float): The lower end of the difference's paired 95 % interval; NaN where there is none.
+        high (float): The upper end.
+        n (int): Number of images that count for both.
+    """
+
+    value: float
+    difference: float
+    low: float
+    high: float
+    n: int
+
+
+class FloorMeter:
+    """Measures noise in place of a model's maps.
+
+    Args:
+        metrics (Sequence[ScoreMetric]): Metrics of an evaluation, of which copies are made before these
+            have measured. Those that judge no maps (``has_floor``) are left out.
+    """
+
+    def __init__(self, metrics: Sequence[ScoreMetric]) -> None:
+        self.metrics = [each for each in metrics if getattr(each, 'has_floor', False)]
+        self._copies = [copy.deepcopy(each) for each in self.metrics]
+
+    def process(self, batch: ExplainedBatch, model: Explained, subject: Subject) -> None:
+        """Measures noise in place of the maps of a model of a batch, and keeps the values."""
+        batch = replace(batch, models=dict(student=noisy(batch, model, subject)))
+        for metric in self._copies:
+            metric.process(batch)
+
+    def evaluate(self) -> tuple[dict[str, Floor], dict[int, dict[str, float]]]:
+        """Each score's floor, on every rank, and each image's values of noise, on the main rank.
+
+        Call it after ``evaluate`` of the metrics. Only scores that judge a model's own map and say what
+        is better have a floor.
+        """
+        floors: dict[str, Floor] = {}
+        rows: dict[int, dict[str, float]] = {}
+        for metric, noise in zip(self.metrics, self._copies):
+            noise.evaluate()
+            if is_main_process():
+                found = metric.above_floor(noise.measured)
+                floors.update({name: Floor(*each) for name, each in found.items()})
+                for index, values in noise.rows.items():
+                    named = {name: value for name, value in values.items() if name in found}
+                    rows.setdefault(index, {}).update(named)
+        shared = [floors]
+        broadcast_object_list(shared)
+        return shared[0], rows
+
+
+def noisy(batch: ExplainedBatch, model: Explained, subject: Subject) -> Explained:
+    """A model of a batch with noise of the size of its maps in place of its explainer."""
+    noise = RandomMap(size=list(model.maps.shape[1:]))
+
+    def explain(images: Tensor, targets: Tensor) -> Tensor:
+        return noise(subject.model, subject.convert(images), targets)
+
+    maps = explain(batch.inputs, model.targets)
+    return replace(model, maps=maps, explain=explain, fixed=False)
+
+
+def image_agreement(
+    rows: Mapping[int, Mapping[str, Any]],
+    scores: Mapping[str, Score],
+    metrics: Sequence[ScoreMetric],
+) -> dict[tuple[str, str], Tau]:
+    """Kendall's tau over images of each pair of scores that judge the student's maps.
+
+    Signs are turned where lower is better, so a positive tau says that the same images have good maps.
+    Scores that are no mean over images are left out.
+
+    Args:
+        rows (Mapping[int, Mapping[str, Any]]): Each image's values.
+        scores (Mapping[str, Score]): The scores by name.
+        metrics (Sequence[ScoreMetric]): The metrics that yielded them.
+    """
+    judging = [each for each in metrics if getattr(each, 'has_floor', False)]
+    names = [name for each in judging for name in each.judging() if name in scores]
+    values = {
+        name: [row.get(name, float('nan')) for row in rows.values()]
+        for name in names
+        if any(name in row for row in rows.values())
+    }
+    values = turned(values, {name: scores[name].better for name in values})
+    return {pair: kendall_tau(*map(values.get, pair)) for pair in combinations(values, 2)}
+
+
+def agreement_sentence(taus: Mapping[tuple[str, str], Tau], over: str = 'images') -> str:
+    """What the agreement of metrics comes to, in two sentences; empty without a finite tau."""
+    known = {pair: tau.value for pair, tau in taus.items() if tau.value == tau.value}
+    if not known:
+        return ''
+    (one, other), least = min(known.items(), key=lambda each: each[1])
+    mean = sum(known.values()) / len(known)
+    return (
+        f"Kendall's tau of scores over {over}: {mean:.2f} on average of {len(known)} pairs, and least, "
+        f'{least:.2f}, of {one} and {other}. {DISAGREEMENT}'
+    )
+
+
+def with_floors(rows: list[list[str]], floors: Mapping[str, Floor]) -> list[list[str]]:
+    """The rows of a table of scores, the head first, with columns of the floors before the last one.
+
+    Args:
+        rows (list[list[str]]): What ``mmkdx.visualization.records.score_rows`` returns.
+        floors (Mapping[str, Floor]): The floors by the names of scores; without any the rows stay.
+    """
+    if not floors:
+        return rows
+    (*head, last), *body = rows
+    table = [[*head, 'floor (noise)', 'above floor', last]]
+    for *cells, last in body:
+        floor = floors.get(cells[0])
+        table.append([*cells, *(('', '') if floor is None else floor_cells(floor)), last])
+    return table
+
+
+def floor_cells(floor: Floor) -> tuple[str, str]:
+    """A floor and the difference from it as text; '-' where there is none."""
+    value, gap = (
+        '-' if each != each else f'{each:{sign}.4f}'
+        for each, sign in ((floor.value, ''), (floor.difference, '+'))
+    )
+    if floor.low == floor.low:
+        gap += f' ± {(floor.high - floor.low) / 2:.4f}'
+    return value, gap
+
+
+def as_json(
+    floors: Mapping[str, Floor], taus: Mapping[tuple[str, str], Tau]
+) -> dict[str, dict[str, Any] | list[dict[str, Any]]]:
+    """Floors and agreement as JSON takes them, which has no NaN."""
+    return dict(
+        floors={name: _finite(floor) for name, floor in floors.items()},
+        agreement=[dict(scores=list(pair), **_finite(tau)) for pair, tau in taus.items()],
+    )
+
+
+def _finite(values: NamedTuple) -> dict[str, float | None]:
+    return {key: value if value == value else None for key, value in values._asdict().items()}
