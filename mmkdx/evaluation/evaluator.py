@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import collect_results, is_main_process
-from mmengine.registry import DefaultScope
 from terminaltables import AsciiTable
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmkdx.arguments import flag, integer, one_of, text
+from mmkdx.arguments import flag, integer, one_of
 from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.evaluation.floor import (
@@ -33,11 +32,10 @@ from mmkdx.evaluation.images import Facts, ImageBatch, gallery_item, one_label_e
 from mmkdx.evaluation.pairs import PairEvaluation, settings_of
 from mmkdx.evaluation.subjects import TARGETS, build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer
-from mmkdx.metrics.base import Explained, ScoreMetric
+from mmkdx.metrics.base import Explained, build_metric
 from mmkdx.metrics.rank_agreement import Tau
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
-from mmkdx.registry import METRICS
 from mmkdx.visualization import class_similarity  # noqa: F401 (registers how it is drawn)
 from mmkdx.visualization.records import score_rows
 from mmkdx.visualization.report import GalleryItem
@@ -147,7 +145,7 @@ class ExplanationEvaluator:
         self.explainers = build_explainers(explainer, owner)
         if not isinstance(metrics, list | tuple):
             raise ValueError(f'{owner}.metrics is {metrics!r}; it must be a list of metrics')
-        given = [_build_metric(metric, owner) for metric in metrics]
+        given = [build_metric(metric, owner) for metric in metrics]
         self.metrics = [Facts(), *(each for each in given if not each.needs_base)]
         self.pair_metrics = [each for each in given if each.needs_base]
         self._floor = FloorMeter(self.metrics)
@@ -358,26 +356,6 @@ class ExplanationEvaluator:
             metrics=[settings_of(each) for each in (*self.metrics[1:], *self.pair_metrics)],
             **({} if self.pairs is None else self.pairs.facts()),
         )
-
-
-def _build_metric(spec: dict | str, owner: str) -> ScoreMetric:
-    """A metric with its name."""
-    if not isinstance(spec, str | dict):
-        raise ValueError(f'{owner}.metrics has {spec!r}; a metric is a dict with a type, or a type')
-    config = dict(type=spec) if isinstance(spec, str) else dict(spec)
-    name = text(f'{owner}.metrics: name', config.pop('name', ''))
-    try:
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            metric = METRICS.build(config)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f'{owner}.metrics: {error.args[0]}') from error
-    if not isinstance(metric, ScoreMetric):
-        raise ValueError(
-            f'{owner}.metrics: {type(metric).__name__} is no metric of explanations; it belongs into '
-            'val_evaluator'
-        )
-    metric.name = name
-    return metric
 
 
 @contextmanager

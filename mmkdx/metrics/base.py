@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmkdx.arguments import one_of, text
 from mmkdx.functional import degenerate_maps
 from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.models.families import ModelFacts
+from mmkdx.registry import METRICS
 
 
 @dataclass
@@ -327,6 +329,35 @@ class ExplanationMetric(ScoreMetric):
         if fixed:
             self._kept.update(zip(keys, rows))
         return rows
+
+
+def build_metric(spec: dict | str, owner: str) -> ScoreMetric:
+    """Builds a metric of explanations.
+
+    Args:
+        spec (dict | str): Its config, also with the key 'name', or its type alone.
+        owner (str): The owner of the argument ``metrics``, for messages.
+
+    Raises:
+        ValueError: If there is no such metric, it has no such argument, or it is no metric of
+            explanations.
+    """
+    if not isinstance(spec, str | dict):
+        raise ValueError(f'{owner}.metrics has {spec!r}; a metric is a dict with a type, or a type')
+    config = dict(type=spec) if isinstance(spec, str) else dict(spec)
+    name = text(f'{owner}.metrics: name', config.pop('name', ''))
+    try:
+        with DefaultScope.overwrite_default_scope('mmkdx'):
+            metric = METRICS.build(config)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f'{owner}.metrics: {error.args[0]}') from error
+    if not isinstance(metric, ScoreMetric):
+        raise ValueError(
+            f'{owner}.metrics: {type(metric).__name__} is no metric of explanations; it belongs into '
+            'val_evaluator'
+        )
+    metric.name = name
+    return metric
 
 
 def by_model(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
