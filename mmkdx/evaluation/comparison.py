@@ -50,7 +50,7 @@ class Entrant:
         scores (dict[str, Score]): Its scores.
         rows (dict[int, dict[str, float]]): Each image's values.
         floors (dict[str, Floor]): What noise of that size gets; none for noise.
-        ranks (dict[str, Rank]): Its rank by each score.
+        ranks (dict[str, Rank]): Its rank by each score that is a mean over images.
         mean_rank (Rank): The mean of these.
         empty (int): Number of images whose map says nothing.
     """
@@ -76,7 +76,7 @@ class Comparison:
         entrants (list[Entrant]): The explainers, the best mean rank first.
         noise (list[Entrant]): ``RandomMap`` at the size of some explainers' maps.
         left_out (dict[str, str]): The explainers that do not fit, with the reasons.
-        better (dict[str, str]): The ranked scores, each 'higher' or 'lower'.
+        better (dict[str, str]): The scores that judge maps, each 'higher' or 'lower'.
         agreement (RankAgreement, optional): How far scores agree on the ranks of explainers; None with
             fewer than three.
         image_taus (dict[tuple[str, str], Score]): For each pair of scores the mean over images of
@@ -180,34 +180,15 @@ def compare_explainers(
             if metric.has_floor:
                 found = metric.above_floor(floor.measured)
                 entrant.floors.update({name: Floor(*each) for name, each in found.items()})
-    better = {name: kind for each in built for name, kind in _judging(each).items()}
-    values = {
-        name: np.array(
-            [[row.get(name, math.nan) for row in e.rows.values()] for e in entrants], float
-        )
-        for name in better
-    }
-    # Scores that are no mean over images rank nothing here
-    values = turned({name: v for name, v in values.items() if np.isfinite(v).any()}, better)
-    if values:
-        ranks, mean_ranks = bootstrap_ranks(values, seed)
-        for i, entrant in enumerate(entrants):
-            entrant.ranks = {name: each[i] for name, each in ranks.items()}
-            entrant.mean_rank = mean_ranks[i]
-    agreement, taus = None, {}
-    if len(entrants) >= 3 and values:
-        standing = {name: [-e.ranks[name].value for e in entrants] for name in values}
-        agreement = rank_agreement(standing, dict.fromkeys(values, 'higher'))
-        taus = {
-            pair: mean_image_tau(*(values[name].T for name in pair))
-            for pair in combinations(values, 2)
-        }
+    judging = {name: kind for each in built for name, kind in _judging(each).items()}
+    better = {name: kind for name, kind in judging.items() if name in entrants[0].scores}
+    agreement, taus = _rank(entrants, better, seed)
     return Comparison(
         subject.facts.name,
         sorted(entrants, key=lambda each: (math.isnan(each.mean_rank.value), each.mean_rank.value)),
         noise,
         left_out,
-        {name: better[name] for name in values},
+        better,
         agreement,
         taus,
         f'{len(order)} of {len(known)} (seed {seed})',
@@ -215,6 +196,34 @@ def compare_explainers(
         subject.classes or classes,
         pictures,
     )
+
+
+def _rank(
+    entrants: list[Entrant], better: dict[str, str], seed: int
+) -> tuple[RankAgreement | None, dict[tuple[str, str], Score]]:
+    """Ranks the entrants; returns the agreement of scores on ranks, overall and on single images."""
+    values = {
+        name: np.array(
+            [[row.get(name, math.nan) for row in each.rows.values()] for each in entrants], float
+        )
+        for name in better
+        # Others, such as the mean IoU, are no means over images and rank nothing
+        if all(name in row for row in entrants[0].rows.values())
+    }
+    if not values:
+        return None, {}
+    values = turned(values, better)
+    ranks, mean_ranks = bootstrap_ranks(values, seed)
+    for i, entrant in enumerate(entrants):
+        entrant.ranks = {name: each[i] for name, each in ranks.items()}
+        entrant.mean_rank = mean_ranks[i]
+    if len(entrants) < 3:
+        return None, {}
+    standing = {name: [each.value for each in found] for name, found in ranks.items()}
+    taus = {
+        pair: mean_image_tau(*(values[name].T for name in pair)) for pair in combinations(values, 2)
+    }
+    return rank_agreement(standing, dict.fromkeys(values, 'lower')), taus
 
 
 def _explainers(specs: Sequence[str | dict] | None) -> dict[str, Explainer]:

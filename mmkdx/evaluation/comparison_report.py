@@ -20,7 +20,7 @@ from mmkdx.evaluation.floor import agreement_sentence
 from mmkdx.files import write_file, written_together
 from mmkdx.functional import degenerate_maps
 from mmkdx.metrics.scores import Score
-from mmkdx.visualization.rendering import enlarged, grid, overlay
+from mmkdx.visualization.rendering import enlarged, grid, label_text, overlay
 from mmkdx.visualization.report import write_report
 from mmkdx.visualization.sections import PictureSection
 
@@ -47,23 +47,24 @@ def comparison_table(found: Comparison) -> list[list[str]]:
 
 def comparison_notes(found: Comparison) -> list[str]:
     """What is to be said below the table: agreement, empty maps, explainers that do not fit."""
-    notes = []
-    if found.agreement is None:
-        notes.append(
-            'With fewer than three explainers there is no agreement of scores on their ranks.'
-        )
-    elif sentence := agreement_sentence(found.agreement.taus, 'explainers'):
-        taus = [score.value for score in found.image_taus.values() if score.value == score.value]
-        single = f'on single images it is {np.mean(taus):.2f} on average' if taus else ''
-        w = found.agreement.w
-        notes.append(sentence)
-        notes.append(
-            '; '.join(filter(None, [f"Kendall's W of all scores is {w:.2f}", single])) + '.'
-        )
+    notes = _agreement(found)
     if empty := [f'{each.name} {each.empty}' for each in found.entrants if each.empty]:
         notes.append(f'Maps that say nothing and do not count: {", ".join(empty)}.')
     notes += [f'{name} was left out: {reason}' for name, reason in found.left_out.items()]
     return notes
+
+
+def _agreement(found: Comparison) -> list[str]:
+    """What is to be said of the agreement of scores."""
+    if len(found.entrants) < 3:
+        return ['With fewer than three explainers there is no agreement of scores on their ranks.']
+    taus = found.agreement.taus if found.agreement else {}
+    sentence = agreement_sentence(taus, 'explainers')
+    if not sentence:
+        return []
+    taus = [score.value for score in found.image_taus.values() if score.value == score.value]
+    single = f'; on single images tau is {np.mean(taus):.2f} on average' if taus else ''
+    return [sentence, f"Kendall's W of all scores is {found.agreement.w:.2f}{single}."]
 
 
 def write_comparison(folder: str | Path, found: Comparison) -> Path:
@@ -138,15 +139,22 @@ def _as_json(found: Comparison, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _write_page(folder: Path, found: Comparison) -> None:
     scores = {}
     for name in found.better:
-        ranked = sorted(found.entrants, key=lambda each: each.ranks[name].value)
-        for each in ranked:
-            scores[f'{name}: {each.ranks[name].value:g}. {each.name}'] = each.scores[name]
+        if name in found.entrants[0].ranks:
+            ranked = sorted((each.ranks[name].value, each.name, each) for each in found.entrants)
+        else:
+            ranked = [(math.nan, each.name, each) for each in found.entrants]
+        for rank, entrant, each in ranked:
+            front = '' if math.isnan(rank) else f'{rank:g}. '
+            scores[f'{name}: {front}{entrant}'] = each.scores[name]
         for each in found.noise:
             scores[f'{name}: floor, {each.name}'] = each.scores[name]
-    pictures = [
-        (f'Image {number}, explained: {class_text(label, found.classes)}', _row(picture, maps))
-        for number, picture, maps, label in found.pictures
-    ]
+    order = [each.name for each in found.entrants]
+    pictures = []
+    for number, picture, maps, label in found.pictures:
+        words = class_text(label, found.classes)
+        lines = ['input', f'image {number}', f'explained: {label_text(label, found.classes)}']
+        drawn = _row(picture, {name: maps[name] for name in order}, lines)
+        pictures.append((f'Image {number}, explained: {words}', drawn))
     note = (
         'Each map is in its own range, without negative evidence. The best mean rank comes first.'
     )
@@ -161,7 +169,8 @@ def _write_page(folder: Path, found: Comparison) -> None:
             'mean rank and interval': '; '.join(
                 f'{name} {rank}' for name, _, rank, *_ in rows[: len(found.entrants)]
             ),
-            'agreement': ' '.join(comparison_notes(found)),
+            'agreement': ' '.join(_agreement(found)),
+            'left out': ', '.join(found.left_out),
         },
         scores=scores,
         student='value',
@@ -169,11 +178,11 @@ def _write_page(folder: Path, found: Comparison) -> None:
     )
 
 
-def _row(picture: np.ndarray, maps: dict[str, Tensor]) -> np.ndarray:
-    """An image and the maps of all explainers over it, beside each other."""
+def _row(picture: np.ndarray, maps: dict[str, Tensor], lines: list[str]) -> np.ndarray:
+    """An image with its lines of text and the maps of all explainers over it, beside each other."""
     side = 168
     canvas = torch.from_numpy(enlarged(picture, side))[None]
-    pictures, captions = [picture], [['input']]
+    pictures, captions = [picture], [lines]
     for name, values in maps.items():
         values = values[None].float()
         pictures.append(overlay(canvas, values)[0].numpy())

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from mmpretrain.structures import DataSample
+from measuring import Images, collate, convolution
 from scipy import stats
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mmkdx.evaluation import ExplanationEvaluator
 from mmkdx.evaluation.floor import (
@@ -51,37 +51,9 @@ class Unfloored(ExplanationMetric):
         return dict(mean=model.maps.mean((1, 2)))
 
 
-class Images(Dataset):
-    """Noise with labels, masks and numbers."""
-
-    def __init__(self, count=COUNT):
-        generator = torch.Generator().manual_seed(0)
-        self.images = torch.randn(count, 3, 16, 16, generator=generator)
-        self.masks = torch.rand(count, 4, 4, generator=generator).gt(0.6).int()
-        self.masks = self.masks.repeat_interleave(4, 1).repeat_interleave(4, 2)
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, i):
-        sample = DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % 3)
-        sample.gt_seg_map = self.masks[i]
-        return dict(inputs=self.images[i], data_samples=sample)
-
-
-def collate(items):
-    return {
-        'inputs': torch.stack([each['inputs'] for each in items]),
-        'data_samples': [each['data_samples'] for each in items],
-    }
-
-
 @pytest.fixture(scope='module')
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)
-    ).eval()
+    return convolution()
 
 
 def evaluate(model, metrics=('Corner',), images=None, begin=True, **options):

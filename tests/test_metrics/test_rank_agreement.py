@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mmkdx.metrics.rank_agreement import (
+    bootstrap_ranks,
     kendall_tau,
     kendall_w,
     mean_image_tau,
@@ -98,3 +99,39 @@ def test_what_cannot_be_ranked_is_refused():
             ValueError, match='^(deletion|single) says neither that higher nor that'
         ):
             rank_agreement(VALUES, better)
+
+
+def test_bootstrap_ranks():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=40)
+    clear = np.stack([noise, noise + 5, noise - 5])
+    tied = np.stack([noise, noise + 1e-9, noise - 1])
+    ranks, mean = bootstrap_ranks(dict(clear=clear, tied=tied))
+    assert ranks['clear'] == [(2, 2, 2), (1, 1, 1), (3, 3, 3)]
+    assert ranks['tied'] == [(1.5, 1.5, 1.5), (1.5, 1.5, 1.5), (3, 3, 3)]
+    assert mean == [(1.75, 1.75, 1.75), (1.25, 1.25, 1.25), (3, 3, 3)]
+
+
+def test_intervals_of_ranks_hold_what_other_images_say():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(3, 60)) + np.array([[0.1], [0], [-2]])
+    (first, second, last), _ = (
+        found['a'] if isinstance(found, dict) else found
+        for found in bootstrap_ranks(dict(a=values))
+    )
+    assert (first.low, first.high) == (second.low, second.high) == (1, 2)
+    assert last == (3, 3, 3)
+    # By the definition, image by image
+    means = [values[:, rng.integers(60, size=60)].mean(1) for _ in range(2000)]
+    share = np.mean([each[0] > each[1] for each in means])
+    assert 0.025 < share < 0.975
+    assert bootstrap_ranks(dict(a=values), 3) == bootstrap_ranks(dict(a=values), 3)
+
+
+def test_explainers_are_ranked_on_the_images_that_count_for_all():
+    values = np.array([[1, 9, 1, 1.0], [2, math.nan, 2, 2]])
+    ranks, _ = bootstrap_ranks(dict(a=values))
+    assert [rank.value for rank in ranks['a']] == [2, 1]
+    nothing = np.array([[1, math.nan], [math.nan, 2]])
+    ranks, mean = bootstrap_ranks(dict(a=nothing, b=nothing + 1))
+    assert all(map(math.isnan, (*ranks['a'][0], *ranks['b'][1], *mean[0])))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -18,7 +19,6 @@ from mmkdx.evaluation.comparison_report import (
 )
 from mmkdx.explain import explainer_names
 from mmkdx.files import exit_on_write_error, printable
-from mmkdx.models.libraries import names_network
 
 
 def parse_args() -> argparse.Namespace:
@@ -98,7 +98,7 @@ def main() -> None:
     args = parse_args()
     try:
         model: Any = args.config
-        if not names_network(model):
+        if Path(model).suffix in ('.py', '.json', '.yaml', '.yml'):  # else it is a name
             model = Config.fromfile(args.config)
             model.merge_from_dict(args.cfg_options)
         explainers, metrics = with_options(args.explainers, args.metrics, args.options)
