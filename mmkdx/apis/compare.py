@@ -66,7 +66,8 @@ def compare_explainers_of(
     else:
         config = inferencer.config.test_dataloader.dataset
         if config['type'] == 'CustomDataset' and not config.get('data_root'):
-            raise ValueError(f'{model} names no images; give some by --images FILE_OR_FOLDER')
+            name = model.filename if isinstance(model, Config) else model
+            raise ValueError(f'{name} names no images; give some by --images FILE_OR_FOLDER')
         with DefaultScope.overwrite_default_scope('mmkdx'):
             dataset = DATASETS.build(config)
     loader = DataLoader(dataset, batch_size, collate_fn=pseudo_collate)
