@@ -119,6 +119,8 @@ def agreement_sentence(taus: Mapping[tuple[str, str], Tau], over: str = 'images'
     if not known:
         return ''
     (one, other), least = min(known.items(), key=lambda each: each[1])
+    if len(known) == 1:
+        return f"Kendall's tau of {one} and {other} over {over}: {least:.2f}. {DISAGREEMENT}"
     mean = sum(known.values()) / len(known)
     return (
         f"Kendall's tau of scores over {over}: {mean:.2f} on average of {len(known)} pairs, and least, "

@@ -225,4 +225,8 @@ def test_agreement_over_images_by_hand():
         "Kendall's tau of scores over images: 0.56 on average of 3 pairs, and least, 0.33, of a and c. "
     )
     assert agreement_sentence({('a', 'b'): Tau(math.nan, math.nan, 0)}) == ''
+    one = {('a', 'b'): Tau(0.254, 0.1, 9), ('a', 'c'): Tau(math.nan, math.nan, 0)}
+    assert agreement_sentence(one, 'explainers') == (
+        f"Kendall's tau of a and b over explainers: 0.25. {DISAGREEMENT}"
+    )
     assert agreement_sentence({}) == ''
