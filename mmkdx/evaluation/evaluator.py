@@ -59,7 +59,8 @@ class Evaluation:
         sample (str): Which images were explained.
         floors (dict[str, Floor]): What noise gets in place of the student's maps, by the names of those
             scores that judge maps, on every rank; empty where no floor was measured.
-        agreement (dict[tuple[str, str], Tau]): Kendall's tau over images of each pair of such scores.
+        metric_agreement (dict[tuple[str, str], Tau]): Kendall's tau over images of each pair of such
+            scores.
     """
 
     scores: dict[str, Score]
@@ -73,7 +74,7 @@ class Evaluation:
     classes: tuple[str, ...] | None = None
     sample: str = ''
     floors: dict[str, Floor] = field(default_factory=dict)
-    agreement: dict[tuple[str, str], Tau] = field(default_factory=dict)
+    metric_agreement: dict[tuple[str, str], Tau] = field(default_factory=dict)
 
     def __str__(self) -> str:
         rows = with_floors(score_rows(self.scores, self.student), self.floors)
@@ -82,7 +83,7 @@ class Evaluation:
     @property
     def sentence(self) -> str:
         """What the agreement of scores comes to; empty where there are not two."""
-        return agreement_sentence(self.agreement)
+        return agreement_sentence(self.metric_agreement)
 
 
 class ExplanationEvaluator:
@@ -346,7 +347,7 @@ class ExplanationEvaluator:
             row, own_targets = found.rows[index], self.policy == 'own'
             words = found.scores, found.classes, own_targets, found.student
             found.gallery.append(gallery_item(index, picture, maps, row, *words))
-        found.agreement = image_agreement(found.rows, found.scores, self.metrics)
+        found.metric_agreement = image_agreement(found.rows, found.scores, self.metrics)
         offered = [each for metric in self.metrics for each in metric.report_sections()]
         drawn = (draw(each, found.classes) for each in (*own, *offered))
         found.sections = [section for section in drawn if section is not None]

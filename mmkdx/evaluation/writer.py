@@ -22,7 +22,7 @@ def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None
     so an evaluation whose scores are there has all its values.
     """
     append_values(folder / f'{mode}.csv', found.rows, found.classes, **step)
-    standing = as_json(found.floors, found.agreement)
+    standing = as_json(found.floors, found.metric_agreement)
     append_scores(folder / f'{mode}.json', found.scores, **step, **found.facts, **standing)
 
 

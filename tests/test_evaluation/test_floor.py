@@ -151,7 +151,7 @@ def test_bootstrap_of_pooled_scores_is_paired(model):
 def test_without_a_floor(model, arguments):
     found = evaluate(model, **arguments)
     assert found.floors == {} and 'floor_high' not in found.rows[0]
-    assert 'floor' not in str(found) and ('high', 'low') in found.agreement
+    assert 'floor' not in str(found) and ('high', 'low') in found.metric_agreement
 
 
 def test_the_option_is_checked():
