@@ -71,6 +71,15 @@ def integers(name: str, value: Any) -> Sequence[int]:
     return [integer(name, each) for each in value]
 
 
+def numbers(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, **bounds: bool
+) -> list[float]:
+    """Checks a list of numbers, which is not empty; see ``number``."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise ValueError(f'{name} is {value!r}; it must be a list of numbers')
+    return [number(name, each, low, high, **bounds) for each in value]
+
+
 def flag(name: str, value: Any) -> bool:
     """Checks a boolean."""
     if not isinstance(value, bool):

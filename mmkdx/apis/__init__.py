@@ -1,6 +1,7 @@
 """What the command-line tools are made of, and the inferencer."""
 
 from mmkdx.apis.command_line import mmpretrain_tool, run_tool
+from mmkdx.apis.compare import compare_explainers_of
 from mmkdx.apis.evaluate import evaluate_explanations
 from mmkdx.apis.explain import ExplainInferencer
 from mmkdx.apis.export import export_model
@@ -11,6 +12,7 @@ __all__ = [
     'ExplainInferencer',
     'NewConfig',
     'PrototypeAnalysis',
+    'compare_explainers_of',
     'evaluate_explanations',
     'export_model',
     'mmpretrain_tool',

@@ -46,8 +46,8 @@ def evaluate_explanations(
         out_dir (str | Path, optional): Where ``test.csv``, ``test.json``, ``test.txt`` and
             ``report.html`` are written, in place of those of an earlier call. Defaults to None: no
             files.
-        **options: ``num_samples``, ``show_samples``, ``target``, ``unicam``, ``context_size`` and
-            ``seed`` of ``ExplanationEvaluator``.
+        **options: ``num_samples``, ``show_samples``, ``target``, ``unicam``, ``context_size``,
+            ``seed`` and ``floor`` of ``ExplanationEvaluator``.
 
     Returns:
         Evaluation: The ``scores`` by name, each image's values in ``rows``; printed it is a table.

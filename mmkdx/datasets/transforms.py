@@ -10,7 +10,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmpretrain.datasets.transforms import processing
 
-from mmkdx.arguments import integer, number, one_of
+from mmkdx.arguments import integer, number, numbers, one_of
 from mmkdx.functional.perturbation import cell_numbers
 from mmkdx.registry import TRANSFORMS
 
@@ -95,8 +95,32 @@ class CropToBox(BaseTransform):
         return results
 
 
+class FillPixels(BaseTransform):
+    """Base of the transforms that give some pixels one colour."""
+
+    def __init__(self, fill: Sequence[float]) -> None:
+        self.fill = numbers(f'{type(self).__name__}.fill', fill, 0, 255)
+
+    def filled(self, image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        """A copy of an image (H, W[, C]) in which the pixels (H, W) of a mask have the colour."""
+        whole = np.issubdtype(image.dtype, np.integer)
+        # The data set may keep the image for other epochs
+        image = image.copy()
+        image[pixels] = np.rint(self.fill) if whole else np.array(self.fill)
+        return image
+
+    def check_channels(self, image: np.ndarray) -> None:
+        """Raises a ``ValueError`` for an image (H, W[, C]) whose channels the colour does not fit."""
+        channels = image.shape[2] if image.ndim == 3 else 1
+        if len(self.fill) != channels:
+            raise ValueError(
+                f'{type(self).__name__}.fill has {len(self.fill)} values and the image has {channels} '
+                'channels; give one value for each channel'
+            )
+
+
 @TRANSFORMS.register_module()
-class DeleteCell(BaseTransform):
+class DeleteCell(FillPixels):
     """Deletes a cell of the image, now and then, for models that ``SingleDeletion`` measures in domain.
 
     The image is cut into ``grid`` · ``grid`` cells as in ``SingleDeletion``, and one of them, drawn at
@@ -120,32 +144,58 @@ class DeleteCell(BaseTransform):
     """
 
     def __init__(self, grid: int = 4, prob: float = 0.5, *, fill: Sequence[float]) -> None:
+        super().__init__(fill)
         self.grid = integer('DeleteCell.grid', grid, 2)
         self.prob = number('DeleteCell.prob', prob, 0, 1)
-        if not isinstance(fill, Sequence) or isinstance(fill, str) or not fill:
-            raise ValueError(f'DeleteCell.fill is {fill!r}; it must be a list of numbers')
-        self.fill = [number('DeleteCell.fill', each, 0, 255) for each in fill]
 
     def transform(self, results: dict) -> dict:
         """Changes ``img`` (H, W[, C]), of which a copy is made."""
         image = results['img']
-        channels = image.shape[2] if image.ndim == 3 else 1
-        if len(self.fill) != channels:
-            raise ValueError(
-                f'DeleteCell.fill has {len(self.fill)} values and the image has {channels} channels; '
-                'give one value for each channel'
-            )
+        self.check_channels(image)
         cells = cell_numbers(image.shape[:2], self.grid, 'DeleteCell.grid').numpy()
         if np.random.rand() < self.prob:
-            whole = np.issubdtype(image.dtype, np.integer)
-            fill = np.rint(self.fill) if whole else np.array(self.fill)
-            # The data set may keep the image for other epochs
-            results['img'] = image.copy()
-            results['img'][cells == np.random.randint(self.grid**2)] = fill
+            results['img'] = self.filled(image, cells == np.random.randint(self.grid**2))
         return results
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(grid={self.grid}, prob={self.prob}, fill={self.fill})'
+
+
+@TRANSFORMS.register_module()
+class RandomPixelRemoval(FillPixels):
+    """Removes random pixels of each image, for models that ``FFidelity`` measures in domain.
+
+    Exactly round(share · H · W) pixels get one colour in all channels. Use it after all transforms that
+    move pixels, before ``PackInputs``.
+
+    Source: Zheng et al., "F-Fidelity: A Robust Framework for Faithfulness Evaluation of Explainable AI",
+    ICLR 2025. Its public code removes values of the first channel alone.
+
+    Args:
+        share (float): The share of pixels that is removed, above 0 and up to 1. Give ``beta`` of
+            ``FFidelity``. Defaults to 0.1.
+        fill (Sequence[float]): The colour; see ``DeleteCell``.
+
+    Raises:
+        ValueError: If an argument is out of range; from a call, if the image has another number of
+            channels.
+    """
+
+    def __init__(self, share: float = 0.1, *, fill: Sequence[float]) -> None:
+        super().__init__(fill)
+        self.share = number('RandomPixelRemoval.share', share, 0, 1, open_low=True)
+
+    def transform(self, results: dict) -> dict:
+        """Changes ``img`` (H, W[, C]), of which a copy is made."""
+        image = results['img']
+        self.check_channels(image)
+        height, width = image.shape[:2]
+        order = np.random.permutation(height * width).reshape(height, width)
+        results['img'] = self.filled(image, order < round(self.share * order.size))
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(share={self.share}, fill={self.fill})'
 
 
 @TRANSFORMS.register_module()

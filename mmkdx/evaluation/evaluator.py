@@ -13,13 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, collect_results, is_main_process
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mmkdx.arguments import integer, one_of, text
+from mmkdx.arguments import flag, integer, one_of
 from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.distillation.distiller import Distiller
+from mmkdx.evaluation.floor import (
+    FloorMeter,
+    image_agreement,
+)
 from mmkdx.evaluation.images import Facts, ImageBatch, gallery_item, one_label_each, read_batch
 from mmkdx.evaluation.pairs import PairEvaluation, settings_of
 from mmkdx.evaluation.result import Evaluation
@@ -27,10 +30,9 @@ from mmkdx.evaluation.subjects import TARGETS, build_explainers, choose_targets,
 from mmkdx.evaluation.telling import telling_images
 from mmkdx.explain import Explainer
 from mmkdx.metrics.about import About
-from mmkdx.metrics.base import Explained, ScoreMetric
+from mmkdx.metrics.base import Explained, build_metric
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
-from mmkdx.registry import METRICS
 from mmkdx.visualization import class_similarity  # noqa: F401 (registers how it is drawn)
 from mmkdx.visualization.sections import PictureSection, draw
 
@@ -61,6 +63,8 @@ class ExplanationEvaluator:
         unicam (dict | bool): The arguments of ``UniCAM``; False for no comparison. Defaults to True.
         context_size (int): Images in a compared batch, an even number from 6 on. Defaults to 64.
         seed (int): The random seed of the sample. Defaults to 0.
+        floor (bool): Whether metrics measure noise (``RandomMap``) in place of the student's maps, too.
+            It costs as much as measuring the student. Defaults to True.
         owner (str): The owner of these arguments, for messages. Defaults to 'ExplanationEvaluator'.
 
     Raises:
@@ -79,6 +83,7 @@ class ExplanationEvaluator:
         unicam: dict | bool = True,
         context_size: int = 64,
         seed: int = 0,
+        floor: bool = True,
         owner: str = 'ExplanationEvaluator',
     ) -> None:
         self.owner = owner
@@ -88,12 +93,15 @@ class ExplanationEvaluator:
         self.num_samples = num_samples
         self.show_samples = integer(f'{owner}.show_samples', show_samples, 0)
         self.seed = integer(f'{owner}.seed', seed, 0)
+        self.floor = flag(f'{owner}.floor', floor)
         self.explainers = build_explainers(explainer, owner)
         if not isinstance(metrics, list | tuple):
             raise ValueError(f'{owner}.metrics is {metrics!r}; it must be a list of metrics')
-        given = [_build_metric(metric, owner) for metric in metrics]
+        given = [build_metric(metric, owner) for metric in metrics]
         self.metrics = [Facts(), *(each for each in given if not each.needs_base)]
         self.pair_metrics = [each for each in given if each.needs_base]
+        self._floor = FloorMeter(self.metrics)
+        self._with_floor = False
         if not isinstance(unicam, (bool, dict)):
             raise ValueError(f'{owner}.unicam is {unicam!r}; it must be a dict, True or False')
         arguments = {} if isinstance(unicam, bool) else unicam
@@ -111,19 +119,22 @@ class ExplanationEvaluator:
         self._loader: DataLoader | None = None
         self._model: nn.Module | None = None
 
-    def begin(self, model: nn.Module, loader: DataLoader) -> None:
+    def begin(self, model: nn.Module, loader: DataLoader, floor: bool = True) -> None:
         """Draws the sample and finds the models.
 
         Args:
             model (nn.Module): A distiller, or any classifier, which is the student then. Wrappers
                 come off, see ``describe``.
             loader (DataLoader): Loads the images; ``process`` takes what it yields.
+            floor (bool): Whether the floor is measured, if the evaluator's ``floor`` is set. Defaults to
+                True.
 
         Raises:
             ValueError: If models, target, metrics and data set do not fit.
             FileNotFoundError: If a checkpoint file does not exist.
         """
         model = unwrap(model)
+        self._with_floor = self.floor and floor
         new = model is not self._model or loader.dataset is not self._loader.dataset
         self._loader = loader
         if new:
@@ -154,6 +165,8 @@ class ExplanationEvaluator:
             batch.models = self._explain(batch)
             for metric in self.metrics:
                 metric.process(batch)
+            if self._with_floor:
+                self._floor.process(batch, batch.models['student'], self.subjects['student'])
             self._keep(batch, self._shown)
         self._seconds += time.perf_counter() - start
 
@@ -182,9 +195,9 @@ class ExplanationEvaluator:
             self._keep(batch, numbers)
         return chosen[0]
 
-    def try_out(self, model: nn.Module, loader: DataLoader) -> Evaluation:
-        """Takes one image through a whole evaluation, so that mistakes show early."""
-        self.begin(model, loader)
+    def try_out(self, model: nn.Module, loader: DataLoader, floor: bool = True) -> Evaluation:
+        """Takes one image through a whole evaluation, so that mistakes show early; see ``begin``."""
+        self.begin(model, loader, floor)
         whole, first = self._sample, min(self._sample)
         self._sample = self._shown = {first}
         data = loader.collate_fn([loader.dataset[self._images[first]]])
@@ -289,14 +302,17 @@ class ExplanationEvaluator:
                 scores[name] = score
                 plain = name.rpartition('/')[2]
                 about[plain] = metric.about(plain)
+        floors, noise = self._floor.evaluate() if self._with_floor else ({}, {})
         reasons = self._keep_telling() if telling and self.show_samples else {}
         pictures = collect_results(list(self._pictures.items()), sys.maxsize, 'cpu')
         student = 'student'
         if len(self.subjects) == 1 and not isinstance(self._model, Distiller):
             student = self.subjects['student'].facts.name
-        found = Evaluation(scores, len(self._sample), 0.0, student, about=about)
+        found = Evaluation(scores, len(self._sample), 0.0, student, about=about, floors=floors)
         if is_main_process():
             self._complete(found, dict(pictures), own, reasons)
+            for index, values in noise.items():
+                found.rows[index].update({f'floor_{key}': each for key, each in values.items()})
         found.seconds = self._seconds + time.perf_counter() - start
         return found
 
@@ -320,6 +336,7 @@ class ExplanationEvaluator:
             item = gallery_item(index, picture, maps, row, *words)
             item.reason = reasons.get(index, '')
             found.gallery.append(item)
+        found.metric_agreement = image_agreement(found.rows, found.scores, self.metrics)
         offered = [each for metric in self.metrics for each in metric.report_sections()]
         drawn = (draw(each, found.classes) for each in (*own, *offered))
         found.sections = [section for section in drawn if section is not None]
@@ -329,26 +346,6 @@ class ExplanationEvaluator:
             metrics=[settings_of(each) for each in (*self.metrics[1:], *self.pair_metrics)],
             **({} if self.pairs is None else self.pairs.facts()),
         )
-
-
-def _build_metric(spec: dict | str, owner: str) -> ScoreMetric:
-    """A metric with its name."""
-    if not isinstance(spec, str | dict):
-        raise ValueError(f'{owner}.metrics has {spec!r}; a metric is a dict with a type, or a type')
-    config = dict(type=spec) if isinstance(spec, str) else dict(spec)
-    name = text(f'{owner}.metrics: name', config.pop('name', ''))
-    try:
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            metric = METRICS.build(config)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f'{owner}.metrics: {error.args[0]}') from error
-    if not isinstance(metric, ScoreMetric):
-        raise ValueError(
-            f'{owner}.metrics: {type(metric).__name__} is no metric of explanations; it belongs into '
-            'val_evaluator'
-        )
-    metric.name = name
-    return metric
 
 
 @contextmanager

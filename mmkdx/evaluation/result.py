@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmkdx.evaluation.floor import agreement_sentence
 from mmkdx.metrics.about import About
-from mmkdx.metrics.scores import Score
+from mmkdx.metrics.rank_agreement import Tau
+from mmkdx.metrics.scores import Floor, Score
 from mmkdx.visualization.records import score_table
 from mmkdx.visualization.report import GalleryItem
 from mmkdx.visualization.sections import PictureSection
@@ -29,6 +31,10 @@ class Evaluation:
         models (dict[str, str]): What each model is, by 'student', 'teacher' and 'base'.
         classes (tuple[str, ...], optional): The names of the classes.
         sample (str): Which images were explained.
+        floors (dict[str, Floor]): What noise gets in place of the student's maps, by the names of those
+            scores that judge maps, on every rank; empty where no floor was measured.
+        metric_agreement (dict[tuple[str, str], Tau]): Kendall's tau over images of each pair of such
+            scores.
     """
 
     scores: dict[str, Score]
@@ -43,6 +49,14 @@ class Evaluation:
     models: dict[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     sample: str = ''
+    floors: dict[str, Floor] = field(default_factory=dict)
+    metric_agreement: dict[tuple[str, str], Tau] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return score_table(self.scores, self.student)
+        table = score_table(self.scores, self.student, self.floors)
+        return '\n'.join(filter(None, (table, self.sentence)))
+
+    @property
+    def sentence(self) -> str:
+        """What the agreement of scores comes to; empty where there are not two."""
+        return agreement_sentence(self.metric_agreement)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from mmkdx.evaluation.floor import as_json
 from mmkdx.evaluation.result import Evaluation
 from mmkdx.evaluation.subjects import TARGETS
 from mmkdx.evaluation.verdict import paragraph, study, tiles
@@ -26,7 +27,8 @@ def write_files(folder: Path, mode: str, found: Evaluation, **step: int) -> None
     so an evaluation whose scores are there has all its values.
     """
     append_values(folder / f'{mode}.csv', found.rows, found.classes, **step)
-    append_scores(folder / f'{mode}.json', found.scores, **step, **found.facts)
+    standing = as_json(found.floors, found.metric_agreement)
+    append_scores(folder / f'{mode}.json', found.scores, **step, **found.facts, **standing)
 
 
 def write_page(
@@ -67,6 +69,8 @@ def write_page(
         },
         scores=found.scores,
         about=found.about,
+        floors=found.floors,
+        notes={'faithfulness': found.sentence} if found.sentence else None,
         stages=tuple(found.facts.get('layers', {}).get('student', ())),
         models=found.models,
         student=found.student,

@@ -40,7 +40,8 @@ class ExplainHook(Hook):
         enable (bool): Whether to do all this. Defaults to True.
         out_dir (str, optional): The folder of the files. Defaults to None (``<log_dir>/explain``).
         **options: ``explainer``, ``metrics``, ``num_samples``, ``show_samples``, ``target``,
-            ``teacher``, ``base``, ``unicam``, ``context_size``, ``seed`` of ``ExplanationEvaluator``.
+            ``teacher``, ``base``, ``unicam``, ``context_size``, ``seed``, ``floor`` of
+            ``ExplanationEvaluator``. The floor is measured in tests alone.
 
     Raises:
         ValueError: If an argument is out of range; before the first iteration, if model, data or a
@@ -102,7 +103,7 @@ class ExplainHook(Hook):
             runner.message_hub.update_info(key, done + 1)
         if self._active:
             loop = runner.val_loop if mode == 'val' else runner.test_loop
-            self.evaluator.begin(runner.model, loop.dataloader)
+            self.evaluator.begin(runner.model, loop.dataloader, floor=mode == 'test')
 
     def _after_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any, mode: str = 'train'
@@ -116,7 +117,7 @@ class ExplainHook(Hook):
         if not self.enable:
             return
         try:
-            found = self.evaluator.try_out(runner.model, loop.dataloader)
+            found = self.evaluator.try_out(runner.model, loop.dataloader, mode == 'test')
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f'{error}; or evaluate without explanations by ExplainHook.enable=False'
@@ -141,6 +142,8 @@ class ExplainHook(Hook):
         if is_main_process():
             self._write(runner, self._mode, found)
         values = {name: score.value for name, score in found.scores.items()}
+        values |= {f'floor/{name}': floor.value for name, floor in found.floors.items()}
+        values |= {f'above_floor/{name}': each.difference for name, each in found.floors.items()}
         for name, value in dict(values, seconds=found.seconds).items():
             metrics[f'explain/{name}'] = value
             runner.message_hub.update_scalar(f'{self._mode}/explain/{name}', value)

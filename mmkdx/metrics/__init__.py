@@ -5,6 +5,7 @@ from mmkdx.metrics.average_drop import AverageDrop
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, ScoreMetric
 from mmkdx.metrics.class_similarity import ClassMatrices, ClassSimilarity
 from mmkdx.metrics.classification import CalibrationError, GroupAccuracy
+from mmkdx.metrics.f_fidelity import FFidelity
 from mmkdx.metrics.faithfulness import ROAD, DeletionInsertion, PerturbationAUC
 from mmkdx.metrics.localisation import MapSegmentation, PointingGame
 from mmkdx.metrics.map_properties import MapComplexity, MaxSensitivity
@@ -30,6 +31,7 @@ __all__ = [
     'Explained',
     'ExplainedBatch',
     'ExplanationMetric',
+    'FFidelity',
     'FeatureSimilarityScore',
     'GroupAccuracy',
     'Infidelity',

@@ -47,6 +47,7 @@ class AverageDrop(ExplanationMetric):
         complexity='Mean of the map, scaled to [0, 1].',
         adcc='Harmonic mean of coherency, 1 - complexity and 1 - average drop.',
     )
+    has_floor = True
     better = dict(
         average_drop='lower',
         increase_in_confidence='higher',

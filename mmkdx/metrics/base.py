@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmkdx.arguments import one_of, text
@@ -17,6 +18,7 @@ from mmkdx.functional import degenerate_maps
 from mmkdx.metrics.about import About
 from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.models.families import ModelFacts
+from mmkdx.registry import METRICS
 
 
 @dataclass
@@ -235,6 +237,12 @@ class ExplanationMetric(ScoreMetric):
 
     #: Whether the protocol counts zero and constant maps; else their values become NaN.
     counts_degenerate = False
+    #: Whether the values of ``measure`` judge a map, so that those of noise are their floor.
+    has_floor = False
+    #: The names of values that do not judge the model's own map, so that they have no floor.
+    no_floor: tuple[str, ...] = ()
+    #: With ``has_floor`` after ``evaluate`` on the main rank: the values of each row as measured.
+    measured: dict[int, dict[str, Any]]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -264,6 +272,53 @@ class ExplanationMetric(ScoreMetric):
                 row.update({prefix + key: v for part in values for key, v in part.items()})
         self.results.extend(zip(map(int, data_batch.index), rows))
 
+    def compute_metrics(self, results: list[tuple[int, dict[str, Any]]]) -> dict[str, Score]:
+        """See the base class."""
+        if self.has_floor:
+            self.measured = {index: dict(values) for index, values in results}
+        return super().compute_metrics(results)
+
+    def judging(self) -> list[str]:
+        """The names of the scores that judge a model's own map and say what is better."""
+        return list(self._named({name: '' for name in self.better if name not in self.no_floor}))
+
+    def above_floor(self, noise: Mapping[int, dict[str, Any]]) -> dict[str, tuple]:
+        """How far the student's scores are above those of noise on the same images.
+
+        Args:
+            noise (Mapping[int, dict]): ``measured`` of a copy of the metric that measured noise.
+
+        Returns:
+            dict[str, tuple]: By the names of scores that judge maps the noise's score, the difference
+            (above 0 if the maps are better), the ends of its paired 95 % interval, and the number of
+            images that count for both.
+        """
+        floor, gaps = self.pairs([(self.measured[i], row) for i, row in sorted(noise.items())])
+        found = {}
+        for name, better in self.better.items():
+            if name in gaps and name not in self.no_floor:
+                gap, sign = gaps[name], 1 if better == 'higher' else -1
+                ends = sorted((sign * gap.low, sign * gap.high))
+                found[name] = floor[name].value, sign * gap.value, *ends, gap.n
+        return self._named(found)
+
+    def pairs(
+        self, rows: list[tuple[dict[str, Any], dict[str, Any]]]
+    ) -> tuple[dict[str, Score], dict[str, Score]]:
+        """The scores of noise, and the scores minus these, of an image's values each with the noise's.
+
+        Here both are scores of rows: of the noise's values where the image counts for both, and of the
+        differences of all values that depend on the map.
+        """
+        alone, gaps = [], []
+        for own, noise in rows:
+            kept = [name for name in noise if name.startswith('_') or name in self.no_floor]
+            gap = {name: own[name] - noise[name] for name in noise if name not in kept}
+            # A difference is NaN where one of both does not count
+            alone.append({name: noise[name] + 0 * gap.get(name, 0) for name in noise})
+            gaps.append({**{name: noise[name] for name in kept}, **gap})
+        return self.summarize(alone), self.summarize(gaps)
+
     def _once(
         self, batch: ExplainedBatch, name: str, method: Callable, *models: Explained
     ) -> list[dict[str, Any]]:
@@ -289,6 +344,35 @@ class ExplanationMetric(ScoreMetric):
         if fixed:
             self._kept.update(zip(keys, rows))
         return rows
+
+
+def build_metric(spec: dict | str, owner: str) -> ScoreMetric:
+    """Builds a metric of explanations.
+
+    Args:
+        spec (dict | str): Its config, also with the key 'name', or its type alone.
+        owner (str): The owner of the argument ``metrics``, for messages.
+
+    Raises:
+        ValueError: If there is no such metric, it has no such argument, or it is no metric of
+            explanations.
+    """
+    if not isinstance(spec, str | dict):
+        raise ValueError(f'{owner}.metrics has {spec!r}; a metric is a dict with a type, or a type')
+    config = dict(type=spec) if isinstance(spec, str) else dict(spec)
+    name = text(f'{owner}.metrics: name', config.pop('name', ''))
+    try:
+        with DefaultScope.overwrite_default_scope('mmkdx'):
+            metric = METRICS.build(config)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f'{owner}.metrics: {error.args[0]}') from error
+    if not isinstance(metric, ScoreMetric):
+        raise ValueError(
+            f'{owner}.metrics: {type(metric).__name__} is no metric of explanations; it belongs into '
+            'val_evaluator'
+        )
+    metric.name = name
+    return metric
 
 
 def by_model(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmkdx.arguments import flag, integer, number, one_of
+from mmkdx.arguments import flag, integer, number, numbers, one_of
 from mmkdx.functional import resize_maps
 from mmkdx.functional.perturbation import blur, linear_imputation, pixel_ranks, sample_generators
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, by_model
@@ -21,6 +21,8 @@ BASELINES = ('zero', 'black', 'blur')
 
 class MaskingMetric(ExplanationMetric):
     """A metric that shows the model many copies of each image, with more and more pixels replaced."""
+
+    has_floor = True
 
     def __init__(self, max_batch: int = 64) -> None:
         super().__init__()
@@ -126,6 +128,7 @@ class DeletionInsertion(MaskingMetric):
         reverse_cross_deletion='lower',
         reverse_cross_insertion='higher',
     )
+    no_floor = tuple(name for name in better if 'cross' in name)
 
     def __init__(
         self,
@@ -232,6 +235,7 @@ class PerturbationAUC(MaskingMetric):
         relative_positive_auc='lower',
         relative_negative_auc='higher',
     )
+    no_floor = ('clean_accuracy',)
     fractions = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
@@ -320,11 +324,7 @@ class ROAD(MaskingMetric):
         max_batch: int = 64,
     ) -> None:
         super().__init__(max_batch)
-        if not isinstance(fractions, Sequence) or isinstance(fractions, str) or not fractions:
-            raise ValueError(f'ROAD.fractions is {fractions!r}; it must be a list of numbers')
-        for each in fractions:
-            number('ROAD.fractions', each, 0, 1, open_low=True, open_high=True)
-        self.fractions = fractions
+        self.fractions = numbers('ROAD.fractions', fractions, 0, 1, open_low=True, open_high=True)
         self.noise = number('ROAD.noise', noise, 0)
         self.seed = integer('ROAD.seed', seed, 0)
 

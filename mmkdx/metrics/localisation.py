@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ class RegionMetric(ExplanationMetric):
     Raises:
         ValueError: If labels are listed and there are none, or one marks ignored pixels.
     """
+
+    has_floor = True
 
     def __init__(self, labels: Sequence[int] | str | None = None) -> None:
         super().__init__()
@@ -234,17 +236,37 @@ class MapSegmentation(RegionMetric):
         """The scores of the data set, from the counts of its images."""
         scores = {}
         for prefix, values in by_model(rows).items():
-
-            def columns(*names: str, values: dict[str, list] = values) -> np.ndarray:
-                return np.array([values[name] for name in names], float).T
-
-            both = columns('background_both', 'foreground_both')
-            either = columns('background_either', 'foreground_either')
-            correct = both.sum(1, keepdims=True)
-            scores[f'{prefix}pixel_accuracy'] = ratio_score(correct, columns('labelled'), 'higher')
-            scores[f'{prefix}mean_iou'] = ratio_score(both, either, 'higher')
+            for name, counts in _counts(values).items():
+                scores[prefix + name] = ratio_score(*counts, 'higher')
             scores[f'{prefix}mean_ap'] = mean_score(values['average_precision'], 'higher')
         return scores
+
+    def pairs(
+        self, rows: list[tuple[dict[str, Any], dict[str, Any]]]
+    ) -> tuple[dict[str, Score], dict[str, Score]]:
+        """See the base class; both scores are of the same images in each bootstrap sample."""
+        noise = [each for _, each in rows]
+        own = [{name: each[name] for name in noise[0]} for each, _ in rows]
+        first, second = (_counts(by_model(each)['']) for each in (own, noise))
+        gaps = {}
+        for name in first:
+            (one, n), (other, _) = _ratio(*first[name]), _ratio(*second[name])
+            gaps[name] = pooled_score(lambda i, one=one, other=other: one(i) - other(i), n)
+        values = [one['average_precision'] - other['average_precision'] for one, other in rows]
+        return self.summarize(noise), dict(gaps, mean_ap=mean_score(values))
+
+
+def _counts(values: dict[str, list]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The counts that the ratios of ``MapSegmentation`` are made of, by the names of scores."""
+
+    def columns(*names: str) -> np.ndarray:
+        return np.array([values[name] for name in names], float).T
+
+    both = columns('background_both', 'foreground_both')
+    return dict(
+        pixel_accuracy=(both.sum(1, keepdims=True), columns('labelled')),
+        mean_iou=(both, columns('background_either', 'foreground_either')),
+    )
 
 
 def ratio_score(parts: np.ndarray, wholes: np.ndarray, better: str | None = None) -> Score:
@@ -255,13 +277,18 @@ def ratio_score(parts: np.ndarray, wholes: np.ndarray, better: str | None = None
         wholes (np.ndarray): Counts of the same shape. A column without any has the ratio 0.
         better (str, optional): 'higher' or 'lower'.
     """
+    return pooled_score(*_ratio(parts, wholes), better)
+
+
+def _ratio(parts: np.ndarray, wholes: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], int]:
+    """What yields the ratio of samples by their positions, and the number of samples."""
     counted = ~np.isnan(parts).any(1)
     parts, wholes = parts[counted], wholes[counted]
 
     def statistic(index: np.ndarray) -> np.ndarray:
         return (parts[index].sum(-2) / np.maximum(wholes[index].sum(-2), 1)).mean(-1)
 
-    return pooled_score(statistic, len(parts), better)
+    return statistic, len(parts)
 
 
 def _share(weights: Tensor, region: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class MapComplexity(ExplanationMetric):
         gini='Gini index of the map: 0 if all positions are equal, near 1 if one holds all evidence.',
         entropy='Entropy of the map in nats: 0 if one position holds all evidence.',
     )
+    has_floor = True
     better = dict(gini='higher', entropy='lower')
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
@@ -70,6 +71,7 @@ class MaxSensitivity(ExplanationMetric):
         max_sensitivity='Largest relative change of the map under small noise in the image.',
         avg_sensitivity='Mean relative change of the map under small noise in the image.',
     )
+    has_floor = True
     better = dict(max_sensitivity='lower', avg_sensitivity='lower')
 
     def __init__(self, radius: float = 0.02, samples: int = 10, seed: int = 0) -> None:

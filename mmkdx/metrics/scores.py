@@ -34,6 +34,25 @@ class Score(NamedTuple):
     error: float | None = None
 
 
+class Floor(NamedTuple):
+    """What ``RandomMap`` gets in place of a model's maps, at their resolution, on the same images.
+
+    Args:
+        value (float): Its score.
+        difference (float): How far the maps' score is above it; the sign is turned where lower is
+            better, so noise has 0 and better maps have more.
+        low (float): The lower end of the difference's paired 95 % interval; NaN where there is none.
+        high (float): The upper end.
+        n (int): Number of images that count for both.
+    """
+
+    value: float
+    difference: float
+    low: float
+    high: float
+    n: int
+
+
 def mean_score(values: Sequence[float], better: str | None = None) -> Score:
     """The mean of values with the 95 % confidence interval of Student's t distribution.
 

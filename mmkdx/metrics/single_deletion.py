@@ -11,7 +11,7 @@ from mmkdx.arguments import integer, integers, one_of
 from mmkdx.functional import degenerate_maps, full_precision, resize_maps
 from mmkdx.functional.perturbation import cell_numbers, sample_generators
 from mmkdx.functional.similarity import spearman_correlation
-from mmkdx.metrics.base import Explained, ExplainedBatch
+from mmkdx.metrics.base import Explained, ExplainedBatch, labels_of
 from mmkdx.metrics.faithfulness import BASELINES, MaskingMetric, baseline_images
 from mmkdx.registry import METRICS
 
@@ -26,9 +26,10 @@ class CellMetric(MaskingMetric):
     def _deleted(
         self, batch: ExplainedBatch, model: Explained, sets: Tensor, kind: str
     ) -> tuple[Tensor, Tensor]:
-        """The map's sum over each set of cells, and the logit without the set, both (N, S).
+        """The map's sum over each set of cells (N, S), and all logits without the set (N, S, K).
 
-        Sets are booleans (N, S, grid²).
+        Sets are booleans (N, S, grid²). The logits do not depend on the map, so several maps of one
+        model share them.
         """
         images, values = batch.inputs, baseline_images(batch, kind)
         cells = cell_numbers(images.shape[2:], self.grid, f'{type(self).__name__}.grid')
@@ -38,13 +39,15 @@ class CellMetric(MaskingMetric):
             deleted = sets[sample, number][:, cells]
             return torch.where(deleted[:, None], values[sample], images[sample])
 
-        logits = self.predict_copies(model, sets.shape[:2], images.device, delete)
+        key = self.grid, kind, sets.cpu().numpy().tobytes(), model.predict
+        if key not in batch.shared:
+            batch.shared[key] = self.predict_copies(model, sets.shape[:2], images.device, delete)
         maps = resize_maps(full_precision(model.maps), images.shape[2:]).flatten(1)
         cells = cells.flatten()
         # Ranks need all digits: no atomic sums, whose order varies, and no matrix product in TF32
         sums = torch.stack([maps[:, cells == cell].sum(1) for cell in range(self.grid**2)], 1)
         relevance = (sets * sums[:, None]).sum(-1)
-        return relevance, _target_logits(model, logits)
+        return relevance, batch.shared[key]
 
 
 @METRICS.register_module()
@@ -60,8 +63,12 @@ class SingleDeletion(CellMetric):
       an image.
     - ``single_deletion_top``: 1 where the most relevant cell has the largest effect, else 0; higher is
       better.
+    - ``deleted_accuracy``: the share of cells without which the label is predicted, for images with one
+      label; higher is better.
+    - ``accuracy_drop``: how much higher the accuracy on whole images is; lower is better. It tells how
+      far out of domain images with a deleted cell are.
 
-    Both are NaN where all cells have one relevance or one effect.
+    The first two are NaN where all cells have one relevance or one effect.
 
     Source: Hesse et al., "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024 (IDSDS).
     The paper fine-tunes the model on images with a deleted cell, so that no image is out of domain;
@@ -84,8 +91,16 @@ class SingleDeletion(CellMetric):
     meanings = dict(
         single_deletion='Rank correlation of the relevance of cells with their effects on the score.',
         single_deletion_top='Share of images in which the most relevant cell has the largest effect.',
+        deleted_accuracy='Accuracy on the images with one deleted cell.',
+        accuracy_drop='How much accuracy falls when one cell is deleted.',
     )
-    better = dict(single_deletion='higher', single_deletion_top='higher')
+    better = dict(
+        single_deletion='higher',
+        single_deletion_top='higher',
+        deleted_accuracy='higher',
+        accuracy_drop='lower',
+    )
+    no_floor = ('deleted_accuracy', 'accuracy_drop')
 
     def __init__(self, grid: int = 4, baseline: str = 'zero', max_batch: int = 64) -> None:
         super().__init__(grid, max_batch)
@@ -94,7 +109,8 @@ class SingleDeletion(CellMetric):
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
         """The values of one model's maps."""
         single = torch.eye(self.grid**2, dtype=torch.bool).expand(len(batch.inputs), -1, -1)
-        relevance, scores = self._deleted(batch, model, single, self.baseline)
+        relevance, logits = self._deleted(batch, model, single, self.baseline)
+        scores = _target_logits(model, logits)
         # The effect but for the clean score, which changes no rank
         effect = -scores
         first = relevance == relevance.amax(1, keepdim=True)
@@ -104,7 +120,14 @@ class SingleDeletion(CellMetric):
         values = dict(
             single_deletion=spearman_correlation(relevance, effect), single_deletion_top=top.float()
         )
-        return {name: value.masked_fill(bad, torch.nan) for name, value in values.items()}
+        values = {name: value.masked_fill(bad, torch.nan) for name, value in values.items()}
+        labels = [labels_of(sample) for sample in batch.data_samples]
+        if logits.shape[-1] > 1 and labels and all(len(each) == 1 for each in labels):
+            labels = torch.tensor(labels, device=logits.device)
+            deleted = (logits.argmax(-1) == labels).float().mean(1)
+            clean = (model.logits.argmax(-1) == labels[:, 0]).float()
+            values.update(deleted_accuracy=deleted, accuracy_drop=clean - deleted)
+        return values
 
 
 @METRICS.register_module()
@@ -162,7 +185,8 @@ class Infidelity(CellMetric):
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
         """The values of one model's maps."""
-        relevance, scores = self._deleted(batch, model, self._sets(batch.index), 'zero')
+        relevance, logits = self._deleted(batch, model, self._sets(batch.index), 'zero')
+        scores = _target_logits(model, logits)
         clean = _target_logits(model, model.logits)[:, None]
         effect = clean - scores
         # Of effects that small nothing but rounding errors is left

@@ -13,7 +13,7 @@ from typing import Any
 from terminaltables import AsciiTable
 
 from mmkdx.files import append_text, read_json_lines
-from mmkdx.metrics.scores import Score
+from mmkdx.metrics.scores import Floor, Score
 
 #: The models of an evaluation, in the order of a table's columns.
 MODELS = ('student', 'teacher', 'base')
@@ -78,9 +78,39 @@ def score_rows(
     return rows
 
 
-def score_table(scores: Mapping[str, Score], student: str = 'student') -> str:
-    """The scores as a table for a terminal; see ``score_rows``."""
-    return AsciiTable(score_rows(scores, student)).table
+def score_table(
+    scores: Mapping[str, Score], student: str = 'student', floors: Mapping[str, Floor] | None = None
+) -> str:
+    """The scores as a table for a terminal; see ``score_rows`` and ``with_floors``."""
+    return AsciiTable(with_floors(score_rows(scores, student), floors or {})).table
+
+
+def with_floors(rows: list[list[str]], floors: Mapping[str, Floor]) -> list[list[str]]:
+    """The rows of a table of scores, the head first, with columns of the floors before the last one.
+
+    Args:
+        rows (list[list[str]]): What ``score_rows`` returns.
+        floors (Mapping[str, Floor]): The floors by the names of scores; if no row has one the rows stay.
+    """
+    if not any(row[0] in floors for row in rows[1:]):
+        return rows
+    (*head, last), *body = rows
+    table = [[*head, 'floor (noise)', 'above floor', last]]
+    for *cells, last in body:
+        floor = floors.get(cells[0])
+        table.append([*cells, *(('', '') if floor is None else floor_cells(floor)), last])
+    return table
+
+
+def floor_cells(floor: Floor) -> tuple[str, str]:
+    """A floor and the difference from it as text; '-' where there is none."""
+    value, gap = (
+        '-' if each != each else f'{each:{sign}.4f}'
+        for each, sign in ((floor.value, ''), (floor.difference, '+'))
+    )
+    if floor.low == floor.low:
+        gap += f' ± {(floor.high - floor.low) / 2:.4f}'
+    return value, gap
 
 
 def format_score(score: Score) -> str:

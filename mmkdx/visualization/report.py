@@ -16,7 +16,7 @@ from jinja2 import Environment
 
 from mmkdx.files import write_file
 from mmkdx.metrics.about import About
-from mmkdx.metrics.scores import Score
+from mmkdx.metrics.scores import Floor, Score
 from mmkdx.version import __version__
 from mmkdx.visualization.curves import Curves, charts
 from mmkdx.visualization.records import by_model
@@ -100,6 +100,8 @@ def write_report(
     about: Mapping[str, About] | None = None,
     stages: Sequence[str] = (),
     tables: Sequence[Table] = (),
+    floors: Mapping[str, Floor] | None = None,
+    notes: Mapping[str, str] | None = None,
     student: str = 'student',
     models: Mapping[str, str] | None = None,
     curves: Curves | None = None,
@@ -122,6 +124,8 @@ def write_report(
         about (Mapping[str, About], optional): What these are, see ``score_groups``. Defaults to None.
         stages (Sequence[str]): The names of the stages, see ``score_groups``. Defaults to ().
         tables (Sequence[Table]): Further tables. Defaults to ().
+        floors (Mapping[str, Floor], optional): See ``score_groups``. Defaults to None.
+        notes (Mapping[str, str], optional): See ``score_groups``. Defaults to None.
         student (str): What the table calls the student. Defaults to 'student'.
         models (Mapping[str, str], optional): What the models are, by 'student', 'teacher' and 'base'.
             Defaults to None (unknown).
@@ -154,7 +158,7 @@ def write_report(
         charts=figures,
         metrics=[(each['metric'], each['metric']) for each in figures or () if each['choice']],
         unit=unit,
-        groups=score_groups(scores, about or {}, student, stages, tables),
+        groups=score_groups(scores, about or {}, student, stages, tables, floors, notes),
         models={
             student if name == 'student' else name: what for name, what in (models or {}).items()
         },

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmkdx.metrics.about import QUESTIONS, About
-from mmkdx.metrics.scores import Score
+from mmkdx.metrics.scores import Floor, Score
 from mmkdx.visualization.curves import stage_charts
-from mmkdx.visualization.records import by_model, score_rows
+from mmkdx.visualization.records import by_model, score_rows, with_floors
 
 
 @dataclass
@@ -40,12 +40,14 @@ class ScoreGroup:
         tables (list[Table]): Tables of scores; the first is of all images.
         charts (list[dict]): Scores over the depth of the networks.
         meanings (dict[str, About]): What the scores are, by their names.
+        note (str): What is to be said of them.
     """
 
     name: str
     tables: list[Table] = field(default_factory=list)
     charts: list[dict[str, Any]] = field(default_factory=list)
     meanings: dict[str, About] = field(default_factory=dict)
+    note: str = ''
 
     @property
     def heading(self) -> str:
@@ -59,6 +61,8 @@ def score_groups(
     student: str = 'student',
     stages: Sequence[str] = (),
     tables: Sequence[Table] = (),
+    floors: Mapping[str, Floor] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> list[ScoreGroup]:
     """Groups scores by the question that they answer.
 
@@ -73,6 +77,9 @@ def score_groups(
         stages (Sequence[str]): The names of the stages, from the image to the classifier. Defaults to
             ().
         tables (Sequence[Table]): Further tables, which stand first in their groups. Defaults to ().
+        floors (Mapping[str, Floor], optional): What noise gets, by the names of scores. Defaults to
+            None (unknown).
+        notes (Mapping[str, str], optional): What is to be said of a question. Defaults to None.
     """
     groups = {name: ScoreGroup(name) for name in QUESTIONS}
     taught = any(name.startswith('teacher/') for name in scores)
@@ -92,8 +99,10 @@ def score_groups(
         part = parts.setdefault((known.question, known.variant), {})
         part |= {name: score for name, score in scores.items() if name.rpartition('/')[2] == plain}
     for (question, variant), part in parts.items():
-        head, *rows = score_rows(part, student, taught)
+        head, *rows = with_floors(score_rows(part, student, taught), floors or {})
         groups[question].tables.append(Table(head, rows, variant, question=question))
     for question, charts in depth.items():
         groups[question].charts = stage_charts(charts, stages, student)
+    for question, note in (notes or {}).items():
+        groups[question].note = note
     return [group for group in groups.values() if group.tables or group.charts]

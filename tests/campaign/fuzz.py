@@ -129,6 +129,7 @@ NEEDED: dict[str, dict] = dict(
     ClassSubset=dict(dataset=DIGITS),
     DMLLoss=dict(peers=[]),
     DeleteCell=dict(fill=[104, 116, 124]),
+    RandomPixelRemoval=dict(fill=[104, 116, 124]),
     DisturbLabel=dict(num_classes=3),
     Distiller=dict(student=NETWORK, teacher=TEACHER, terms=TERMS, input_size=32),
     E2KDLoss=dict(size=8),

@@ -27,6 +27,7 @@ BUILT = [
     (TRANSFORMS, 'ChannelOrder', dict(order='rgb')),
     (TRANSFORMS, 'DeleteCell', dict(fill=[0])),
     (TRANSFORMS, 'DisturbLabel', dict(num_classes=3)),
+    (TRANSFORMS, 'RandomPixelRemoval', dict(fill=[0])),
     (HOOKS, 'PrototypePushHook', dict(start=1)),
     (HOOKS, 'PrototypeStageHook', dict(stages=[dict(train=['add_on'])])),
     (MODELS, 'ProtoPNetHead', HEAD),

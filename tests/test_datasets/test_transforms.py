@@ -5,7 +5,7 @@ import pytest
 from mmcv.transforms import Compose, Resize
 from mmengine.registry import DefaultScope
 
-from mmkdx.datasets.transforms import CropToBox, DeleteCell, DisturbLabel
+from mmkdx.datasets.transforms import CropToBox, DeleteCell, DisturbLabel, RandomPixelRemoval
 from mmkdx.registry import TRANSFORMS
 
 HEIGHT, WIDTH = 60, 90
@@ -310,3 +310,39 @@ def test_labels_that_cannot_be_disturbed(label):
 def test_arguments_of_disturb_label(arguments, message):
     with pytest.raises(ValueError, match=message):
         DisturbLabel(**dict(dict(num_classes=4), **arguments))
+
+
+# RandomPixelRemoval
+
+
+def test_removed_pixels_lose_all_channels():
+    np.random.seed(0)
+    image = np.ones((4, 4, 3), np.float32)
+    removed = RandomPixelRemoval(0.25, fill=[0, 0, 0])(dict(img=image))['img']
+    gone = (removed == 0).all(2)
+    assert gone.sum() == 4 and removed.sum() == 36 and image.all()
+
+
+def test_each_pixel_is_removed_as_often_and_gets_the_colour():
+    np.random.seed(0)
+    transform, image = RandomPixelRemoval(0.1, fill=[103.53, 9, 7]), np.zeros((5, 8, 3), np.uint8)
+    counts = np.zeros((5, 8))
+    for _ in range(1000):
+        found = transform(dict(img=image))['img']
+        gone = found.any(2)
+        assert gone.sum() == 4 and (found[gone] == [104, 9, 7]).all() and found.dtype == np.uint8
+        counts += gone
+    assert abs(counts - 100).max() < 5 * (1000 * 0.1 * 0.9) ** 0.5
+    assert repr(transform) == 'RandomPixelRemoval(share=0.1, fill=[103.53, 9, 7])'
+    assert RandomPixelRemoval(1, fill=[5])(dict(img=np.zeros((2, 3))))['img'].min() == 5
+
+
+@pytest.mark.parametrize('share', [0, 1.1, -0.5])
+def test_shares_of_pixels_that_cannot_be(share):
+    with pytest.raises(ValueError, match=f'^RandomPixelRemoval.share is {share}; it must be'):
+        RandomPixelRemoval(share, fill=[0])
+
+
+def test_a_colour_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match=r'^RandomPixelRemoval.fill has 1 values and the image ha'):
+        RandomPixelRemoval(fill=[0])(sample())

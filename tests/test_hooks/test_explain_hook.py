@@ -28,6 +28,7 @@ class MapMean(ExplanationMetric):
     """The mean of a map, which is easy to compute by hand; counts how often it is asked."""
 
     better = dict(mean='higher')
+    has_floor = True
     asked: list = []
 
     def measure(self, batch, model):
@@ -172,6 +173,7 @@ def test_scores_are_in_the_log_in_the_scalars_and_in_a_table(trained, log):
     ]
     assert [line['explain/mean'] for line in scalars if 'explain/mean' in line][-1] == value
     assert len([line for line in scalars if 'explain/teacher/mean' in line]) == 2
+    assert not any('explain/floor/mean' in line for line in scalars), 'a validation has no floor'
     assert f'explain/mean: {value:.4f}' in log
     assert re.search(r'\| mean +\| higher +\| -?0\.\d{4} ± 0\.\d{4} +\| -?0\.\d{4} ±', log)
     assert re.search(r'Explained 30 images in \d+\.\d s', log)
@@ -258,7 +260,13 @@ def test_a_test_explains_a_plain_classifier_for_its_own_prediction(tmp_path):
         == evaluations_of(runner, 'test')[0]['scores']['mean']['value']
     )
     log = next(Path(runner.log_dir).glob('*.log')).read_text()
-    assert re.search(r'\| score +\| better +\| TinyBackbone +\| n +\|', log)
+    assert re.search(
+        r'\| score +\| better +\| TinyBackbone +\| floor \(noise\) +\| above floor +\| n', log
+    )
+    floor = evaluations_of(runner, 'test')[0]['floors']['mean']
+    assert runner.result['explain/floor/mean'] == floor['value']
+    assert runner.result['explain/above_floor/mean'] == floor['difference']
+    assert np.mean([float(row['floor_mean']) for row in rows]) == pytest.approx(floor['value'])
     # mmengine writes any other number as null
     assert all(type(value) is float for value in runner.result.values())
     assert runner.result['explain/degenerate'] == 0

@@ -89,6 +89,16 @@ def test_arguments_of_the_hook_that_take_several_types():
         ('Infidelity', dict(size=4)),
         ('Infidelity', dict(size=[1, 2.5])),
         ('FeatureSimilarityScore', dict(estimator=1)),
+        ('FFidelity', dict(fractions=[0.5, 0])),
+        ('FFidelity', dict(fractions=[1.1])),
+        ('FFidelity', dict(fractions=[])),
+        ('FFidelity', dict(alpha=0)),
+        ('FFidelity', dict(alpha=1.5)),
+        ('FFidelity', dict(beta=0)),
+        ('FFidelity', dict(beta=math.nan)),
+        ('FFidelity', dict(draws=0)),
+        ('FFidelity', dict(kind='hits')),
+        ('FFidelity', dict(seed=-1)),
     ],
 )
 def test_lists_and_words(kind, arguments):

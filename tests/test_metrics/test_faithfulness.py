@@ -17,6 +17,7 @@ from mmkdx.metrics import (
     ROAD,
     AverageDrop,
     DeletionInsertion,
+    FFidelity,
     Infidelity,
     PerturbationAUC,
     SingleDeletion,
@@ -24,7 +25,15 @@ from mmkdx.metrics import (
 from mmkdx.registry import METRICS
 
 SIZE = 12
-METRIC_TYPES = (DeletionInsertion, PerturbationAUC, AverageDrop, ROAD, SingleDeletion, Infidelity)
+METRIC_TYPES = (
+    DeletionInsertion,
+    PerturbationAUC,
+    AverageDrop,
+    ROAD,
+    SingleDeletion,
+    Infidelity,
+    FFidelity,
+)
 
 
 class Linear(nn.Module):
@@ -600,10 +609,15 @@ def full_batch(index, convert=lambda logits: logits):
     return batch_of(images[index], labels[index].tolist(), index=index, **models)
 
 
+def quick(metric_type, **arguments):
+    """A metric with few draws."""
+    return metric_type(**arguments, **(dict(draws=2) if metric_type is FFidelity else {}))
+
+
 @pytest.mark.parametrize('metric_type', METRIC_TYPES)
 def test_values_do_not_depend_on_the_batches(metric_type):
-    whole = values(metric_type(), full_batch(list(range(8))))
-    split = metric_type(**(dict(max_batch=3) if metric_type is not AverageDrop else {}))
+    whole = values(quick(metric_type), full_batch(list(range(8))))
+    split = quick(metric_type, **(dict(max_batch=3) if metric_type is not AverageDrop else {}))
     scores(split, full_batch([5]), full_batch([0, 7, 2]), full_batch([1, 3, 4, 6, 5]))
     assert sorted(split.rows) == sorted(whole) == list(range(8))
     for index, row in whole.items():
@@ -616,7 +630,7 @@ def test_nothing_is_left_behind(metric_type):
     batch = full_batch([0, 1, 2])
     state = torch.get_rng_state()
     before = [batch.inputs.clone(), *(m.maps.clone() for m in batch.models.values())]
-    metric = metric_type()
+    metric = quick(metric_type)
     first = values(metric, batch)
     assert values(metric, batch) == first
     after = [batch.inputs, *(m.maps for m in batch.models.values())]
@@ -627,8 +641,8 @@ def test_nothing_is_left_behind(metric_type):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('metric_type', METRIC_TYPES)
 def test_half_precision_logits_are_scored_in_fp32(metric_type, dtype):
-    half = values(metric_type(), full_batch([0, 1], lambda logits: logits.to(dtype)))
-    full = values(metric_type(), full_batch([0, 1], lambda logits: logits.to(dtype).float()))
+    half = values(quick(metric_type), full_batch([0, 1], lambda logits: logits.to(dtype)))
+    full = values(quick(metric_type), full_batch([0, 1], lambda logits: logits.to(dtype).float()))
     for index, row in full.items():
         assert half[index] == pytest.approx(row, abs=1e-6)
 
@@ -638,7 +652,7 @@ def test_half_precision_logits_are_scored_in_fp32(metric_type, dtype):
 def test_maps_that_say_nothing_are_not_counted(metric_type, value):
     batch = full_batch([0, 1, 2])
     batch.models['student'].maps[1] = value
-    result = scores(metric := metric_type(), batch)
+    result = scores(metric := quick(metric_type), batch)
     for name, score in result.items():
         assert score.n == (3 if '/' in name and 'cross' not in name else 3 - ('/' not in name)), (
             name
@@ -649,7 +663,7 @@ def test_maps_that_say_nothing_are_not_counted(metric_type, value):
 
 @pytest.mark.parametrize('metric_type', METRIC_TYPES)
 def test_every_score_says_what_is_better(metric_type):
-    result = scores(metric_type(), full_batch([0, 1]))
+    result = scores(quick(metric_type), full_batch([0, 1]))
     assert {name.rpartition('/')[2] for name in result} == set(metric_type.better)
     for name, score in result.items():
         assert score.better == metric_type.better[name.rpartition('/')[2]]

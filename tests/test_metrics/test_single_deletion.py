@@ -1,6 +1,7 @@
 """SingleDeletion and Infidelity: an additive model by hand, noise, and rules for what says nothing."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,42 @@ def test_single_deletion_behind_a_relu():
     assert first['single_deletion'] == pytest.approx(0.948683298, abs=1e-6)
     assert first['single_deletion_top'] == 1 and second['single_deletion_top'] == 0
     assert second['single_deletion'] == pytest.approx(-0.948683298, abs=1e-6)
+
+
+def test_accuracy_on_images_with_a_deleted_cell():
+    """Class 0 is found where its logit is above 0: 3.5 - (2, 4, 0, -2.5), and with the shift 1.5."""
+    images, maps = X.expand(3, 1, 4, 4), torch.stack([W * X] * 3)
+    model = Additive()
+    student = explained(model, images, maps, [0] * 3)
+    batch = batch_of(images, labels=[0, 1, 0], student=student)
+    batch.models['student'].logits = torch.tensor([[3.5, 0], [3.5, 0], [0, 1]])
+    found = scores(metric := SingleDeletion(grid=2), batch)
+    rows = [(r['deleted_accuracy'], r['accuracy_drop']) for r in metric.rows.values()]
+    assert rows == [(0.75, 0.25), (0.25, -0.25), (0.75, -0.75)]
+    assert found['deleted_accuracy'].better == 'higher' and found['accuracy_drop'].better == 'lower'
+    # Without one label for each image, or with one logit, there is no accuracy
+    for labels in (None, [0, [0, 1], 0]):
+        assert 'accuracy_drop' not in scores(metric, batch_of(images, labels, student=student))
+    student = explained(lambda x: model(x)[:, :1], images, maps, [0] * 3)
+    assert 'accuracy_drop' not in scores(metric, batch_of(images, [0] * 3, student=student))
+
+
+def test_maps_of_one_model_share_its_predictions():
+    images, net, calls = rand(2, 3, 8, 8), network(), []
+    one = explained(net, images, rand(2, 8, 8))
+    one.predict = lambda copies: (calls.append(len(copies)), net(copies).detach())[1]
+    batch = batch_of(images, student=one)
+    other = replace(one, maps=rand(2, 8, 8, seed=1))
+    metrics = SingleDeletion(), Infidelity(subsets=3), SingleDeletion(baseline='black')
+    together = [metric.measure(batch, each) for metric in metrics for each in (one, other)]
+    assert calls == [32, 6, 32]
+    alone = [
+        metric.measure(batch_of(images, student=each), each)
+        for metric in metrics
+        for each in (one, other)
+    ]
+    for first, second in zip(together, alone):
+        assert all(map(torch.equal, first.values(), second.values()))
 
 
 def test_what_says_nothing_is_not_counted():
@@ -226,7 +263,13 @@ def test_values_do_not_depend_on_batches_or_the_global_state(metric):
 
     def batch(part):
         student = explained(net, images[part], maps[part])
-        return batch_of(images[part], index=range(6)[part], student=student, teacher=student)
+        return batch_of(
+            images[part],
+            [1] * len(images[part]),
+            index=range(6)[part],
+            student=student,
+            teacher=student,
+        )
 
     state = torch.get_rng_state(), np.random.get_state()[1].tolist()
     whole = values(metric, batch(slice(None)))
