@@ -287,6 +287,14 @@ def test_the_tool_ends_with_a_sentence(runs, monkeypatch, tmp_path, words, messa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_torn_checkpoint_ends_with_a_sentence(runs, monkeypatch, tmp_path):
+    (tmp_path / 'torn.pth').write_bytes(Path(runs['student'], 'epoch_1.pth').read_bytes()[:500])
+    with pytest.raises(SystemExit, match='torn.pth'):
+        run(monkeypatch, f'{runs["student"]}/config.py:{tmp_path}/torn.pth', runs['teacher'])
+    with pytest.raises(SystemExit, match='none.pth'):
+        run(monkeypatch, f'{runs["student"]}/config.py:{tmp_path}/none.pth', runs['teacher'])
+
+
 def test_a_full_disk_leaves_the_earlier_audit(found, tmp_path):
     findings = study(found, draws=20)
     write_audit(tmp_path / 'out', findings, dict(student='a'), found)

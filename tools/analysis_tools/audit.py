@@ -16,6 +16,7 @@ from mmengine.config import DictAction
 from terminaltables import AsciiTable
 
 from mmkdx.apis.audit import audit_files, evaluate_models, run_accuracies, write_audit
+from mmkdx.checkpoints import CheckpointError
 from mmkdx.evaluation.audit_table import table_rows
 from mmkdx.evaluation.verdict import paragraph, study
 from mmkdx.files import exit_on_write_error
@@ -88,7 +89,7 @@ def main() -> None:
             )
             findings = study(evaluation, **options)
         write_audit(args.out, findings, models, evaluation)
-    except (ValueError, FileNotFoundError) as error:
+    except (CheckpointError, ValueError, FileNotFoundError) as error:
         raise SystemExit(f'{error}') from error
     print(AsciiTable(table_rows(findings.audits)).table)
     print(textwrap.fill(' '.join(map(str, paragraph(findings))), 100))
