@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,12 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 from mmpretrain.datasets.transforms import PackInputs
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from mmkdx.apis.evaluate import evaluate_explanations
 from mmkdx.apis.runs import find_run, read_run_test_data
 from mmkdx.arguments import integer
-from mmkdx.datasets.wrappers import class_names, config_pipeline, images, type_name, with_pipeline
+from mmkdx.datasets.wrappers import class_names, config_pipeline, type_name, with_pipeline
 from mmkdx.distillation.class_order import classes_in
 from mmkdx.distillation.models import build_student, load_weights, read_config, zoo_entry
 from mmkdx.evaluation import Evaluation
@@ -34,7 +34,6 @@ from mmkdx.files import append_text, write_file, written_together
 from mmkdx.models.libraries import names_network
 from mmkdx.version import __version__
 from mmkdx.visualization.records import append_values
-from mmkdx.visualization.report import GalleryItem
 
 #: The ends of files that hold weights.
 WEIGHTS = ('.pth', '.pt', '.bin')
@@ -173,8 +172,6 @@ def evaluate_models(
     found = evaluate(loader, num_samples=num_samples, show_samples=show)
     if explainer is None:
         found.facts['explainers'] = {}
-    else:
-        found.gallery = _flips_first(found, loader, evaluate, show)
     if groups and not all('group' in row for row in found.rows.values()):
         raise ValueError(
             f"--groups: test images of {source} have no 'group'; Waterbirds has groups, and so has "
@@ -237,8 +234,7 @@ def write_audit(
         append_text(place / 'classes.csv', class_rows(findings.audits))
         if evaluation is not None:
             append_values(place / 'audit.csv', evaluation.rows, evaluation.classes)
-            text = ' '.join(map(str, sentences))
-            write_page(place, evaluation, 'Audit', dict(facts, verdict=text))
+            write_page(place, evaluation, 'Audit', facts, findings=findings)
 
 
 def audit_files(
@@ -264,26 +260,6 @@ def audit_files(
     if groups and records.group is None:
         raise ValueError(f"--groups: the images in {student} have no 'group'")
     return study(records, **options)
-
-
-def _flips_first(
-    found: Evaluation, loader: DataLoader, evaluate: Callable[..., Evaluation], count: int
-) -> list[GalleryItem]:
-    """At most ``count`` pictures: a third of each kind of flip, the clearest first, then others."""
-    flipped = flipped_images(Records.from_evaluation(found))
-    chosen = [index for kind in flipped.values() for index in kind[: count // 3]]
-    if not chosen:
-        return found.gallery
-    place = images(loader.dataset)
-    subset = Subset(loader.dataset, [place[index] for index in chosen])
-    again = evaluate(
-        DataLoader(subset, loader.batch_size, collate_fn=loader.collate_fn),
-        num_samples=None,
-        show_samples=len(chosen),
-    )
-    drawn = {item.index: item for item in again.gallery}
-    others = [item for item in found.gallery if item.index not in drawn]
-    return [*(drawn[index] for index in chosen), *others][:count]
 
 
 def _load_student(named: Named, names: Sequence[str] | None) -> nn.Module:

@@ -82,7 +82,7 @@ def evaluate_explanations(
         numbers = list(place)
         for i, batch in enumerate(loader):
             evaluator.process(batch, numbers[i * size : (i + 1) * size])
-        found = evaluator.finish(telling=out_dir is not None)
+        found = evaluator.finish(telling=True)
     if out_dir is not None:
         with written_together(out_dir) as folder:
             write_files(folder, 'test', found)

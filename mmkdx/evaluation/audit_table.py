@@ -13,6 +13,10 @@ from mmkdx.evaluation.audit_findings import Audit, Family
 from mmkdx.evaluation.audit_records import Records
 from mmkdx.functional.audit import flip_table
 from mmkdx.metrics.scores import Score
+from mmkdx.visualization.score_groups import Table
+
+#: So many classes, or groups, a table of a report has at most.
+MOST = 20
 
 
 def _number(value: float, digits: int = 3) -> str:
@@ -113,6 +117,38 @@ def table_rows(audits: Mapping[str, Audit]) -> list[list[str]]:
                 cells = [cell(each) if has[key] else '' for key, each in audits.items()]
                 rows.append([name, *cells])
     return rows
+
+
+def report_tables(audits: Mapping[str, Audit]) -> list[Table]:
+    """The comparisons, and for each the classes and groups with the most certain changes, as tables."""
+    if not audits:
+        return []
+    head, *rows = table_rows(audits)
+    tables = [Table(head, rows, 'comparisons', question='accuracy')]
+    for name, found in audits.items():
+        for kind, plural, family in (
+            ('class', 'classes', found.classes),
+            ('group', 'groups', found.groups),
+        ):
+            if family is None or len(family.changes) < 2:
+                continue
+            changes = sorted(family.changes, key=lambda each: each.adjusted)[:MOST]
+            cells = [
+                [
+                    each.name,
+                    f'{100 * each.old:.1f}',
+                    f'{100 * each.new:.1f}',
+                    f'{100 * each.change:+.1f}'.replace('-', '−'),
+                    f'{each.negative} / {each.positive}',
+                    f'{each.adjusted:.2g}',
+                    str(each.n),
+                ]
+                for each in changes
+            ]
+            note = f'The most certain changes of {len(family.changes)}, at most {MOST}.'
+            head = [kind, 'old, %', 'new, %', 'change', 'flips − / +', 'p after Holm', 'n']
+            tables.append(Table(head, cells, f'{plural}, {name}', note, 'accuracy'))
+    return tables
 
 
 def class_rows(audits: Mapping[str, Audit]) -> str:

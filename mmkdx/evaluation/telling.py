@@ -12,17 +12,18 @@ import numpy as np
 AGREEMENT = ('pearson', 'cosine', 'spearman', 'ssim')
 
 
-def telling_images(rows: Mapping[int, Mapping[str, Any]], count: int = 2) -> dict[int, str]:
+def telling_images(rows: Mapping[int, Mapping[str, Any]], count: int = 3) -> dict[int, str]:
     """Chooses the images that say most about a student: by disagreement, mistakes, and typical ones.
 
     - 'differ': the maps of student and teacher agree least.
     - 'lost': the student is wrong and its teacher right, 'won' the other way round; without a teacher
-      'wrong': the student is wrong. The most confident mistakes come first.
+      'wrong': the student is wrong. The clearest mistakes come first, by the probability of the
+      prediction less that of the label.
     - 'typical': both predict the same, and the agreement of the maps is nearest to the median.
 
     Args:
         rows (Mapping[int, Mapping]): The values of each image, as in ``Evaluation.rows``.
-        count (int): The most images for each reason. Defaults to 2.
+        count (int): The most images for each reason. Defaults to 3.
 
     Returns:
         dict[int, str]: A reason for each chosen image, a key of
@@ -39,6 +40,10 @@ def telling_images(rows: Mapping[int, Mapping[str, Any]], count: int = 2) -> dic
         label, prediction = rows[i].get('label'), rows[i].get(f'{model}prediction')
         return None if label is None or prediction is None else label == prediction
 
+    def margin(i: int, model: str = '') -> float:
+        row = rows[i]
+        return row.get(f'{model}label_probability', 0) - row[f'{model}confidence']
+
     chosen: dict[int, str] = {}
 
     def choose(reason: str, found: Iterable[int], key: Callable[[int], float]) -> None:
@@ -49,9 +54,9 @@ def telling_images(rows: Mapping[int, Mapping[str, Any]], count: int = 2) -> dic
     choose('differ', known, agreement)
     taught = 'teacher/prediction' in names
     wrong = [i for i in rows if right(i) is False and (not taught or right(i, 'teacher/'))]
-    choose('lost' if taught else 'wrong', wrong, lambda i: -rows[i]['confidence'])
+    choose('lost' if taught else 'wrong', wrong, margin)
     won = [i for i in rows if taught and right(i) and right(i, 'teacher/') is False]
-    choose('won', won, lambda i: -rows[i]['teacher/confidence'])
+    choose('won', won, lambda i: margin(i, 'teacher/'))
     if known:
         middle = float(np.median([agreement(i) for i in known]))
         same = [i for i in known if rows[i]['prediction'] == rows[i].get('teacher/prediction')]

@@ -12,9 +12,10 @@ from mmkdx.evaluation.audit import audit, fidelity, gain
 from mmkdx.evaluation.audit_findings import Audit
 from mmkdx.evaluation.audit_records import Records
 from mmkdx.evaluation.result import Evaluation
-from mmkdx.evaluation.verdict_parts import Findings, Sentence, Tile
+from mmkdx.evaluation.verdict_parts import Findings, Sentence
 from mmkdx.evaluation.verdict_rules import RULES
 from mmkdx.evaluation.verdict_tiles import TILES
+from mmkdx.visualization.report import Tile
 
 __all__ = ['Findings', 'Sentence', 'Tile', 'paragraph', 'study', 'tiles']
 

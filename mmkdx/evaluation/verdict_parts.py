@@ -28,25 +28,6 @@ class Sentence:
         return self.text
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One number of the first screen.
-
-    Args:
-        label (str): What it is.
-        value (str): The number, with its unit.
-        interval (str): Its 95 % interval and n.
-        hint (str): One sentence more.
-        tone (str): 'good' or 'bad' where the statistics say so, else 'neutral'. Defaults to 'neutral'.
-    """
-
-    label: str
-    value: str
-    interval: str
-    hint: str
-    tone: str = 'neutral'
-
-
 @dataclass
 class Findings:
     """All that an evaluation's records say; a part is None where a model or the labels are missing.

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from mmkdx.evaluation.audit import ENOUGH
 from mmkdx.evaluation.verdict_parts import (
     Findings,
-    Tile,
     direction,
     number,
     p_text,
@@ -17,6 +16,7 @@ from mmkdx.evaluation.verdict_parts import (
     title,
 )
 from mmkdx.functional.audit import rate_interval
+from mmkdx.visualization.report import Tile
 
 TONES = {1: 'good', 0: 'neutral', -1: 'bad'}
 

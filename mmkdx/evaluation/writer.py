@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from mmkdx.evaluation.audit_table import report_tables
 from mmkdx.evaluation.floor import as_json
 from mmkdx.evaluation.result import Evaluation
 from mmkdx.evaluation.subjects import TARGETS
-from mmkdx.evaluation.verdict import paragraph, study, tiles
+from mmkdx.evaluation.verdict import Findings, paragraph, study, tiles
 from mmkdx.files import WriteError, write_file
 from mmkdx.visualization.records import append_scores, append_values, read_curves, read_header
 from mmkdx.visualization.report import write_report
@@ -38,11 +39,13 @@ def write_page(
     facts: Mapping[str, str],
     runs: Mapping[str, str] | None = None,
     unit: str = 'epoch',
+    findings: Findings | None = None,
 ) -> Path:
     """Writes ``report.html``, and its first paragraph as ``verdict.txt``; returns the page's path.
 
     It shows facts about the models, unless they are empty, and over epochs or iterations the curves of
-    runs, which are given by name and work directory.
+    runs, which are given by name and work directory. The findings are those of ``study`` unless others
+    are given.
     """
     explainers = found.facts['explainers'].items()
     curves: dict[str, dict[str, list]] = {}
@@ -50,7 +53,7 @@ def write_page(
         for name, points in read_curves(work_dir).items():
             if name != 'explain/seconds':
                 curves.setdefault(name, {})[run] = points
-    findings = study(found)
+    findings = study(found) if findings is None else findings
     sentences = paragraph(findings)
     answer = [each.text for each in sentences if each.rule in FIRST]
     write_file(folder / 'verdict.txt', textwrap.fill(' '.join(answer), 100) + '\n')
@@ -68,6 +71,7 @@ def write_page(
             'made': time.strftime('%Y-%m-%d %H:%M'),
         },
         scores=found.scores,
+        tables=report_tables(findings.audits),
         about=found.about,
         floors=found.floors,
         notes={'faithfulness': found.sentence} if found.sentence else None,

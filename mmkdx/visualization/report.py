@@ -76,8 +76,7 @@ class Tile:
         value (str): The number, with its unit.
         interval (str): Its 95 % confidence interval and n. Defaults to ''.
         hint (str): What it means, or what it is compared with. Defaults to ''.
-        tone (str): 'good', 'bad' or 'neutral'. Defaults to 'neutral'.
-        question (str): The group of scores that says more, a key of ``QUESTIONS``. Defaults to ''.
+        tone (str): 'good' or 'bad' where the statistics say so, else 'neutral'. Defaults to 'neutral'.
     """
 
     label: str
@@ -85,7 +84,6 @@ class Tile:
     interval: str = ''
     hint: str = ''
     tone: str = 'neutral'
-    question: str = ''
 
 
 def write_report(

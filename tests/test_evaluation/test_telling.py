@@ -44,6 +44,8 @@ def test_an_image_has_one_reason_and_the_next_moves_up():
 def test_a_model_alone_has_mistakes():
     rows = {1: row(0, 0), 2: row(0, 1), 3: row(0, 2) | dict(confidence=0.75), 4: row(None, 1)}
     assert telling_images(rows) == {3: 'wrong', 2: 'wrong'}
+    rows[2]['label_probability'], rows[3]['label_probability'] = 0.0, 0.5
+    assert list(telling_images(rows)) == [2, 3]
 
 
 @pytest.mark.parametrize('rows', [{}, {1: row(None, 0)}, {1: row(None, 0, 1)}])

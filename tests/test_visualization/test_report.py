@@ -589,7 +589,7 @@ def test_means_over_batches_are_explained(tmp_path, batches):
 # The first screen
 
 TILES = [
-    Tile('Accuracy', '96.8 %', '95.1 to 98.0, n = 600', 'teacher 97.5 %', 'good', 'accuracy'),
+    Tile('Accuracy', '96.8 %', '95.1 to 98.0, n = 600', 'teacher 97.5 %', 'good'),
     Tile(EVIL, EVIL, tone='bad'),
 ]
 ABOUT = {'deletion': About('faithfulness', EVIL, 'guide'), 'pearson': About('agreement', 'P.')}
@@ -607,7 +607,6 @@ def test_the_answer_comes_first(page):
         '96.8 %',
         '95.1 to 98.0, n = 600',
         'teacher 97.5 %',
-        'More',
     ]
 
 
