@@ -73,6 +73,7 @@ TERMS: dict[str, dict] = dict(
     GlobalExplanationLoss=dict(at='prototypes'),
     IntrospectiveLoss=dict(at='cam', level='class'),
     KLDivLoss=dict(at='logits', tau=2),
+    LabelLoss=dict(at='logits', label_smoothing=0.1),
     LogitStdLoss=dict(at='logits'),
     MSELoss=dict(at='features'),
     NSTLoss=dict(at='features'),

@@ -8,7 +8,14 @@ from mmkdx.losses.exp_kd import ExpKDLoss
 from mmkdx.losses.explanation import E2KDLoss
 from mmkdx.losses.feature import ATLoss, CosineLoss, MSELoss
 from mmkdx.losses.image_pairs import CSKDLoss, DDGSDLoss
-from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
+from mmkdx.losses.logit import (
+    CWTMLoss,
+    DISTLoss,
+    DKDLoss,
+    KLDivLoss,
+    LabelLoss,
+    LogitStdLoss,
+)
 from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
 from mmkdx.losses.regression import FitNetLoss, OFDLoss, VIDLoss
@@ -42,6 +49,7 @@ __all__ = [
     'GlobalExplanationLoss',
     'IntrospectiveLoss',
     'KLDivLoss',
+    'LabelLoss',
     'LogitStdLoss',
     'MSELoss',
     'NSTLoss',
