@@ -69,6 +69,7 @@ TERMS: dict[str, dict] = dict(
     DMLLoss=dict(at='logits', peers=[classifier(6)]),
     E2KDLoss=dict(at=(['backbone.body', 'logits'],) * 2, size=4),
     ExpKDLoss=dict(at='cam'),
+    ExplanationMapLoss=dict(at='logits', explainer='HiResCAM'),
     FitNetLoss=dict(at='backbone.body.0'),
     GlobalExplanationLoss=dict(at='prototypes'),
     IntrospectiveLoss=dict(at='cam', level='class'),

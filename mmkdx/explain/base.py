@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.arguments import flag
@@ -36,11 +37,14 @@ class Explainer(metaclass=ABCMeta):
 
     Args:
         differentiable (bool): Whether a loss can use the maps: they carry gradients to the parameters
-            through all factors, and the model runs in its current mode. Defaults to False.
+            through all factors, and the model runs in its current mode. It then runs with torch's math
+            kernel of attention, since fused kernels have no second derivative. Defaults to False.
     """
 
     #: Whether maps of different classes differ.
     class_specific = True
+    #: Whether a loss of differentiable maps takes second derivatives.
+    twice = True
     #: Whether it reads the weights of a classifier, so that a function cannot be a target.
     classes_alone = False
 
@@ -88,7 +92,8 @@ class Explainer(metaclass=ABCMeta):
                     f'{type(self).__name__}: the model carries no gradient (frozen parameters, or '
                     'torch.no_grad), so that a loss of its map would train nothing'
                 )
-            with no_autocast(inputs), without_checkpointing(model):
+            kernel = sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext()
+            with no_autocast(inputs), without_checkpointing(model), kernel:
                 return self.explain(model, inputs, targets)
         with undisturbed(model, inputs), without_checkpointing(model):
             # A tensor of inference mode cannot take part in a graph

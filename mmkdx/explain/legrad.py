@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmkdx.arguments import integer
 from mmkdx.explain.attention_blocks import Blocks, find_blocks, split_scores
@@ -38,8 +36,7 @@ class LeGrad(Explainer):
 
     Args:
         layers (int, optional): How many of the last layers count. Defaults to None (all).
-        differentiable (bool): See ``Explainer``. The model then runs with torch's math kernel of
-            attention, since fused kernels have no second derivative.
+        differentiable (bool): See ``Explainer``.
     """
 
     def __init__(self, layers: int | None = None, differentiable: bool = False) -> None:
@@ -67,10 +64,9 @@ class LeGrad(Explainer):
                 value = value.detach()
             return value.clone()  # the rest of the model may overwrite it in place
 
-        with sdpa_kernel(SDPBackend.MATH) if self.differentiable else nullcontext():
-            with set_stance('force_eager'), torch.set_grad_enabled(self.differentiable):
-                with intercept(model, dict.fromkeys(taps, keep)), recorder:
-                    output = forward_tensor(model, inputs.clone())
+        with set_stance('force_eager'), torch.set_grad_enabled(self.differentiable):
+            with intercept(model, dict.fromkeys(taps, keep)), recorder:
+                output = forward_tensor(model, inputs.clone())
         *scores, logits = split_scores(model, targets, output, count, len(taps) + 1)
         check_dropout('LeGrad', model, recorder.attentions)
         attentions = recorder.attentions[first:][: 1 if blocks.pooled else len(taps)]

@@ -5,7 +5,7 @@ from mmkdx.losses.branches import BYOTLoss, ONELoss
 from mmkdx.losses.class_map import CATLoss
 from mmkdx.losses.contrastive import CRDLoss
 from mmkdx.losses.exp_kd import ExpKDLoss
-from mmkdx.losses.explanation import E2KDLoss
+from mmkdx.losses.explanation import E2KDLoss, ExplanationMapLoss
 from mmkdx.losses.feature import ATLoss, CosineLoss, MSELoss
 from mmkdx.losses.image_pairs import CSKDLoss, DDGSDLoss
 from mmkdx.losses.logit import (
@@ -45,6 +45,7 @@ __all__ = [
     'DistillLoss',
     'E2KDLoss',
     'ExpKDLoss',
+    'ExplanationMapLoss',
     'FitNetLoss',
     'GlobalExplanationLoss',
     'IntrospectiveLoss',
