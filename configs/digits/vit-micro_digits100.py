@@ -1,21 +1,7 @@
-# A vision transformer of 16 tokens of 8 x 8 pixels and a class token, alone: 100 labelled images.
+# A vision transformer alone: 100 labelled images.
 _base_ = [
+    '../_base_/models/vit-micro_digits.py',
     '../_base_/datasets/digits_100.py',
     '../_base_/schedules/digits_vit_20e.py',
     '../_base_/digits_runtime.py',
 ]
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(
-        type='VisionTransformer',
-        arch=dict(embed_dims=48, num_layers=2, num_heads=4, feedforward_channels=96),
-        img_size=32,
-        patch_size=8,
-    ),
-    head=dict(
-        type='VisionTransformerClsHead',
-        num_classes=10,
-        in_channels=48,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
-    ),
-)

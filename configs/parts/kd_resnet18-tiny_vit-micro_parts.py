@@ -1,5 +1,5 @@
 # Knowledge distillation (Hinton et al., 2015) from a convolutional network to a transformer.
-_base_ = ['vit-micro_parts.py']
+_base_ = ['vit-micro_parts-continued.py']
 model = dict(
     _delete_=True,
     type='Distiller',

@@ -1,5 +1,5 @@
 # As deit-hard_…, with the teacher's probabilities in place of its predictions.
-_base_ = ['deit-hard_resnet18_vit-micro_digits100.py']
+_base_ = ['deit-hard_resnet18-tiny_deit-micro_parts.py']
 model = dict(
     terms=dict(
         label=dict(weight=0.9),
