@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import mmengine.runner
@@ -18,6 +20,8 @@ from mmkdx.explain.base import explainer_names
 from mmkdx.functional import resize_maps
 from mmkdx.losses import ExplanationMapLoss
 from mmkdx.registry import EXPLAINERS
+
+GUIDE = Path(__file__).parents[2] / 'docs/en/user_guides/losses.md'
 
 
 def tensor(*rows):
@@ -480,6 +484,17 @@ def test_e2kd_at_a_layer_before_an_attention():
     layer = ['backbone.layers.1.ln1', 'logits']
     model = map_distiller(type='E2KDLoss', size=32, at=(layer, ['backbone.body', 'logits']))
     assert_trains(step(model)[1])
+
+
+# The guide
+
+
+def test_the_guides_block_runs():
+    section = GUIDE.read_text().partition('## Maps of any explainer')[2]
+    code = re.findall('```python\n(.*?)```', section, re.DOTALL)[0]
+    names = {}
+    exec(code, names)
+    assert {'loss_kd', 'loss_maps', 'maps.dead', 'maps.teacher_dead'} == set(names['losses'])
 
 
 # Mistakes
