@@ -165,13 +165,14 @@ def values(term: Term, values: Sequence[Any]) -> None:
 
 
 def loss(term: Term, values: Sequence[Any], size: Sequence[int] | None, models: Mapping) -> None:
-    """Lets a loss refuse what it cannot compare; one that needs the models tries them on an image."""
+    """Lets a loss refuse what it cannot compare. One that needs the teacher tries it on an image."""
     given = {}
     if 'teacher_model' in term.needs and size is not None:
-        # Random, as nothing moves the logits in a plain one; from a generator of its own
+        # A constant image may move no logit; the generator is the image's own
         channels = image_channels(models['model'], 3)
         image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
         given = dict(models, inputs=image.to(next(models['model'].parameters())))
+        given = {need: value for need, value in given.items() if need in term.needs}
     term.loss.check(*values, **given)
 
 

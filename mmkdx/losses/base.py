@@ -39,7 +39,8 @@ class DistillLoss(nn.Module):
     - 'model': the student. ``connect`` takes it, too. A loss that needs images or the student is not
       tried on random values before training.
     - 'teacher_model': the teacher. Its ``convert`` brings ``inputs`` to the form that its ``model``
-      takes. ``check`` takes it, too, and the student as ``model`` and one random image as ``inputs``.
+      takes. ``check`` takes it, too, and ``model`` and one random image as ``inputs`` where it needs
+      them.
     - 'gradients': the loss takes gradients of the logits by what is at its other taps. Then the teacher
       records a graph from these taps on, and tensors come in the precision they have.
 
