@@ -41,7 +41,9 @@ MORE = [
 
 
 #: Networks that take seconds to build.
-LARGE = [path for path in MORE if path.parent.name == 'transformers' and 'deit-small' not in path.stem]
+LARGE = [
+    path for path in MORE if path.parent.name == 'transformers' and 'deit-small' not in path.stem
+]
 
 
 class Waits(TorchDispatchMode):

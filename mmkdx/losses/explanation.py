@@ -129,6 +129,9 @@ class ExplanationMapLoss(DistillLoss):
             teacher_model (nn.Module): The teacher, see ``DistillLoss``.
         """
         classes = teacher.argmax(1) if target is None else target
+        if classes.dim() == 1:
+            # Explainers look at the values of indices, for which a step would wait
+            classes = F.one_hot(classes, student.shape[1]).to(student)
         return self.distance_between(*self.explain(inputs, model, teacher_model, classes))
 
     def explain(

@@ -11,7 +11,7 @@ model = dict(
         type='VisionTransformerClsHead',
         num_classes=9,
         in_channels=64,
-        # mmpretrain's is zero, and nothing moves the logits of such a model before training
+        # As DeiT's; mmpretrain's is zero
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02),
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
     ),
