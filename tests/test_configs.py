@@ -35,7 +35,14 @@ MORE = [
     or (path.parent.name == 'unicam' and path.stem.endswith(('plantvillage', 'cifar10')))
     or 'resnet101' in path.stem
     or path.stem.startswith('kd_swin')
+    or path.parent.name == 'transformers'
     or path.stem.endswith(('_cars', '_unlabelled'))  # test_unlabelled.py trains a small one
+]
+
+
+#: Networks that take seconds to build.
+LARGE = [
+    path for path in MORE if path.parent.name == 'transformers' and 'deit-small' not in path.stem
 ]
 
 
@@ -83,7 +90,11 @@ def test_waits_are_seen():
     assert len(waits.seen) == 4
 
 
-@pytest.mark.parametrize('path', MORE, ids=str)
+@pytest.mark.parametrize(
+    'path',
+    [pytest.param(path, marks=pytest.mark.slow if path in LARGE else ()) for path in MORE],
+    ids=str,
+)
 def test_config_builds(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     cfg = Config.fromfile(path)

@@ -317,6 +317,37 @@ def test_tests_of_explanations(name, metric, data_set):
     assert all(training) or not any(training)
 
 
+# DeiT's weights of the labels and of the teacher, and how the teacher's logits are read.
+TOKENS = dict(
+    hard=(0.5, 0.5, dict(teacher_target=dict(kind='onehot', anchor='argmax'))),
+    soft=(0.9, 0.1, dict(tau=3)),
+)
+
+
+@pytest.mark.parametrize('kind', TOKENS)
+@pytest.mark.parametrize(
+    'name, smoothing',
+    [
+        ('transformers/deit-{}_regnety-16gf_deit-tiny_4xb256_in1k', 0.1),
+        ('parts/deit-{}_resnet18-tiny_deit-micro_parts', 0),
+        ('digits/deit-{}_resnet18_deit-micro_digits100', 0),
+    ],
+)
+def test_token_distillation(name, smoothing, kind):
+    cfg = read(f'{name.format(kind)}.py')
+    label, token, options = TOKENS[kind]
+    assert (cfg.model.student_weight, cfg.model.student.head.type) == (0, 'DeiTClsHead')
+    assert cfg.model.terms.label.to_dict() == dict(
+        type='LabelLoss',
+        at='head.layers.head',
+        weight=label,
+        **(dict(label_smoothing=smoothing) if smoothing else {}),
+    )
+    assert cfg.model.terms.token.to_dict() == dict(
+        type='KLDivLoss', at=('head.layers.head_dist', 'logits'), weight=token, **options
+    )
+
+
 TABLES = dict(
     cifar={f'{network}_cifar100' for network in NETWORKS},
     cat_kd={f'cat_{teacher}_{student}_cifar100' for teacher, student in CAT}
@@ -330,6 +361,9 @@ TABLES = dict(
     | {'kd_resnet34_resnet18_8xb32_in1k', 'kd_resnet50_mobilenet-v2_8xb32_in1k'}
     | {'kd_swin-base_swin-tiny_16xb64_in1k', 'kd_resnet34_resnet18_stl10'}
     | {'embedding_dinov2-small_mobilenetv3_unlabelled'},
+    transformers={f'deit-{kind}_regnety-16gf_deit-tiny_4xb256_in1k' for kind in TOKENS}
+    | {'map_deit-small_deit-tiny_4xb256_in1k', 'map_swin-base_swin-tiny_16xb64_in1k'}
+    | {'map_vit-base_resnet18_8xb32_in1k'},
 )
 
 

@@ -10,11 +10,12 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from mmkdx.distillation.places import Labels, names_of
 from mmkdx.functional import ClassMaps
-from mmkdx.models.families import describe
+from mmkdx.models.families import describe, image_channels
 from mmkdx.models.flow import Flow
 
 if TYPE_CHECKING:
@@ -161,6 +162,18 @@ def values(term: Term, values: Sequence[Any]) -> None:
             f'{term.loss_name} needs the same classes, so set student.head.num_classes (num_classes '
             'of a network of another library), map classes by teacher.classes, or choose another teacher'
         )
+
+
+def loss(term: Term, values: Sequence[Any], size: Sequence[int] | None, models: Mapping) -> None:
+    """Lets a loss refuse what it cannot compare. One that needs the teacher tries it on an image."""
+    given = {}
+    if 'teacher_model' in term.needs and size is not None:
+        # A constant image may move no logit; the generator is the image's own
+        channels = image_channels(models['model'], 3)
+        image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+        given = dict(models, inputs=image.to(next(models['model'].parameters())))
+        given = {need: value for need, value in given.items() if need in term.needs}
+    term.loss.check(*values, **given)
 
 
 def maps(term: Term, maps: Any, student: nn.Module, images: Tensor) -> None:

@@ -153,7 +153,8 @@ class Distiller(BaseModel):
                 # The prefix keeps a head's key `loss` from hiding mmengine's total of that name
                 losses[f'student.{key}'] = value * self.student_weight if 'loss' in key else value
         for name, term in self.terms.items():
-            terms[name] = term(*term.values(student, truth), labels, index, inputs, self.student)
+            given = dict(index=index, inputs=inputs, **self._models(term))
+            terms[name] = term(*term.values(student, truth), labels, **given)
             if self.training and torch.is_grad_enabled():
                 checks.gradients(term, student, terms[name])
             logs.update({f'{name}.{key}': value for key, value in term.loss.logs.items()})
@@ -182,8 +183,9 @@ class Distiller(BaseModel):
             for name, term in self.terms.items():
                 checks.maps(term, places[name][0], self.student, images)
         for name, term in self.terms.items():
-            resized = getattr(self._compared.get(term.teacher), 'size', None)
-            term.connect(*places[name], self.student, (size, resized or size))
+            models = self._models(term)
+            resized = getattr(models['teacher_model'], 'size', None)
+            term.connect(*places[name], (size, resized or size), **models)
         self._probed.add(tuple(size))
         return places
 
@@ -220,8 +222,11 @@ class Distiller(BaseModel):
     @property
     def _compared(self) -> dict[int, BaseTeacher]:
         """The teachers that a term reads."""
-        terms = [term for term in self.terms.values() if term.taught]
-        return {term.teacher: self.teachers[term.teacher] for term in terms}
+        return {t.teacher: self.teachers[t.teacher] for t in self.terms.values() if t.taught}
+
+    def _models(self, term: Term) -> dict[str, nn.Module | None]:
+        """The student, and the teacher that a term reads."""
+        return dict(model=self.student, teacher_model=self._compared.get(term.teacher))
 
 
 def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:

@@ -104,21 +104,22 @@ class Term(nn.Module):
         self,
         student: Value,
         teacher: Value,
-        model: nn.Module | None = None,
         images: Sequence[Sequence[int] | None] = (None, None),
+        **models: nn.Module | None,
     ) -> None:
         """Checks that the loss takes what is at the taps and, the first time, builds what is missing.
 
         That is the adapter, and the layers of the loss's own. Then a copy of the term is run on random
-        values, so that mistakes show before training. A loss that needs the images or the model is not
+        values, so that mistakes show before training. A loss that needs the images or a model is not
         run, and neither is one that takes gradients of the logits, as random values have none.
 
         Args:
             student (Tensor | ClassMaps | list): What the student's tap holds, real or fake.
             teacher (Tensor | ClassMaps | list, optional): What the teacher's tap holds.
-            model (nn.Module, optional): The student, for a loss that needs it. Defaults to None.
             images (Sequence, optional): Height and width of the student's images, and of the
                 teacher's. Defaults to unknown.
+            **models: The student as ``model`` and the teacher as ``teacher_model``, for a loss that
+                needs them.
 
         Raises:
             ValueError: If the two cannot be bridged, or the loss cannot take such values.
@@ -126,7 +127,7 @@ class Term(nn.Module):
         sides = (student, teacher)[: 1 + self.taught]
         if not self._connected:
             with errors_named(f'{self.key}.at: {self.loss_name}: '):
-                self.loss.connect(*sides, **(dict(model=model) if 'model' in self.needs else {}))
+                self.loss.connect(*sides, **self._wanted(model=models.get('model')))
         self._connected = True
         checks.values(self, sides)
         if self.bridge and self.taught and self.compares in ('shape', 'map_size'):
@@ -136,10 +137,13 @@ class Term(nn.Module):
                 self.adapter.check(student, teacher, images)
         verb, shapes = 'compare' if self.taught else 'take', ' and '.join(map(shape_text, sides))
         with errors_named(f'{self.key}: {self.loss_name} cannot {verb} {shapes}: ', '', Exception):
-            self.loss.check(*sides)
+            checks.loss(self, sides, images[0], models)
             if not self.needs & {'inputs', 'model'}:
                 if not self.explains or isinstance(student, ClassMaps):
                     self._try_out(student, teacher)
+
+    def _wanted(self, **given: Any) -> dict[str, Any]:
+        return {need: value for need, value in given.items() if need in self.needs}
 
     @torch.no_grad()
     def _try_out(self, student: Value, teacher: Value) -> None:
@@ -149,16 +153,10 @@ class Term(nn.Module):
             values = [map_tensors(_random_like, value) for value in (student, teacher)]
             anchor = first_tensor(student)
             target = torch.zeros(len(anchor), dtype=torch.long, device=anchor.device)
-            copy.deepcopy(self)(*values, target, torch.arange(len(anchor)))
+            copy.deepcopy(self)(*values, target, index=torch.arange(len(anchor)))
 
     def forward(
-        self,
-        student: Value,
-        teacher: Value = None,
-        target: Labels | None = None,
-        index: Tensor | None = None,
-        inputs: Tensor | None = None,
-        model: nn.Module | None = None,
+        self, student: Value, teacher: Value = None, target: Labels | None = None, **given: Any
     ) -> Tensor:
         """The weighted loss, a scalar, computed in fp32.
 
@@ -166,21 +164,20 @@ class Term(nn.Module):
             student (Tensor | ClassMaps | list): What the student's tap holds.
             teacher (Tensor | ClassMaps | list, optional): What the teacher's tap holds.
             target (Tensor | list[Tensor], optional): The labels; see ``labels_of``.
-            index (Tensor, optional): The positions of the samples in the data set, of shape (N, ).
-            inputs (Tensor, optional): The preprocessed images, of shape (N, C, H, W).
-            model (nn.Module, optional): The student.
+            **given: What else a loss may need: ``index``, the positions of the samples in the data set,
+                of shape (N, ); ``inputs``, the preprocessed images (N, C, H, W); ``model``, the student;
+                ``teacher_model``, the teacher.
 
         Raises:
             ValueError: If the batch lacks labels or positions that the loss needs, or the loss returns
                 no scalar.
         """
-        given = dict(index=index, inputs=inputs, model=model)
-        given = {need: value for need, value in given.items() if need in self.needs}
+        checks.index(self, given.get('index'))
+        given = self._wanted(**given)
         if self.needs & {'target', 'class'}:
             checks.target(self, target)
             several = self.activation == 'sigmoid'
             given['target'] = multi_hot(target, student.shape[1]) if several else target
-        checks.index(self, index)
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
         with no_autocast(first_tensor(student)):

@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.checkpoint import checkpoint
 
 from mmkdx.arguments import flag
 from mmkdx.explain.layers import Layer, find_layers
 from mmkdx.explain.targets import Scores, Targets, class_weights
-from mmkdx.functional import full_precision, no_autocast
+from mmkdx.functional import full_precision, math_kernel, no_autocast
 from mmkdx.models.families import unwrap
 from mmkdx.models.intercept import evaluating, intercept
 from mmkdx.registry import EXPLAINERS
@@ -36,11 +38,14 @@ class Explainer(metaclass=ABCMeta):
 
     Args:
         differentiable (bool): Whether a loss can use the maps: they carry gradients to the parameters
-            through all factors, and the model runs in its current mode. Defaults to False.
+            through all factors, and the model runs in its current mode. It then runs with torch's math
+            kernel of attention, since fused kernels have no second derivative. Defaults to False.
     """
 
     #: Whether maps of different classes differ.
     class_specific = True
+    #: Whether a loss of differentiable maps takes second derivatives.
+    twice = True
     #: Whether it reads the weights of a classifier, so that a function cannot be a target.
     classes_alone = False
 
@@ -83,12 +88,14 @@ class Explainer(metaclass=ABCMeta):
             )
         if self.differentiable:
             sources = (inputs, *model.parameters())
-            if not torch.is_grad_enabled() or not any(each.requires_grad for each in sources):
+            grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+            if not grad or not any(each.requires_grad for each in sources):
                 raise ValueError(
                     f'{type(self).__name__}: the model carries no gradient (frozen parameters, or '
                     'torch.no_grad), so that a loss of its map would train nothing'
                 )
-            with no_autocast(inputs), without_checkpointing(model):
+            kernel = math_kernel(self.twice)
+            with no_autocast(inputs), without_checkpointing(model), kernel:
                 return self.explain(model, inputs, targets)
         with undisturbed(model, inputs), without_checkpointing(model):
             # A tensor of inference mode cannot take part in a graph
@@ -129,18 +136,28 @@ def undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
 
 @contextmanager
 def without_checkpointing(model: nn.Module) -> Iterator[None]:
-    """A context in which mmpretrain's backbones keep all activations, also those built ``with_cp``.
+    """A context in which a model keeps all activations, also one that saves memory in training.
 
-    Their checkpointing supports ``backward()`` alone and refuses the gradient by a layer.
+    Checkpointing with reentry (``with_cp`` of mmpretrain) refuses the gradient by a layer. Without it
+    (timm's, and ``activation_checkpointing`` of a config) a layer is computed again after the
+    explanation, with another kernel of attention.
     """
-    modules = [module for module in model.modules() if vars(module).get('with_cp') is True]
-    for module in modules:
-        module.with_cp = False
+    changes: list[tuple[nn.Module, str, Any, Any]] = []
+    for module in model.modules():
+        own = vars(module)
+        for name in ('with_cp', 'grad_checkpointing'):
+            if own.get(name) is True:
+                changes.append((module, name, True, False))
+        run = own.get('forward')
+        if isinstance(run, partial) and run.func is checkpoint:
+            changes.append((module, 'forward', run, run.args[0]))
     try:
+        for module, name, _, without in changes:
+            setattr(module, name, without)
         yield
     finally:
-        for module in modules:
-            module.with_cp = True
+        for module, name, usual, _ in changes:
+            setattr(module, name, usual)
 
 
 class LayerExplainer(Explainer):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import set_stance
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmkdx.arguments import integer, one_of
 from mmkdx.explain.attention_layers import (
@@ -48,8 +46,8 @@ class GradientRollout(Explainer):
             needs; its map must be one window. Defaults to None (all layers).
         detach (str): What a loss takes for constant: 'none', or 'gradient' for G, which costs less.
             Defaults to 'none'.
-        differentiable (bool): See ``Explainer``. With it and ``detach='none'``, the model runs with
-            torch's math kernel of attention, since fused kernels have no second derivative.
+        differentiable (bool): See ``Explainer``. With ``detach='gradient'`` the model keeps its own
+            kernels.
     """
 
     def __init__(
@@ -65,20 +63,19 @@ class GradientRollout(Explainer):
         self.readout = one_of('readout', readout, ('auto', 'class', 'mean'))
         self.stage = one_of('stage', stage, (None, 'last'))
         self.detach = one_of('detach', detach, ('none', 'gradient'))
+        self.twice = detach == 'none'
 
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
         """See ``Explainer``."""
         recorder = AttentionRecorder(len(inputs), first=0)
-        twice = self.differentiable and self.detach == 'none'
-        with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
-            with set_stance('force_eager'), torch.set_grad_enabled(self.differentiable), recorder:
-                logits = Scores(model, targets)(inputs)
+        with set_stance('force_eager'), torch.set_grad_enabled(self.differentiable), recorder:
+            logits = Scores(model, targets)(inputs)
         name, attentions = type(self).__name__, recorder.attentions
         found = find_attention_layers(name, model, inputs, attentions, self.stage == 'last')
         check_dropout(name, model, attentions)
         found.layers = found.layers[-count_of(name, self.layers, model, len(found.layers)) :]
         again = isinstance(targets, str) and targets == 'all'
-        make = partial(self._maps, model, found, logits, twice, again)
+        make = partial(self._maps, model, found, logits, again)
         return self.for_targets(make, targets, logits)[0]
 
     def _maps(
@@ -86,7 +83,6 @@ class GradientRollout(Explainer):
         model: nn.Module,
         found: AttentionLayers,
         logits: Tensor,
-        twice: bool,
         again: bool,
         weights: Tensor,
     ) -> list[Tensor]:
@@ -95,7 +91,7 @@ class GradientRollout(Explainer):
             (logits * weights).sum(),
             [each.output for each in attentions],
             retain_graph=again or self.differentiable,
-            create_graph=twice,
+            create_graph=self.differentiable and self.twice,
             allow_unused=True,
         )
         layers, pool = gradients[: len(found.layers)], gradients[len(found.layers) :]
@@ -106,17 +102,16 @@ class GradientRollout(Explainer):
                 f'GradientRollout: the score does not depend on the last attention of '
                 f'{type(model).__name__}; use GradCAM'
             )
-        fixed = self.detach == 'gradient'
         with torch.set_grad_enabled(self.differentiable):
             if pooled:
-                row = of_latents(found.pooling.relevance(pool[0], fixed), found.length)
+                row = of_latents(found.pooling.relevance(pool[0], not self.twice), found.length)
                 start = torch.zeros_like(row)
             else:
                 row = start = self._start(model, found, layers[-1])
             # From the last layer to the first: a row costs less than a product of matrices
             for attention, gradient in reversed([*zip(found.layers, layers)]):
                 if gradient is not None:  # its result may be read by nobody
-                    row = row + row @ attention.relevance(gradient, fixed)
+                    row = row + row @ attention.relevance(gradient, not self.twice)
             return [found.layout.to_map((row - start).mT)[:, 0]]
 
     def _start(self, model: nn.Module, found: AttentionLayers, by_output: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
 from mmkdx.explain.targets import Scores
 from mmkdx.functional import no_autocast
-from mmkdx.models.families import describe
+from mmkdx.models.families import describe, forward_tensor
 from mmkdx.models.flow import Flow
 from mmkdx.models.head_trace import linear_head
 from mmkdx.models.intercept import Tap, evaluating, intercept
@@ -78,6 +78,10 @@ def find_layers(
             given.resolve(model, images)
     taps = {*given.taps.values(), *([pooling] if pooling else [])}
     passings = _trace(model, inputs if scores else inputs[:1], taps, scores)
+    if scores is None and not any(each.share for each in passings):
+        zeros = _zero_layers(model)
+        if zeros:
+            passings = _trace(model, inputs[:1], taps, partial(_entering, model, zeros))
     pooled = next((each.state for each in reversed(passings) if each.tap == pooling), None)
     layers = []
     for name in names:
@@ -161,8 +165,28 @@ class _Passing:
     share: float = 0.0
 
 
+def _zero_layers(model: nn.Module) -> list[Tap]:
+    """What enters linear layers of zeros, as classifiers of transformers are before training."""
+    layers = [(path, each) for path, each in model.named_modules() if isinstance(each, nn.Linear)]
+    return [Tap(path, side='in') for path, each in layers if not each.weight.any()]
+
+
+def _entering(model: nn.Module, taps: Sequence[Tap], images: Tensor) -> Tensor:
+    """A score (1, 1) that what stands at taps moves."""
+    kept: list[Tensor] = []
+    with intercept(model, dict.fromkeys(taps, kept.append)):
+        forward_tensor(model, images.clone())
+    # Unequal factors, as the plain sum behind a layer norm is constant
+    return sum((each * torch.linspace(-1, 1, each.shape[-1]).to(each)).sum() for each in kept)[
+        None, None
+    ]
+
+
 def _trace(
-    model: nn.Module, images: Tensor, taps: set[Tap], scores: Scores | None = None
+    model: nn.Module,
+    images: Tensor,
+    taps: set[Tap],
+    scores: Callable[[Tensor], Tensor] | None = None,
 ) -> list[_Passing]:
     """What passes all modules, and some taps, in the order of their calls; for logits of one image."""
     extra, grids = extra_tokens(model), patch_grids(model, images)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.compiler import set_stance
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmkdx.arguments import integer
 from mmkdx.explain.attention_blocks import Blocks, find_blocks, split_scores
@@ -20,6 +19,25 @@ from mmkdx.explain.targets import Targets
 from mmkdx.models.families import forward_tensor
 from mmkdx.models.intercept import intercept
 from mmkdx.registry import EXPLAINERS
+
+
+class _Gate:
+    """Whether gradients pass from a block to the block before."""
+
+    open = True
+
+
+class _Passage(torch.autograd.Function):
+    """Between two blocks: the later score's gradient stops here, and that of a loss of maps does not."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, value: Tensor, gate: _Gate) -> Tensor:
+        ctx.gate = gate
+        return value.clone()  # the rest of the model may overwrite it in place
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, None]:
+        return (gradient if ctx.gate.open else None), None
 
 
 @EXPLAINERS.register_module()
@@ -38,8 +56,7 @@ class LeGrad(Explainer):
 
     Args:
         layers (int, optional): How many of the last layers count. Defaults to None (all).
-        differentiable (bool): See ``Explainer``. The model then runs with torch's math kernel of
-            attention, since fused kernels have no second derivative.
+        differentiable (bool): See ``Explainer``.
     """
 
     def __init__(self, layers: int | None = None, differentiable: bool = False) -> None:
@@ -54,6 +71,7 @@ class LeGrad(Explainer):
         # Before the first attention by which a gradient is taken, nothing is recorded
         first = len(blocks.taps) - (0 if blocks.pooled else len(taps))
         recorder, count, tokens = AttentionRecorder(len(inputs), first), len(inputs), []
+        gate = _Gate()
 
         def keep(value: Tensor) -> Tensor:
             tokens.append(blocks.for_head(value))
@@ -61,21 +79,20 @@ class LeGrad(Explainer):
                 # One run of the head for all layers, and for the logits themselves
                 recorder.batch = (len(taps) + 1) * count
                 return torch.cat([*tokens, value])
-            if not self.differentiable:
-                # The next layers have scores of their own
-                torch.set_grad_enabled(False)
-                value = value.detach()
-            return value.clone()  # the rest of the model may overwrite it in place
+            # The next layers have scores of their own
+            if self.differentiable:
+                return _Passage.apply(value, gate)
+            torch.set_grad_enabled(False)
+            return value.detach().clone()  # the rest of the model may overwrite it in place
 
-        with sdpa_kernel(SDPBackend.MATH) if self.differentiable else nullcontext():
-            with set_stance('force_eager'), torch.set_grad_enabled(self.differentiable):
-                with intercept(model, dict.fromkeys(taps, keep)), recorder:
-                    output = forward_tensor(model, inputs.clone())
+        with set_stance('force_eager'), torch.set_grad_enabled(self.differentiable):
+            with intercept(model, dict.fromkeys(taps, keep)), recorder:
+                output = forward_tensor(model, inputs.clone())
         *scores, logits = split_scores(model, targets, output, count, len(taps) + 1)
         check_dropout('LeGrad', model, recorder.attentions)
         attentions = recorder.attentions[first:][: 1 if blocks.pooled else len(taps)]
         again = self.differentiable or (isinstance(targets, str) and targets == 'all')
-        make = partial(self._maps, blocks, attentions, scores, again)
+        make = partial(self._maps, blocks, attentions, scores, gate, again)
         return self.for_targets(make, targets, logits)[0]
 
     def _maps(
@@ -83,17 +100,17 @@ class LeGrad(Explainer):
         blocks: Blocks,
         attentions: list[Attention],
         scores: list[Tensor],
+        gate: _Gate,
         again: bool,
         weights: Tensor,
     ) -> list[Tensor]:
         sums = [(each * weights).sum() for each in scores]
-        grad = partial(torch.autograd.grad, retain_graph=again, create_graph=self.differentiable)
         outputs = [each.output for each in attentions]
-        if self.differentiable and not blocks.pooled:
-            # With one graph, all later scores depend on a layer
-            gradients = [grad(one, output)[0] for one, output in zip(sums, outputs)]
-        else:
-            gradients = grad(sum(sums), outputs)
+        gate.open = False
+        gradients = torch.autograd.grad(
+            sum(sums), outputs, retain_graph=again, create_graph=self.differentiable
+        )
+        gate.open = True
         row = 0.0
         with torch.set_grad_enabled(self.differentiable):
             for attention, gradient in zip(attentions, gradients):

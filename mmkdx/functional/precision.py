@@ -1,7 +1,10 @@
-"""Losses are computed in fp32 (or more), whatever the models run in."""
+"""The precision of losses, and the derivatives that they need of attention."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -16,3 +19,8 @@ def full_precision(tensor: Tensor) -> Tensor:
 def no_autocast(tensor: Tensor) -> torch.autocast:
     """A context without autocast on a tensor's device, which would take products in half precision."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def math_kernel(needed: bool = True) -> AbstractContextManager:
+    """A context in which attention has second derivatives, if needed; fused kernels have none."""
+    return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()

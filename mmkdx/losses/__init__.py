@@ -5,10 +5,17 @@ from mmkdx.losses.branches import BYOTLoss, ONELoss
 from mmkdx.losses.class_map import CATLoss
 from mmkdx.losses.contrastive import CRDLoss
 from mmkdx.losses.exp_kd import ExpKDLoss
-from mmkdx.losses.explanation import E2KDLoss
+from mmkdx.losses.explanation import E2KDLoss, ExplanationMapLoss
 from mmkdx.losses.feature import ATLoss, CosineLoss, MSELoss
 from mmkdx.losses.image_pairs import CSKDLoss, DDGSDLoss
-from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
+from mmkdx.losses.logit import (
+    CWTMLoss,
+    DISTLoss,
+    DKDLoss,
+    KLDivLoss,
+    LabelLoss,
+    LogitStdLoss,
+)
 from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
 from mmkdx.losses.regression import FitNetLoss, OFDLoss, VIDLoss
@@ -38,10 +45,12 @@ __all__ = [
     'DistillLoss',
     'E2KDLoss',
     'ExpKDLoss',
+    'ExplanationMapLoss',
     'FitNetLoss',
     'GlobalExplanationLoss',
     'IntrospectiveLoss',
     'KLDivLoss',
+    'LabelLoss',
     'LogitStdLoss',
     'MSELoss',
     'NSTLoss',

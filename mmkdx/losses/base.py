@@ -17,9 +17,9 @@ class DistillLoss(nn.Module):
     """Base of the losses that a term computes.
 
     A subclass declares what it compares and what it needs. Its ``forward`` takes exactly that,
-    ``student`` and then ``teacher``, ``target``, ``index``, ``inputs`` and ``model`` where it needs
-    them. It returns the unweighted loss, a scalar. Constructors refuse arguments out of their ranges
-    with a ``ValueError``.
+    ``student`` and then ``teacher``, ``target``, ``index``, ``inputs``, ``model`` and ``teacher_model``
+    where it needs them. It returns the unweighted loss, a scalar. Constructors refuse arguments out of
+    their ranges with a ``ValueError``.
 
     ``compares`` says which inputs ``forward`` takes, and so what ``adapter='auto'`` bridges:
 
@@ -38,6 +38,9 @@ class DistillLoss(nn.Module):
     - 'inputs': the preprocessed images (N, C, H, W).
     - 'model': the student. ``connect`` takes it, too. A loss that needs images or the student is not
       tried on random values before training.
+    - 'teacher_model': the teacher. Its ``convert`` brings ``inputs`` to the form that its ``model``
+      takes. ``check`` takes it, too, and ``model`` and one random image as ``inputs`` where it needs
+      them.
     - 'gradients': the loss takes gradients of the logits by what is at its other taps. Then the teacher
       records a graph from these taps on, and tensors come in the precision they have.
 

@@ -12,7 +12,7 @@ from mmkdx.arguments import one_of
 COMPARES = ('shape', 'map_size', 'logits', 'class_maps', 'anything')
 
 #: What ``forward`` may take beside the student's value.
-ARGUMENTS = ('teacher', 'target', 'index', 'inputs', 'model')
+ARGUMENTS = ('teacher', 'target', 'index', 'inputs', 'model', 'teacher_model')
 
 #: What a loss may need. 'class' is a target of one class for each image.
 NEEDS = (*ARGUMENTS, 'class', 'gradients')
@@ -54,7 +54,8 @@ def check_contract(loss: type[nn.Module], base: type[nn.Module]) -> None:
             raise ValueError(f'{name}.{own} is not read; do you mean {near[0]!r}?')
     needs = {*loss.needs, 'target'} if 'class' in loss.needs else loss.needs
     given = [each for each in ARGUMENTS if each in needs]
-    takes = dict(forward=given, connect=('teacher', 'model'), check=('teacher',))
+    tried = ('inputs', 'model', 'teacher_model') if 'teacher_model' in needs else ()
+    takes = dict(forward=given, connect=('teacher', 'model'), check=('teacher', *tried))
     for method, names in takes.items():
         function = getattr(loss, method)
         wanted = ['student', *(each for each in given if each in names)]

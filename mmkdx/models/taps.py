@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from mmkdx.arguments import errors_named
+from mmkdx.functional import math_kernel
 from mmkdx.models.compiling import compile_between
 from mmkdx.models.families import describe
 from mmkdx.models.flow import Flow, state_of
@@ -113,7 +114,8 @@ class TapSet:
             return copied if tap in explained else None
 
         readers = {tap: partial(read, tap) for tap in self.taps.values()}
-        with torch.set_grad_enabled(torch.is_grad_enabled()), intercept(model, readers):
+        kernel = math_kernel(bool(explained))  # a loss of gradients is differentiated once more
+        with torch.set_grad_enabled(torch.is_grad_enabled()), intercept(model, readers), kernel:
             yield values
         for name, tap in self.taps.items():
             if tap not in seen:

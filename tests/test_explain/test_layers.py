@@ -554,3 +554,22 @@ def test_images_of_another_size_than_the_model_takes(name, size, layer):
     message = rf'the model cannot take images of \({size}, {size}\) pixels'
     with pytest.raises(ValueError, match=message):
         find_layers(family(name), images(size), [layer])
+
+
+@pytest.mark.parametrize('name', ['VisionTransformer', 'DistilledVisionTransformer', 'ResNet'])
+def test_a_classifier_of_zeros_has_the_layer_that_it_will_have(name):
+    """As mmpretrain's transformers before training."""
+    model, inputs = family(name), images(FAMILIES[name][0])
+    linear = [each for each in model.head.modules() if isinstance(each, nn.Linear)]
+    for each in linear:
+        nn.init.zeros_(each.weight)
+    (before,) = find_layers(model, inputs, ['auto'])
+    (named,) = find_layers(model, inputs, [before.name])
+    assert named == before
+    maps = GradCAM()(model, inputs)
+    assert maps.shape[1:] == before.layout.size
+    assert not maps.any()
+    for each in linear:
+        nn.init.normal_(each.weight)
+    assert find_layers(model, inputs, ['auto']) == [before]
+    assert GradCAM()(model, inputs).any()

@@ -56,6 +56,14 @@ def test_a_good_one():
         (dict(forward=lambda self, s, t: None), r'forward takes \(s, t\), .* \(student, teacher\)'),
         (dict(connect=lambda self, student: None), r'connect takes \(student\), and with'),
         (dict(check=lambda self, student, teacher, target: None), r'check takes \(student, teach'),
+        (
+            dict(
+                needs=('teacher', 'inputs', 'teacher_model'),
+                forward=lambda self, student, teacher, inputs, teacher_model: None,
+                check=lambda self, student, teacher: None,
+            ),
+            r'check takes \(student, teacher\), .* \(student, teacher, inputs, teacher_model\)',
+        ),
     ],
 )
 def test_a_name_that_is_not_of_the_contract(names, message):

@@ -243,7 +243,7 @@ def test_a_step_in_half_precision(dtype):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        (dict(explainer='ScoreCAM'), 'explainer is ScoreCAM; it must be of the CAM family'),
+        (dict(explainer='ScoreCAM'), 'explainer is ScoreCAM, whose maps have no gradients'),
         (dict(explainer='Gradcam'), "explainer: there is no explainer 'Gradcam'"),
     ],
 )
@@ -260,7 +260,7 @@ def test_wrong_explainers(arguments, message):
             dict(explainer='LayerCAM'),
             "at 'cam' the explainer is GradCAM, and it is LayerCAM",
         ),
-        ('logits', {}, "the student's taps must be 'cam', or a layer and 'logits'"),
+        (('logits', 'cam'), {}, "the student's taps must be 'cam', or a layer and 'logits'"),
         ((LAYER, 'backbone.body'), {}, "the teacher's taps must be 'cam', or a layer and"),
         (
             (['embedding', 'logits'], LAYER),

@@ -1,0 +1,6 @@
+# With a distillation token and its classifier.
+_base_ = ['vit-micro_digits.py']
+model = dict(
+    backbone=dict(type='DistilledVisionTransformer'),
+    head=dict(type='DeiTClsHead'),
+)

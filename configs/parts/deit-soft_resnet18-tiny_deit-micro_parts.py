@@ -1,0 +1,14 @@
+# As deit-hard_…, with the teacher's probabilities in place of its predictions.
+_base_ = ['deit-hard_resnet18-tiny_deit-micro_parts.py']
+model = dict(
+    terms=dict(
+        label=dict(weight=0.9),
+        token=dict(
+            _delete_=True,
+            type='KLDivLoss',
+            at=('head.layers.head_dist', 'logits'),
+            tau=3,
+            weight=0.1,
+        ),
+    )
+)
