@@ -7,6 +7,7 @@ from mmkdx.metrics.classification import CalibrationError, GroupAccuracy
 from mmkdx.metrics.faithfulness import ROAD, AverageDrop, DeletionInsertion, PerturbationAUC
 from mmkdx.metrics.localisation import MapSegmentation, PointingGame
 from mmkdx.metrics.map_properties import MapComplexity, MaxSensitivity
+from mmkdx.metrics.part_intervention import PartIntervention
 from mmkdx.metrics.prototype import PrototypeParts, PrototypeTransfer
 from mmkdx.metrics.randomisation import ParameterRandomisation
 from mmkdx.metrics.relevance import (
@@ -40,6 +41,7 @@ __all__ = [
     'PairedBatch',
     'PairedModel',
     'ParameterRandomisation',
+    'PartIntervention',
     'PerturbationAUC',
     'PointingGame',
     'PrototypeParts',

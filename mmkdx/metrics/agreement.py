@@ -16,8 +16,8 @@ from mmkdx.functional.similarity import (
     structural_similarity,
     top_iou,
 )
-from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, labels_of
-from mmkdx.metrics.scores import Score, mean_score
+from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, gain_score, labels_of
+from mmkdx.metrics.scores import Score
 from mmkdx.registry import METRICS
 
 SUBSETS = ('same_prediction', 'teacher_wrong')
@@ -82,9 +82,7 @@ class MapAgreement(ExplanationMetric):
         scores = super().summarize(rows)
         for name in list(scores):
             if f'base/{name}' in scores and not name.endswith(SUBSETS):
-                sign = -1 if self.direction(name) == 'lower' else 1
-                gains = [sign * (row[name] - row[f'base/{name}']) for row in rows]
-                scores[f'{name}_gain'] = mean_score(gains, 'higher')
+                scores[f'{name}_gain'] = gain_score(rows, name, self.direction(name))
         return scores
 
     def direction(self, name: str) -> str:

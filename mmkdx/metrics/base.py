@@ -74,6 +74,10 @@ class ExplainedBatch:
             units of the pixel values. Defaults to None: unknown.
         std (Sequence[float] | Tensor, optional): What it divides by. Defaults to None: unknown.
         shared (dict): What several metrics need and one computes, by keys of theirs.
+        dataset (Any, optional): The data set that the images come from, whose ``sample_idx`` are in
+            ``index``. Defaults to None: unknown.
+        prepare (Callable, optional): Yields images (M, C, H, W), prepared like ``inputs``, from M items
+            of the data set. Defaults to None: unknown.
     """
 
     inputs: Tensor
@@ -83,6 +87,8 @@ class ExplainedBatch:
     mean: Sequence[float] | Tensor | None = None
     std: Sequence[float] | Tensor | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
+    dataset: Any = None
+    prepare: Callable[[list[Any]], Tensor] | None = None
 
     def black(self) -> Tensor:
         """The value of a black pixel after preprocessing, of shape (C, 1, 1) or (N, C, 1, 1).
@@ -274,6 +280,12 @@ class ExplanationMetric(ScoreMetric):
         if fixed:
             self._kept.update(zip(keys, rows))
         return rows
+
+
+def gain_score(rows: Sequence[dict[str, Any]], name: str, better: str | None) -> Score:
+    """How much better the student is than the base model, by the mean of the differences of a value."""
+    sign = -1 if better == 'lower' else 1
+    return mean_score([sign * (row[name] - row[f'base/{name}']) for row in rows], 'higher')
 
 
 def by_model(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:
