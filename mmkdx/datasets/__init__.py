@@ -12,7 +12,13 @@ from mmkdx.datasets.samplers import PairSampler
 from mmkdx.datasets.seeded_views import SeededViews, ViewSampler
 from mmkdx.datasets.stl10 import STL10
 from mmkdx.datasets.tiny_imagenet import TinyImageNet
-from mmkdx.datasets.transforms import ChannelOrder, CropToBox, DeleteCell, DisturbLabel
+from mmkdx.datasets.transforms import (
+    ChannelOrder,
+    CropToBox,
+    DeleteCell,
+    DisturbLabel,
+    KeypointRegions,
+)
 from mmkdx.datasets.unlabelled import UnlabelledImages
 from mmkdx.datasets.waterbirds import Waterbirds
 
@@ -28,6 +34,7 @@ __all__ = [
     'DisturbLabel',
     'ImageList',
     'ImageNetSegmentation',
+    'KeypointRegions',
     'PairSampler',
     'Parts',
     'SeededViews',

@@ -64,6 +64,11 @@ def pipelines(dataset: Any) -> list[Compose]:
     return [leaf.pipeline for leaf in leaves(dataset) if hasattr(leaf, 'pipeline')]
 
 
+def item_of(leaf: Any, sample: Any) -> Any:
+    """What a data set without wrappers yields for a sample: its transforms, if any, are applied."""
+    return leaf.pipeline(sample) if hasattr(leaf, 'pipeline') else sample
+
+
 def labels(dataset: Any) -> np.ndarray:
     """The class of each index, of shape (len, ), from annotations or else from the items.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmkdx.datasets.seeded_views import seeded
-from mmkdx.datasets.wrappers import leaf_of
+from mmkdx.datasets.wrappers import item_of, leaf_of
 from mmkdx.functional.perturbation import linear_imputation
 from mmkdx.metrics.base import ExplainedBatch
 
@@ -111,7 +111,7 @@ class Redrawing:
         def item(sample: dict) -> Any:
             # What is random in a pipeline is the same for an image and its changes
             with seeded(int(number)):
-                return leaf.pipeline(sample) if hasattr(leaf, 'pipeline') else sample
+                return item_of(leaf, sample)
 
         self._check(batch, i, item(leaf.intervene(index)))
         changes, size = [], 0

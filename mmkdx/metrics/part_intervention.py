@@ -181,7 +181,7 @@ class PartIntervention(MaskingMetric):
         return dict(
             causal_agreement=row_correlation(*pair, pearson_correlation),
             causal_spearman=row_correlation(*pair, spearman_correlation),
-            causal_sign=torch.where(moved[0] & moved[1], same.sum(1) / both.sum(1), NAN),
+            causal_sign=torch.where(moved[0] & moved[1], same.double().sum(1) / both.sum(1), NAN),
         )
 
     def summarize(self, rows: list[dict[str, Any]]) -> dict[str, Score]:
