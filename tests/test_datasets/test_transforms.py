@@ -151,7 +151,9 @@ def test_regions_around_key_points():
     again = sample()
     del again['gt_seg_map']
     with DefaultScope.overwrite_default_scope('mmkdx'):
-        moved = Compose([CropToBox(), Resize((80, 66)), TRANSFORMS.build(dict(type='KeypointRegions'))])
+        moved = Compose(
+            [CropToBox(), Resize((80, 66)), TRANSFORMS.build(dict(type='KeypointRegions'))]
+        )
     result = moved(again)
     x, y = result['gt_keypoints'][0, 0].astype(int)
     assert result['gt_seg_map'].shape == (66, 80) and result['gt_seg_map'][y, x] == 1

@@ -8,6 +8,7 @@ import torch
 from measuring import batch_of, explained, network, rand, scores, values
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
+from prototype_layouts import write_cub
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
@@ -376,15 +377,17 @@ def test_images_and_fixed_models_are_asked_once(monkeypatch):
 # A whole evaluation
 
 
+BIRDS = dict(type='Parts', split='test', num_samples=8)
+PACK = dict(
+    type='PackInputs',
+    algorithm_keys=('gt_seg_map',),
+    meta_keys=('sample_idx', 'deciding_labels', 'mark_labels'),
+)
+
+
 def loader(batch_size=4, wrap=lambda data: data, pipeline=(), **arguments):
-    pack = dict(
-        type='PackInputs',
-        algorithm_keys=('gt_seg_map',),
-        meta_keys=('sample_idx', 'deciding_labels', 'mark_labels'),
-    )
-    config = dict(
-        type='Parts', split='test', num_samples=8, pipeline=[*pipeline, pack], **arguments
-    )
+    config = arguments if 'type' in arguments else dict(BIRDS, **arguments)
+    config['pipeline'] = [*pipeline, PACK]
     with DefaultScope.overwrite_default_scope('mmkdx'):
         data = wrap(DATASETS.build(config))
     return DataLoader(data, batch_size, collate_fn=pseudo_collate)
@@ -474,6 +477,24 @@ def test_an_image_without_regions_is_not_counted():
         row = values(PartIntervention('inpaint'), batch)[0]
         assert row.pop('changes') == 0 and not math.isnan(row.pop('background_mass'))
         assert all(math.isnan(value) for value in row.values())
+
+
+def test_key_points_of_birds(tmp_path):
+    """Discs around the parts that CUB marks are filled."""
+    write_cub(tmp_path)
+    steps = [
+        dict(type='LoadImageFromFile'),
+        dict(type='CropToBox'),
+        dict(type='Resize', scale=(48, 48)),
+        dict(type='KeypointRegions', radius=0.12),
+    ]
+    data = loader(type='CUB', data_root=str(tmp_path), split='test', parts=True, pipeline=steps)
+    found = evaluate(data, [dict(type='PartIntervention', kind='inpaint')])
+    assert found.scores['causal_agreement'].value == pytest.approx(1)
+    assert found.scores['causal_agreement'].n == found.scores['part_correlation'].n == 3
+    for row, item in zip(found.rows.values(), data.dataset):
+        parts, sizes = np.unique(item['data_samples'].gt_seg_map, return_counts=True)
+        assert row['changes'] == (sizes[parts > 0] >= 4).sum() >= 3
 
 
 def test_maps_that_say_nothing_have_no_scores():
