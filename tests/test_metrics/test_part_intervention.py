@@ -17,7 +17,7 @@ from mmkdx.datasets import Parts
 from mmkdx.metrics import ExplainedBatch, PartIntervention, part_intervention
 from mmkdx.metrics.changed_images import ChangedImages
 from mmkdx.metrics.part_intervention import class_scores, part_effects, part_masses
-from mmkdx.registry import DATASETS
+from mmkdx.registry import DATASETS, METRICS
 
 #: Twelve, twelve, twelve, eight and four pixels.
 LABELS = np.kron([[1, 1, 0, 2], [1, 0, 0, 2], [0, 3, 3, 2], [4, 4, 3, 5]], np.ones((2, 2), int))
@@ -288,6 +288,27 @@ def test_a_model_that_sees_one_part():
         assert 'mark_effect' not in rows[0] and 'invariance' not in rows[0]
 
 
+@pytest.mark.parametrize('weights, low', [((2, 1, 4, 3, 5), None), ((2, -1, 4, -3, 5), 1)])
+def test_an_exact_linear_model_on_the_masks_of_birds(weights, low):
+    """Score and map are weights of the parts that are there: all correlations are 1."""
+    ids = [1, 2, 4, 5, 7]
+    weights = torch.tensor(weights).float()
+
+    def linear(images):
+        there = torch.stack([(images[:, 0] == n).flatten(1).any(1) for n in ids], 1).float()
+        return (there @ weights)[:, None] * torch.eye(9)[images[:, 1, 0, 0].long()]
+
+    labels = bird_batch(linear).inputs[:, 0]
+    masks = [labels == n for n in ids]
+    maps = sum(w * mask / mask.sum((1, 2), keepdim=True) for w, mask in zip(weights, masks))
+    rows = values(PartIntervention(), bird_batch(linear, maps=maps))
+    assert all(row['part_correlation'] == pytest.approx(1) for row in rows.values())
+    assert all(row['top_part'] == 1 for row in rows.values())
+    if low:  # without their signs masses are others
+        rows = values(PartIntervention(), bird_batch(linear, maps=maps.abs()))
+        assert all(row['part_correlation'] < 0.9 for row in rows.values())
+
+
 def test_the_perfect_rule_and_a_constant_under_swaps():
     rows = values(PartIntervention('swap'), bird_batch(Sees()))
     for i, row in rows.items():
@@ -372,6 +393,30 @@ def test_images_and_fixed_models_are_asked_once(monkeypatch):
     metric.forget()
     batch.shared.clear()
     assert values(metric, batch) == first and calls == dict(student=9 + 135, teacher=9 + 90)
+
+
+def test_nothing_is_left_behind():
+    batch = bird_batch(Sees(4), 3, mark='class')
+    before = batch.inputs.clone(), batch.models['student'].maps.clone()
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    for kind in part_intervention.KINDS:
+        metric = PartIntervention(kind)
+        assert METRICS.get('PartIntervention') is type(metric)
+        first = values(metric, batch)
+        batch.shared.clear()
+        assert str(values(metric, batch)) == str(first)
+    assert torch.equal(before[0], batch.inputs)
+    assert torch.equal(before[1], batch.models['student'].maps)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert (states[1] == np.random.get_state()[1]).all()
+
+
+def test_logits_in_half_precision_are_scored_in_full():
+    batch = bird_batch(lambda images: Sees(4)(images).half(), 3)
+    assert batch.models['student'].logits.dtype == torch.float16
+    rows = values(PartIntervention(score='log_odds'), batch)
+    expected = values(PartIntervention(score='log_odds'), bird_batch(Sees(4), 3))
+    assert rows[1] == pytest.approx(expected[1], abs=1e-6, nan_ok=True)
 
 
 # A whole evaluation
