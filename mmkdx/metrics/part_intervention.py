@@ -194,10 +194,6 @@ class PartIntervention(MaskingMetric):
                 scores[f'{name}_gain'] = gain_score(rows, name, 'higher')
         return scores
 
-    def direction(self, name: str) -> str | None:
-        """See the base class; more of what is better is better, too."""
-        return super().direction(name.removesuffix('_gain'))
-
     def _predicted(self, batch: ExplainedBatch) -> tuple[Tensor, ChangedImages, dict[int, Tensor]]:
         """The label maps, the changed images, and the logits on them by the id of ``Explained``."""
         key = type(self), self.kind
