@@ -14,6 +14,8 @@ custom_hooks = [
             dict(type='PointingGame', labels='object_labels', name='object'),
             dict(type='PointingGame', labels='deciding_labels', name='deciding'),
             dict(type='MapSegmentation', labels='object_labels'),
+            # Does the score fall without a part, for student and teacher alike?
+            dict(type='PartIntervention'),
         ],
     ),
 ]

@@ -15,6 +15,9 @@ custom_hooks = [
             dict(type='PointingGame', labels='object_labels', name='object'),
             dict(type='PointingGame', labels='deciding_labels', name='deciding'),
             dict(type='PointingGame', labels='mark_labels', name='mark'),
+            # Does the prediction hang on the mark, or on the parts?
+            dict(type='PartIntervention'),
+            dict(type='PartIntervention', kind='swap', name='swap'),
         ],
     ),
 ]

@@ -21,6 +21,7 @@ custom_hooks = [
             dict(type='PointingGame', labels='object_labels', name='object'),
             dict(type='PointingGame', labels='deciding_labels', name='deciding'),
             dict(type='MapSegmentation', labels='object_labels'),
+            dict(type='PartIntervention'),
         ],
     ),
 ]

@@ -17,4 +17,12 @@ base = dict(
     model='mmkdx::unicam/resnet18-tiny_parts-random-mark.py',
     checkpoint='work_dirs/resnet18-tiny_parts-random-mark/epoch_8.pth',
 )
-custom_hooks = [dict(type='EpochSeedHook'), dict(_base_.what_was_distilled, base=base)]
+custom_hooks = [
+    dict(type='EpochSeedHook'),
+    dict(
+        _base_.what_was_distilled,
+        base=base,
+        # The last one: does the student need the mark, as its teacher does?
+        metrics=[*_base_.what_was_distilled.metrics, dict(type='PartIntervention')],
+    ),
+]

@@ -17,6 +17,7 @@ from mmkdx.datasets.transforms import (
     CropToBox,
     DeleteCell,
     DisturbLabel,
+    KeypointRegions,
     RandomPixelRemoval,
 )
 from mmkdx.datasets.unlabelled import UnlabelledImages
@@ -34,6 +35,7 @@ __all__ = [
     'DisturbLabel',
     'ImageList',
     'ImageNetSegmentation',
+    'KeypointRegions',
     'PairSampler',
     'Parts',
     'RandomPixelRemoval',

@@ -136,12 +136,12 @@ CLASSES = tuple(
 DECIDING = tuple(('crest', part) for part in POINTS_TO.values() for _ in VARIANTS[part])
 
 
-def scene(rng: np.random.Generator, label: int) -> tuple[dict[str, str], list, list]:
+def scene(rng: np.random.Generator, label: int) -> tuple[list, list, Bird]:
     """Draws at random what an image of a class consists of, whatever its size.
 
     Returns:
-        tuple: The variant of each part; the layers of the background, see ``_layers``; and the shapes
-        before it, from back to front, see ``_shapes``.
+        tuple: The layers of the background, see ``_layers``; the shapes that lie before it, see
+        ``_shapes``; and the bird before all of them.
     """
     decides = DECIDING[label][1]
     chosen = dict(zip(VARIANTS, rng.integers(3, size=len(VARIANTS)).tolist()))
@@ -150,8 +150,15 @@ def scene(rng: np.random.Generator, label: int) -> tuple[dict[str, str], list, l
     variants = {part: list(VARIANTS[part])[n] for part, n in chosen.items()}
     hsv = rng.integers(*HSV) % (180, 256, 256)
     colors = cv2.cvtColor(hsv.astype(np.uint8)[None], cv2.COLOR_HSV2BGR)[0].astype(int)
-    shapes = _distractors(rng, colors[6:18]) + _bird(rng, variants, colors[18:])
-    return variants, _layers(rng, colors[:6]), shapes
+    things = _distractors(rng, colors[6:18])
+    bird = Bird(rng, variants, colors[18:])
+    return _layers(rng, colors[:6]), things, bird
+
+
+def class_of(variants: dict[str, str]) -> int:
+    """The class of a bird by the variants of its parts."""
+    part = POINTS_TO[variants['crest']]
+    return CLASSES.index(f'{variants["crest"]} crest, {variants[part]} {part}')
 
 
 def _layers(rng: np.random.Generator, colors: np.ndarray) -> list[tuple]:
@@ -187,37 +194,76 @@ def _distractors(rng: np.random.Generator, colors: np.ndarray) -> list[tuple]:
     return _shapes(polygons, colors, [0] * len(polygons))
 
 
-def _bird(rng: np.random.Generator, variants: dict[str, str], colors: np.ndarray) -> list[tuple]:
-    """Draws a bird with the given variants: its proportions, colours and pose."""
-    outlines = dict(body=[BODY], head=[HEAD, EYE])
-    for (part, variant), numbers in zip(variants.items(), rng.random((5, 2)).tolist()):
-        x, y, angle = JOINTS[part]
-        turn = math.radians(angle + 24 * numbers[0] - 12)
-        move = cmath.rect(0.9 + 0.25 * numbers[1], turn)
-        outlines[part] = [points * move + complex(x, y) for points in VARIANTS[part][variant]]
-    regions = [n for n in range(1, MARK) for _ in outlines[REGIONS[n]]]
-    polygons = [points for n in range(1, MARK) for points in outlines[REGIONS[n]]]
-    colors[REGIONS.index('head')] = colors[REGIONS.index('body')]
-    painted = colors[regions]
-    for previous, (n, region) in zip([0, *regions], enumerate(regions)):
-        if region == previous and REGIONS[region] in LIGHT:
-            painted[n] = 250
+class Bird:
+    """The proportions, colours and pose of a bird.
 
-    mirrored, turn, size, across, down = rng.random(5).tolist()
-    points = np.concatenate(polygons)
-    points *= cmath.rect((0.8 + 0.25 * size) / 64, math.radians(50 * turn - 25))
-    if mirrored < 0.5:
-        points = -points.conj()
-    # The whole bird is in the image
-    x, y = points.real, points.imag
-    left, top, width, height = x.min(), y.min(), np.ptp(x), np.ptp(y)
-    shrink = min(1.0, 0.94 / max(width, height))
-    corner = complex(
-        0.03 + across * (0.94 - shrink * width), 0.03 + down * (0.94 - shrink * height)
-    )
-    points = (points - complex(left, top)) * shrink + corner
-    ends = np.cumsum([len(polygon) for polygon in polygons])
-    return _shapes(np.split(points, ends[:-1]), painted, regions)
+    Its place in the image follows from all its parts. Without a part or with another variant of it,
+    what is left does not move.
+
+    Args:
+        rng (np.random.Generator): Draws what is random.
+        variants (dict[str, str]): The variant of each part.
+        colors (np.ndarray): The colour of each region, integers of shape (8, 3).
+    """
+
+    def __init__(
+        self, rng: np.random.Generator, variants: dict[str, str], colors: np.ndarray
+    ) -> None:
+        self.variants = variants
+        self._colors = colors
+        colors[REGIONS.index('head')] = colors[REGIONS.index('body')]
+        self._moves = {}
+        for part, numbers in zip(variants, rng.random((5, 2)).tolist()):
+            x, y, angle = JOINTS[part]
+            turn = math.radians(angle + 24 * numbers[0] - 12)
+            self._moves[part] = cmath.rect(0.9 + 0.25 * numbers[1], turn), complex(x, y)
+        mirrored, turn, size, across, down = rng.random(5).tolist()
+        self._mirrored = mirrored < 0.5
+        self._turn = cmath.rect((0.8 + 0.25 * size) / 64, math.radians(50 * turn - 25))
+        # The whole bird is in the image
+        points = self._turned(np.concatenate(self._outlines(variants)[1]))
+        x, y = points.real, points.imag
+        left, top, width, height = x.min(), y.min(), np.ptp(x), np.ptp(y)
+        self._shrink = min(1.0, 0.94 / max(width, height))
+        self._start = complex(left, top)
+        self._corner = complex(
+            0.03 + across * (0.94 - self._shrink * width),
+            0.03 + down * (0.94 - self._shrink * height),
+        )
+
+    def shapes(self, variants: dict[str, str | None]) -> list[tuple]:
+        """The shapes of the bird, see ``_shapes``, with any variants; None leaves a part out."""
+        regions, polygons = self._outlines(variants)
+        painted = self._colors[regions]
+        for previous, (n, region) in zip([0, *regions], enumerate(regions)):
+            if region == previous and REGIONS[region] in LIGHT:
+                painted[n] = 250
+        ends = np.cumsum([len(polygon) for polygon in polygons])
+        return _shapes(np.split(self._placed(polygons), ends[:-1]), painted, regions)
+
+    def fits(self, variants: dict[str, str | None]) -> bool:
+        """Whether the image holds the whole bird with these variants."""
+        points = self._placed(self._outlines(variants)[1]).view(float)
+        return bool(points.min() >= 0 and points.max() <= 1)
+
+    def _outlines(self, variants: dict[str, str | None]) -> tuple[list[int], list[np.ndarray]]:
+        """The region and the points of each polygon, from back to front, before the bird is placed."""
+        outlines = dict(body=[BODY], head=[HEAD, EYE])
+        for part, variant in variants.items():
+            move, joint = self._moves[part]
+            points = VARIANTS[part][variant] if variant else ()
+            outlines[part] = [each * move + joint for each in points]
+        regions = [n for n in range(1, MARK) for _ in outlines[REGIONS[n]]]
+        return regions, [points for n in range(1, MARK) for points in outlines[REGIONS[n]]]
+
+    def _placed(self, polygons: list[np.ndarray]) -> np.ndarray:
+        """The points of all polygons in the image."""
+        points = self._turned(np.concatenate(polygons))
+        return (points - self._start) * self._shrink + self._corner
+
+    def _turned(self, points: np.ndarray) -> np.ndarray:
+        points = points * self._turn
+        return -points.conj() if self._mirrored else points
 
 
 def _shapes(polygons: list[np.ndarray], colors: np.ndarray, regions: list[int]) -> list[tuple]:
@@ -260,20 +306,29 @@ def paint(layers: list[tuple], shapes: list[tuple], size: int) -> np.ndarray:
     return canvas
 
 
-def paint_mark(canvas: np.ndarray, label: int, rng: np.random.Generator) -> None:
-    """Paints the mark of a class somewhere beside the bird."""
+def mark_place(canvas: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    """Draws a place beside the bird for a mark: row and column in pixels of the image."""
     regions = _regions(canvas)
-    side = round(len(regions) * 0.16)
+    side = _mark_side(canvas)
     # A place is free if there is no bird under it, nor in the pixels around
     taken = cv2.dilate(np.minimum(regions, 1), np.ones((side + 2, side + 2), np.uint8))
     first, places = side // 2, len(regions) - side + 1
     free = np.flatnonzero(taken[first : first + places, first : first + places] == 0)
-    y, x = divmod(int(free[rng.integers(len(free))]), places)
+    return divmod(int(free[rng.integers(len(free))]), places)
+
+
+def paint_mark(canvas: np.ndarray, label: int, place: tuple[int, int]) -> None:
+    """Paints the mark of a class at a ``mark_place``."""
+    (y, x), side = place, _mark_side(canvas)
     # OpenCV paints into arrays of its own layout, not into a window of the canvas
     plate = np.full((2 * side, 2 * side, 4), (245, 245, 245, MARK), np.uint8)
     symbol = _corners(SYMBOLS[label % 3] * 0.4 + complex(0.5, 0.5), 2 * side)
     cv2.fillPoly(plate, symbol, (*MARK_COLORS[label // 3], MARK), cv2.LINE_8, 4)
     canvas[2 * y : 2 * (y + side), 2 * x : 2 * (x + side)] = plate
+
+
+def _mark_side(canvas: np.ndarray) -> int:
+    return round(len(canvas) // 2 * 0.16)
 
 
 def _corners(points: np.ndarray, size: int) -> np.ndarray:

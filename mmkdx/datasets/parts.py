@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from mmkdx.registry import DATASETS
 
 SPLITS = ('train', 'val', 'test')
 MARKS = ('none', 'class', 'random')
+#: What a part can be: its variants, and for the mark the class that it belongs to.
+CHOICES = {**{part: tuple(each) for part, each in birds.VARIANTS.items()}, 'mark': birds.CLASSES}
 
 
 @DATASETS.register_module()
@@ -40,11 +44,15 @@ class Parts(BaseDataset):
       background, 8 the mark. A pixel belongs to the last painted region that covers a part of it;
     - ``object_labels``, ``deciding_labels``, ``mark_labels``: lists of such ids: the whole bird, the
       two parts that decide its class, and the mark (empty without one);
-    - ``variants``: dict, the variant of each part;
+    - ``variants``: dict, the variant of each part, None where it is missing;
     - ``mark_label``: the class whose mark is shown, None without a mark;
+    - ``drawing``: the number that the image was drawn by, its index in the whole data set;
     - ``group``, with a mark: int, 1 where it is that of the image's class, else 0.
 
     It needs no loading transform. ``metainfo['deciding_parts']`` has for each class the deciding parts.
+
+    ``intervene`` draws the same image again without a part, with another variant of it, or with another
+    mark. So the true effect of a part on a model can be measured; see ``PartIntervention``.
 
     Args:
         split (str): 'train', 'val' or 'test', which share no image. Defaults to 'train'.
@@ -54,6 +62,9 @@ class Parts(BaseDataset):
             uniformly. Defaults to 'none'.
         bias (float): With ``mark='class'``, the share of images with the mark of their class, exact
             within each class (rounded); the others have that of another class. Defaults to 1.0.
+        missing (float): Probability that an image lacks 1, 2 or 3 of the parts that do not decide its
+            class (the number is uniform). A model that trains on such images knows birds with missing
+            parts when parts are removed. Defaults to 0.0.
         seed (int): Another seed makes another world of images, of the same classes. Defaults to 0.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
@@ -74,6 +85,7 @@ class Parts(BaseDataset):
         image_size: int = 64,
         mark: str = 'none',
         bias: float = 1.0,
+        missing: float = 0.0,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -82,6 +94,7 @@ class Parts(BaseDataset):
         self.image_size = integer('Parts.image_size', image_size, 32)
         self.mark = one_of('Parts.mark', mark, MARKS)
         self.bias = number('Parts.bias', bias, 0, 1)
+        self.missing = number('Parts.missing', missing, 0, 1)
         self.seed = integer('Parts.seed', seed, 0)
         if bias != 1 and mark != 'class':
             raise ValueError(f"Parts.bias is {bias}, which has a meaning with mark='class' alone")
@@ -92,20 +105,112 @@ class Parts(BaseDataset):
         """Draws the images."""
         return [self._draw(index) for index in range(self.num_samples)]
 
-    def _draw(self, index: int) -> dict:
-        """Draws the sample of an index, with the fields that the class describes."""
-        rank, label = divmod(index, len(birds.CLASSES))
-        key = (self.seed, SPLITS.index(self.split), index)
-        rng = np.random.default_rng((*key, 0))
-        variants, layers, shapes = birds.scene(rng, label)
-        canvas = birds.paint(layers, shapes, self.image_size)
-        mark_label = None
+    def interventions(self, index: int, kind: str) -> dict[str, list[str | None]]:
+        """The interventions that an image allows, by part: each value is a ``variant`` of ``intervene``.
+
+        Args:
+            index (int): The index of the image.
+            kind (str): 'remove', or 'swap' for other variants, and for the marks of all other classes.
+                A variant that would leave the image is left out.
+
+        Raises:
+            ValueError: If the kind is neither.
+        """
+        one_of('Parts.interventions: kind', kind, ('remove', 'swap'))
+        info = self.get_data_info(index)
+        present = {part: has for part, has in self._present(info).items() if has}
+        if kind == 'remove':
+            return {part: [None] for part in present}
+        bird, variants = self._scene(info['drawing'])[3], info['variants']
+        return {
+            part: [
+                each
+                for each in CHOICES[part]
+                if each != has
+                and (part == 'mark' or bird.fits({**variants, part: each}))
+                # A bird without the part that its crest points to has no class
+                and (part != 'crest' or variants[birds.POINTS_TO[each]])
+            ]
+            for part, has in present.items()
+        }
+
+    def intervene(self, index: int, part: str | None = None, variant: str | None = None) -> dict:
+        """Draws an image again with one change; all else stays where it is, and as it is.
+
+        Args:
+            index (int): The index of the image.
+            part (str, optional): 'tail', 'wing', 'beak', 'crest', 'legs' or 'mark'. Defaults to None:
+                no change.
+            variant (str, optional): Another variant of the part. For the mark it is the name of the
+                class that the new mark belongs to. Defaults to None: the part is removed.
+
+        Returns:
+            dict: A sample like that of ``get_data_info``. With another crest, or another variant of
+            the part that the crest points to, ``gt_label`` is the class of the new bird. A removal
+            leaves it.
+
+        Raises:
+            ValueError: If there is no such part or variant, the image lacks the part, or the variant
+                is the present one.
+        """
+        info = self.get_data_info(index)
+        owner = 'Parts.intervene'
+        if part is None and variant is None:
+            changes = {}
+        else:
+            one_of(f'{owner}: part', part, CHOICES)
+            present = self._present(info)[part]
+            if present is None:
+                raise ValueError(f'{owner}: image {index} has no {part}')
+            if variant is not None:
+                one_of(f'{owner}: variant', variant, CHOICES[part])
+            if variant == present:
+                raise ValueError(f'{owner}: the {part} of image {index} is {variant!r} already')
+            if part == 'crest' and variant and info['variants'][birds.POINTS_TO[variant]] is None:
+                raise ValueError(
+                    f'{owner}: image {index} lacks the {birds.POINTS_TO[variant]}, which a {variant} '
+                    'crest points to'
+                )
+            is_mark = part == 'mark' and variant is not None
+            changes = {part: birds.CLASSES.index(variant) if is_mark else variant}
+        return dict(self._draw(info['drawing'], changes), sample_idx=info['sample_idx'])
+
+    def _present(self, info: dict) -> dict[str, str | None]:
+        """The variant of each part of a sample, and the class of its mark; None for what it lacks."""
+        mark = info['mark_label']
+        return dict(info['variants'], mark=None if mark is None else birds.CLASSES[mark])
+
+    def _scene(self, drawing: int) -> tuple[np.random.Generator, list, list, birds.Bird]:
+        """What is random in an image but for the mark, and the generator that draws light and noise."""
+        rng = self._generator(drawing, 0)
+        return rng, *birds.scene(rng, drawing % len(birds.CLASSES))
+
+    def _generator(self, drawing: int, purpose: int) -> np.random.Generator:
+        key = self.seed, SPLITS.index(self.split), drawing, purpose
+        return np.random.default_rng(key)
+
+    def _draw(self, drawing: int, changes: Mapping[str, Any] = MappingProxyType({})) -> dict:
+        """Draws a sample, with the fields that the class describes, and changes of parts."""
+        rng, layers, things, bird = self._scene(drawing)
+        rank, label = divmod(drawing, len(birds.CLASSES))
+        mark_label, mark_rng = None, None
         if self.mark != 'none':
             # Of its own, so that the mark changes nothing else
-            mark_rng = np.random.default_rng((*key, 1))
+            mark_rng = self._generator(drawing, 1)
             mark_label = self._mark_label(mark_rng, rank, label)
-            birds.paint_mark(canvas, mark_label, mark_rng)
+        variants = {**bird.variants, **self._missing_parts(drawing, label), **changes}
+        mark_label = variants.pop('mark', mark_label)
+        canvas = birds.paint(layers, things + bird.shapes(variants), self.image_size)
+        if mark_label is not None:
+            whole = canvas
+            if variants != bird.variants:
+                # The mark is beside the whole bird, whatever is missing
+                shapes = things + bird.shapes(bird.variants)
+                whole = birds.paint(layers, shapes, self.image_size)
+            birds.paint_mark(canvas, mark_label, birds.mark_place(whole, mark_rng))
         image, regions = birds.develop(canvas, rng)
+        if None not in changes.values():
+            label = birds.class_of(variants)
         return dict(
             img=image,
             gt_label=label,
@@ -116,7 +221,17 @@ class Parts(BaseDataset):
             variants=variants,
             mark_label=mark_label,
             **({} if mark_label is None else dict(group=int(mark_label == label))),
+            drawing=drawing,
         )
+
+    def _missing_parts(self, drawing: int, label: int) -> dict[str, None]:
+        """The parts that an image lacks with the option ``missing``."""
+        rng = self._generator(drawing, 2)
+        if rng.random() >= self.missing:
+            return {}
+        others = [part for part in birds.VARIANTS if part not in birds.DECIDING[label]]
+        count = int(rng.integers(1, len(others) + 1))
+        return dict.fromkeys(rng.permutation(others)[:count].tolist())
 
     def _mark_label(self, rng: np.random.Generator, rank: int, label: int) -> int:
         """The class whose mark the image number ``rank`` of class ``label`` shows."""

@@ -81,7 +81,7 @@ class SeededViews:
             raise IndexError(
                 f'index {index} of SeededViews with {len(self)} samples of {self.views} views'
             )
-        with _seeded(self.seed, position, view):
+        with seeded(self.seed, position, view):
             data = self.dataset[position]
         if not isinstance(data, dict) or 'data_samples' not in data:
             raise ValueError(
@@ -132,8 +132,8 @@ class ViewSampler(DefaultSampler):
 
 
 @contextmanager
-def _seeded(*seed: int) -> Iterator[None]:
-    """Seeds the generators of Python, numpy and torch inside, and restores them."""
+def seeded(*seed: int) -> Iterator[None]:
+    """A context in which the generators of Python, numpy and torch are seeded; it restores them."""
     words = np.random.SeedSequence(seed).generate_state(3).tolist()
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=()):

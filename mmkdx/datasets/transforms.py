@@ -10,7 +10,7 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmpretrain.datasets.transforms import processing
 
-from mmkdx.arguments import integer, number, numbers, one_of
+from mmkdx.arguments import integer, number, numbers, one_of, positive
 from mmkdx.functional.perturbation import cell_numbers
 from mmkdx.registry import TRANSFORMS
 
@@ -117,6 +117,46 @@ class FillPixels(BaseTransform):
                 f'{type(self).__name__}.fill has {len(self.fill)} values and the image has {channels} '
                 'channels; give one value for each channel'
             )
+
+
+@TRANSFORMS.register_module()
+class KeypointRegions(BaseTransform):
+    """Makes a label map of key points: a disc around each, for metrics that need regions.
+
+    ``gt_seg_map`` becomes uint8 of shape (H, W): k + 1 where key point k is the nearest visible one and
+    not farther than the radius, else 0. Use it after all transforms that move pixels, before
+    ``PackInputs``, which has to pack it.
+
+    Args:
+        radius (float): The radius as a share of the image's shorter side, above 0. Defaults to 0.1.
+
+    Raises:
+        ValueError: If the radius is out of range; from a call, if there are no key points.
+    """
+
+    def __init__(self, radius: float = 0.1) -> None:
+        self.radius = positive('KeypointRegions.radius', radius)
+
+    def transform(self, results: dict) -> dict:
+        """Adds ``gt_seg_map``, from the first of ``gt_keypoints`` (N, K, 2), x and y in pixels."""
+        points = results.get('gt_keypoints')
+        if points is None or not len(points):
+            raise ValueError(
+                "KeypointRegions finds no 'gt_keypoints', which a data set such as CUB(parts=True) has "
+                'to yield'
+            )
+        height, width = results['img'].shape[:2]
+        visible = np.asarray(results['gt_keypoints_visible'][0]) > 0
+        # The middle of pixel 0 is at 0.5
+        x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
+        gaps = np.stack([np.hypot(x - px, y - py) for px, py in points[0]])
+        gaps[~visible] = np.inf
+        near = gaps.min(0) <= self.radius * min(height, width)
+        results['gt_seg_map'] = np.where(near, gaps.argmin(0) + 1, 0).astype(np.uint8)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(radius={self.radius})'
 
 
 @TRANSFORMS.register_module()

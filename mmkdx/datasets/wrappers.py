@@ -46,7 +46,12 @@ def leaves(dataset: Any) -> list[Any]:
 
 def locate(dataset: Any, index: int) -> tuple[Any, int]:
     """The data set without wrappers that holds a sample, and the sample's index in it."""
-    position = int(_positions(dataset, np.array([index]))[0])
+    return leaf_of(dataset, int(_positions(dataset, np.array([index]))[0]))
+
+
+def leaf_of(dataset: Any, number: int) -> tuple[Any, int]:
+    """The data set without wrappers that holds an image, by ``sample_idx``, and its index there."""
+    position = number
     for leaf in leaves(dataset):
         if position < len(leaf):
             break
@@ -57,6 +62,11 @@ def locate(dataset: Any, index: int) -> tuple[Any, int]:
 def pipelines(dataset: Any) -> list[Compose]:
     """The transforms of each data set without wrappers that has some."""
     return [leaf.pipeline for leaf in leaves(dataset) if hasattr(leaf, 'pipeline')]
+
+
+def item_of(leaf: Any, sample: Any) -> Any:
+    """What a data set without wrappers yields for a sample: its transforms, if any, are applied."""
+    return leaf.pipeline(sample) if hasattr(leaf, 'pipeline') else sample
 
 
 def labels(dataset: Any) -> np.ndarray:

@@ -18,7 +18,8 @@ from mmkdx.evaluation.images import ImageBatch, one_label_each, read_batch
 from mmkdx.evaluation.subjects import Subject, build_explainers, choose_targets, find_subjects
 from mmkdx.explain import Explainer, RandomMap, build_explainer, explainer_names
 from mmkdx.functional import degenerate_maps
-from mmkdx.metrics.base import ExplanationMetric, build_metric
+from mmkdx.metrics.base import ExplanationMetric
+from mmkdx.metrics.build import build_metric
 from mmkdx.metrics.rank_agreement import (
     Rank,
     RankAgreement,

@@ -30,7 +30,8 @@ from mmkdx.evaluation.subjects import TARGETS, build_explainers, choose_targets,
 from mmkdx.evaluation.telling import telling_images
 from mmkdx.explain import Explainer
 from mmkdx.metrics.about import About
-from mmkdx.metrics.base import Explained, build_metric
+from mmkdx.metrics.base import Explained
+from mmkdx.metrics.build import build_metric
 from mmkdx.metrics.scores import Score
 from mmkdx.models.families import unwrap
 from mmkdx.visualization import class_similarity  # noqa: F401 (registers how it is drawn)
@@ -163,6 +164,7 @@ class ExplanationEvaluator:
         batch = read_batch(data, self._model, self.owner, index, self._sample)
         if batch is not None:
             batch.models = self._explain(batch)
+            batch.dataset, batch.prepare = self._loader.dataset, self._prepare
             for metric in self.metrics:
                 metric.process(batch)
             if self._with_floor:
@@ -214,6 +216,11 @@ class ExplanationEvaluator:
     def place(self) -> dict[int, int]:
         """For each image of the sample, in order, the index in the data set that shows it."""
         return {number: self._images[number] for number in sorted(self._sample)}
+
+    def _prepare(self, items: list[Any]) -> Tensor:
+        """The images (M, C, H, W) of items of the data set, as the student takes them."""
+        data = self._loader.collate_fn(items)
+        return read_batch(data, self._model, self.owner, range(len(items))).inputs
 
     def _find(self, model: nn.Module) -> None:
         """Finds the models, and whether metrics and target fit them."""

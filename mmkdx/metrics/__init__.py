@@ -9,6 +9,7 @@ from mmkdx.metrics.f_fidelity import FFidelity
 from mmkdx.metrics.faithfulness import ROAD, DeletionInsertion, PerturbationAUC
 from mmkdx.metrics.localisation import MapSegmentation, PointingGame
 from mmkdx.metrics.map_properties import MapComplexity, MaxSensitivity
+from mmkdx.metrics.part_intervention import PartIntervention
 from mmkdx.metrics.prototype import PrototypeParts, PrototypeTransfer
 from mmkdx.metrics.randomisation import ParameterRandomisation
 from mmkdx.metrics.relevance import (
@@ -43,6 +44,7 @@ __all__ = [
     'PairedBatch',
     'PairedModel',
     'ParameterRandomisation',
+    'PartIntervention',
     'PerturbationAUC',
     'PointingGame',
     'PrototypeParts',

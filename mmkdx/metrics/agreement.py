@@ -18,7 +18,7 @@ from mmkdx.functional.similarity import (
 )
 from mmkdx.metrics.about import About
 from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, labels_of
-from mmkdx.metrics.scores import Score, mean_score
+from mmkdx.metrics.scores import Score, gain_score
 from mmkdx.registry import METRICS
 
 #: Over which images a score is taken by itself, by the end of its name.
@@ -98,9 +98,7 @@ class MapAgreement(ExplanationMetric):
         scores = super().summarize(rows)
         for name in list(scores):
             if f'base/{name}' in scores and not name.endswith(tuple(SUBSETS)):
-                sign = -1 if self.direction(name) == 'lower' else 1
-                gains = [sign * (row[name] - row[f'base/{name}']) for row in rows]
-                scores[f'{name}_gain'] = mean_score(gains, 'higher')
+                scores[f'{name}_gain'] = gain_score(rows, name, self.direction(name))
         return scores
 
     def about(self, name: str) -> About:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from mmkdx.arguments import one_of, text
@@ -18,7 +17,6 @@ from mmkdx.functional import degenerate_maps
 from mmkdx.metrics.about import About
 from mmkdx.metrics.scores import Score, mean_score
 from mmkdx.models.families import ModelFacts
-from mmkdx.registry import METRICS
 
 
 @dataclass
@@ -77,6 +75,10 @@ class ExplainedBatch:
             units of the pixel values. Defaults to None: unknown.
         std (Sequence[float] | Tensor, optional): What it divides by. Defaults to None: unknown.
         shared (dict): What several metrics need and one computes, by keys of theirs.
+        dataset (Any, optional): The data set that the images come from, whose ``sample_idx`` are in
+            ``index``. Defaults to None: unknown.
+        prepare (Callable, optional): Yields images (M, C, H, W), prepared like ``inputs``, from M items
+            of the data set. Defaults to None: unknown.
     """
 
     inputs: Tensor
@@ -86,6 +88,8 @@ class ExplainedBatch:
     mean: Sequence[float] | Tensor | None = None
     std: Sequence[float] | Tensor | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
+    dataset: Any = None
+    prepare: Callable[[list[Any]], Tensor] | None = None
 
     def black(self) -> Tensor:
         """The value of a black pixel after preprocessing, of shape (C, 1, 1) or (N, C, 1, 1).
@@ -344,35 +348,6 @@ class ExplanationMetric(ScoreMetric):
         if fixed:
             self._kept.update(zip(keys, rows))
         return rows
-
-
-def build_metric(spec: dict | str, owner: str) -> ScoreMetric:
-    """Builds a metric of explanations.
-
-    Args:
-        spec (dict | str): Its config, also with the key 'name', or its type alone.
-        owner (str): The owner of the argument ``metrics``, for messages.
-
-    Raises:
-        ValueError: If there is no such metric, it has no such argument, or it is no metric of
-            explanations.
-    """
-    if not isinstance(spec, str | dict):
-        raise ValueError(f'{owner}.metrics has {spec!r}; a metric is a dict with a type, or a type')
-    config = dict(type=spec) if isinstance(spec, str) else dict(spec)
-    name = text(f'{owner}.metrics: name', config.pop('name', ''))
-    try:
-        with DefaultScope.overwrite_default_scope('mmkdx'):
-            metric = METRICS.build(config)
-    except (TypeError, KeyError) as error:
-        raise ValueError(f'{owner}.metrics: {error.args[0]}') from error
-    if not isinstance(metric, ScoreMetric):
-        raise ValueError(
-            f'{owner}.metrics: {type(metric).__name__} is no metric of explanations; it belongs into '
-            'val_evaluator'
-        )
-    metric.name = name
-    return metric
 
 
 def by_model(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list]]:

@@ -61,25 +61,10 @@ class RegionMetric(ExplanationMetric):
             ValueError: If a sample has no mask, a mask of another size than the input, or not the field
                 of ``labels``.
         """
-        size = tuple(batch.inputs.shape[-2:])
-        samples = batch.data_samples or [{}] * len(batch.index)
         regions, kept = [], []
-        for index, sample in zip(batch.index, samples):
-            mask = sample.get('gt_seg_map')
-            if mask is None:
-                raise ValueError(
-                    f'{type(self).__name__} needs masks and sample {index} has none; the data set must '
-                    "provide a label map 'gt_seg_map', and PackInputs pack it "
-                    "(algorithm_keys=('gt_seg_map', ))"
-                )
-            if not isinstance(mask, Tensor):
-                mask = torch.from_numpy(np.ascontiguousarray(mask))  # flips yield negative strides
-            mask = mask.int()
-            if tuple(mask.shape) != size:
-                raise ValueError(
-                    f'gt_seg_map of sample {index} has the shape {tuple(mask.shape)} and the input '
-                    f'{size}; {type(self).__name__} needs both transformed alike'
-                )
+        samples = batch.data_samples or [{}] * len(batch.index)
+        masks = label_maps(batch, type(self).__name__)
+        for index, sample, mask in zip(batch.index, samples, masks):
             labels = self.labels
             if isinstance(labels, str):
                 labels = sample.get(labels)
@@ -94,8 +79,34 @@ class RegionMetric(ExplanationMetric):
             )
             kept.append(known)
             regions.append(region & known)
-        device = batch.inputs.device
-        return torch.stack(regions).to(device), torch.stack(kept).to(device)
+        return torch.stack(regions), torch.stack(kept)
+
+
+def label_maps(batch: ExplainedBatch, owner: str) -> Tensor:
+    """The label maps 'gt_seg_map' of a batch's data samples, int32 of shape (N, H, W).
+
+    Raises:
+        ValueError: If a sample has none, or one of another size than the input; the message names the
+            owner.
+    """
+    size = tuple(batch.inputs.shape[-2:])
+    maps = []
+    for index, sample in zip(batch.index, batch.data_samples or [{}] * len(batch.index)):
+        mask = sample.get('gt_seg_map')
+        if mask is None:
+            raise ValueError(
+                f'{owner} needs masks and sample {index} has none; the data set must provide a label '
+                "map 'gt_seg_map', and PackInputs pack it (algorithm_keys=('gt_seg_map', ))"
+            )
+        if not isinstance(mask, Tensor):
+            mask = torch.from_numpy(np.ascontiguousarray(mask))  # flips yield negative strides
+        if tuple(mask.shape) != size:
+            raise ValueError(
+                f'gt_seg_map of sample {index} has the shape {tuple(mask.shape)} and the input {size}; '
+                f'{owner} needs both transformed alike'
+            )
+        maps.append(mask.int())
+    return torch.stack(maps).to(batch.inputs.device)
 
 
 @METRICS.register_module()

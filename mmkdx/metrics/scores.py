@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -170,3 +170,9 @@ def _t_score(value: float, residuals: np.ndarray, better: str | None) -> Score:
         return Score(value, n=n, better=better)
     half = float(stats.t.ppf(0.975, n - 1) * stats.sem(residuals))
     return Score(value, value - half, value + half, n, better)
+
+
+def gain_score(rows: Sequence[dict[str, Any]], name: str, better: str | None) -> Score:
+    """How much better the student is than the base model, by the mean of the differences of a value."""
+    sign = -1 if better == 'lower' else 1
+    return mean_score([sign * (row[name] - row[f'base/{name}']) for row in rows], 'higher')

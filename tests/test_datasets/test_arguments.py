@@ -26,6 +26,7 @@ BUILT = [
     (DATA_SAMPLERS, 'PairSampler', dict(dataset=Digits(indices=10))),
     (TRANSFORMS, 'ChannelOrder', dict(order='rgb')),
     (TRANSFORMS, 'DeleteCell', dict(fill=[0])),
+    (TRANSFORMS, 'KeypointRegions', {}),
     (TRANSFORMS, 'DisturbLabel', dict(num_classes=3)),
     (TRANSFORMS, 'RandomPixelRemoval', dict(fill=[0])),
     (HOOKS, 'PrototypePushHook', dict(start=1)),

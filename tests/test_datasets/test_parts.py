@@ -127,8 +127,8 @@ def test_images_are_those_of_this_version(plain):
 def draw(index, keep, mark=None):
     """Image and label map of a sample of which only some regions are drawn."""
     rng = np.random.default_rng((0, 0, index, 0))
-    _, layers, shapes = bird_drawing.scene(rng, index % 9)
-    shapes = [shape for shape in shapes if keep(shape[1][3])]
+    layers, things, bird = bird_drawing.scene(rng, index % 9)
+    shapes = [shape for shape in things + bird.shapes(bird.variants) if keep(shape[1][3])]
     return bird_drawing.develop(bird_drawing.paint(layers, shapes, 64), rng)
 
 
@@ -183,7 +183,8 @@ def test_each_class_has_a_mark_of_its_own():
     for label in range(9):
         for seed in range(2):  # the place does not matter
             canvas = np.zeros((128, 128, 4), np.uint8)
-            bird_drawing.paint_mark(canvas, label, np.random.default_rng(seed))
+            place = bird_drawing.mark_place(canvas, np.random.default_rng(seed))
+            bird_drawing.paint_mark(canvas, label, place)
             plates.add(canvas[canvas[..., 3] == MARK].tobytes())
     assert len(plates) == 9
 
@@ -349,6 +350,7 @@ def test_masks_follow_the_image(transform):
             'bias is 1.1; it must be a finite number of at least 0 and of at most 1',
         ),
         (dict(mark='class', bias=-0.1), 'bias is -0.1; it must be a finite number'),
+        (dict(missing=1.5), 'missing is 1.5; it must be a finite number of at least 0 and of at'),
         (dict(mark='random', bias=0.5), "bias is 0.5, which has a meaning with mark='class' alone"),
     ],
 )

@@ -5,7 +5,13 @@ import pytest
 from mmcv.transforms import Compose, Resize
 from mmengine.registry import DefaultScope
 
-from mmkdx.datasets.transforms import CropToBox, DeleteCell, DisturbLabel, RandomPixelRemoval
+from mmkdx.datasets.transforms import (
+    CropToBox,
+    DeleteCell,
+    DisturbLabel,
+    KeypointRegions,
+    RandomPixelRemoval,
+)
 from mmkdx.registry import TRANSFORMS
 
 HEIGHT, WIDTH = 60, 90
@@ -133,6 +139,38 @@ def test_no_box(boxes):
     del results['gt_bboxes']
     with pytest.raises(ValueError, match="finds no box in 'gt_bboxes'"):
         CropToBox()(results)
+
+
+# KeypointRegions
+
+
+def test_regions_around_key_points():
+    before = dict(sample(), gt_keypoints=np.array([[[10.5, 8.5], [14.5, 8.5], [40, 30], [-4, 2]]]))
+    before['gt_keypoints_visible'] = np.array([[1, 1, 0, 1]])
+    mask = KeypointRegions(radius=0.1)(before)['gt_seg_map']
+    assert mask.dtype == np.uint8 and mask.shape == (HEIGHT, WIDTH)
+    # 6 pixels around, of which each belongs to the nearer point, the first of two at equal distance
+    assert set(np.flatnonzero(mask[8] == 1)) == set(range(4, 13))
+    assert set(np.flatnonzero(mask[8] == 2)) == set(range(13, 21))
+    assert mask[14, 10] == 1 and mask[15, 10] == 0 and mask[13, 14] == 2 and mask[14, 4] == 0
+    assert not (mask == 3).any() and (mask[:3, :2] == 4).any()
+    again = sample()
+    del again['gt_seg_map']
+    with DefaultScope.overwrite_default_scope('mmkdx'):
+        moved = Compose(
+            [CropToBox(), Resize((80, 66)), TRANSFORMS.build(dict(type='KeypointRegions'))]
+        )
+    result = moved(again)
+    x, y = result['gt_keypoints'][0, 0].astype(int)
+    assert result['gt_seg_map'].shape == (66, 80) and result['gt_seg_map'][y, x] == 1
+    assert repr(moved.transforms[2]) == 'KeypointRegions(radius=0.1)'
+
+
+@pytest.mark.parametrize('points', [None, np.zeros((0, 4, 2))])
+def test_no_key_points(points):
+    message = "KeypointRegions finds no 'gt_keypoints', which a data set such as CUB"
+    with pytest.raises(ValueError, match=message):
+        KeypointRegions()(dict(sample(), gt_keypoints=points))
 
 
 # DeleteCell
