@@ -152,7 +152,7 @@ def _write_page(folder: Path, found: Comparison) -> None:
     pictures = []
     for number, picture, maps, label in found.pictures:
         words = class_text(label, found.classes)
-        lines = ['input', f'image {number}', f'explained: {label_text(label, found.classes)}']
+        lines = ['input', f'image {number}, explained:', label_text(label, found.classes)]
         drawn = _row(picture, {name: maps[name] for name in order}, lines)
         pictures.append((f'Image {number}, explained: {words}', drawn))
     note = (

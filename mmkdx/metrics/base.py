@@ -316,11 +316,11 @@ class ExplanationMetric(ScoreMetric):
         """
         alone, gaps = [], []
         for own, noise in rows:
-            kept = [name for name in noise if name.startswith('_') or name in self.no_floor]
-            gap = {name: own[name] - noise[name] for name in noise if name not in kept}
-            # A difference is NaN where one of both does not count
-            alone.append({name: noise[name] + 0 * gap.get(name, 0) for name in noise})
-            gaps.append({**{name: noise[name] for name in kept}, **gap})
+            # NaN where one of both does not count
+            both = {name: value + 0 * own[name] for name, value in noise.items()}
+            kept = {name for name in both if name.startswith('_') or name in self.no_floor}
+            alone.append(both)
+            gaps.append({name: v if name in kept else own[name] - v for name, v in both.items()})
         return self.summarize(alone), self.summarize(gaps)
 
     def _once(

@@ -13,11 +13,11 @@ from torch import Tensor
 from mmkdx.arguments import one_of
 from mmkdx.functional import degenerate_maps, full_precision, resize_maps
 from mmkdx.functional.similarity import pearson_correlation, spearman_correlation
-from mmkdx.metrics.base import Explained, ExplainedBatch, gain_score, labels_of
+from mmkdx.metrics.base import Explained, ExplainedBatch, labels_of
 from mmkdx.metrics.changed_images import ChangedImages, Redrawing, inpainted
 from mmkdx.metrics.faithfulness import MaskingMetric
 from mmkdx.metrics.localisation import label_maps
-from mmkdx.metrics.scores import Score
+from mmkdx.metrics.scores import Score, gain_score
 from mmkdx.registry import METRICS
 
 KINDS = ('remove', 'swap', 'inpaint')

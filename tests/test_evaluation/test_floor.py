@@ -92,10 +92,17 @@ def test_named_metrics_have_named_floors(model):
     assert 'floor_a_high' in found.rows[0] and found.floors['a_low'] == found.floors['b_low']
 
 
+@pytest.mark.filterwarnings('ignore:the mean and std')
 def test_images_without_a_map_do_not_count(model):
     images = Images()
     images.images[3] = images.images[7] = 0  # all positions are alike
-    found = evaluate(model, images=images)
+    metrics = ['Corner', 'PerturbationAUC', 'PointingGame', 'MapSegmentation']
+    found = evaluate(model, metrics, images=images)
+    for name, floor in found.floors.items():
+        assert floor.n == (12 if name in ('pixel_accuracy', 'mean_iou', 'mean_ap') else 10), name
+        sign = 1 if found.scores[name].better == 'higher' else -1
+        score = floor.value + sign * floor.difference
+        assert score == pytest.approx(found.scores[name].value, abs=1e-6), name
     floor, rows = found.floors['high'], found.rows
     kept = [i for i in range(COUNT) if i not in (3, 7)]
     assert math.isnan(rows[3]['high']) and math.isfinite(rows[3]['floor_high'])
