@@ -138,7 +138,7 @@ class PartIntervention(MaskingMetric):
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor]:
         """The effects of one model, and its map beside them."""
         labels, changed, logits = self._predicted(batch)
-        after, samples = logits[id(model)], batch.data_samples
+        after, samples = logits[model.predict], batch.data_samples
         effects = part_effects(model, changed, after, self.score)
         masses, background = part_masses(model.maps, labels, changed.parts)
         values = dict(
@@ -190,7 +190,7 @@ class PartIntervention(MaskingMetric):
             )
         _, changed, logits = self._predicted(batch)
         pair = [
-            part_effects(model, changed, logits[id(model)], 'log_odds')
+            part_effects(model, changed, logits[model.predict], 'log_odds')
             for model in (student, teacher)
         ]
         both = ~(pair[0] + pair[1]).isnan()
@@ -212,8 +212,13 @@ class PartIntervention(MaskingMetric):
                 scores[f'{name}_gain'] = gain_score(rows, name, 'higher')
         return scores
 
-    def _predicted(self, batch: ExplainedBatch) -> tuple[Tensor, ChangedImages, dict[int, Tensor]]:
-        """The label maps, the changed images, and the logits on them by the id of ``Explained``."""
+    def _predicted(
+        self, batch: ExplainedBatch
+    ) -> tuple[Tensor, ChangedImages, dict[Callable, Tensor]]:
+        """The label maps, the changed images, and the logits on them by ``Explained.predict``.
+
+        What only changes a model's map, like the floor, has the same ``predict``.
+        """
         key = type(self), self.kind
         if key not in batch.shared:
             labels = label_maps(batch, 'PartIntervention')
@@ -221,27 +226,30 @@ class PartIntervention(MaskingMetric):
             batch.shared[key] = labels, changed, self._answers(batch, changed)
         return batch.shared[key]
 
-    def _answers(self, batch: ExplainedBatch, changed: ChangedImages) -> dict[int, Tensor]:
+    def _answers(self, batch: ExplainedBatch, changed: ChangedImages) -> dict[Callable, Tensor]:
         """The logits (M, K) of all models on M changed images, those of fixed models once in a run."""
         numbers = [int(number) for number in batch.index]
-        answers, asked = {}, []
+        answers: dict[Callable, Tensor] = {}
+        asked = []
         for name, model in batch.models.items():
             kept = [self._known.get((name, number)) for number in numbers]
             if model.fixed and all(each is not None for each in kept):
-                answers[id(model)] = torch.cat(kept)
+                answers[model.predict] = torch.cat(kept)
             else:
-                answers[id(model)] = model.logits.new_empty(0, model.logits.shape[1]).double().cpu()
+                answers[model.predict] = (
+                    model.logits.new_empty(0, model.logits.shape[1]).double().cpu()
+                )
                 asked.append((name, model))
         count = len(changed.image)
         for start in range(0, count, self.max_batch) if asked else ():
             images = changed.make(torch.arange(start, min(start + self.max_batch, count)))
-            for _, model in asked:
-                logits = model.predict(images).double().cpu()
-                answers[id(model)] = torch.cat([answers[id(model)], logits])
+            for predict in {model.predict for _, model in asked}:
+                logits = predict(images).double().cpu()
+                answers[predict] = torch.cat([answers[predict], logits])
         for name, model in asked:
             if model.fixed:
                 for i, number in enumerate(numbers):
-                    self._known[name, number] = answers[id(model)][changed.image == i]
+                    self._known[name, number] = answers[model.predict][changed.image == i]
         return answers
 
 
