@@ -319,6 +319,7 @@ def _measure(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Measures all on a batch; returns the explainers' maps and the explained classes."""
     logits, targets = _targets(subject, batch, target)
+    predict = subject.predict
     # The size of maps can depend on that of the images
     sizes: dict[tuple[int, int], tuple[int, ...]] = {}
     found = {}
@@ -330,8 +331,10 @@ def _measure(
         maps = found[entrant.name] = used.explain(batch.inputs, targets)
         sizes.setdefault(entrant.size, tuple(maps.shape[1:]))
         entrant.empty += int(degenerate_maps(maps).sum())
-        # All share the predictions that do not depend on maps
-        own = replace(batch, models=dict(student=used.explained(maps, logits, targets, False)))
+        # By one function of all, the predictions that do not depend on maps are shared
+        explained = used.explained(maps, logits, targets, fixed=False)
+        explained = replace(explained, predict=predict)
+        own = replace(batch, models=dict(student=explained))
         for metric in entrant.metrics:
             metric.process(own)
     return {each.name: found[each.name] for each in entrants}, targets

@@ -179,6 +179,27 @@ def test_models_come_out_as_they_were_and_seeds_repeat(model):
     model.eval()
 
 
+def test_images_without_a_cell_are_predicted_once_for_all():
+    seen = []
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = convolution()
+
+        def forward(self, images):
+            seen.append(len(images))
+            return self.net(images)
+
+    counts = []
+    for names in (['GradCAM'], ['GradCAM', 'HiResCAM', 'LayerCAM']):
+        seen.clear()
+        compare(Counting(), names, ['SingleDeletion'], num_samples=5)
+        counts.append(sum(seen))
+    # Beside the 16 for each image a map takes few forwards
+    assert 16 * 5 < counts[0] and counts[1] - counts[0] < 16 * 5
+
+
 def test_files(found, tmp_path):
     path = write_comparison(tmp_path / 'new', found)
     with (tmp_path / 'new' / 'explainers.csv').open(newline='') as file:
