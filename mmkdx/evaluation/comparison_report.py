@@ -22,6 +22,7 @@ from mmkdx.functional import degenerate_maps
 from mmkdx.metrics.scores import Score
 from mmkdx.visualization.rendering import enlarged, grid, label_text, overlay
 from mmkdx.visualization.report import write_report
+from mmkdx.visualization.score_groups import Table
 from mmkdx.visualization.sections import PictureSection
 
 
@@ -137,45 +138,51 @@ def _as_json(found: Comparison, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _write_page(folder: Path, found: Comparison) -> None:
-    scores = {}
-    for name in found.better:
-        if name in found.entrants[0].ranks:
-            ranked = sorted((each.ranks[name].value, each.name, each) for each in found.entrants)
-        else:
-            ranked = [(math.nan, each.name, each) for each in found.entrants]
-        for rank, entrant, each in ranked:
-            front = '' if math.isnan(rank) else f'{rank:g}. '
-            scores[f'{name}: {front}{entrant}'] = each.scores[name]
-        for each in found.noise:
-            scores[f'{name}: floor, {each.name}'] = each.scores[name]
     order = [each.name for each in found.entrants]
     pictures = []
     for number, picture, maps, label in found.pictures:
         words = class_text(label, found.classes)
-        lines = ['input', f'image {number}, explained:', label_text(label, found.classes)]
+        lines = ['input', f'image {number}', f'explained: {label_text(label, found.classes)}']
         drawn = _row(picture, {name: maps[name] for name in order}, lines)
         pictures.append((f'Image {number}, explained: {words}', drawn))
     note = (
         'Each map is in its own range, without negative evidence. The best mean rank comes first.'
     )
     head, *rows = comparison_table(found)
+    how = (
+        'Ranks with 95 % bootstrap intervals over the images. Above floor: scores whose paired interval '
+        'is above that of noise of the same size.'
+    )
     write_report(
         folder / 'report.html',
         title=f'Explainers of {found.model}',
+        answer=_first(found),
+        details=comparison_notes(found)[len(_agreement(found)) :],
         facts={
             'explained class': TARGETS[found.target],
             'images': found.sample,
             'made': time.strftime('%Y-%m-%d %H:%M'),
-            'mean rank and interval': '; '.join(
-                f'{name} {rank}' for name, _, rank, *_ in rows[: len(found.entrants)]
-            ),
-            'agreement': ' '.join(_agreement(found)),
-            'left out': ', '.join(found.left_out),
         },
-        scores=scores,
-        student='value',
+        tables=[Table(head, rows, note=how, question='faithfulness')],
         sections=[PictureSection('Side by side', note, pictures)] if pictures else [],
     )
+
+
+def _first(found: Comparison) -> list[str]:
+    """The first paragraph of the page."""
+    ranked = [each for each in found.entrants if each.mean_rank.value == each.mean_rank.value]
+    if len(ranked) < 2:
+        return _agreement(found)
+    best, *others = ranked
+    near = [each.name for each in others if each.mean_rank.low <= best.mean_rank.high]
+    text = (
+        f'Over {len(found.better)} scores {best.name} has the best mean rank, '
+        f'{best.mean_rank.value:.1f} of {len(ranked)} ({best.mean_rank.low:.1f} to {best.mean_rank.high:.1f}).'
+    )
+    if near:
+        shown = ', '.join(near[:3]) + (f' and {len(near) - 3} more' if len(near) > 3 else '')
+        text += f' The intervals of {shown} reach into this one.'
+    return [text, *_agreement(found)]
 
 
 def _row(picture: np.ndarray, maps: dict[str, Tensor], lines: list[str]) -> np.ndarray:

@@ -217,7 +217,8 @@ def test_files(found, tmp_path):
     assert saved['mean_ranks'][best.name] == list(best.mean_rank)
     page = path.read_text()
     assert 'Side by side' in page and page.count('data:image/webp') == 2
-    assert f'{score}: ' in page and 'RandomMap 4x4' in page
+    assert f'<th scope="col">{score}</th>' in page and 'RandomMap 4x4</th>' in page
+    assert f'scores {best.name} has the best mean rank, {best.mean_rank.value:.1f} of 3 (' in page
     table = comparison_table(found)
     assert [row[0] for row in table[1:4]] == [each.name for each in found.entrants]
     assert len({len(row) for row in table}) == 1 and table[-1][2] == '-'
@@ -229,7 +230,7 @@ def test_files_without_pictures_agreement_or_values(model, tmp_path):
     found = compare(model, ['GradCAM'], ['SingleDeletion'], loader(images), show_samples=0)
     assert found.entrants[0].empty == 10 and math.isnan(found.entrants[0].mean_rank.value)
     page = write_comparison(tmp_path, found).read_text()
-    assert 'Side by side' not in page and 'single_deletion: GradCAM' in page
+    assert 'Side by side' not in page and '>GradCAM</th>' in page and 'best mean rank, ' not in page
     saved = json.loads((tmp_path / 'explainers.json').read_text())
     assert saved['mean_ranks'] == dict(GradCAM=[None] * 3) and saved['w'] is None
     assert comparison_table(found)[1][2:] == ['-', '0 of 2', '-', '-']
