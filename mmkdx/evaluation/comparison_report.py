@@ -177,7 +177,8 @@ def _first(found: Comparison) -> list[str]:
     near = [each.name for each in others if each.mean_rank.low <= best.mean_rank.high]
     text = (
         f'Over {len(found.better)} scores {best.name} has the best mean rank, '
-        f'{best.mean_rank.value:.1f} of {len(ranked)} ({best.mean_rank.low:.1f} to {best.mean_rank.high:.1f}).'
+        f'{best.mean_rank.value:.1f} of {len(ranked)} '
+        f'({best.mean_rank.low:.1f} to {best.mean_rank.high:.1f}).'
     )
     if near:
         shown = ', '.join(near[:3]) + (f' and {len(near) - 3} more' if len(near) > 3 else '')
