@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 from mmpretrain.datasets.transforms import PackInputs
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from mmkdx.apis.evaluate import evaluate_explanations
 from mmkdx.apis.runs import find_run, read_run_test_data
-from mmkdx.datasets.wrappers import class_names, config_pipeline, type_name, with_pipeline
+from mmkdx.arguments import integer
+from mmkdx.datasets.wrappers import class_names, config_pipeline, images, type_name, with_pipeline
 from mmkdx.distillation.class_order import classes_in
 from mmkdx.distillation.models import build_student, load_weights, read_config, zoo_entry
 from mmkdx.evaluation import Evaluation
@@ -32,6 +34,7 @@ from mmkdx.files import append_text, write_file, written_together
 from mmkdx.models.libraries import names_network
 from mmkdx.version import __version__
 from mmkdx.visualization.records import append_values
+from mmkdx.visualization.report import GalleryItem
 
 #: The ends of files that hold weights.
 WEIGHTS = ('.pth', '.pt', '.bin')
@@ -80,10 +83,10 @@ def find_model(name: str, key: str) -> Named:
     return Named(name, entry.weights)
 
 
-def test_loader(
+def load_test_images(
     source: str, groups: bool = False, changes: Mapping[str, Any] | None = None
 ) -> DataLoader:
-    """Builds the test data loader of a run, or of a config.
+    """Builds the data loader of the test images of a run, or of a config.
 
     Args:
         source (str): A work directory, whose config is read as data, or a config.
@@ -139,10 +142,11 @@ def evaluate_models(
         explainer (dict | str, optional): See ``ExplanationEvaluator``. Defaults to 'GradCAM'. None: the
             models only predict.
         num_samples (int, optional): Number of images. Defaults to None (all).
-        show_samples (int): Number of images that a report shows. Defaults to 30.
+        show_samples (int): Number of images that a report shows, those that flipped first. Defaults to
+            30.
         groups (bool): Whether the images' groups are kept. Defaults to False.
         device (str): The device. Defaults to 'cpu'.
-        changes (Mapping[str, Any], optional): See ``test_loader``. Defaults to None.
+        changes (Mapping[str, Any], optional): See ``load_test_images``. Defaults to None.
 
     Raises:
         ValueError: If models and data do not fit, or images have no group although asked for.
@@ -153,25 +157,28 @@ def evaluate_models(
     source = data or next((each.data for each in named.values() if each.data), None)
     if source is None:
         raise ValueError('none of the models has test images; name a run or config by --data')
-    loader = test_loader(source, groups, changes)
+    loader = load_test_images(source, groups, changes)
     names = class_names(loader.dataset)
     # Random maps cost next to nothing, and nobody sees them
-    silent = dict(explainer=dict(type='RandomMap', size=2), metrics=(), show_samples=0)
-    shown = dict(explainer=explainer, metrics=['MapAgreement'], show_samples=show_samples)
-    found = evaluate_explanations(
+    silent = dict(explainer=dict(type='RandomMap', size=2), metrics=())
+    shown = dict(explainer=explainer, metrics=['MapAgreement'])
+    evaluate = partial(
+        evaluate_explanations,
         _load_student(named['student'], names).to(device),
-        loader,
         **{key: _spec(each, names) for key, each in named.items() if key != 'student'},
         **(silent if explainer is None else shown),
-        num_samples=num_samples,
         unicam=False,
     )
+    show = 0 if explainer is None else integer('show_samples', show_samples, 0)
+    found = evaluate(loader, num_samples=num_samples, show_samples=show)
     if explainer is None:
         found.facts['explainers'] = {}
-    if groups and not any('group' in row for row in found.rows.values()):
+    else:
+        found.gallery = _flips_first(found, loader, evaluate, show)
+    if groups and not all('group' in row for row in found.rows.values()):
         raise ValueError(
-            f"--groups: the test images of {source} have no 'group'; Waterbirds has groups, and Parts "
-            'with a mark'
+            f"--groups: test images of {source} have no 'group'; Waterbirds has groups, and so has "
+            'Parts with a mark'
         )
     return found
 
@@ -211,6 +218,13 @@ def write_audit(
         models=facts,
         n=len(findings.records),
         alpha=findings.alpha,
+        family_sizes={
+            name: dict(
+                classes=len(each.classes.changes),
+                groups=len(each.groups.changes) if each.groups else 0,
+            )
+            for name, each in findings.audits.items()
+        },
         map_score=findings.records.map_score,
         versions=dict(mmkdx=__version__, numpy=np.__version__, scipy=scipy.__version__),
         verdict=sentences,
@@ -228,11 +242,48 @@ def write_audit(
 
 
 def audit_files(
-    student: str, teacher: str | None = None, base: str | None = None, **options: Any
+    student: str,
+    teacher: str | None = None,
+    base: str | None = None,
+    groups: bool = False,
+    **options: Any,
 ) -> Findings:
-    """Audits the CSV files of evaluations; see ``Records.from_csv`` and ``study``."""
+    """Audits the CSV files of evaluations; see ``Records.from_csv`` and ``study``.
+
+    Raises:
+        ValueError: If files do not fit each other, a name is no CSV file, or images have no group
+            although asked for.
+    """
     given = dict(student=student, teacher=teacher, base=base)
-    return study(Records.from_csv({k: v for k, v in given.items() if v is not None}), **options)
+    given = {key: name for key, name in given.items() if name is not None}
+    if others := [name for name in given.values() if Path(name).suffix != '.csv']:
+        raise ValueError(
+            f'{others[0]} is no CSV file; a model by its values needs those of all models, as CSV files'
+        )
+    records = Records.from_csv(given)
+    if groups and records.group is None:
+        raise ValueError(f"--groups: the images in {student} have no 'group'")
+    return study(records, **options)
+
+
+def _flips_first(
+    found: Evaluation, loader: DataLoader, evaluate: Callable[..., Evaluation], count: int
+) -> list[GalleryItem]:
+    """At most ``count`` pictures: a third of each kind of flip, the clearest first, then others."""
+    flipped = flipped_images(Records.from_evaluation(found))
+    chosen = [index for kind in flipped.values() for index in kind[: count // 3]]
+    if not chosen:
+        return found.gallery
+    place = images(loader.dataset)
+    subset = Subset(loader.dataset, [place[index] for index in chosen])
+    again = evaluate(
+        DataLoader(subset, loader.batch_size, collate_fn=loader.collate_fn),
+        num_samples=None,
+        show_samples=len(chosen),
+    )
+    drawn = {item.index: item for item in again.gallery}
+    others = [item for item in found.gallery if item.index not in drawn]
+    return [*(drawn[index] for index in chosen), *others][:count]
 
 
 def _load_student(named: Named, names: Sequence[str] | None) -> nn.Module:

@@ -43,8 +43,9 @@ class Records:
     Args:
         index (np.ndarray): The images' numbers, (n, ), none twice.
         models (dict[str, Column]): 'student' and, if there are such, 'teacher' and 'base'.
-        label (np.ndarray, optional): The labels, (n, ). Defaults to None (unknown).
-        group (np.ndarray, optional): The images' groups, (n, ). Defaults to None: there are none.
+        label (np.ndarray, optional): The labels, (n, ). Defaults to None: an image has none, or several.
+        group (np.ndarray, optional): The images' groups, int, (n, ). Defaults to None: an image has
+            none.
         classes (Sequence[str], optional): The names of the classes. Defaults to None (unknown).
         map_score (str): The score of ``MapAgreement`` in ``Column.agreement``. Defaults to 'pearson'.
 
@@ -106,10 +107,12 @@ class Records:
                 found = {key: column(f'{front}{key}') for key in VALUES[1:]}
                 agreement = column(f'{front}{map_score}')
                 models[model] = Column(prediction.astype(int), **found, agreement=agreement)
-        label, group = column('label'), column('group')
-        if label is not None:
-            label = None if np.isnan(label.astype(float)).any() else label.astype(int)
-        return cls(np.array(index), models, label, group, classes, map_score)
+        whole = {}
+        for key in ('label', 'group'):  # a part of the images has no meaning
+            found = column(key)
+            known = found is not None and not np.isnan(found).any()
+            whole[key] = found.astype(int) if known else None
+        return cls(np.array(index), models, **whole, classes=classes, map_score=map_score)
 
     @classmethod
     def from_csv(cls, paths: Mapping[str, str | Path], map_score: str = 'pearson') -> Records:
@@ -196,9 +199,10 @@ def _compare(
                 'evaluate both models on the same data set'
             )
         if row.get('group') != other.get('group'):
+            groups = [f'{each["group"]:g}' if 'group' in each else 'none' for each in (other, row)]
             raise ValueError(
-                f'image {index} has the group {other.get("group", "none")} in {one} and '
-                f'{row.get("group", "none")} in {two}; both files need the same groups'
+                f'image {index} has the group {groups[0]} in {one} and {groups[1]} in {two}; both '
+                'files need the same groups'
             )
         for key in ('label', 'prediction'):
             name = row.get(f'{key}_class')

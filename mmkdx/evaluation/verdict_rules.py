@@ -52,8 +52,8 @@ def agreement(found: Findings) -> Iterator[Sentence]:
             text += f'; the base model does so on {base}, {between} {word} ({_interval(more)})'
         else:
             text += (
-                f'; the base model does so on {base}, which these images do not distinguish '
-                f'(difference {_interval(more)})'
+                f'; the base model does so on {base}, a difference that is not distinguishable from '
+                f'zero ({_interval(more)})'
             )
     yield _sentence(agreement, f'{text}.', agreement=found.fidelity, gain=found.gain)
 
@@ -213,7 +213,7 @@ def exploratory(found: Findings) -> Iterator[Sentence]:
             )
             numbers['maps'] = dict(RW=lost, RR=kept, p=old.maps_p)
     if parts:
-        text = f'Exploratory, not corrected for several tests: {"; ".join(parts)}.'
+        text = f'Exploratory, not corrected for multiple tests: {"; ".join(parts)}.'
         yield _sentence(exploratory, text, **numbers)
 
 
@@ -238,7 +238,7 @@ def method(found: Findings) -> Iterator[Sentence]:
     else:
         text = (
             f'Over {counts}, each from its own training run, the mean accuracies differ by '
-            f'{signed(gained)} points, which so few runs do not distinguish from zero ({test}).'
+            f'{signed(gained)} points, which is not distinguishable from zero with so few runs ({test}).'
         )
     yield _sentence(method, text, runs=found.runs, t=t, degrees=degrees, p=p)
 
@@ -253,9 +253,8 @@ def limits(found: Findings) -> Iterator[Sentence]:
         yield _sentence(limits, text, n=n)
     elif found.alone is None and 20 * (least := minimum_flips(1, found.alpha)) > n:
         if n < least:
-            text = (
-                f'{_images(n).capitalize()} are too few: no difference of accuracy could be found.'
-            )
+            verb = 'is' if n == 1 else 'are'
+            text = f'{_images(n).capitalize()} {verb} too few: no difference of accuracy could be found.'
         else:
             text = (
                 f'{_images(n).capitalize()} are few: a difference below {points(least / n)} points '
@@ -290,17 +289,18 @@ def _sentence(rule: Callable, text: str, **numbers: Any) -> Sentence:
 def _compared(rule: Callable, found: Audit, subject: str) -> Sentence:
     """Whether the student's accuracy differs from that of another model."""
     old, new = (share(found.accuracy[name].value) for name in (found.old, found.new))
-    test = f'difference {_interval(found.difference)}; exact McNemar {p_text(found.p)}'
+    test = f'{_interval(found.difference)}; exact McNemar {p_text(found.p)}'
     if found.p <= found.alpha:
         word = 'more' if found.difference.value > 0 else 'less'
+        than = f' than {WORDS[found.old]}' if subject == 'It' else ''
         text = (
-            f'{subject} is {points(abs(found.difference.value))} points {word} accurate'
-            f'{" than " + WORDS[found.old] if subject == "It" else ""} ({new} against {old}; {test}).'
+            f'{subject} is {points(abs(found.difference.value))} points {word} accurate{than} '
+            f'({new} against {old}; interval {test}).'
         )
     else:
         text = (
-            f'{subject} is right on {new} of the images and {WORDS[found.old]} on {old}, which these '
-            f'images do not distinguish ({test}).'
+            f'{subject} is right on {new} of the images and {WORDS[found.old]} on {old}; the difference '
+            f'is not distinguishable from zero ({test}).'
         )
     return _sentence(rule, text, difference=found.difference, p=found.p, alpha=found.alpha)
 

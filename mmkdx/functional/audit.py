@@ -240,10 +240,16 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float
         tuple[float, float, float]: t of the first minus the second arm, the degrees of freedom, and p.
 
     Raises:
-        ValueError: If an arm has one seed, which says nothing of a method.
+        ValueError: If an arm has one seed, which says nothing of a method, or in both all values are
+            equal.
     """
     if min(len(first), len(second)) < 2:
         raise ValueError('a claim over seeds needs at least two runs in each arm')
+    if not np.ptp(first) and not np.ptp(second):
+        raise ValueError(
+            'all runs of each arm have the same value, so nothing is known of their spread; the runs '
+            'need different seeds'
+        )
     found = stats.ttest_ind(first, second, equal_var=False)
     return float(found.statistic), float(found.df), float(found.pvalue)
 

@@ -93,6 +93,19 @@ def test_a_runs_model_is_read_as_data(tmp_path):
     assert runs.read_run_model(tmp_path / 'own/config.py') == own
 
 
+def test_a_runs_test_data_are_read_as_data(tmp_path):
+    loader = dict(batch_size=2, dataset=dict(type='Parts', split='test'))
+    folder = run_of(tmp_path / 'run', test_dataloader=loader)
+    assert runs.read_run_test_data(str(folder)) == (loader, 'mmkdx')
+    (folder / 'config.py').write_text(f'test_dataloader = {loader!r}')
+    assert runs.read_run_test_data(str(folder)) == (loader, 'mmkdx')
+    for text in ('x = 1', 'test_dataloader = dict(type=open("evil", "w").name)'):
+        (folder / 'config.py').write_text(text)
+        message = 'config.py is not executed, .* not plain data with a test_dataloader: '
+        with pytest.raises(ValueError, match=message):
+            runs.read_run_test_data(str(folder))
+
+
 @pytest.mark.parametrize(
     'model',
     [

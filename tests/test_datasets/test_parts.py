@@ -57,7 +57,7 @@ def test_sample(plain):
     assert info['gt_seg_map'].shape == (64, 64) and info['gt_seg_map'].dtype == np.uint8
     assert info['gt_label'] == 7
     assert info['object_labels'] == [1, 2, 3, 4, 5, 6, 7]
-    assert info['mark_labels'] == [] and info['mark_label'] is None
+    assert info['mark_labels'] == [] and info['mark_label'] is None and 'group' not in info
     meta = Parts(num_samples=1).metainfo
     assert list(meta['regions']) == REGIONS
     assert meta['classes'][7] == 'plumed crest, banded beak' and len(set(meta['classes'])) == 9
@@ -286,6 +286,7 @@ def test_share_of_marks_of_the_class_is_exact(bias):
     table = np.bincount(others, minlength=9)[1:]
     assert bias == 1 or stats.chisquare(table).pvalue > P
     assert all(sample['mark_labels'] == [MARK] for sample in samples)
+    assert all(s['group'] == (s['mark_label'] == s['gt_label']) for s in samples)
 
 
 def test_random_marks_say_nothing():

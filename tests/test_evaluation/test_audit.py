@@ -329,7 +329,7 @@ def test_other_classes_are_refused(tmp_path):
 
 def test_groups_on_one_side_are_refused(tmp_path):
     text = 'index,prediction,label,group\n' + '\n'.join(f'{i},0,{LABEL[i]},1' for i in range(12))
-    refused(tmp_path, 'image 0 has the group none in .* and 1.0 in .*; both files need', text=text)
+    refused(tmp_path, 'image 0 has the group none in .* and 1 in .*; both files need', text=text)
 
 
 @pytest.mark.parametrize(
@@ -381,6 +381,9 @@ def test_rows_of_an_evaluation():
     assert found.models['teacher'].agreement is None and found.group.tolist() == [0, 1] * 6
     del rows[3]['label'], rows[3]['kl']
     found = Records.from_rows(rows)
+    assert found.group.dtype == int
+    del rows[4]['group']
+    assert Records.from_rows(rows).group is None
     assert found.label is None and np.isnan(found.models['student'].kl).sum() == 1
     assert Records.from_rows(rows, map_score='ssim').models['student'].agreement is None
 

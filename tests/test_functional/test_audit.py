@@ -147,6 +147,8 @@ def test_welch():
         ValueError, match='^a claim over seeds needs at least two runs in each arm$'
     ):
         audit.welch(first, [71.0])
+    with pytest.raises(ValueError, match='^all runs of each arm have the same value, so nothing'):
+        audit.welch([0.5, 0.5], [0.7, 0.7, 0.7])
 
 
 def test_kappa():

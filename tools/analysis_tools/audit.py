@@ -74,8 +74,8 @@ def main() -> None:
             arms = dict(student=args.student_runs, base=args.base_runs)
             where = args.data or args.student_runs[0], args.device, args.cfg_options
             options['runs'] = {arm: run_accuracies(each, *where) for arm, each in arms.items()}
-        if all(Path(each).suffix == '.csv' for each in models.values()):
-            findings = audit_files(**models, **options)
+        if any(Path(each).suffix == '.csv' for each in models.values()):
+            findings = audit_files(**models, groups=args.groups, **options)
         else:
             evaluation = evaluate_models(
                 **models,
