@@ -320,6 +320,7 @@ class ExplanationEvaluator:
             item = gallery_item(index, picture, maps, row, *words)
             item.reason = reasons.get(index, '')
             found.gallery.append(item)
+            found.maps[index] = picture, maps
         offered = [each for metric in self.metrics for each in metric.report_sections()]
         drawn = (draw(each, found.classes) for each in (*own, *offered))
         found.sections = [section for section in drawn if section is not None]
