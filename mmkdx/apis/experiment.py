@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mmkdx.apis.audit import Named, find_model, load_student, load_test_images, teacher_spec
 from mmkdx.apis.evaluate import evaluate_explanations
 from mmkdx.apis.runs import metric_values, seconds, training_parts
-from mmkdx.datasets.wrappers import class_names
+from mmkdx.datasets.wrappers import class_names, images
 from mmkdx.evaluation import Evaluation
 from mmkdx.evaluation.audit_records import Records
+from mmkdx.evaluation.images import read_batch
 from mmkdx.evaluation.methods import Method, conclusions
 from mmkdx.evaluation.verdict_parts import Sentence
+from mmkdx.explain.base import undisturbed
 from mmkdx.models.families import describe
 from mmkdx.models.libraries import names_network
 
@@ -160,11 +163,12 @@ def compare_methods(
     names = class_names(loader.dataset)
     spec = _find_teacher(named, teacher, names)
     found = Experiment(dict(groups), classes=names)
+    for (_, run), each in named.items():  # before the long work
+        _check_classes(run, load_student(each, names), loader)
     values: dict[str, list[dict[str, np.ndarray]]] = {}
     guide: np.ndarray | None = None
-    for (name, run), each in named.items():
+    for (name, _), each in named.items():
         student = load_student(each, names).to(device)
-        _check_classes(run, student, names)
         # Random maps cost next to nothing, and nobody sees them
         plain = _evaluate(
             student, loader, None if guide is not None else spec, dict(type='RandomMap', size=2)
@@ -253,15 +257,19 @@ def _teacher_text(spec: Any) -> str:
     return str(spec)
 
 
-def _check_classes(run: str, student: Any, names: Sequence[str] | None) -> None:
-    """Refuses a run whose classes are not those of the test images."""
-    facts = describe(student)
+def _check_classes(run: str, student: nn.Module, loader: DataLoader) -> None:
+    """Refuses a run whose classes are not those of the test images, by a forward of one image."""
+    names, facts = class_names(loader.dataset), describe(student)
     if names is None:
         return
-    if facts.num_classes not in (None, len(names)):
+    first = min(images(loader.dataset).values())
+    batch = read_batch(loader.collate_fn([loader.dataset[first]]), student, run, [0])
+    with undisturbed(student, batch.inputs), torch.no_grad():
+        count = facts.logits(batch.inputs).shape[1]
+    if count != len(names):
         raise ValueError(
-            f'{run} has {facts.num_classes} classes and the test images have {len(names)}; all runs '
-            'need the same classes'
+            f'{run} has {count} classes and the test images have {len(names)}; all runs need the same '
+            'classes'
         )
     if facts.classes is not None and list(map(str, facts.classes)) != list(map(str, names)):
         raise ValueError(
@@ -270,9 +278,9 @@ def _check_classes(run: str, student: Any, names: Sequence[str] | None) -> None:
 
 
 def _evaluate(
-    student: Any,
+    student: nn.Module,
     loader: DataLoader,
-    teacher: Any,
+    teacher: dict[str, Any] | None,
     explainer: Any,
     metrics: Sequence[str] = (),
     num_samples: int | None = None,

@@ -7,6 +7,7 @@ interval of a mean over seeds says how training varies. One run says nothing abo
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -61,12 +62,12 @@ class Measure(NamedTuple):
 MEASURES = dict(
     accuracy=Measure('accuracy', 'Accuracy, %', 'accuracy, %'),
     predictions=Measure(
-        "share of images for which it predicts its teacher's class",
+        "agreement with the teacher's predictions",
         'Same prediction as the teacher, %',
         'same as teacher, %',
     ),
     maps=Measure(
-        'agreement of maps with the teacher (Pearson)',
+        "agreement with the teacher's maps (Pearson)",
         'Agreement of maps with the teacher, Pearson',
         'maps, Pearson',
         percent=False,
@@ -135,7 +136,11 @@ def pairwise(methods: Mapping[str, Method], key: str) -> dict[tuple[str, str], f
 
 
 def _welch(first: Sequence[float], second: Sequence[float]) -> float:
-    return welch(first, second)[2] if np.ptp(first) or np.ptp(second) else 1.0
+    if not (np.ptp(first) or np.ptp(second)):
+        return 1.0
+    with warnings.catch_warnings():  # SciPy warns where the runs of one method are all alike
+        warnings.simplefilter('ignore', RuntimeWarning)
+        return welch(first, second)[2]
 
 
 def conclusions(
@@ -181,23 +186,24 @@ def _highest(methods: Mapping[str, Method], key: str, alpha: float) -> list[Sent
     best = max(known, key=lambda name: known[name].value)
     top = known[best]
     if len(known) == 1:
-        who = f'{best} has'
-        rank = f'the {measure.name}'
+        text = f'The {measure.name} of {best} is'
+    elif several is known:
+        text = f'Of {len(known)} methods with several seeds, {best} has the highest mean {measure.name}:'
     else:
         kind = 'methods' if any(methods[name].seeds > 1 for name in known) else 'runs'
-        if several is known:
-            kind = 'methods with several seeds'
-        who = f'Of {len(known)} {kind}, {best} has'
-        rank = f'the highest {"mean " * (several is known)}{measure.name}'
-    text = f'{who} {rank}: {measure.text(top.value)} ({_ends(measure, top, methods[best], key)})'
+        text = f'Of {len(known)} {kind}, {best} has the highest {measure.name}:'
+    text += f' {measure.text(top.value)} ({_ends(measure, top, methods[best], key)})'
     numbers: dict[str, Any] = dict(best=best, scores=scores)
     sentences = []
     if several is known:
         others = [name for name in known if name != best]
         near = [name for name in others if known[name].high >= top.low]
         far = [name for name in others if name not in near]
-        parts = [f'overlaps {_those(near)}'] * bool(near)
-        parts += [f'lies above {_those(far)}'] * bool(far)
+        parts = []
+        if near:
+            parts.append(f'overlaps {_those(near)}')
+        if far:
+            parts.append(f'lies above {_those(far)}')
         text += f'; its interval over seeds {" and ".join(parts)}'
         numbers.update(overlap=near, above=far)
         sentences = _tests(methods, key, best, others, alpha)

@@ -12,6 +12,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
+from mmengine.logging import MMLogger
 from terminaltables import AsciiTable
 
 from mmkdx.apis.experiment import compare_methods, group_runs
@@ -54,6 +55,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Prints the table, and writes the page."""
     args = parse_args()
+    if args.report is None:
+        if alone := [key for key in ('teacher', 'base', 'data') if getattr(args, key)]:
+            raise SystemExit(f'--{alone[0]} belongs to --report, which is missing')
+    elif args.report.is_dir():
+        raise SystemExit(f'--report {args.report} is a folder; name a file')
     names = args.names or [path.name for path in args.work_dirs]
     if len(names) != len(args.work_dirs):
         raise SystemExit(f'--names has {len(names)} names for {len(args.work_dirs)} folders')
@@ -75,6 +81,7 @@ def main() -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Writes the page, and prints its first paragraph."""
+    MMLogger.get_current_instance().setLevel('WARNING')  # else each model's loading is told
     try:
         found = compare_methods(
             group_runs(args.work_dirs, args.names),
