@@ -162,9 +162,9 @@ def compare_methods(
     loader = load_test_images(source)
     names = class_names(loader.dataset)
     spec = _find_teacher(named, teacher, names)
-    found = Experiment(dict(groups), classes=names)
-    for (_, run), each in named.items():  # before the long work
-        _check_classes(run, load_student(each, names), loader)
+    logged = {name: _logged(runs) for name, runs in groups.items()}
+    found = Experiment(dict(groups), logged=logged, classes=names)
+    _check_classes(named, loader)  # before the long work
     values: dict[str, list[dict[str, np.ndarray]]] = {}
     guide: np.ndarray | None = None
     for (name, _), each in named.items():
@@ -202,7 +202,6 @@ def compare_methods(
     if base is not None:
         found.marks['base'] = methods.pop('base')
     found.methods = methods
-    found.logged = {name: _logged(runs) for name, runs in groups.items()}
     found.facts.update(
         {
             'test images': source,
@@ -257,24 +256,25 @@ def _teacher_text(spec: Any) -> str:
     return str(spec)
 
 
-def _check_classes(run: str, student: nn.Module, loader: DataLoader) -> None:
-    """Refuses a run whose classes are not those of the test images, by a forward of one image."""
-    names, facts = class_names(loader.dataset), describe(student)
-    if names is None:
-        return
-    first = min(images(loader.dataset).values())
-    batch = read_batch(loader.collate_fn([loader.dataset[first]]), student, run, [0])
-    with undisturbed(student, batch.inputs), torch.no_grad():
-        count = facts.logits(batch.inputs).shape[1]
-    if count != len(names):
-        raise ValueError(
-            f'{run} has {count} classes and the test images have {len(names)}; all runs need the same '
-            'classes'
-        )
-    if facts.classes is not None and list(map(str, facts.classes)) != list(map(str, names)):
-        raise ValueError(
-            f'{run} has classes of other names, or in another order, than the test images'
-        )
+def _check_classes(named: Mapping[tuple[str, str], Named], loader: DataLoader) -> None:
+    """Refuses runs whose classes are not those of the test images, by a forward of one image."""
+    names = class_names(loader.dataset)
+    wanted, whose = (0, '') if names is None else (len(names), 'the test images')
+    first = loader.collate_fn([loader.dataset[min(images(loader.dataset).values())]])
+    for (_, run), each in named.items():
+        student = load_student(each, names)
+        facts, inputs = describe(student), read_batch(first, student, run, [0]).inputs
+        with undisturbed(student, inputs), torch.no_grad():
+            count = facts.logits(inputs).shape[1]
+        wanted, whose = wanted or count, whose or run
+        if count != wanted:
+            raise ValueError(
+                f'{run} has {count} classes and {whose} {wanted}; all runs need the same classes'
+            )
+        if None not in (names, facts.classes) and list(facts.classes) != list(names):
+            raise ValueError(
+                f'{run} has classes of other names, or in another order, than the test images'
+            )
 
 
 def _evaluate(

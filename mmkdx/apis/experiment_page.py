@@ -59,7 +59,7 @@ def write_experiment(path: str | Path, found: Experiment) -> Path:
         gallery=[_gallery_item(found, index) for index in sorted(found.pictures)],
         facts={
             **found.facts,
-            **{name: ', '.join(runs) for name, runs in found.groups.items()},
+            **{f'runs of {name}': ', '.join(runs) for name, runs in found.groups.items()},
             'pictures': "each method's first run" if found.pictures else '',
             'made': time.strftime('%Y-%m-%d %H:%M'),
         },

@@ -217,7 +217,7 @@ def _tests(
     measure, tests = MEASURES[key], pairwise(methods, key)
     tested = [name for name in others if (best, name) in tests]
     if not tested:
-        text = f'A test needs {RUNS} runs of two methods, the highest among them.'
+        text = f'There is no test, which needs {RUNS} runs of this method and of another.'
         return [Sentence(text, f'{key}_test', dict(runs=RUNS))]
     mean = {name: methods[name].score(key).value for name in (best, *tested)}
     worded = {
@@ -234,7 +234,8 @@ def _tests(
         parts.append(f'do not distinguish it from {_names([worded[name] for name in open_])}')
     pairs = _count(len(tests) // 2, 'pair')
     text = (
-        f"Welch's tests over the seeds, with Holm's correction over {pairs}, {' and '.join(parts)}"
+        f"Welch's tests over the seeds (family-wise level {100 * alpha:g} %, Holm over {pairs}) "
+        f'{" and ".join(parts)}'
     )
     if untested := [name for name in others if name not in tested]:
         text += f'; {_names(untested)} {"has" if len(untested) == 1 else "have"} too few runs'

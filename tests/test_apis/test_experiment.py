@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from tiny import build, classifier, tool
 
+from mmkdx.apis import experiment
 from mmkdx.apis.experiment import compare_methods, group_runs
 from mmkdx.apis.experiment_page import write_experiment
 
@@ -282,6 +283,19 @@ def test_several_teachers_or_none_that_stays(root, tmp_path):
         compare_methods(dict(a=[ema]))
 
 
+@pytest.mark.parametrize(
+    'teacher', [dict(model='{}/evil.py', checkpoint='x.pth'), dict(model='evil:network')]
+)
+def test_a_foreign_run_names_no_program_as_teacher(tmp_path, monkeypatch, teacher):
+    (tmp_path / 'evil.py').write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher = {key: value.format(tmp_path) for key, value in teacher.items()}
+    run = write_run(tmp_path / 'run', 5, teacher=teacher)
+    with pytest.raises(ValueError, match='evil.*a program; configs in YAML and JSON may name'):
+        compare_methods(dict(a=[run]))
+    assert not (tmp_path / 'mark').exists()
+
+
 def test_a_cached_teacher_is_the_teacher_itself(root, tmp_path):
     teacher = Config.fromfile(root / 'kd/seed_1/config.py').model.teacher.to_dict()
     cached = dict(type='CachedTeacher', teacher=teacher, cache='nowhere')
@@ -290,13 +304,16 @@ def test_a_cached_teacher_is_the_teacher_itself(root, tmp_path):
     assert found.facts['teacher'].startswith(str(root / 'big/epoch_1.pth'))
 
 
-def test_models_with_other_classes(root, tmp_path):
+def test_models_with_other_classes(root, tmp_path, monkeypatch):
     kd = str(root / 'kd/seed_1')
     small = write_run(tmp_path / 'small', 0, classes=5)
-    with pytest.raises(
-        ValueError, match='small has 5 classes and the test images have 9; all runs'
-    ):
+    message = 'small has 5 classes and the test images 9; all runs need the same classes'
+    with pytest.raises(ValueError, match=message):
         compare_methods(dict(a=[kd], b=[small]), explainer=None)
+    monkeypatch.setattr(experiment, 'class_names', lambda dataset: None)
+    with pytest.raises(ValueError, match='small has 5 classes and .*/kd/seed_1 9; all runs need'):
+        compare_methods(dict(a=[kd], b=[small]), explainer=None)
+    monkeypatch.undo()
     named = write_run(tmp_path / 'named', 0, names=[f'c{i}' for i in range(9)])
     with pytest.raises(ValueError, match='named has classes of other names, or in another order'):
         compare_methods(dict(a=[kd], b=[named]), explainer=None)

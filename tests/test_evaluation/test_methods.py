@@ -125,7 +125,7 @@ def test_two_seeds_have_an_interval_and_no_test():
     assert found[1:3] == [
         'Of 2 methods with several seeds, b has the highest mean accuracy: 90.5 % (2 seeds, 95 % '
         'interval 84.1 to 96.9); its interval over seeds lies above that of a.',
-        'A test needs 3 runs of two methods, the highest among them.',
+        'There is no test, which needs 3 runs of this method and of another.',
     ]
     assert not any('nothing follows' in each for each in found)
 
@@ -157,8 +157,8 @@ def test_three_seeds_are_tested():
     )
     assert p['best', 'far'] < 0.001 and p['best', 'near'] > 0.05
     assert str(found[2]) == (
-        "Welch's tests over the seeds, with Holm's correction over 3 pairs, distinguish it from far "
-        '(difference 40.0 points, p < 0.001) and do not distinguish it from near (difference 0.7 '
+        "Welch's tests over the seeds (family-wise level 5 %, Holm over 3 pairs) distinguish it from "
+        'far (difference 40.0 points, p < 0.001) and do not distinguish it from near (difference 0.7 '
         f'points, p = {p["best", "near"]:.2g}); two has too few runs.'
     )
     assert found[2].numbers['p'] == {'far': p['best', 'far'], 'near': p['best', 'near']}
@@ -172,7 +172,7 @@ def test_three_seeds_are_tested():
 def test_a_level_that_no_test_reaches():
     given = {'a': method(0.5, 0.51, 0.52), 'b': method(0.8, 0.81, 0.82)}
     assert 'do not distinguish it from a' in texts(given, alpha=1e-9)[2]
-    assert ', distinguish it from a' in texts(given)[2]
+    assert ' pair) distinguish it from a' in texts(given)[2]
 
 
 def test_a_method_without_any_map_is_left_out():
