@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,17 @@ class Experiment:
     pictures: dict[int, Picture] = field(default_factory=dict)
 
     @property
-    def sentences(self) -> list[Sentence]:
-        """The first paragraph."""
+    def answer(self) -> list[Sentence]:
+        """The first paragraph of the page."""
+        return [each for each in self._sentences if not each.rule.endswith('differences')]
+
+    @property
+    def details(self) -> list[Sentence]:
+        """What stands under it."""
+        return [each for each in self._sentences if each.rule.endswith('differences')]
+
+    @cached_property
+    def _sentences(self) -> list[Sentence]:
         return conclusions(self.methods, self.images, self.mapped)
 
 

@@ -52,8 +52,8 @@ def write_experiment(path: str | Path, found: Experiment) -> Path:
     return write_report(
         path,
         title='Methods compared',
-        answer=[each.text for each in found.sentences],
-        details=LIMITS,
+        answer=[each.text for each in found.answer],
+        details=[*(each.text for each in found.details), *LIMITS],
         plots=plots,
         compared=Table([*head, *logged, 'seconds'], rows, note=note),
         gallery=[_gallery_item(found, index) for index in sorted(found.pictures)],

@@ -17,7 +17,7 @@ import numpy as np
 
 from mmkdx.evaluation.audit import rate
 from mmkdx.evaluation.verdict_parts import Sentence, number, p_text, points, share
-from mmkdx.evaluation.verdict_rules import RUNS
+from mmkdx.evaluation.verdict_rules import NAMED, RUNS
 from mmkdx.functional.audit import holm, welch
 from mmkdx.metrics.scores import Score, mean_score
 
@@ -146,7 +146,9 @@ def _welch(first: Sequence[float], second: Sequence[float]) -> float:
 def conclusions(
     methods: Mapping[str, Method], images: int, mapped: int, alpha: float = 0.05
 ) -> list[Sentence]:
-    """The first paragraph of a page, in words that the numbers support.
+    """The first paragraph of a page, in words that the numbers support, and details of it.
+
+    Details are the sentences whose rule ends with 'differences'.
 
     Args:
         methods (Mapping[str, Method]): The methods by name.
@@ -156,10 +158,11 @@ def conclusions(
     """
     total = sum(each.seeds for each in methods.values())
     verb = 'was' if total == 1 else 'were'
-    counts = ', '.join(f'{name} {each.seeds}' for name, each in methods.items())
+    counts = sorted({each.seeds for each in methods.values()})
+    each = f'{counts[0]} to {counts[-1]} runs' if len(counts) > 1 else _count(counts[0], 'run')
     text = (
-        f'{_count(total, "run")} of {_count(len(methods), "method")} {verb} compared on {images} test '
-        f'images{f", and their maps on {mapped} of these" if mapped else ""} (runs: {counts}).'
+        f'{_count(total, "run")} of {_count(len(methods), "method")} ({each} each) {verb} compared on '
+        f'{images} test images{f", and their maps on {mapped} of these" if mapped else ""}.'
     )
     found = [Sentence(text, 'runs', dict(runs=total, images=images, mapped=mapped))]
     for key in ('accuracy', 'maps' if mapped else 'predictions'):
@@ -168,7 +171,7 @@ def conclusions(
     if single:
         each, plural = ('', '') if len(single) == 1 else (' each', 's')
         text = (
-            f'There is one run{each} of {_names(single)}, from which nothing follows about the training '
+            f'There is one run{each} of {_few(single)}, from which nothing follows about the training '
             f'method{plural}.'
         )
         found.append(Sentence(text, 'one_run', dict(methods=single)))
@@ -219,28 +222,31 @@ def _tests(
     if not tested:
         text = f'There is no test, which needs {RUNS} runs of this method and of another.'
         return [Sentence(text, f'{key}_test', dict(runs=RUNS))]
-    mean = {name: methods[name].score(key).value for name in (best, *tested)}
-    worded = {
-        name: f'{name} (difference {measure.difference(mean[best] - mean[name])}, '
-        f'{p_text(tests[best, name])})'
-        for name in tested
-    }
-    higher = [name for name in tested if tests[best, name] <= alpha]
-    open_ = [name for name in tested if name not in higher]
     parts = []
-    if higher:
-        parts.append(f'distinguish it from {_names([worded[name] for name in higher])}')
-    if open_:
-        parts.append(f'do not distinguish it from {_names([worded[name] for name in open_])}')
+    for phrase, names in (
+        ('distinguish it from', [name for name in tested if tests[best, name] <= alpha]),
+        ('do not distinguish it from', [name for name in tested if tests[best, name] > alpha]),
+    ):
+        if names:
+            ends = f' ({p_text(tests[best, names[0]])})' if len(names) == 1 else ''
+            parts.append(f'{phrase} {_few(names)}{ends}')
     pairs = _count(len(tests) // 2, 'pair')
     text = (
         f"Welch's tests over the seeds (family-wise level {100 * alpha:g} %, Holm over {pairs}) "
-        f'{" and ".join(parts)}'
+        f'{" and ".join(parts)}.'
     )
-    if untested := [name for name in others if name not in tested]:
-        text += f'; {_names(untested)} {"has" if len(untested) == 1 else "have"} too few runs'
+    mean = {name: methods[name].score(key).value for name in (best, *others)}
+    differences = [
+        f'{name} {measure.difference(mean[best] - mean[name])} '
+        f'({p_text(tests[best, name]) if name in tested else "too few runs for a test"})'
+        for name in others
+    ]
+    more = f'Mean {measure.name} of {best}, minus that of others: {", ".join(differences)}.'
     numbers = dict(p={name: tests[best, name] for name in tested}, alpha=alpha)
-    return [Sentence(f'{text}.', f'{key}_test', numbers)]
+    return [
+        Sentence(text, f'{key}_test', numbers),
+        Sentence(more, f'{key}_differences', dict(means=mean)),
+    ]
 
 
 #: What is said under the numbers, whatever they are.
@@ -263,7 +269,12 @@ def _ends(measure: Measure, score: Score, method: Method, key: str) -> str:
 
 
 def _those(names: Sequence[str]) -> str:
-    return f'{"that" if len(names) == 1 else "those"} of {_names(names)}'
+    return f'{"that" if len(names) == 1 else "those"} of {_few(names)}'
+
+
+def _few(names: Sequence[str]) -> str:
+    """Names, or their number where a list would be long."""
+    return _names(names) if len(names) <= NAMED else f'{len(names)} methods'
 
 
 def _names(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from tiny import build, classifier, tool
 from mmkdx.apis import experiment
 from mmkdx.apis.experiment import compare_methods, group_runs
 from mmkdx.apis.experiment_page import write_experiment
+from mmkdx.evaluation.methods import LIMITS
 
 COUNT = 27
 PREPROCESSOR = dict(num_classes=9, mean=[105.0] * 3, std=[41.0] * 3, to_rgb=True)
@@ -202,7 +203,8 @@ def cells(page):
 
 def test_the_page_shows_what_was_measured(found, tmp_path):
     page = write_experiment(tmp_path / 'page.html', found).read_text('utf-8')
-    assert [str(each) for each in found.sentences][0] in unescape(page)
+    assert ' '.join(map(str, found.answer)) in unescape(page)
+    assert all(str(each) in unescape(page) for each in (*found.details, *LIMITS))
     assert 'There is one run of alone, from which nothing follows' in page
     head, kd, alone, teacher, base = cells(page)
     assert head == [

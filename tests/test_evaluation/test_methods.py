@@ -100,7 +100,7 @@ def test_equal_methods_are_rarely_told_apart(monkeypatch):
 
 def test_one_run_says_nothing_about_its_method():
     assert texts({'KD': method(0.8)}) == [
-        '1 run of 1 method was compared on 100 test images (runs: KD 1).',
+        '1 run of 1 method (1 run each) was compared on 100 test images.',
         'The accuracy of KD is 80.0 % (n = 100 images, 95 % interval 71.1 to 86.7).',
         "The agreement with the teacher's predictions of KD is 100.0 % (n = 100 images, 95 % interval "
         '96.3 to 100.0).',
@@ -114,7 +114,7 @@ def test_single_runs_are_ranked_as_runs():
     assert str(found[1]) == (
         'Of 2 runs, b has the highest accuracy: 90.0 % (n = 100 images, 95 % interval 82.6 to 94.5).'
     )
-    assert str(found[0]).endswith('test images, and their maps on 3 of these (runs: a 1, b 1).')
+    assert str(found[0]).endswith('test images, and their maps on 3 of these.')
     assert str(found[3]) == (
         'There is one run each of a and b, from which nothing follows about the training methods.'
     )
@@ -147,8 +147,10 @@ def test_three_seeds_are_tested():
     }
     found = conclusions(given, 100, 2)
     assert [each.rule for each in found] == [
-        *('runs', 'accuracy', 'accuracy_test', 'maps', 'maps_test')
+        *('runs', 'accuracy', 'accuracy_test', 'accuracy_differences'),
+        *('maps', 'maps_test', 'maps_differences'),
     ]
+    assert str(found[0]).startswith('11 runs of 4 methods (2 to 3 runs each) were compared on 100')
     p = pairwise(given, 'accuracy')
     assert str(found[1]) == (
         'Of 4 methods with several seeds, best has the highest mean accuracy: 91.0 % (3 seeds, 95 % '
@@ -158,15 +160,26 @@ def test_three_seeds_are_tested():
     assert p['best', 'far'] < 0.001 and p['best', 'near'] > 0.05
     assert str(found[2]) == (
         "Welch's tests over the seeds (family-wise level 5 %, Holm over 3 pairs) distinguish it from "
-        'far (difference 40.0 points, p < 0.001) and do not distinguish it from near (difference 0.7 '
-        f'points, p = {p["best", "near"]:.2g}); two has too few runs.'
+        f'far (p < 0.001) and do not distinguish it from near (p = {p["best", "near"]:.2g}).'
+    )
+    assert str(found[3]) == (
+        'Mean accuracy of best, minus that of others: far 40.0 points (p < 0.001), near 0.7 points '
+        f'(p = {p["best", "near"]:.2g}), two 60.5 points (too few runs for a test).'
     )
     assert found[2].numbers['p'] == {'far': p['best', 'far'], 'near': p['best', 'near']}
     assert found[1].numbers['overlap'] == ['near'] and found[1].numbers['above'] == ['far', 'two']
-    assert (
-        '(difference 0.52, p < 0.001) and do not distinguish it from near (difference 0.01'
-        in str(found[4])
+    assert 'maps (Pearson) of best, minus that of others: far 0.52 (p < 0.001), near 0.01' in str(
+        found[6]
     )
+
+
+def test_long_lists_of_methods_are_counted():
+    given = {f'm{i}': method(*(0.1 * i + k for k in (0.1, 0.11, 0.12))) for i in range(6)}
+    found = texts(given | {f's{i}': method(0.5) for i in range(4)})
+    assert found[1].endswith('; its interval over seeds lies above those of 5 methods.')
+    assert found[2].endswith('Holm over 15 pairs) distinguish it from 5 methods.')
+    assert 'm0 50.0 points (p < 0.001), m1 40.0 points' in found[3]
+    assert found[-1].startswith('There is one run each of 4 methods, from which nothing follows')
 
 
 def test_a_level_that_no_test_reaches():
@@ -178,7 +191,7 @@ def test_a_level_that_no_test_reaches():
 def test_a_method_without_any_map_is_left_out():
     blind = Method([dict(accuracy=np.ones(5), maps=np.full(5, NAN))] * 3)
     found = texts({'a': method(0.5, 0.51, 0.52), 'blind': blind}, mapped=5)
-    assert found[3].startswith(
+    assert found[4].startswith(
         "The agreement with the teacher's maps (Pearson) of a is 0.50 (3 seeds, 95 % interval"
     )
     assert len(conclusions({'blind': blind}, 5, 5)) == 2

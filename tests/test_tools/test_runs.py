@@ -244,7 +244,7 @@ def test_a_page_of_real_runs(run, monkeypatch, capsys, tmp_path):
     out = ' '.join(capsys.readouterr().out.split())
     value = metric_values(training_parts(run / 'kd'), 'accuracy/top1')[-1]
     assert (
-        '1 run of 1 method was compared on 40 test images, and their maps on 6 of these (runs: kd 1). '
+        '1 run of 1 method (1 run each) was compared on 40 test images, and their maps on 6 of these. '
         f'The accuracy of kd is {value:.1f} % (n = 40 images'
     ) in out
     assert out.endswith(f'The page is {page}.')

@@ -95,7 +95,7 @@ def report(args: argparse.Namespace) -> None:
         )
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'--report: {error}') from error
-    print(textwrap.fill(' '.join(map(str, found.sentences)), 100))
+    print(textwrap.fill(' '.join(map(str, found.answer)), 100))
     print(f'The page is {write_experiment(args.report, found)}.')
 
 
