@@ -102,7 +102,7 @@ def load_test_images(
         found = read_config(source, 'data')
         loader, scope = found.get('test_dataloader'), found.get('default_scope') or 'mmkdx'
     if not loader:
-        raise ValueError(f'{source} has no test_dataloader, so there are no images to audit')
+        raise ValueError(f'{source} has no test_dataloader, so there are no test images')
     cfg = Config(dict(test_dataloader=loader))
     cfg.merge_from_dict(dict(changes or {}))
     loader = cfg.test_dataloader.to_dict()
@@ -163,8 +163,8 @@ def evaluate_models(
     shown = dict(explainer=explainer, metrics=['MapAgreement'])
     evaluate = partial(
         evaluate_explanations,
-        _load_student(named['student'], names).to(device),
-        **{key: _spec(each, names) for key, each in named.items() if key != 'student'},
+        load_student(named['student'], names).to(device),
+        **{key: teacher_spec(each, names) for key, each in named.items() if key != 'student'},
         **(silent if explainer is None else shown),
         unicam=False,
     )
@@ -262,7 +262,7 @@ def audit_files(
     return study(records, **options)
 
 
-def _load_student(named: Named, names: Sequence[str] | None) -> nn.Module:
+def load_student(named: Named, names: Sequence[str] | None) -> nn.Module:
     """The student with its weights and the names of its classes."""
     preprocessor = None if names is None else dict(num_classes=len(names))
     network = isinstance(named.model, str) and names_network(named.model)
@@ -275,7 +275,7 @@ def _load_student(named: Named, names: Sequence[str] | None) -> nn.Module:
     return student
 
 
-def _spec(named: Named, names: Sequence[str] | None) -> dict[str, Any]:
+def teacher_spec(named: Named, names: Sequence[str] | None) -> dict[str, Any]:
     """A teacher or base model as ``Distiller.teacher`` takes it."""
     model = named.model
     if named.checkpoint is not None and names is not None and isinstance(model, str):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from mmkdx.data_configs import check_data
 from mmkdx.distillation.models import shipped_folder
 from mmkdx.files import write_file
 from mmkdx.visualization.records import read_parts
+
+#: When mmengine wrote a line of a log.
+STAMP = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - mmengine', re.MULTILINE)
 
 
 def experiment_parser(description: str, seeds: list[int], work_dir: str) -> argparse.ArgumentParser:
@@ -134,6 +139,20 @@ def training_parts(work_dir: Path) -> list[tuple[Path, list[dict]]]:
     if not any('loss' in record for _, records in parts for record in records):
         raise FileNotFoundError(f'{work_dir} holds no run: no */vis_data/scalars.json has a loss')
     return parts
+
+
+def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
+    """Wall-clock seconds from the first to the last line of a run's logs, evaluations included."""
+    total = 0.0
+    for folder, _ in parts:
+        for log in folder.glob('*.log'):
+            stamps = [
+                datetime.strptime(s, '%Y/%m/%d %H:%M:%S')
+                for s in STAMP.findall(log.read_text(errors='replace'))
+            ]
+            if stamps:
+                total += (stamps[-1] - stamps[0]).total_seconds()
+    return total
 
 
 def metric_values(parts: list[tuple[Path, list[dict]]], metric: str) -> list[float]:

@@ -343,6 +343,7 @@ class ExplanationEvaluator:
             item = gallery_item(index, picture, maps, row, *words)
             item.reason = reasons.get(index, '')
             found.gallery.append(item)
+            found.maps[index] = picture, maps
         found.metric_agreement = image_agreement(found.rows, found.scores, self.metrics)
         offered = [each for metric in self.metrics for each in metric.report_sections()]
         drawn = (draw(each, found.classes) for each in (*own, *offered))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from mmkdx.evaluation.floor import agreement_sentence
 from mmkdx.metrics.about import About
 from mmkdx.metrics.rank_agreement import Tau
@@ -25,6 +28,8 @@ class Evaluation:
         student (str): The student's name in tables and pictures.
         rows (dict): For each image its values, by the names of scores; on the main rank, as all below.
         gallery (list[GalleryItem]): The pictures.
+        maps (dict): For each image of the gallery its picture, RGB, uint8 of shape (H, W, 3), and the
+            raw map (h, w) of each model.
         sections (list[PictureSection]): Further pictures.
         facts (dict[str, Any]): The settings: explained class, explainers, metrics, comparison.
         about (dict[str, About]): What a report says of each score, by its name without a model's.
@@ -43,6 +48,7 @@ class Evaluation:
     student: str
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     gallery: list[GalleryItem] = field(default_factory=list)
+    maps: dict[int, tuple[np.ndarray, dict[str, Tensor]]] = field(default_factory=dict)
     sections: list[PictureSection] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     about: dict[str, About] = field(default_factory=dict)

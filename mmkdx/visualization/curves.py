@@ -1,9 +1,10 @@
-"""The charts of a report."""
+"""The charts of a report: curves, scores over the depth of networks, and scatter plots."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,18 @@ Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 # light page. With the dashes twelve runs differ, in grey print, too.
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 DASHES = ('none', '7 3', '2 2.5', '9 3 2 3')
+
+#: Paths of marks around (0, 0): circle, square, triangle, diamond, and a triangle upside down. Their
+#: number and that of the colours have no common factor, so 30 marks differ.
+SHAPES = (
+    *('M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z', 'M-4-4h8v8h-8z', 'M0-5.2 4.9 3.6h-9.8z'),
+    *('M0-5.6 5 0 0 5.6-5 0z', 'M0 5.2 4.9-3.6h-9.8z'),
+)
+#: Those of models beside the methods: a star, and a cross.
+FIXED = dict(
+    teacher='M0-6.5 1.6-2.2 6.2-2 2.6.8 3.8 5.3 0 2.7-3.8 5.3-2.6.8-6.2-2-1.6-2.2z',
+    base='M-4.5-2.5-2.5-4.5 0-2 2.5-4.5 4.5-2.5 2 0 4.5 2.5 2.5 4.5 0 2-2.5 4.5-4.5 2.5-2 0z',
+)
 
 #: The axes of a chart in units of its ``viewBox``, as in report.html.
 LEFT, RIGHT, TOP, BOTTOM = 46, 372, 12, 206
@@ -107,6 +120,86 @@ def stage_charts(
         x_ticks = [(stage, x_place(at)) for at, stage in enumerate(there)]
         found.append(dict(metric=metric, lines=lines, x_ticks=x_ticks, y_ticks=y_ticks))
     return found
+
+
+@dataclass
+class Mark:
+    """A point of a scatter plot.
+
+    Args:
+        name (str): What it is.
+        x (Score): Where it stands, with its interval, if any.
+        y (Score): Likewise.
+        text (str): Both in words.
+        note (str): What stands beside the name. Defaults to ''.
+        fixed (str): A key of ``FIXED``. Defaults to '': a shape and a colour by its place in the list.
+    """
+
+    name: str
+    x: Score
+    y: Score
+    text: str
+    note: str = ''
+    fixed: str = ''
+
+
+def scatter(marks: Sequence[Mark], x_name: str, y_name: str) -> dict[str, Any]:
+    """What a scatter plot shows: marks with crosses for their intervals, and names where there is room.
+
+    Args:
+        marks (Sequence[Mark]): The points. Those without a place are left out.
+        x_name (str): What the horizontal axis shows.
+        y_name (str): What the vertical axis shows.
+    """
+    ends = {
+        axis: [
+            end
+            for mark in marks
+            for end in getattr(mark, axis)[:3]
+            if math.isfinite(mark.x.value + mark.y.value + end)
+        ]
+        for axis in 'xy'
+    }
+    if not ends['x']:
+        return {}
+    x_ticks, x_place = _axis(ends['x'], LEFT + 8, RIGHT - 8)
+    y_ticks, y_place = _axis(ends['y'], BOTTOM - 8, TOP + 8)
+    points = []
+    for i, mark in enumerate(marks):
+        if not math.isfinite(mark.x.value + mark.y.value):
+            continue
+        bars = [
+            [f'{place(end):.1f}' for end in (score.low, score.high) if math.isfinite(end)]
+            for score, place in ((mark.x, x_place), (mark.y, y_place))
+        ]
+        style = dict(color=COLORS[i % len(COLORS)], shape=SHAPES[i % len(SHAPES)])
+        if mark.fixed:
+            style = dict(color='', shape=FIXED[mark.fixed])
+        place = dict(x=float(x_place(mark.x.value)), y=float(y_place(mark.y.value)), bars=bars)
+        points.append(dict(name=mark.name, text=mark.text, note=mark.note, **place, **style))
+    _place_names(points)
+    return dict(x=x_name, y=y_name, x_ticks=x_ticks, y_ticks=y_ticks, points=points)
+
+
+def _place_names(points: Sequence[dict[str, Any]]) -> None:
+    """Sets the ``label`` of points, x, y and anchor, where it hides no mark and no other label."""
+    boxes = [(p['x'] - 7, p['y'] - 7, p['x'] + 7, p['y'] + 7) for p in points]
+    for point in points:
+        wide, x, y = 6.2 * len(point['name']), point['x'], point['y']
+        # To the right above the cross, and so on around it
+        for left, up in ((8, -6), (-8 - wide, -6), (8, 14), (-8 - wide, 14)):
+            box = (x + left, y + up - 9, x + left + wide, y + up + 2)
+            if box[0] < LEFT or box[2] > RIGHT or box[1] < TOP - 8 or box[3] > BOTTOM:
+                continue
+            if not any(_overlap(box, other) for other in boxes):
+                boxes.append(box)
+                point['label'] = dict(x=x + left, y=y + up)
+                break
+
+
+def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether two boxes (left, top, right, bottom) have an area in common."""
+    return all(first[i] < second[i + 2] and second[i] < first[i + 2] for i in (0, 1))
 
 
 def _axis(

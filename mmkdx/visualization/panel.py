@@ -84,6 +84,33 @@ def explanation_panel(
     return joined([body, legend(body.shape[1], legends)])
 
 
+def methods_panel(
+    image: np.ndarray | Tensor,
+    maps: Mapping[str, Tensor],
+    captions: Mapping[str, Sequence[str]],
+    side: int = 176,
+) -> np.ndarray:
+    """Draws an image and the maps of any number of models over it, five pictures or fewer in a row.
+
+    Args:
+        image (np.ndarray | Tensor): The RGB or grey image, see ``as_rgb``.
+        maps (Mapping[str, Tensor]): Raw maps of shape (h, w) by the models' names, in their order.
+        captions (Mapping[str, Sequence[str]]): Lines of text for each of these and for 'input', under
+            their names.
+        side (int): The size of each picture in pixels. Defaults to 176.
+    """
+    image = as_rgb(image)
+    canvas = enlarged(image, side)
+    pictures, lines = [image], [['input', *captions.get('input', ())]]
+    for name, values in maps.items():
+        picture, words = _over(canvas, values)
+        pictures.append(picture)
+        lines.append([name, *captions.get(name, ()), *words])
+    rows = -(-len(pictures) // 5)
+    body = grid(pictures, lines, -(-len(pictures) // rows), side)
+    return joined([body, legend(body.shape[1], [_EVIDENCE])])
+
+
 def pair_panel(
     image: np.ndarray | Tensor,
     maps: Mapping[str, Mapping[str, Tensor]],

@@ -94,6 +94,8 @@ def write_report(
     answer: Sequence[str] = (),
     details: Sequence[str] = (),
     tiles: Sequence[Tile] = (),
+    plots: Sequence[Mapping[str, Any]] = (),
+    compared: Table | None = None,
     scores: Mapping[str, Score] | None = None,
     about: Mapping[str, About] | None = None,
     stages: Sequence[str] = (),
@@ -118,6 +120,8 @@ def write_report(
         answer (Sequence[str]): The sentences of the first paragraph. Defaults to ().
         details (Sequence[str]): Sentences that can be folded out under the numbers. Defaults to ().
         tiles (Sequence[Tile]): The numbers under it. Defaults to ().
+        plots (Sequence[Mapping]): What ``scatter`` makes of several methods. Defaults to ().
+        compared (Table, optional): Several methods, a row for each. Defaults to None.
         scores (Mapping[str, Score], optional): Scores as of ``ExplanationMetric``. Defaults to None.
         about (Mapping[str, About], optional): What these are, see ``score_groups``. Defaults to None.
         stages (Sequence[str]): The names of the stages, see ``score_groups``. Defaults to ().
@@ -153,6 +157,8 @@ def write_report(
         answer=answer,
         details=details,
         tiles=tiles,
+        plots=[plot for plot in plots if plot],
+        compared=compared,
         charts=figures,
         metrics=[(each['metric'], each['metric']) for each in figures or () if each['choice']],
         unit=unit,

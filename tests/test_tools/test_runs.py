@@ -236,6 +236,22 @@ def test_compare_runs(run, monkeypatch, capsys):
     assert not (other / 'evil').exists()
 
 
+def test_a_page_of_real_runs(run, monkeypatch, capsys, tmp_path):
+    page = tmp_path / 'new/page.html'
+    words = [str(run / 'kd'), '--report', str(page), '--num-samples', '6', '--show-samples', '1']
+    monkeypatch.setattr('sys.argv', ['compare_runs.py', *words, '--explainer', 'CAM'])
+    tool('analysis_tools/compare_runs').main()
+    out = ' '.join(capsys.readouterr().out.split())
+    value = metric_values(training_parts(run / 'kd'), 'accuracy/top1')[-1]
+    assert (
+        '1 run of 1 method (1 run each) was compared on 40 test images, and their maps on 6 of these. '
+        f'The accuracy of kd is {value:.1f} % (n = 40 images'
+    ) in out
+    assert out.endswith(f'The page is {page}.')
+    text = page.read_text('utf-8')
+    assert text.count('<svg class="chart"') == 2 and text.count('<article') == 1
+
+
 def test_compare_runs_adds_the_times_of_all_parts(tmp_path):
     for day in (1, 3):
         folder = tmp_path / str(day)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmkdx.visualization.panel import as_rgb, explanation_panel
+from mmkdx.visualization.panel import as_rgb, explanation_panel, methods_panel
 from mmkdx.visualization.rendering import color_table
 
 IMAGE = np.random.RandomState(0).randint(0, 255, (32, 32, 3), np.uint8)
@@ -50,6 +50,21 @@ def test_captions_are_under_their_picture():
     assert plain.shape == written.shape
     columns = np.flatnonzero((plain != written).any((0, 2)))
     assert columns[0] >= 12 + 2 * 236 and columns[-1] < 12 + 3 * 236
+
+
+@pytest.mark.parametrize('count, columns, rows', [(1, 2, 1), (4, 5, 1), (5, 3, 2), (10, 4, 3)])
+def test_any_number_of_models_in_even_rows(count, columns, rows):
+    maps = {f'm{i}': RIGHT if i == count - 1 else LEFT for i in range(count)}
+    captions = {name: ['a', 'b'] for name in maps}
+    panel = methods_panel(IMAGE, maps, captions, side=96)
+    step = 96 + 3 * 20 + 18  # with three lines of text
+    assert panel.shape == (rows * step + 12 + 28, columns * 108 + 12, 3)
+    at = [(12 + i // columns * step, 12 + i % columns * 108) for i in range(count + 1)]
+    shown = [panel[y : y + 96, x : x + 96].astype(int) for y, x in at]
+    np.testing.assert_array_equal(shown[0][1::3, 1::3], IMAGE)
+    yellow = [each[..., 0] - each[..., 2] for each in shown[1:]]
+    right = [each[:, -9:].mean() > each[:, :9].mean() + 50 for each in yellow]
+    assert right == [False] * (count - 1) + [True]
 
 
 @pytest.mark.parametrize('size', [(300, 400), (400, 100), (1, 1), (225, 224)])

@@ -17,6 +17,7 @@ import pytest
 from mmkdx.metrics import Score
 from mmkdx.metrics.about import About
 from mmkdx.visualization import report
+from mmkdx.visualization.curves import COLORS, FIXED, SHAPES, Mark, scatter
 from mmkdx.visualization.records import score_table
 from mmkdx.visualization.report import REASONS, GalleryItem, Tile, write_report
 from mmkdx.visualization.score_groups import Table
@@ -631,6 +632,139 @@ def test_a_link_opens_the_group_where_the_score_is(page):
     assert link.get_attribute('title') == EVIL and link.is_displayed()
 
 
+# Several methods
+
+MARKS = [
+    Mark('KD', Score(90, 88, 92), Score(0.6, 0.5, 0.7), 'accuracy 90, maps 0.6', '3 seeds'),
+    Mark(EVIL, Score(80, 75, 85), Score(0.2), EVIL),
+    Mark('nowhere', Score(80), Score(NAN), 'no maps'),
+    Mark('teacher', Score(95, 94, 96), Score(1.0), 'accuracy 95', fixed='teacher'),
+]
+COMPARED = Table(
+    ['method', 'parameters', 'accuracy, %', 'maps'],
+    [
+        ['KD 10', '44,622', '90.0 (88.0 to 92.0)', '0.60 (0.50 to 0.70)'],
+        ['KD 9', '1,000,000', '100.0 (99.0 to 100.0)', '−0.20'],
+        [EVIL, '900', '80.0', '-'],
+        ['teacher', '-', '95.0 (94.0 to 96.0)', '-'],
+        ['alone', '44,622', '9.5', '−0.30'],
+    ],
+    note='n is 600',
+)
+
+
+def compared(**changes):
+    plots = [scatter(MARKS, 'accuracy, %', 'maps')]
+    return dict(plots=plots, compared=COMPARED, **changes)
+
+
+def test_methods_stand_at_their_values(tmp_path):
+    page = write(tmp_path, scores={}, curves=None, gallery=[], **compared()).read_text('utf-8')
+    assert re.findall('<section id="(.*?)"', page) == ['methods', 'about']
+    chart = ElementTree.fromstring(re.search('<svg class="chart".*?</svg>', page, re.DOTALL)[0])
+    assert chart.get('aria-label') == (
+        f'maps against accuracy, %; KD: accuracy 90, maps 0.6; {EVIL}: {EVIL}; teacher: accuracy 95'
+    )
+    groups = {g.get('data-run'): g for g in chart.iter('g') if g.get('data-run')}
+    assert list(groups) == ['KD', EVIL, 'teacher']
+    y_ticks = {
+        float(label.text): float(label.get('y')) - 4
+        for label in chart.iter('text')
+        if label.get('text-anchor') == 'end'
+    }
+    x_ticks = {
+        float(label.text): float(label.get('x'))
+        for label in chart.iter('text')
+        if label.get('text-anchor') == 'middle' and label.text != 'accuracy, %'
+    }
+
+    def place(ticks, value):
+        (a, b), (c, d) = sorted(ticks.items())[0], sorted(ticks.items())[-1]
+        return b + (value - a) / (c - a) * (d - b)
+
+    for mark in (MARKS[0], MARKS[1], MARKS[3]):
+        group = groups[mark.name]
+        x, y = place(x_ticks, mark.x.value), place(y_ticks, mark.y.value)
+        circle = next(group.iter('circle'))
+        assert (float(circle.get('cx')), float(circle.get('cy'))) == pytest.approx((x, y), abs=0.1)
+        assert circle.get('data-tip') == mark.text
+        bars = list(group.iter('line'))
+        assert len(bars) == (2 if mark is MARKS[0] else 1)
+        ends = [float(bars[0].get(key)) for key in ('x1', 'x2', 'y1', 'y2')]
+        low, high = place(x_ticks, mark.x.low), place(x_ticks, mark.x.high)
+        assert ends == pytest.approx([low, high, y, y], abs=0.11)
+        names = [each.text for each in group.iter('text')]
+        assert names == ([] if mark.name == EVIL else [mark.name])  # which is too long
+    kd = groups['KD']
+    ends = [float(list(kd.iter('line'))[1].get(key)) for key in ('y1', 'y2')]
+    assert ends == pytest.approx([place(y_ticks, 0.5), place(y_ticks, 0.7)], abs=0.11)
+    paths = [next(group.iter('path')) for group in groups.values()]
+    assert [each.get('d') for each in paths] == [SHAPES[0], SHAPES[1], FIXED['teacher']]
+    assert [each.get('fill') for each in paths] == [COLORS[0], COLORS[1], None]
+
+
+def test_names_of_marks_hide_nothing():
+    many = [Mark(f'method {i}', Score(50 + i / 9), Score(0.5), '') for i in range(8)]
+    points = scatter([*many, Mark('far', Score(90), Score(0.9), '')], 'x', 'y')['points']
+    labels = [point['label'] for point in points if 'label' in point]
+    assert 1 < len(labels) < 9 and 'label' in points[-1]
+    for i, one in enumerate(labels):
+        for two in labels[:i]:
+            assert abs(one['y'] - two['y']) >= 11 or abs(one['x'] - two['x']) >= 6.2 * len(
+                'method 0'
+            )
+    styles = {(p['color'], p['shape']) for p in scatter(many * 3, 'x', 'y')['points']}
+    assert len(styles) == 24
+
+
+def test_a_plot_without_a_place_is_left_out(tmp_path):
+    assert scatter([Mark('a', Score(NAN), Score(0.5), '')], 'x', 'y') == {}
+    page = write(tmp_path, scores={}, curves=None, gallery=[], plots=[{}], compared=COMPARED)
+    assert '<figure' not in page.read_text('utf-8')
+
+
+def column(browser, i=0):
+    rows = browser.find_elements('css selector', '.sortable tbody tr')
+    return [row.find_elements('css selector', 'th, td')[i].text for row in rows]
+
+
+def test_a_table_is_sorted_by_its_heads_from_the_keyboard(page):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = page(**compared())
+    first = [row[0] for row in COMPARED.rows]
+    assert column(browser) == first
+    buttons = browser.find_elements('css selector', '.sortable thead th button')
+    heads = browser.find_elements('css selector', '.sortable thead th')
+    assert [each.text for each in buttons] == COMPARED.head
+
+    def press(i, key):
+        buttons[i].send_keys(key)
+        states = [head.get_attribute('aria-sort') for head in heads]
+        assert [k for k, state in enumerate(states) if state] == [i]
+        return column(browser), states[i]
+
+    # Highest first, and what has no number last
+    assert press(1, Keys.ENTER) == (['KD 9', 'KD 10', 'alone', EVIL, 'teacher'], 'descending')
+    assert press(1, Keys.SPACE) == ([EVIL, 'KD 10', 'alone', 'KD 9', 'teacher'], 'ascending')
+    assert press(2, Keys.ENTER) == (['KD 9', 'teacher', 'KD 10', EVIL, 'alone'], 'descending')
+    assert press(3, Keys.ENTER) == (['KD 10', 'KD 9', 'alone', EVIL, 'teacher'], 'descending')
+    assert press(3, Keys.ENTER) == (['alone', 'KD 9', 'KD 10', EVIL, 'teacher'], 'ascending')
+    assert press(0, Keys.ENTER) == ([EVIL, 'alone', 'KD 9', 'KD 10', 'teacher'], 'ascending')
+    assert press(0, Keys.ENTER)[0] == ['teacher', 'KD 10', 'KD 9', 'alone', EVIL]
+    assert browser.find_elements('css selector', 'b') == []
+
+
+def test_a_table_of_methods_is_whole_without_scripts(browser, tmp_path):
+    path = write(tmp_path, **compared())
+    bare = re.sub('<script>.*</script>', '', path.read_text('utf-8'), flags=re.DOTALL)
+    path.write_text(bare, encoding='utf-8')
+    browser.get(path.as_uri())
+    assert column(browser) == [row[0] for row in COMPARED.rows]
+    assert browser.find_elements('css selector', '.sortable button') == []
+    assert len([e for e in browser.find_elements('css selector', '#methods svg.chart')]) == 1
+
+
 def test_telling_images_are_shown_first_and_a_choice_looks_in_all(page):
     items = gallery()
     items[3].reason, items[0].reason = 'differ', 'typical'
@@ -665,6 +799,7 @@ def test_the_page_is_accessible(page, scheme, pixels):
         scores=SCORES | stage,
         stages=['stage1', 'stage2'],
         models={'student': 'ResNet, 4 M parameters'},
+        **compared(),
     )
     media(browser, '', scheme)
     width(browser, pixels)
