@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from mmkdx.arguments import flag
 from mmkdx.distillation.models import build_model
 from mmkdx.evaluation import Evaluation, ExplanationEvaluator
 from mmkdx.evaluation.writer import try_files, write_files, write_page
@@ -26,6 +27,7 @@ def evaluate_explanations(
     explainer: dict | str | Explainer = 'GradCAM',
     metrics: Sequence[dict | str] = ('DeletionInsertion',),
     out_dir: str | Path | None = None,
+    telling: bool = True,
     **options: Any,
 ) -> Evaluation:
     """Explains models on images and measures the explanations, as ``ExplainHook`` does in a run.
@@ -46,6 +48,8 @@ def evaluate_explanations(
         out_dir (str | Path, optional): Where ``test.csv``, ``test.json``, ``test.txt`` and
             ``report.html`` are written, in place of those of an earlier call. Defaults to None: no
             files.
+        telling (bool): Whether the pictures also have the images that say most, see ``telling_images``.
+            Defaults to True.
         **options: ``num_samples``, ``show_samples``, ``target``, ``unicam``, ``context_size``,
             ``seed`` and ``floor`` of ``ExplanationEvaluator``.
 
@@ -82,7 +86,7 @@ def evaluate_explanations(
         numbers = list(place)
         for i, batch in enumerate(loader):
             evaluator.process(batch, numbers[i * size : (i + 1) * size])
-        found = evaluator.finish(telling=True)
+        found = evaluator.finish(telling=flag(f'{owner}.telling', telling))
     if out_dir is not None:
         with written_together(out_dir) as folder:
             write_files(folder, 'test', found)

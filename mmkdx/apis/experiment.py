@@ -304,6 +304,7 @@ def _evaluate(
         metrics=metrics,
         num_samples=num_samples,
         show_samples=show_samples,
+        telling=False,
         unicam=False,
     )
 

@@ -622,7 +622,7 @@ def test_a_link_opens_the_group_where_the_score_is(page):
     ]
     assert [each.get_attribute('open') for each in groups] == ['true', 'true', None, None]
     assert EVIL not in groups[0].text
-    groups[0].find_element('css selector', 'details > summary').click()
+    groups[0].find_element('css selector', 'details details > summary').click()
     assert EVIL in groups[0].text and 'n is 600' in groups[0].text
     browser.execute_script("location.hash = '#faithfulness-deletion'")
     meaning = browser.find_element('id', 'faithfulness-deletion')
