@@ -202,7 +202,9 @@ def test_what_cannot_be_compared(runs, tmp_path):
     message = r'the models have different numbers of classes \(student 9, teacher 5\)'
     with pytest.raises(ValueError, match=message):
         evaluate_models(runs['student'], five, explainer=None)
-    with pytest.raises(ValueError, match='five.py has no test_dataloader, so there are no test images'):
+    with pytest.raises(
+        ValueError, match='five.py has no test_dataloader, so there are no test images'
+    ):
         evaluate_models(five)
     other = write_run(tmp_path / 'other', 0, classes=tuple('ihgfedcba'))
     cfg = config(4)
