@@ -311,7 +311,9 @@ def last_whole_checkpoint(work_dir: str | os.PathLike) -> str | None:
     # After a power failure a file may hold zero bytes
     text = record.read_text(errors='replace') if record.is_file() else ''
     recorded = text.replace('\0', '').strip()
-    candidates = [Path(recorded)] if recorded else []
+    # The record has an absolute path, which in a copied folder is that of the first one
+    here = Path(work_dir, Path(recorded).name)
+    candidates = [here if here.is_file() else Path(recorded)] if recorded else []
     # CheckpointHook may have been told to keep its files elsewhere (`out_dir`)
     folders = {Path(work_dir), *(path.parent for path in candidates)}
     candidates += sorted(

@@ -617,6 +617,11 @@ def test_checkpoints_in_another_folder(checkpoints, tmp_path, log):
     assert last_whole_checkpoint(work_dir) == str(checkpoints / 'epoch_2.pth')
 
 
+def test_a_copied_folder_has_its_own_checkpoints(checkpoints, tmp_path, log):
+    copied = shutil.copytree(checkpoints, tmp_path / 'copied')
+    assert last_whole_checkpoint(copied) == str(copied / 'epoch_3.pth') and log() == ''
+
+
 # ------------------------------------------------------------------------------------------------
 # Packages
 # ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from mmkdx.metrics.scores import Score
+from mmkdx.visualization.records import count_text
 
 #: Curves by metric, then by run, as pairs (epoch, value).
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
@@ -118,7 +119,9 @@ def stage_charts(
                 name = student if model == 'student' else model
                 lines.append(dict(run=name, points=points, color=COLORS[i], dash=DASHES[i]))
         x_ticks = [(stage, x_place(at)) for at, stage in enumerate(there)]
-        found.append(dict(metric=metric, lines=lines, x_ticks=x_ticks, y_ticks=y_ticks))
+        count = count_text(score for row in depth.values() for score in row.values())
+        ticks = dict(x_ticks=x_ticks, y_ticks=y_ticks)
+        found.append(dict(metric=metric, lines=lines, count=count, **ticks))
     return found
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,17 @@ def score_rows(
             format_score(row[model]) if model in row and (name in compared) == pair else ''
             for _, model, pair in columns
         ]
-        counts = dict.fromkeys(
-            str(score.n) if score.batches is None else f'{score.n} in {score.batches}'
-            for score in row.values()
-        )
-        rows.append([name, next(iter(row.values())).better or '', *cells, ' / '.join(counts)])
+        rows.append([name, next(iter(row.values())).better or '', *cells, count_text(row.values())])
     return rows
+
+
+def count_text(scores: Iterable[Score]) -> str:
+    """The numbers of samples of scores, like '256 / 128', or '256 in 4' for 4 batches."""
+    counts = dict.fromkeys(
+        str(score.n) if score.batches is None else f'{score.n} in {score.batches}'
+        for score in scores
+    )
+    return ' / '.join(counts)
 
 
 def score_table(

@@ -73,6 +73,7 @@ def test_a_further_table_stands_first():
 
 def test_stages_are_a_chart_with_intervals():
     (chart,) = groups()['distilled'].charts
+    assert chart['count'] == '64 in 1'
     assert chart['metric'] == 'rs' and [text for text, _ in chart['x_ticks']] == [
         'stage1',
         'stage2',
