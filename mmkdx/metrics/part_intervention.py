@@ -13,6 +13,7 @@ from torch import Tensor
 from mmkdx.arguments import one_of
 from mmkdx.functional import degenerate_maps, full_precision, resize_maps
 from mmkdx.functional.similarity import pearson_correlation, spearman_correlation
+from mmkdx.metrics.about import About
 from mmkdx.metrics.base import Explained, ExplainedBatch, labels_of
 from mmkdx.metrics.changed_images import ChangedImages, Redrawing, inpainted
 from mmkdx.metrics.faithfulness import MaskingMetric
@@ -128,6 +129,13 @@ class PartIntervention(MaskingMetric):
         self._draw = Redrawing(kind, 'PartIntervention')
         # The logits of fixed models on the changed images of an image
         self._known: dict[tuple[str, int], Tensor] = {}
+
+    def about(self, name: str) -> About:
+        """See the base class."""
+        known = super().about(name)
+        if self.kind != 'inpaint' or not known.sentence:
+            return known
+        return known._replace(sentence=f'{known.sentence} The parts were filled in: see the guide.')
 
     def forget(self) -> None:
         """Drops what is kept of images and fixed models, for another data set."""

@@ -51,3 +51,11 @@ def test_a_metric_with_a_name_of_its_own():
 
 def test_a_metric_that_says_nothing_is_among_the_others():
     assert About() == ('other', '', '', '')
+
+
+def test_effects_of_filled_parts_say_so():
+    sentences = {
+        kind: metrics.PartIntervention(kind=kind).about('part_correlation').sentence
+        for kind in ('remove', 'inpaint')
+    }
+    assert sentences['inpaint'] == f'{sentences["remove"]} The parts were filled in: see the guide.'
