@@ -75,6 +75,7 @@ TERMS: dict[str, dict] = dict(
     KLDivLoss=dict(at='logits', tau=2),
     LogitStdLoss=dict(at='logits'),
     MSELoss=dict(at='features'),
+    NKDLoss=dict(at='logits'),
     NSTLoss=dict(at='features'),
     OFDLoss=dict(at='backbone.body.1'),
     ONELoss=dict(at=['backbone.body:in', 'logits'], branch='backbone.body'),

@@ -8,7 +8,7 @@ from mmkdx.losses.exp_kd import ExpKDLoss
 from mmkdx.losses.explanation import E2KDLoss
 from mmkdx.losses.feature import ATLoss, CosineLoss, MSELoss
 from mmkdx.losses.image_pairs import CSKDLoss, DDGSDLoss
-from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
+from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss, NKDLoss
 from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
 from mmkdx.losses.regression import FitNetLoss, OFDLoss, VIDLoss
@@ -44,6 +44,7 @@ __all__ = [
     'KLDivLoss',
     'LogitStdLoss',
     'MSELoss',
+    'NKDLoss',
     'NSTLoss',
     'OFDLoss',
     'ONELoss',
