@@ -8,6 +8,7 @@ from mmkdx.losses.exp_kd import ExpKDLoss
 from mmkdx.losses.explanation import E2KDLoss
 from mmkdx.losses.feature import ATLoss, CosineLoss, MSELoss
 from mmkdx.losses.image_pairs import CSKDLoss, DDGSDLoss
+from mmkdx.losses.local_logits import CellGramLoss, SDDLoss
 from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss, NKDLoss
 from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
@@ -29,6 +30,7 @@ __all__ = [
     'CRDLoss',
     'CSKDLoss',
     'CWTMLoss',
+    'CellGramLoss',
     'ConfidencePenaltyLoss',
     'CosineLoss',
     'DDGSDLoss',
@@ -54,6 +56,7 @@ __all__ = [
     'PatchPrototypeLoss',
     'RKDLoss',
     'ReviewKDLoss',
+    'SDDLoss',
     'SPLoss',
     'TfKDRegLoss',
     'VIDLoss',
