@@ -85,6 +85,7 @@ TERMS: dict[str, dict] = dict(
     PSKDLoss=dict(at='logits', num_samples=50),
     PatchPrototypeLoss=dict(at=[_PATCHES] * 2),
     RKDLoss=dict(at='embedding'),
+    RLDLoss=dict(at='logits'),
     ReviewKDLoss=dict(at=([*_BLOCKS, 'embedding'],) * 2),
     SDDLoss=dict(at='cam', scales=(1, 2)),
     SPLoss=dict(at='features'),

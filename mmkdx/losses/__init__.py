@@ -12,6 +12,7 @@ from mmkdx.losses.local_logits import CellGramLoss, SDDLoss
 from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss, NKDLoss
 from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
+from mmkdx.losses.refined_logits import RLDLoss
 from mmkdx.losses.regression import FitNetLoss, OFDLoss, VIDLoss
 from mmkdx.losses.relation import NSTLoss, PKTLoss, RKDLoss, SPLoss
 from mmkdx.losses.review import ReviewKDLoss
@@ -55,6 +56,7 @@ __all__ = [
     'PSKDLoss',
     'PatchPrototypeLoss',
     'RKDLoss',
+    'RLDLoss',
     'ReviewKDLoss',
     'SDDLoss',
     'SPLoss',
