@@ -71,6 +71,7 @@ TERMS: dict[str, dict] = dict(
     E2KDLoss=dict(at=(['backbone.body', 'logits'],) * 2, size=4),
     ExpKDLoss=dict(at='cam'),
     FitNetLoss=dict(at='backbone.body.0'),
+    GKLLoss=dict(at='logits'),
     GlobalExplanationLoss=dict(at='prototypes'),
     IntrospectiveLoss=dict(at='cam', level='class'),
     KLDivLoss=dict(at='logits', tau=2),
@@ -91,6 +92,9 @@ TERMS: dict[str, dict] = dict(
     SPLoss=dict(at='features'),
     TfKDRegLoss=dict(at='logits'),
     VIDLoss=dict(at='features'),
+    WKDFeatureLoss=dict(at='features'),
+    WKDLogitLoss=dict(at='cam'),
+    WTTMLoss=dict(at='logits'),
 )
 
 

@@ -7,9 +7,18 @@ from mmkdx.losses.contrastive import CRDLoss
 from mmkdx.losses.exp_kd import ExpKDLoss
 from mmkdx.losses.explanation import E2KDLoss
 from mmkdx.losses.feature import ATLoss, CosineLoss, MSELoss
+from mmkdx.losses.gkl import GKLLoss
 from mmkdx.losses.image_pairs import CSKDLoss, DDGSDLoss
 from mmkdx.losses.local_logits import CellGramLoss, SDDLoss
-from mmkdx.losses.logit import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss, NKDLoss
+from mmkdx.losses.logit import (
+    CWTMLoss,
+    DISTLoss,
+    DKDLoss,
+    KLDivLoss,
+    LogitStdLoss,
+    NKDLoss,
+    WTTMLoss,
+)
 from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
 from mmkdx.losses.refined_logits import RLDLoss
@@ -23,6 +32,7 @@ from mmkdx.losses.self_distillation import (
     TfKDRegLoss,
 )
 from mmkdx.losses.self_explanation import IntrospectiveLoss
+from mmkdx.losses.wasserstein import WKDFeatureLoss, WKDLogitLoss
 
 __all__ = [
     'ATLoss',
@@ -42,6 +52,7 @@ __all__ = [
     'E2KDLoss',
     'ExpKDLoss',
     'FitNetLoss',
+    'GKLLoss',
     'GlobalExplanationLoss',
     'IntrospectiveLoss',
     'KLDivLoss',
@@ -62,4 +73,7 @@ __all__ = [
     'SPLoss',
     'TfKDRegLoss',
     'VIDLoss',
+    'WKDFeatureLoss',
+    'WKDLogitLoss',
+    'WTTMLoss',
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 from mmkdx.arguments import weights
 from mmkdx.functional import full_precision
 from mmkdx.functional.teacher_target import cwtm_weights, other_classes
-from mmkdx.losses.base import DistillLoss, number, one_of, positive
+from mmkdx.losses.base import DistillLoss, flag, number, one_of, positive
 from mmkdx.registry import MODELS
 
 
@@ -264,6 +264,20 @@ def need_others(loss: DistillLoss, logits: Tensor) -> int:
     return classes
 
 
+def need_classes(loss: DistillLoss, logits: Tensor, least: int) -> int:
+    """The number of classes of logits (N, K).
+
+    Raises:
+        ValueError: If there are fewer than ``least``.
+    """
+    if (classes := logits.shape[1]) < least:
+        raise ValueError(
+            f'{type(loss).__name__} compares {least} classes or more, and there '
+            f'{"is" if classes == 1 else "are"} {classes}'
+        )
+    return classes
+
+
 def standardize(logits: Tensor) -> Tensor:
     """The z-scores of each row of logits (N, K); those of a constant row are 0."""
     deviations = _deviations(full_precision(logits))
@@ -315,3 +329,46 @@ class CWTMLoss(DistillLoss):
         student, teacher = map(full_precision, (student, teacher))
         weights = cwtm_weights((teacher / self.tau).softmax(1).amax(1))
         return (weights * F.cross_entropy(student, target, reduction='none')).mean()
+
+
+@MODELS.register_module()
+class WTTMLoss(DistillLoss):
+    r"""Transformed teacher matching: the teacher alone has a temperature, and flat samples count more.
+
+    Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024.
+    With the teacher's probabilities :math:`p`,
+
+    .. math:: L = U\,KL(q \,\|\, softmax(s)), \quad q = softmax(\gamma t), \quad U = \sum_k p_k^\gamma,
+
+    mean over samples. :math:`U` lies between 1, for a teacher that is sure, and
+    :math:`K^{1 - \gamma}`, for one that knows nothing; it has no gradient. There is no factor
+    :math:`\tau^2`. With :math:`\gamma = 1` this is ``KLDivLoss``. Logged are ``<term>.flatness``, the
+    mean of :math:`U`, and ``<term>.kl``, the mean divergence.
+
+    Args:
+        gamma (float): The exponent, above 0 and at most 1: one over the teacher's temperature. Defaults
+            to 0.2.
+        weighted (bool): Whether samples are weighted by :math:`U` (WTTM) or not (TTM). Defaults to True.
+    """
+
+    compares = 'logits'
+
+    def __init__(self, gamma: float = 0.2, weighted: bool = True) -> None:
+        super().__init__()
+        self.gamma = number('gamma', gamma, 0, 1, open_low=True)
+        self.weighted = flag('weighted', weighted)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares logits of shape (N, K).
+
+        Raises:
+            ValueError: If there is one class.
+        """
+        need_classes(self, student, 2)
+        student, teacher = full_precision(student), full_precision(teacher.detach())
+        theirs = F.log_softmax(self.gamma * teacher, dim=1)
+        values = divergences(F.log_softmax(student, dim=1), theirs)
+        # Not a power of probabilities, which are exactly 0 for large logits
+        flatness = (self.gamma * F.log_softmax(teacher, dim=1)).logsumexp(1).exp()
+        self.logs = dict(flatness=flatness.mean(), kl=values.detach().mean())
+        return (flatness * values if self.weighted else values).mean()

@@ -9,7 +9,7 @@ import torch
 from scipy.special import rel_entr, softmax
 
 from mmkdx.distillation.terms import build_term
-from mmkdx.losses import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss, NKDLoss
+from mmkdx.losses import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss, NKDLoss, WTTMLoss
 from mmkdx.losses.logit import correlation, standardize
 
 TAUS = [0.5, 1, 4, 20]
@@ -550,7 +550,7 @@ def test_standardising_two_classes_leaves_their_order(classes):
 
 @pytest.mark.parametrize(
     'loss',
-    [DKDLoss(), NKDLoss(), DISTLoss(3, 2, 1), LogitStdLoss(3), CWTMLoss(3)],
+    [DKDLoss(), NKDLoss(), DISTLoss(3, 2, 1), LogitStdLoss(3), CWTMLoss(3), WTTMLoss()],
     ids=repr,
 )
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -587,7 +587,7 @@ def test_temperatures_of_all_losses(kind):
             kind(tau)
 
 
-@pytest.mark.parametrize('loss', [DKDLoss(), NKDLoss(), LogitStdLoss()], ids=repr)
+@pytest.mark.parametrize('loss', [DKDLoss(), NKDLoss(), LogitStdLoss(), WTTMLoss()], ids=repr)
 def test_mean_over_samples_of_other_losses(loss):
     student, teacher = logits(1), logits(2)
     whole = loss(student, teacher, *given(loss)).item()
@@ -599,7 +599,9 @@ def test_mean_over_samples_of_other_losses(loss):
 
 
 @pytest.mark.parametrize(
-    'loss', [DKDLoss(), NKDLoss(), DISTLoss(), LogitStdLoss(), CWTMLoss()], ids=repr
+    'loss',
+    [DKDLoss(), NKDLoss(), DISTLoss(), LogitStdLoss(), CWTMLoss(), WTTMLoss()],
+    ids=repr,
 )
 def test_nan_is_not_hidden(loss):
     student, teacher = logits(1), logits(2)
@@ -692,3 +694,95 @@ def test_confidence_weighting_needs_labels():
     term = build_term('cwtm', dict(type='CWTMLoss', at='logits'))
     with pytest.raises(ValueError, match='CWTMLoss needs one class an image and .* mixed or soft'):
         term(logits(1), logits(2), logits(3).softmax(1))
+
+
+# A teacher with a temperature of its own
+
+S = tensor([2, 1, 0.5], [0.2, 1.5, -0.3])
+T = tensor([3, 2, -1], [-0.5, 2, 1])
+
+
+@pytest.mark.parametrize(
+    'expected, arguments',
+    [
+        (0.322202287249, {}),
+        (0.145155489464, dict(weighted=False)),
+        (0.479035625831, dict(gamma=0.1)),
+        (0.150197028156, dict(gamma=0.5)),
+        (0.187443469171, dict(gamma=0.1, weighted=False)),
+        (0.096855236446, dict(gamma=0.5, weighted=False)),
+        (0.115704633296, dict(gamma=1)),
+        (0.115704633296, dict(gamma=1, weighted=False)),
+    ],
+)
+def test_transformed(expected, arguments):
+    loss = WTTMLoss(**arguments)
+    assert loss(S, T).item() == pytest.approx(expected, rel=1e-11)
+    if loss.gamma == 1:
+        assert loss(S, T).item() == pytest.approx(KLDivLoss()(S, T).item(), rel=1e-14)
+    # a constant added to the logits of a sample
+    assert loss(S + T[:, :1], T - 5).item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_transformed_samples():
+    loss, logs = WTTMLoss(), []
+    for i in (0, 1):
+        loss(S[[i]], T[[i]])
+        logs += [(loss.logs['flatness'].item(), loss.logs['kl'].item())]
+    expected = [(2.124660845664, 0.072908508453), (2.251578467355, 0.217402470476)]
+    assert logs == [pytest.approx(each, rel=1e-11) for each in expected]
+
+
+def test_transformed_gradient():
+    student = S.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(WTTMLoss()(student, T), student)
+    expected = [
+        [0.199321042494, -0.137846926023, -0.061474116472],
+        [-0.068160959603, 0.318784668900, -0.250623709297],
+    ]
+    torch.testing.assert_close(gradient, tensor(*expected), rtol=0, atol=1e-12)
+    # none where the student is the tempered teacher, whose probabilities are theirs at 1 / gamma
+    student = (0.5 * T + 3).requires_grad_()
+    expected = [
+        [0.574096992968, 0.348207427884, 0.077695579149],
+        [0.151346767365, 0.528252123608, 0.320401109027],
+    ]
+    torch.testing.assert_close(student.detach().softmax(1), tensor(*expected))
+    loss = WTTMLoss(0.5)(student, T)
+    assert loss.item() == pytest.approx(0, abs=1e-15)
+    (gradient,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(gradient, 0 * student.detach(), rtol=0, atol=1e-15)
+
+
+def test_flatness_lies_between_sure_and_uniform():
+    loss = WTTMLoss()
+    for teacher, expected in (([0, 0, 0], 2.408224685281), ([200, 0, 0], 1)):
+        found = loss(S[:1], tensor(teacher))
+        assert found.isfinite()
+        assert loss.logs['flatness'].item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_probabilities_that_underflow_are_tempered_before():
+    # softmax(t) has an exact 0 in fp32, and q does not
+    teacher = torch.tensor([[120.0, 0.0, 0.0]])
+    loss = WTTMLoss(0.1, weighted=False)(torch.zeros(1, 3), teacher).item()
+    expected = KLDivLoss()(torch.zeros(1, 3).double(), 0.1 * teacher.double()).item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_transformed_saturated_logits_stay_finite(dtype):
+    student = (1e4 * S).to(dtype).requires_grad_()
+    loss = WTTMLoss()(student, (1e4 * T).to(dtype))
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
+def test_transformed_arguments():
+    for gamma in (0, 1.5):
+        message = f'gamma is {gamma}; it must be a finite number above 0 and of at most 1'
+        with pytest.raises(ValueError, match=message):
+            WTTMLoss(gamma)
+    assert WTTMLoss()(S[:, :2], T[:, :2]) > 0
+    with pytest.raises(ValueError, match='WTTMLoss compares 2 classes or more, and there is 1$'):
+        WTTMLoss()(S[:, :1], T[:, :1])
