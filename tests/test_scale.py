@@ -92,6 +92,7 @@ TERMS: dict[str, dict] = dict(
     SPLoss=dict(at='features'),
     TfKDRegLoss=dict(at='logits'),
     VIDLoss=dict(at='features'),
+    VkDLoss=dict(at='features'),
     WKDFeatureLoss=dict(at='features'),
     WKDLogitLoss=dict(at='cam'),
     WTTMLoss=dict(at='logits'),

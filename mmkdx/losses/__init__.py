@@ -19,6 +19,7 @@ from mmkdx.losses.logit import (
     NKDLoss,
     WTTMLoss,
 )
+from mmkdx.losses.orthogonal import VkDLoss
 from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
 from mmkdx.losses.refined_logits import RLDLoss
@@ -73,6 +74,7 @@ __all__ = [
     'SPLoss',
     'TfKDRegLoss',
     'VIDLoss',
+    'VkDLoss',
     'WKDFeatureLoss',
     'WKDLogitLoss',
     'WTTMLoss',
