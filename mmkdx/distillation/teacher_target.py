@@ -22,8 +22,8 @@ class TeacherTarget(nn.Module):
     'full' returns the very logits it gets.
 
     A loss that divides logits by tau, as ``KLDivLoss``, ``DKDLoss`` and ``DISTLoss`` do, compares with
-    t' exactly. One that scales them otherwise, as ``LogitStdLoss``, compares with a t' at another
-    temperature.
+    t' exactly. One that scales them otherwise, as ``LogitStdLoss`` and the label's part of ``NKDLoss``
+    and ``RLDLoss``, compares with a t' at another temperature.
 
     Args:
         kind (str): What is kept; see ``mmkdx.functional.teacher_target.component_target``.

@@ -73,13 +73,20 @@ class CellLoss(DistillLoss):
 
     def cell_logits(self, maps: ClassMaps, scale: int) -> Tensor:
         """The logits (N, scale², K) of the cells of a scale, row by row."""
-        if self.cells == 'nested':
-            pooled = F.adaptive_avg_pool2d(maps.pooled(4), scale)
-        else:
-            pooled = maps.pooled(scale)
+        finest = 4 if self.cells == 'nested' else self._finest(maps, scale)
+        pooled = maps.pooled(finest)
+        if finest != scale:
+            pooled = F.adaptive_avg_pool2d(pooled, scale)
         pooled = pooled.flatten(2).mT
         bias = maps.remainder()  # of each class, or of each sample and class
         return pooled if bias is None else pooled + full_precision(bias).unsqueeze(-2)
+
+    def _finest(self, maps: ClassMaps, scale: int) -> int:
+        """The largest scale where the means of its cells give those of all scales, else this one."""
+        largest = max(self.scales)
+        # The map is pooled once, as training keeps what class maps have computed
+        even = not any(side % largest for side in maps.shape[2:])
+        return largest if even and not any(largest % r for r in self.scales) else scale
 
     def pair(
         self, student: ClassMaps | Tensor, teacher: ClassMaps | Tensor
