@@ -42,7 +42,7 @@ MORE = [
 ALIKE = [
     path
     for path in CONFIGS
-    if path.stem.startswith(('sdd-kd', 'sdd-nkd', 'wkd-f_', 'rld_', 'ikl_', 'wttm-'))
+    if path.stem.startswith(('sdd-kd', 'sdd-nkd', 'wkd-f_', 'rld_', 'ikl_', 'vkd_', 'wttm-'))
     or path.stem == 'wkd-l_resnet32x4_resnet8x4_cifar100'
 ]
 

@@ -333,6 +333,8 @@ SHELF |= {
     'wkd-l': (1, wkd_logits(8, 600)),
     'wkd-f': (1, wkd_features(4)),
     'wkd-lf': (1, wkd_logits(8, 200) | wkd_features(8)),
+    # No one's for this pair
+    'vkd': (1, dict(vkd=dict(type='VkDLoss', at='embedding', weight=1))),
 }
 
 #: Methods whose values are published for other pairs: the pair, its learning rate, and the terms.

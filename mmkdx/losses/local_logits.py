@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,7 +114,7 @@ class CellLoss(DistillLoss):
                 f'{type(self).__name__}: the class maps of the {lacking[0]} have no bias and the others '
                 "may have one, which the softmax of a cell's logits depends on.",
                 logger='current',
-                level=30,
+                level=logging.WARNING,
             )
         return student, teacher
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
@@ -88,7 +90,7 @@ class VkDLoss(DistillLoss):
                 f"VkDLoss: the teacher's {outputs} channels are fewer than the student's {inputs}, so "
                 f'the projection drops {inputs - outputs} directions.',
                 logger='current',
-                level=30,
+                level=logging.WARNING,
             )
         self.projection = OrthogonalProjection(inputs, outputs, self.trained).to(student.device)
 

@@ -221,6 +221,13 @@ def test_equal_maps():
         torch.testing.assert_close(gradient, 0 * gradient, rtol=0, atol=1e-12)
 
 
+def test_a_constant_added_to_all_classes_does_not_count_for_softmax():
+    moved = [ClassMaps(m.features, m.weight, m.bias + 7) for m in (student(), teacher())]
+    assert value(*moved) == pytest.approx(0.295691151128, rel=1e-11)
+    doubled = [ClassMaps(m.features.repeat(2, 1, 1, 1), m.weight, m.bias) for m in moved]
+    assert value(*doubled, labels=LABELS.repeat(2)) == pytest.approx(0.295691151128, rel=1e-11)
+
+
 def test_labels_do_not_count_where_cells_weigh_the_same():
     for labels in ([0, 1], [2, 2]):
         found = value(complementary=1, labels=torch.tensor(labels))
@@ -238,7 +245,7 @@ def test_no_labels_are_needed_for_the_split_by_class():
 
 
 @pytest.mark.parametrize('loss', [SDDLoss(), CellGramLoss((2,))], ids=repr)
-def test_shards_and_doubled_batches(loss):
+def test_shards(loss):
     given = (lambda each: (each,)) if 'class' in loss.needs else (lambda each: ())
     whole = loss(student(), teacher(), *given(LABELS)).item()
     halves = []
