@@ -302,6 +302,23 @@ def test_a_step_of_a_distiller():
     assert all(p.grad is not None for p in model.student.head.parameters())
 
 
+@pytest.mark.parametrize('head', [False, True])
+def test_maps_of_a_cached_teacher(head):
+    """They are pooled, and those of any head are finished and have a remainder for each sample."""
+    t = random_maps(2, 8)
+    if head:
+        network = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh()).double()
+        t = ClassMaps.linearised(t.features, network)
+    stored = t.pooled(4).detach() if head else F.adaptive_avg_pool2d(t.features, 4)
+    cached = ClassMaps(stored, *((None, t.remainder().detach()) if head else (t.weight, t.bias)))
+    labels = torch.tensor([0, 4, 2])
+    for scales in ((1, 2), (2, 4)):
+        found, expected = (
+            value(random_maps(1, 8), m, labels=labels, scales=scales) for m in (cached, t)
+        )
+        assert found == pytest.approx(expected, rel=1e-10)
+
+
 def test_the_bias_of_one_side_alone(monkeypatch):
     said = []
     monkeypatch.setattr(local_logits, 'print_log', lambda text, **_: said.append(text))

@@ -347,6 +347,12 @@ def test_cells(grid, mean, std):
     assert loss.logs['mean'].item() == pytest.approx(mean, rel=1e-12)
 
 
+def test_a_batch_of_one():
+    s, t = squares()
+    halves = [bare()(s[[i]], t[[i]]).item() for i in (0, 1)]
+    assert sum(halves) / 2 == pytest.approx(1.290080359450, rel=1e-11)
+
+
 def test_cells_are_those_of_adaptive_pooling():
     maps = torch.randn(2, 3, 7, 5, dtype=torch.float64)
     _, means = bare(grid=3)._moments(maps)
