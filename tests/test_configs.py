@@ -44,6 +44,7 @@ ALIKE = [
     for path in CONFIGS
     if path.stem.startswith(('sdd-kd', 'sdd-nkd', 'wkd-f_', 'rld_', 'ikl_', 'vkd_', 'wttm-'))
     or path.stem == 'wkd-l_resnet32x4_resnet8x4_cifar100'
+    or (path.stem.startswith('sdd-dkd_') and 'resnet8x4' not in path.stem)
 ]
 
 

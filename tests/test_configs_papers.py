@@ -337,15 +337,42 @@ SHELF |= {
     'vkd': (1, dict(vkd=dict(type='VkDLoss', at='embedding', weight=1))),
 }
 
-#: Methods whose values are published for other pairs: the pair, its learning rate, and the terms.
+# teacher, student: beta
+SDD = {
+    ('resnet32x4', 'shufflenetv1'): 8,
+    ('wrn_40_2', 'shufflenetv1'): 8,
+    ('resnet50', 'mobilenetv2'): 8,
+    ('vgg13', 'mobilenetv2'): 6,
+    ('resnet32x4', 'shufflenetv2'): 8,
+    ('resnet50', 'vgg8'): 8,
+    ('resnet32x4', 'mobilenetv2'): 8,
+    ('wrn_40_2', 'vgg8'): 8,
+    ('wrn_40_2', 'mobilenetv2'): 6,
+    ('resnet50', 'shufflenetv1'): 8,
+}
+# teacher, student: alpha, beta
+IKL = {
+    ('resnet56', 'resnet20'): (1, 4),
+    ('resnet110', 'resnet32'): (1, 12),
+    ('wrn_40_2', 'wrn_16_2'): (3, 12),
+    ('wrn_40_2', 'wrn_40_1'): (1, 8),
+    ('vgg13', 'vgg8'): (1, 12),
+    ('vgg13', 'mobilenetv2'): (4, 12),
+    ('resnet50', 'mobilenetv2'): (1, 12),
+    ('resnet32x4', 'shufflenetv1'): (1, 8),
+    ('resnet32x4', 'shufflenetv2'): (3, 12),
+    ('wrn_40_2', 'shufflenetv1'): (1, 4),
+}
+
+#: Methods whose values are published for other pairs: the pair, and the terms.
 OTHER_PAIRS = dict(
     ttm=(
-        ('vgg13', 'vgg8', 0.05),
+        ('vgg13', 'vgg8'),
         dict(ttm=dict(type='WTTMLoss', at='logits', gamma=0.1, weighted=False, weight=45)),
     ),
     **{
         'wttm-crd': (
-            ('vgg13', 'vgg8', 0.05),
+            ('vgg13', 'vgg8'),
             dict(
                 crd=dict(type='CRDLoss', at='embedding', num_samples=50000, weight=0.8),
                 wttm=dict(type='WTTMLoss', at='logits', gamma=0.2, weight=4),
@@ -353,7 +380,7 @@ OTHER_PAIRS = dict(
         )
     },
     gkl=(
-        ('wrn_40_2', 'wrn_16_2', 0.05),
+        ('wrn_40_2', 'wrn_16_2'),
         dict(
             gkl=dict(
                 type='GKLLoss',
@@ -370,7 +397,7 @@ OTHER_PAIRS = dict(
         ),
     ),
     icd=(
-        ('resnet32x4', 'shufflenetv1', 0.01),
+        ('resnet32x4', 'shufflenetv1'),
         dict(
             sdd=sdd((1, 2, 4), dict(type='DKDLoss', tau=4, alpha=1, beta=2), schedule=WARM_UP),
             gram=dict(
@@ -404,13 +431,37 @@ def test_methods_on_one_pair(method):
     check_terms(cfg, *SHELF[method])
 
 
-@pytest.mark.parametrize('method', OTHER_PAIRS)
-def test_methods_on_other_pairs(method):
-    (teacher, student, lr), terms = OTHER_PAIRS[method]
-    cfg = read(f'kd/{method}_{teacher}_{student}_cifar100.py')
-    check_cifar_run(cfg, lr)
+def check_method(name, teacher, student, terms):
+    """A pair of networks, whose students learn labels with weight 1 beside the terms."""
+    cfg = read(f'kd/{name}_{teacher}_{student}_cifar100.py')
+    check_cifar_run(cfg, 0.01 if student in LIGHT else 0.05)
     check_pair(cfg, teacher, student)
     check_terms(cfg, 1, terms)
+
+
+@pytest.mark.parametrize('teacher, student', SDD)
+def test_sdd(teacher, student):
+    beta = SDD[teacher, student]
+    inner = dict(type='DKDLoss', tau=4, alpha=1, beta=beta)
+    # A map of 2 x 2 positions has no 16 cells of its own
+    repeat = dict(repeat=True) if student == 'mobilenetv2' else {}
+    term = sdd((1, 2, 4), inner, schedule=WARM_UP, **repeat)
+    check_method('sdd-dkd', teacher, student, dict(sdd=term))
+    assert rows('kd')[f'sdd-dkd_{teacher}_{student}_cifar100'][0] == f'alpha 1, beta {beta}'
+
+
+@pytest.mark.parametrize('teacher, student', IKL)
+def test_ikl(teacher, student):
+    alpha, beta = IKL[teacher, student]
+    (term,) = SHELF['ikl'][1].values()
+    check_method('ikl', teacher, student, dict(ikl=dict(term, alpha=alpha, beta=beta)))
+    assert rows('kd')[f'ikl_{teacher}_{student}_cifar100'][0] == f'alpha {alpha}, beta {beta}'
+
+
+@pytest.mark.parametrize('method', OTHER_PAIRS)
+def test_methods_on_other_pairs(method):
+    (teacher, student), terms = OTHER_PAIRS[method]
+    check_method(method, teacher, student, terms)
 
 
 @pytest.mark.parametrize('method', IMAGENET)
@@ -492,6 +543,8 @@ TABLES = dict(
     | {'exp_resnet34_resnet18_8xb64_in1k'}
     | {'perturbation_resnet18_in1k', 'segmentation_resnet18'},
     kd={f'{method}_resnet32x4_resnet8x4_cifar100' for method in SHELF}
+    | {f'sdd-dkd_{teacher}_{student}_cifar100' for teacher, student in SDD}
+    | {f'ikl_{teacher}_{student}_cifar100' for teacher, student in IKL}
     | {f'{method}_{pair[0]}_{pair[1]}_cifar100' for method, (pair, _) in OTHER_PAIRS.items()}
     | {f'{method}_resnet34_resnet18_8xb{each[0]}_in1k' for method, each in IMAGENET.items()}
     | {'kd_resnet34_resnet18_8xb32_in1k', 'kd_resnet50_mobilenet-v2_8xb32_in1k'}
