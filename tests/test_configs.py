@@ -37,6 +37,15 @@ MORE = [
     or path.stem.startswith('kd_swin')
     or path.parent.name == 'transformers'
     or path.stem.endswith(('_cars', '_unlabelled'))  # test_unlabelled.py trains a small one
+    or path.stem.startswith(('ttm_', 'gkl_', 'icd_', 'wkd-l_resnet34'))
+]
+#: Networks of other configs, with losses that test_configs_papers.py builds.
+ALIKE = [
+    path
+    for path in CONFIGS
+    if path.stem.startswith(('sdd-kd', 'sdd-nkd', 'wkd-f_', 'rld_', 'ikl_', 'vkd_', 'wttm-'))
+    or path.stem == 'wkd-l_resnet32x4_resnet8x4_cifar100'
+    or (path.stem.startswith('sdd-dkd_') and 'resnet8x4' not in path.stem)
 ]
 
 
@@ -69,7 +78,7 @@ class Waits(TorchDispatchMode):
 #: What is read once a step from tensors that are on the CPU in any case, or once an epoch, or by
 #: mmpretrain.
 READ = {
-    **dict.fromkeys(('crd', 'ps-kd', 'ddgsd'), 'positions in the data set, on the CPU'),
+    **dict.fromkeys(('crd', 'wttm-crd', 'ps-kd', 'ddgsd'), 'positions in the data set, on the CPU'),
     'ema': 'how often it was updated, a number on the CPU, by mmengine',
     'cs-kd': 'classes, but on a GPU in the first step alone',
     'ols': 'the epoch that its tables are of',
@@ -105,7 +114,10 @@ def test_config_builds(path, monkeypatch):
 
 @pytest.mark.parametrize(
     'path',
-    [pytest.param(path, marks=pytest.mark.slow if path in MORE else ()) for path in CONFIGS],
+    [
+        pytest.param(path, marks=pytest.mark.slow if path in MORE + ALIKE else ())
+        for path in CONFIGS
+    ],
     ids=str,
 )
 def test_config_takes_a_step(path, monkeypatch):

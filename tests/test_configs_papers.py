@@ -14,6 +14,7 @@ from mmpretrain.structures import DataSample
 from tiny import build
 
 from mmkdx.distillation.models import read_config
+from mmkdx.distillation.terms import build_term
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
@@ -124,6 +125,16 @@ def check_cifar_run(cfg, lr, batch_size=64):
     mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     assert cfg.data_preprocessor.mean == pytest.approx([255 * m for m in mean])
     assert cfg.data_preprocessor.std == pytest.approx([255 * s for s in std])
+
+
+def check_terms(cfg, student_weight, terms):
+    """The weight of the labels' loss, and the terms, which can be built."""
+    assert (cfg.model.get('student_weight', 1), cfg.model.terms.to_dict()) == (
+        student_weight,
+        terms,
+    )
+    for name, term in cfg.model.terms.to_dict().items():
+        build_term(name, term)
 
 
 def check_pair(cfg, teacher, student):
@@ -255,12 +266,217 @@ SHELF = dict(
 )
 
 
+WARM_UP = dict(type='linear', start_factor=0.05, end=20)
+
+
+def sdd(scales, inner, **others):
+    """The term of scale-decoupled distillation."""
+    return dict(type='SDDLoss', at='cam', scales=scales, inner=inner, complementary=2, **others)
+
+
+def wkd_logits(tau, weight, begin=149, end=240):
+    """Both terms of WKD-L: only the transport decays."""
+    decay = dict(type='cosine', start_factor=1, end_factor=0, begin=begin, end=end)
+    own = dict(type='WKDLogitLoss', at='cam', tau=tau, target_weight=0, weight=weight)
+    return dict(
+        label=dict(type='WKDLogitLoss', at='cam', transport_weight=0),
+        transport=dict(own, schedule=decay),
+    )
+
+
+def wkd_features(ratio):
+    """WKD-F: 0.08 times a sum over 256 channels."""
+    decay = dict(type='cosine', start_factor=1, end_factor=0, begin=149, end=240)
+    own = dict(type='WKDFeatureLoss', at='features', mean_ratio=ratio, weight=20.48)
+    return dict(features=dict(own, schedule=decay))
+
+
+SHELF |= {
+    'sdd-kd': (0.1, dict(sdd=sdd((1, 2), dict(type='KLDivLoss', tau=4), weight=0.9))),
+    'sdd-dkd': (
+        1,
+        dict(sdd=sdd((1, 2), dict(type='DKDLoss', tau=4, alpha=1, beta=8), schedule=WARM_UP)),
+    ),
+    'sdd-nkd': (
+        1,
+        dict(sdd=sdd((1, 2), dict(type='NKDLoss', tau=4, gamma=8), schedule=WARM_UP)),
+    ),
+    'rld': (
+        1,
+        dict(
+            rld=dict(
+                type='RLDLoss',
+                at='logits',
+                tau=4,
+                confidence_tau=1,
+                alpha=1,
+                beta=8,
+                schedule=WARM_UP,
+            )
+        ),
+    ),
+    'ikl': (
+        1,
+        dict(
+            ikl=dict(
+                type='GKLLoss',
+                at='logits',
+                tau=4,
+                alpha=1,
+                beta=8,
+                weights='sample',
+                weight_tau=100,
+                schedule=WARM_UP,
+            )
+        ),
+    ),
+    'wkd-l': (1, wkd_logits(8, 600)),
+    'wkd-f': (1, wkd_features(4)),
+    'wkd-lf': (1, wkd_logits(8, 200) | wkd_features(8)),
+    # No one's for this pair
+    'vkd': (1, dict(vkd=dict(type='VkDLoss', at='embedding', weight=1))),
+}
+
+# teacher, student: beta
+SDD = {
+    ('resnet32x4', 'shufflenetv1'): 8,
+    ('wrn_40_2', 'shufflenetv1'): 8,
+    ('resnet50', 'mobilenetv2'): 8,
+    ('vgg13', 'mobilenetv2'): 6,
+    ('resnet32x4', 'shufflenetv2'): 8,
+    ('resnet50', 'vgg8'): 8,
+    ('resnet32x4', 'mobilenetv2'): 8,
+    ('wrn_40_2', 'vgg8'): 8,
+    ('wrn_40_2', 'mobilenetv2'): 6,
+    ('resnet50', 'shufflenetv1'): 8,
+}
+# teacher, student: alpha, beta
+IKL = {
+    ('resnet56', 'resnet20'): (1, 4),
+    ('resnet110', 'resnet32'): (1, 12),
+    ('wrn_40_2', 'wrn_16_2'): (3, 12),
+    ('wrn_40_2', 'wrn_40_1'): (1, 8),
+    ('vgg13', 'vgg8'): (1, 12),
+    ('vgg13', 'mobilenetv2'): (4, 12),
+    ('resnet50', 'mobilenetv2'): (1, 12),
+    ('resnet32x4', 'shufflenetv1'): (1, 8),
+    ('resnet32x4', 'shufflenetv2'): (3, 12),
+    ('wrn_40_2', 'shufflenetv1'): (1, 4),
+}
+
+#: Methods whose values are published for other pairs: the pair, and the terms.
+OTHER_PAIRS = dict(
+    ttm=(
+        ('vgg13', 'vgg8'),
+        dict(ttm=dict(type='WTTMLoss', at='logits', gamma=0.1, weighted=False, weight=45)),
+    ),
+    **{
+        'wttm-crd': (
+            ('vgg13', 'vgg8'),
+            dict(
+                crd=dict(type='CRDLoss', at='embedding', num_samples=50000, weight=0.8),
+                wttm=dict(type='WTTMLoss', at='logits', gamma=0.2, weight=4),
+            ),
+        )
+    },
+    gkl=(
+        ('wrn_40_2', 'wrn_16_2'),
+        dict(
+            gkl=dict(
+                type='GKLLoss',
+                at='logits',
+                tau=4,
+                alpha=3,
+                beta=20,
+                gamma=0.3,
+                weights='sample',
+                weight_tau=4,
+                normalize='batch',
+                schedule=WARM_UP,
+            )
+        ),
+    ),
+    icd=(
+        ('resnet32x4', 'shufflenetv1'),
+        dict(
+            sdd=sdd((1, 2, 4), dict(type='DKDLoss', tau=4, alpha=1, beta=2), schedule=WARM_UP),
+            gram=dict(
+                type='CellGramLoss',
+                at='cam',
+                scales=(1, 2, 4),
+                weights=(1 / 6, 2 / 6, 3 / 6),
+                weight=2,
+            ),
+        ),
+    ),
+)
+
+#: ResNet-34 to 18 on ImageNet: images on a device of eight, the learning rate, and the terms.
+IMAGENET = {
+    'sdd-nkd': (64, 0.2, dict(sdd=sdd((1, 2), dict(type='NKDLoss', tau=1, gamma=0.5)))),
+    'rld': (
+        64,
+        0.2,
+        dict(rld=dict(type='RLDLoss', at='logits', tau=1, confidence_tau=1, alpha=1, beta=0.5)),
+    ),
+    'wkd-l': (32, 0.1, wkd_logits(2, 30, -1, 100)),
+}
+
+
 @pytest.mark.parametrize('method', SHELF)
 def test_methods_on_one_pair(method):
     cfg = read(f'kd/{method}_resnet32x4_resnet8x4_cifar100.py')
     check_cifar_run(cfg, 0.05)
     check_pair(cfg, 'resnet32x4', 'resnet8x4')
-    assert (cfg.model.student_weight, cfg.model.terms.to_dict()) == SHELF[method]
+    check_terms(cfg, *SHELF[method])
+
+
+def check_method(name, teacher, student, terms):
+    """A pair of networks, whose students learn labels with weight 1 beside the terms."""
+    cfg = read(f'kd/{name}_{teacher}_{student}_cifar100.py')
+    check_cifar_run(cfg, 0.01 if student in LIGHT else 0.05)
+    check_pair(cfg, teacher, student)
+    check_terms(cfg, 1, terms)
+
+
+@pytest.mark.parametrize('teacher, student', SDD)
+def test_sdd(teacher, student):
+    beta = SDD[teacher, student]
+    inner = dict(type='DKDLoss', tau=4, alpha=1, beta=beta)
+    # A map of 2 x 2 positions has no 16 cells of its own
+    repeat = dict(repeat=True) if student == 'mobilenetv2' else {}
+    term = sdd((1, 2, 4), inner, schedule=WARM_UP, **repeat)
+    check_method('sdd-dkd', teacher, student, dict(sdd=term))
+    assert rows('kd')[f'sdd-dkd_{teacher}_{student}_cifar100'][0] == f'alpha 1, beta {beta}'
+
+
+@pytest.mark.parametrize('teacher, student', IKL)
+def test_ikl(teacher, student):
+    alpha, beta = IKL[teacher, student]
+    (term,) = SHELF['ikl'][1].values()
+    check_method('ikl', teacher, student, dict(ikl=dict(term, alpha=alpha, beta=beta)))
+    assert rows('kd')[f'ikl_{teacher}_{student}_cifar100'][0] == f'alpha {alpha}, beta {beta}'
+
+
+@pytest.mark.parametrize('method', OTHER_PAIRS)
+def test_methods_on_other_pairs(method):
+    (teacher, student), terms = OTHER_PAIRS[method]
+    check_method(method, teacher, student, terms)
+
+
+@pytest.mark.parametrize('method', IMAGENET)
+def test_methods_on_imagenet(method):
+    batch_size, lr, terms = IMAGENET[method]
+    cfg = read(f'kd/{method}_resnet34_resnet18_8xb{batch_size}_in1k.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', lr, 0.9)
+    assert optimizer.weight_decay == 1e-4
+    schedule = cfg.param_scheduler
+    assert (schedule.type, schedule.by_epoch) == ('MultiStepLR', True)
+    assert (schedule.milestones, schedule.gamma) == ([30, 60, 90], 0.1)
+    assert (cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size) == (100, batch_size)
+    assert cfg.model.teacher == dict(model='resnet34_8xb32_in1k', pretrained=True)
+    check_terms(cfg, 1, terms)
 
 
 def test_without_the_last_class():
@@ -358,6 +574,10 @@ TABLES = dict(
     | {'exp_resnet34_resnet18_8xb64_in1k'}
     | {'perturbation_resnet18_in1k', 'segmentation_resnet18'},
     kd={f'{method}_resnet32x4_resnet8x4_cifar100' for method in SHELF}
+    | {f'sdd-dkd_{teacher}_{student}_cifar100' for teacher, student in SDD}
+    | {f'ikl_{teacher}_{student}_cifar100' for teacher, student in IKL}
+    | {f'{method}_{pair[0]}_{pair[1]}_cifar100' for method, (pair, _) in OTHER_PAIRS.items()}
+    | {f'{method}_resnet34_resnet18_8xb{each[0]}_in1k' for method, each in IMAGENET.items()}
     | {'kd_resnet34_resnet18_8xb32_in1k', 'kd_resnet50_mobilenet-v2_8xb32_in1k'}
     | {'kd_swin-base_swin-tiny_16xb64_in1k', 'kd_resnet34_resnet18_stl10'}
     | {'embedding_dinov2-small_mobilenetv3_unlabelled'},

@@ -5,36 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal
 
-from mmkdx.functional import full_precision, no_autocast, resize_map, tokens_to_map
-
-
-class OrthogonalProjection(nn.Module):
-    """A linear layer without bias, whose weight stays orthogonal while it is trained.
-
-    With at least as many outputs as inputs it keeps lengths and angles. With fewer outputs its rows are
-    orthonormal. The weight is a fixed orthogonal matrix times the Cayley transform of a skew-symmetric
-    matrix, which is trained. So weight decay draws the weight to the fixed matrix and not to zero.
-
-    Args:
-        inputs (int): The number of the inputs' channels.
-        outputs (int): The number of the outputs' channels.
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        linear = nn.Linear(inputs, outputs, bias=False)
-        nn.init.orthogonal_(linear.weight)
-        # Householder reflections, torch's default, would lose their signs by weight decay
-        self.linear = orthogonal(linear, orthogonal_map='cayley')
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Projects maps (N, C, H, W), tokens (N, L, C) or vectors (N, C), in fp32 at least."""
-        axis = 1 if values.dim() == 4 else -1
-        with no_autocast(values):
-            projected = self.linear(full_precision(values).movedim(axis, -1))
-        return projected.movedim(-1, axis)
+from mmkdx.functional import resize_map, tokens_to_map
+from mmkdx.models.projection import OrthogonalProjection
 
 
 class Adapter(nn.Module):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from mmkdx.arguments import one_of, positive, text
-from mmkdx.compat import load_checkpoint_file
 from mmkdx.functional import full_precision
 from mmkdx.functional.teacher_target import ANCHORS, KINDS, NEEDS, component_target
+from mmkdx.models.teacher_statistics import TOOL, check_classes, check_tau, read_statistics
 
-TOOL = 'tools/analysis_tools/teacher_statistics.py'
+OPTION = 'teacher_target.statistics'
 
 
 class TeacherTarget(nn.Module):
@@ -25,8 +22,8 @@ class TeacherTarget(nn.Module):
     'full' returns the very logits it gets.
 
     A loss that divides logits by tau, as ``KLDivLoss``, ``DKDLoss`` and ``DISTLoss`` do, compares with
-    t' exactly. One that scales them otherwise, as ``LogitStdLoss``, compares with a t' at another
-    temperature.
+    t' exactly. One that scales them otherwise, as ``LogitStdLoss`` and the label's part of ``NKDLoss``
+    and ``RLDLoss``, compares with a t' at another temperature.
 
     Args:
         kind (str): What is kept; see ``mmkdx.functional.teacher_target.component_target``.
@@ -57,7 +54,7 @@ class TeacherTarget(nn.Module):
         self.anchor = one_of('teacher_target.anchor', anchor, ANCHORS)
         self.similarity_tau = positive('teacher_target.similarity_tau', similarity_tau)
         if statistics is not None:
-            text('teacher_target.statistics', statistics, 'the path of a file')
+            text(OPTION, statistics, 'the path of a file')
         self.file = statistics
         if kind in NEEDS:
             self._load()
@@ -92,24 +89,14 @@ class TeacherTarget(nn.Module):
                 f'teacher_target.kind {self.kind!r} needs statistics of the teacher: set '
                 f'teacher_target.statistics to a file made by {TOOL}'
             )
-        if not Path(self.file).is_file():
-            raise FileNotFoundError(
-                f'teacher_target.statistics: there is no file {str(self.file)!r}; make it with {TOOL}'
-            )
-        found = load_checkpoint_file(self.file)
-        if not isinstance(found, dict) or not {*NEEDS.values(), 'tau'} <= set(found):
-            raise ValueError(
-                f'teacher_target.statistics: {self.file} holds no statistics of a teacher; make it '
-                f'with {TOOL}'
-            )
+        found = read_statistics(OPTION, self.file)
         value = found[NEEDS[self.kind]]
         if value is None:
             raise ValueError(
                 f'teacher_target.kind is {self.kind!r}, and the teacher of {self.file} has no linear '
                 'classifier, whose weights it compares'
             )
-        #: The temperature and the number of classes that the statistics are of.
-        self._made_with = float(found['tau']), len(found['class_mean'])
+        self._found = found
         # Neither trained nor part of a checkpoint, but on the model's device
         self.register_buffer('statistic', value, persistent=False)
 
@@ -124,15 +111,7 @@ class TeacherTarget(nn.Module):
             )
 
     def _check_statistics(self, logits: Tensor) -> None:
-        tau, classes = self._made_with
-        if classes != logits.shape[1]:
-            raise ValueError(
-                f'teacher_target.statistics: {self.file} is of {classes} classes, and the teacher has '
-                f'{logits.shape[1]}; make it anew with {TOOL}'
-            )
+        check_classes(OPTION, self.file, self._found, logits.shape[1])
         # The similarity of weights has no temperature
-        if self.kind != 'weightsim' and not math.isclose(tau, self.tau, rel_tol=1e-6):
-            raise ValueError(
-                f'teacher_target.statistics: {self.file} is of tau {tau:g}, and tau is {self.tau:g}; '
-                f'make it anew with {TOOL}'
-            )
+        if self.kind != 'weightsim':
+            check_tau(OPTION, self.file, self._found, 'tau', self.tau)

@@ -20,7 +20,8 @@ class WeightSchedule:
     Args:
         type (str): The curve: 'linear', 'cosine' (half a period), or 'sigmoid', exp(-5 (1 - t)^2) of the
             progress t, as in the code of ONE (Lan et al., NeurIPS 2018), which begins at 0.0067.
-        begin (int): The epoch or iteration, counted from 0, where the change begins. Defaults to 0.
+        begin (int): The epoch or iteration, counted from 0, where the change begins; -1 has the first
+            one changed already. Defaults to 0.
         end (int): The epoch or iteration before which the change is complete.
         start_factor (float): The factor up to ``begin``. Defaults to 0.
         end_factor (float): The factor from ``end - 1`` on. Defaults to 1.
@@ -41,7 +42,7 @@ class WeightSchedule:
         by_epoch: bool = True,
     ) -> None:
         self.type = one_of('schedule.type', type, ('linear', 'cosine', 'sigmoid'))
-        self.begin = integer('schedule.begin', begin, 0)
+        self.begin = integer('schedule.begin', begin, -1)
         self.end = integer('schedule.end', end)
         if end <= begin + 1:
             raise ValueError(

@@ -102,10 +102,15 @@ def component_target(
     return torch.where(own, target_probabilities, rest * shares)
 
 
+def other_classes(labels: Tensor, classes: int) -> Tensor:
+    """All classes but the label, in their order: (N, K - 1) for labels (N, )."""
+    others = torch.arange(classes - 1, device=labels.device)
+    return others + (others >= labels[:, None])
+
+
 def shuffle_others(values: Tensor, labels: Tensor) -> Tensor:
     """Permutes in each row (N, K) all entries but the label's, with torch's global generator."""
-    others = torch.arange(values.shape[1] - 1, device=values.device)
-    others = others + (others >= labels[:, None])  # all classes but the label, of shape (N, K - 1)
+    others = other_classes(labels, values.shape[1])
     order = torch.rand(others.shape, device=values.device).argsort(1)
     return values.scatter(1, others, values.gather(1, others.gather(1, order)))
 

@@ -7,17 +7,23 @@ from mmkdx.losses.contrastive import CRDLoss
 from mmkdx.losses.exp_kd import ExpKDLoss
 from mmkdx.losses.explanation import E2KDLoss, ExplanationMapLoss
 from mmkdx.losses.feature import ATLoss, CosineLoss, MSELoss
+from mmkdx.losses.gkl import GKLLoss
 from mmkdx.losses.image_pairs import CSKDLoss, DDGSDLoss
+from mmkdx.losses.label import LabelLoss
+from mmkdx.losses.local_logits import CellGramLoss, SDDLoss
 from mmkdx.losses.logit import (
     CWTMLoss,
     DISTLoss,
     DKDLoss,
     KLDivLoss,
-    LabelLoss,
     LogitStdLoss,
+    NKDLoss,
+    WTTMLoss,
 )
+from mmkdx.losses.orthogonal import VkDLoss
 from mmkdx.losses.peers import DMLLoss
 from mmkdx.losses.prototype import GlobalExplanationLoss, PatchPrototypeLoss
+from mmkdx.losses.refined_logits import RLDLoss
 from mmkdx.losses.regression import FitNetLoss, OFDLoss, VIDLoss
 from mmkdx.losses.relation import NSTLoss, PKTLoss, RKDLoss, SPLoss
 from mmkdx.losses.review import ReviewKDLoss
@@ -28,6 +34,7 @@ from mmkdx.losses.self_distillation import (
     TfKDRegLoss,
 )
 from mmkdx.losses.self_explanation import IntrospectiveLoss
+from mmkdx.losses.wasserstein import WKDFeatureLoss, WKDLogitLoss
 
 __all__ = [
     'ATLoss',
@@ -36,6 +43,7 @@ __all__ = [
     'CRDLoss',
     'CSKDLoss',
     'CWTMLoss',
+    'CellGramLoss',
     'ConfidencePenaltyLoss',
     'CosineLoss',
     'DDGSDLoss',
@@ -47,12 +55,14 @@ __all__ = [
     'ExpKDLoss',
     'ExplanationMapLoss',
     'FitNetLoss',
+    'GKLLoss',
     'GlobalExplanationLoss',
     'IntrospectiveLoss',
     'KLDivLoss',
     'LabelLoss',
     'LogitStdLoss',
     'MSELoss',
+    'NKDLoss',
     'NSTLoss',
     'OFDLoss',
     'ONELoss',
@@ -61,8 +71,14 @@ __all__ = [
     'PSKDLoss',
     'PatchPrototypeLoss',
     'RKDLoss',
+    'RLDLoss',
     'ReviewKDLoss',
+    'SDDLoss',
     'SPLoss',
     'TfKDRegLoss',
     'VIDLoss',
+    'VkDLoss',
+    'WKDFeatureLoss',
+    'WKDLogitLoss',
+    'WTTMLoss',
 ]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmkdx.arguments import weights
 from mmkdx.functional import full_precision
-from mmkdx.functional.teacher_target import cwtm_weights
-from mmkdx.losses.base import DistillLoss, number, one_of, positive
+from mmkdx.functional.teacher_target import cwtm_weights, other_classes
+from mmkdx.losses.base import DistillLoss, flag, number, one_of, positive
 from mmkdx.registry import MODELS
 
 
@@ -40,8 +40,11 @@ class KLDivLoss(DistillLoss):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compares logits of shape (N, K)."""
-        student, teacher = map(self._log_probabilities, (student, teacher))
-        return self.tau**2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+        return self.per_sample(student, teacher).mean()
+
+    def per_sample(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of each sample, of shape (N, )."""
+        return self.tau**2 * divergences(*map(self._log_probabilities, (student, teacher)))
 
     def _log_probabilities(self, logits: Tensor) -> Tensor:
         logits = full_precision(logits) / self.tau
@@ -86,29 +89,73 @@ class DKDLoss(DistillLoss):
         Raises:
             ValueError: If there are fewer than three classes.
         """
-        classes = student.shape[1]
-        if classes < 3:
-            raise ValueError(
-                f'DKDLoss compares the classes other than the label, and with {classes} classes there '
-                'are no two of them; use KLDivLoss'
-            )
-        target = target[:, None]
-        others = torch.arange(classes - 1, device=target.device)
-        others = others + (others >= target)
-        binary, rest = zip(*(self._split(logits, target, others) for logits in (student, teacher)))
-        label, rest = (
-            self.tau**2 * F.kl_div(*pair, reduction='batchmean', log_target=True)
-            for pair in (binary, rest)
-        )
-        self.logs = dict(label=label.detach(), others=rest.detach())
+        return self.per_sample(student, teacher, target).mean()
+
+    def per_sample(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample, of shape (N, ); see ``forward``."""
+        others = other_classes(target, need_others(self, student))
+        pairs = zip(*(self._split(logits, target, others) for logits in (student, teacher)))
+        label, rest = (self.tau**2 * divergences(*pair) for pair in pairs)
+        self.logs = dict(label=label.detach().mean(), others=rest.detach().mean())
         return self.alpha * label + self.beta * rest
 
     def _split(self, logits: Tensor, target: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """The log-probabilities of label and rest, (N, 2), and of the others, (N, K - 1)."""
         logits = full_precision(logits) / self.tau
         rest = logits.gather(1, others)
-        margin = logits.gather(1, target) - rest.logsumexp(1, keepdim=True)
-        return F.logsigmoid(torch.cat([margin, -margin], 1)), F.log_softmax(rest, dim=1)
+        return binary(logits.gather(1, target[:, None]), rest), F.log_softmax(rest, dim=1)
+
+
+@MODELS.register_module()
+class NKDLoss(DistillLoss):
+    r"""Normalised knowledge distillation: cross entropies of the label's class and of the others.
+
+    Source: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach
+    with Normalized Loss and Customized Soft Labels", ICCV 2023. With :math:`p_y` the probability of the
+    label's class without a temperature and :math:`\hat p` the distribution over the other classes alone
+    at temperature :math:`\tau`,
+
+    .. math:: L = - p_y^T \log p_y^S - \gamma \tau^2 \sum_{k \ne y} \hat p_k^T \log \hat p_k^S,
+
+    mean over samples. Both parts are cross entropies. So the loss of equal logits is not 0, and its
+    first part still raises the student's :math:`p_y` there. The parts, without :math:`\gamma`, are
+    logged as ``<term>.label`` and ``<term>.others``.
+
+    Args:
+        tau (float): The temperature of the other classes, above 0. Defaults to 1, the paper's for
+            ImageNet.
+        gamma (float): The weight of the other classes among themselves, at least 0. Defaults to 1.5, the
+            paper's for ImageNet.
+    """
+
+    compares = 'logits'
+    needs = ('teacher', 'class')
+
+    def __init__(self, tau: float = 1.0, gamma: float = 1.5) -> None:
+        super().__init__()
+        self.tau = positive('tau', tau)
+        self.gamma = number('gamma', gamma, 0)
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """Compares logits of shape (N, K), with labels' classes of shape (N, ).
+
+        Raises:
+            ValueError: If there are fewer than three classes.
+        """
+        return self.per_sample(student, teacher, target).mean()
+
+    def per_sample(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """The loss of each sample, of shape (N, ); see ``forward``."""
+        others = other_classes(target, need_others(self, student))
+        student, teacher = map(full_precision, (student, teacher))
+        label = label_entropies(student, teacher, target)
+        own, theirs = (
+            F.log_softmax(logits.gather(1, others) / self.tau, dim=1)
+            for logits in (student, teacher)
+        )
+        rest = -(self.tau**2) * (theirs.exp() * own).sum(1)
+        self.logs = dict(label=label.detach().mean(), others=rest.detach().mean())
+        return label + self.gamma * rest
 
 
 @MODELS.register_module()
@@ -184,6 +231,53 @@ class LogitStdLoss(KLDivLoss):
         return super().forward(*map(standardize, (student, teacher)))
 
 
+def divergences(student: Tensor, teacher: Tensor) -> Tensor:
+    """The KL divergence (N, ) of each row of log-probabilities (N, K) from the teacher's."""
+    return F.kl_div(student, teacher, reduction='none', log_target=True).sum(1)
+
+
+def binary(own: Tensor, rest: Tensor) -> Tensor:
+    """The log-probabilities (N, 2) of a class with logits (N, 1) and of all others, of (N, K - 1)."""
+    margin = own - rest.logsumexp(1, keepdim=True)
+    return F.logsigmoid(torch.cat([margin, -margin], 1))
+
+
+def label_entropies(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    """The cross entropy (N, ) with the labels, each times the teacher's probability of the label."""
+    own, theirs = (
+        F.log_softmax(logits, 1).gather(1, target[:, None])[:, 0] for logits in (student, teacher)
+    )
+    return -theirs.exp() * own
+
+
+def need_others(loss: DistillLoss, logits: Tensor) -> int:
+    """The number of classes of logits (N, K), with two or more beside the label.
+
+    Raises:
+        ValueError: If there are fewer than three.
+    """
+    if (classes := logits.shape[1]) < 3:
+        raise ValueError(
+            f'{type(loss).__name__} compares the classes other than the label, and with {classes} '
+            'classes there are no two of them; use KLDivLoss'
+        )
+    return classes
+
+
+def need_classes(loss: DistillLoss, logits: Tensor, least: int) -> int:
+    """The number of classes of logits (N, K).
+
+    Raises:
+        ValueError: If there are fewer than ``least``.
+    """
+    if (classes := logits.shape[1]) < least:
+        raise ValueError(
+            f'{type(loss).__name__} compares {least} classes or more, and there '
+            f'{"is" if classes == 1 else "are"} {classes}'
+        )
+    return classes
+
+
 def standardize(logits: Tensor) -> Tensor:
     """The z-scores of each row of logits (N, K); those of a constant row are 0."""
     deviations = _deviations(full_precision(logits))
@@ -238,29 +332,43 @@ class CWTMLoss(DistillLoss):
 
 
 @MODELS.register_module()
-class LabelLoss(DistillLoss):
-    """Cross entropy with the labels of the logits at a tap, mean over samples; without a teacher.
+class WTTMLoss(DistillLoss):
+    r"""Transformed teacher matching: the teacher alone has a temperature, and flat samples count more.
 
-    For a student with several classifiers whose own loss is not that of the one the labels are for. With
-    DeiT's distillation token (Touvron et al., ICML 2021) the head's logits are the mean of two
-    classifiers, and labels train the class token's alone: ``at='head.layers.head'`` beside
-    ``student_weight=0``. Mixed labels, as of Mixup, are taken as probabilities.
+    Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024.
+    With the teacher's probabilities :math:`p`,
+
+    .. math:: L = U\,KL(q \,\|\, softmax(s)), \quad q = softmax(\gamma t), \quad U = \sum_k p_k^\gamma,
+
+    mean over samples. :math:`U` lies between 1, for a teacher that is sure, and
+    :math:`K^{1 - \gamma}`, for one that knows nothing; it has no gradient. There is no factor
+    :math:`\tau^2`. With :math:`\gamma = 1` this is ``KLDivLoss``. Logged are ``<term>.flatness``, the
+    mean of :math:`U`, and ``<term>.kl``, the mean divergence.
 
     Args:
-        label_smoothing (float): The share of the label that is spread over all classes, in [0, 1].
-            Defaults to 0.
+        gamma (float): The exponent, above 0 and at most 1: one over the teacher's temperature. Defaults
+            to 0.2.
+        weighted (bool): Whether samples are weighted by :math:`U` (WTTM) or not (TTM). Defaults to True.
     """
 
     compares = 'logits'
-    needs = ('target',)
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, gamma: float = 0.2, weighted: bool = True) -> None:
         super().__init__()
-        self.label_smoothing = number('label_smoothing', label_smoothing, 0, 1)
+        self.gamma = number('gamma', gamma, 0, 1, open_low=True)
+        self.weighted = flag('weighted', weighted)
 
-    def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        """Compares logits (N, K) with classes (N, ) or probabilities (N, K)."""
-        student = full_precision(student)
-        if target.is_floating_point():
-            target = target.to(student)
-        return F.cross_entropy(student, target, label_smoothing=self.label_smoothing)
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compares logits of shape (N, K).
+
+        Raises:
+            ValueError: If there is one class.
+        """
+        need_classes(self, student, 2)
+        student, teacher = full_precision(student), full_precision(teacher.detach())
+        theirs = F.log_softmax(self.gamma * teacher, dim=1)
+        values = divergences(F.log_softmax(student, dim=1), theirs)
+        # Not a power of probabilities, which are exactly 0 for large logits
+        flatness = (self.gamma * F.log_softmax(teacher, dim=1)).logsumexp(1).exp()
+        self.logs = dict(flatness=flatness.mean(), kl=values.detach().mean())
+        return (flatness * values if self.weighted else values).mean()

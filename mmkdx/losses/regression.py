@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABCMeta, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,39 @@ class ConnectedLoss(DistillLoss, metaclass=ABCMeta):
         """Builds the layers between maps of (C, H, W) and (D, H', W')."""
 
 
+def regressor(
+    student: Sequence[int], teacher: Sequence[int], relu: bool = True, kernel: int = 1
+) -> nn.Sequential:
+    """A convolution, batch norm and ReLU from maps of (C, H, W) to maps of (D, H', W').
+
+    Args:
+        student (Sequence[int]): The shape of the student's map.
+        teacher (Sequence[int]): The shape of the teacher's map.
+        relu (bool): Whether there is a ReLU. Defaults to True.
+        kernel (int): The side of the kernel where the sizes are the same. Defaults to 1.
+
+    Raises:
+        ValueError: If no convolution leads from the one size to the other.
+    """
+    channels, size, goal = (student[0], teacher[0]), student[1:], teacher[1:]
+    ratio = [a / b for a, b in zip(size, goal)]
+    if ratio == [2, 2]:
+        layer: nn.Module = nn.Conv2d(*channels, 3, 2, 1)
+    elif ratio == [0.5, 0.5]:
+        layer = nn.ConvTranspose2d(*channels, 4, 2, 1)
+    elif ratio == [1, 1]:
+        layer = nn.Conv2d(*channels, kernel, padding=kernel // 2)
+    elif min(ratio) >= 1:
+        layer = nn.Conv2d(*channels, [1 + a - b for a, b in zip(size, goal)])
+    else:
+        raise ValueError(
+            f"the student's map of {tuple(size)} is smaller than the teacher's of {tuple(goal)} and "
+            'not half as large; choose other taps (at)'
+        )
+    last = [nn.ReLU(inplace=True)] if relu else []
+    return nn.Sequential(layer, nn.BatchNorm2d(channels[1]), *last)
+
+
 @MODELS.register_module()
 class FitNetLoss(ConnectedLoss):
     """FitNets: the teacher's features are regressed from the student's.
@@ -63,21 +97,7 @@ class FitNetLoss(ConnectedLoss):
 
     def build(self, student: torch.Size, teacher: torch.Size) -> None:
         """See ``ConnectedLoss``."""
-        channels, size, goal = (student[0], teacher[0]), student[1:], teacher[1:]
-        ratio = [a / b for a, b in zip(size, goal)]
-        if ratio == [2, 2]:
-            layer: nn.Module = nn.Conv2d(*channels, 3, 2, 1)
-        elif ratio == [0.5, 0.5]:
-            layer = nn.ConvTranspose2d(*channels, 4, 2, 1)
-        elif min(ratio) >= 1:
-            layer = nn.Conv2d(*channels, [1 + a - b for a, b in zip(size, goal)])
-        else:
-            raise ValueError(
-                f"the student's map of {tuple(size)} is smaller than the teacher's of {tuple(goal)} and "
-                'not half as large; choose other taps (at)'
-            )
-        last = [nn.ReLU(inplace=True)] if self.relu else []
-        self.regressor = nn.Sequential(layer, nn.BatchNorm2d(channels[1]), *last)
+        self.regressor = regressor(student, teacher, self.relu)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compares maps (N, C, H, W) with maps (N, D, H', W').

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmkdx.distillation.adapters import Adapter, OrthogonalProjection
+from mmkdx.distillation.adapters import Adapter
 from mmkdx.functional import tokens_to_map
 from mmkdx.models.intercept import fake_forward
 
@@ -152,13 +152,6 @@ def test_tokens_of_images_that_are_not_square():
 # Orthogonal projections
 
 
-def deviation(projection):
-    """How far the columns, or the rows if there are fewer, are from orthonormal."""
-    weight = projection.linear.weight.detach().double()
-    gram = weight.T @ weight if weight.shape[0] >= weight.shape[1] else weight @ weight.T
-    return (gram - torch.eye(len(gram))).abs().max().item()
-
-
 @pytest.mark.parametrize(
     'bridge', ['maps', 'maps_up', 'same_maps', 'vectors', 'same_vectors', 'tokens', 'more_tokens']
 )
@@ -176,58 +169,3 @@ def test_orthogonal_bridges(bridge):
         expected = student @ adapter.project.linear.weight.T
         torch.testing.assert_close(bridged, expected)
         assert not torch.allclose(bridged[:, :8], student)
-
-
-def test_maps_and_tokens_are_projected_at_each_position():
-    projection = OrthogonalProjection(8, 12)
-    maps = random(2, 8, 4, 3)
-    tokens = maps.flatten(2).mT
-    expected = torch.einsum('dc,nchw->ndhw', projection.linear.weight, maps)
-    torch.testing.assert_close(projection(maps), expected)
-    torch.testing.assert_close(projection(tokens), expected.flatten(2).mT)
-
-
-@pytest.mark.parametrize('widths', [(24, 40), (40, 24), (32, 32)])
-@pytest.mark.parametrize('kind', [torch.optim.SGD, torch.optim.AdamW])
-def test_the_projection_stays_orthogonal_and_learns(widths, kind):
-    """Weight decay, which would take the signs of Householder's reflections, does not change it."""
-    torch.manual_seed(0)
-    projection = OrthogonalProjection(*widths)
-    start = projection.linear.weight.detach().clone()
-    turned = OrthogonalProjection(*widths).linear.weight.detach()
-    optimizer = kind(projection.parameters(), lr=0.05, weight_decay=5e-4)
-    first = last = None
-    for step in range(200):
-        student = random(16, widths[0], seed=step)
-        loss = (projection(student) - student @ turned.T).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        first, last = first or loss.item(), loss.item()
-    assert last < 0.8 * first
-    assert deviation(projection) < 1e-5
-    assert (projection.linear.weight - start).norm() > 1
-
-
-def test_weight_decay_alone_leads_to_the_projection_of_the_start():
-    torch.manual_seed(0)
-    projection = OrthogonalProjection(6, 9)
-    start = projection.linear.weight.detach().clone()
-    parameter = projection.linear.parametrizations.weight.original
-    with torch.no_grad():
-        parameter.add_(torch.randn_like(parameter))
-    assert not torch.allclose(projection.linear.weight, start, atol=0.1)
-    assert deviation(projection) < 1e-6
-    optimizer = torch.optim.SGD([parameter], lr=1.0, weight_decay=0.1)
-    for _ in range(200):
-        parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-    torch.testing.assert_close(projection.linear.weight, start, rtol=0, atol=1e-5)
-
-
-def test_the_projection_is_computed_in_full_precision():
-    projection = OrthogonalProjection(8, 12)
-    with torch.autocast('cpu', torch.bfloat16):
-        projected = projection(random(2, 8).bfloat16())
-    assert projected.dtype == torch.float32
-    torch.testing.assert_close(projected, projection(random(2, 8).bfloat16().float()))

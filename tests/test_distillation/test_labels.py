@@ -75,9 +75,9 @@ def test_distillation_of_sigmoids(classes):
     [
         *(
             dict(type=name, at='logits')
-            for name in ('KLDivLoss', 'DKDLoss', 'DISTLoss', 'CWTMLoss')
+            for name in ('KLDivLoss', 'DKDLoss', 'DISTLoss', 'CWTMLoss', 'RLDLoss', 'GKLLoss')
         ),
-        dict(type='ExpKDLoss', at='cam'),
+        *(dict(type=name, at='cam') for name in ('ExpKDLoss', 'SDDLoss', 'WKDLogitLoss')),
     ],
     ids=lambda term: term['type'],
 )

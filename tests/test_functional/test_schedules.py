@@ -49,7 +49,7 @@ def test_factors(arguments, expected):
 
 
 @pytest.mark.parametrize('curve', ['linear', 'cosine'])
-@pytest.mark.parametrize('begin, end', [(0, 2), (0, 20), (7, 30)])
+@pytest.mark.parametrize('begin, end', [(-1, 2), (0, 2), (0, 20), (7, 30)])
 def test_ends_are_exact_and_the_way_is_monotonic(curve, begin, end):
     schedule = WeightSchedule(curve, begin=begin, end=end, start_factor=0.3, end_factor=0.1)
     factors = [schedule.at(step) for step in range(end + 3)]
@@ -163,3 +163,17 @@ def test_epochs_of_a_run_that_has_one_are_warned_of_once(monkeypatch):
     assert [schedule(), schedule()] == [0, 0]
     assert len(said) == 1 and 'stays 0: set schedule.by_epoch=False' in said[0]
     assert WeightSchedule('linear', end=5, by_epoch=False)() == 0.75 and len(said) == 1
+
+
+@pytest.mark.parametrize('decay, epochs', [(150, 240), (0, 100), (30, 100)])
+def test_the_cosine_decay_of_wkd(decay, epochs):
+    """Its epochs count from 1, and the factor falls after the decay's to 0 in the last."""
+    schedule = WeightSchedule('cosine', start_factor=1, end_factor=0, begin=decay - 1, end=epochs)
+    for epoch in range(1, epochs + 1):
+        done = max(epoch - decay, 0) / (epochs - decay)
+        assert schedule.at(epoch - 1) == pytest.approx(
+            (1 + math.cos(math.pi * done)) / 2, abs=1e-15
+        )
+    if decay == 150:
+        found = [schedule.at(epoch - 1) for epoch in (150, 151, 195, 240)]
+        assert found == pytest.approx([1, 0.999695, 0.5, 0], abs=1e-6)

@@ -9,7 +9,7 @@ import torch
 from scipy.special import rel_entr, softmax
 
 from mmkdx.distillation.terms import build_term
-from mmkdx.losses import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss
+from mmkdx.losses import CWTMLoss, DISTLoss, DKDLoss, KLDivLoss, LogitStdLoss, NKDLoss, WTTMLoss
 from mmkdx.losses.logit import correlation, standardize
 
 TAUS = [0.5, 1, 4, 20]
@@ -258,6 +258,74 @@ def test_decoupled_needs_labels_and_three_classes():
         term(logits(1), logits(2), torch.full((6, 10), 0.1))
 
 
+# Normalised
+
+
+def normalised(student, teacher, target, tau, gamma):
+    """NKDLoss with probabilities, sample by sample."""
+    total = 0.0
+    for s, t, k in zip(student.double().numpy(), teacher.double().numpy(), target.tolist()):
+        label = -softmax(t)[k] * np.log(softmax(s)[k])
+        p, q = (softmax(np.delete(side, k) / tau) for side in (t, s))
+        total += label - gamma * tau**2 * (p * np.log(q)).sum()
+    return total / len(student)
+
+
+def test_normalised_by_hand():
+    # the label has 1/2 against 1/4; the others, alone, have (1/4, 3/4) against (1/3, 2/3)
+    teacher, student = tensor([4, 1, 3]).log(), tensor([1, 1, 2]).log()
+    label = 0.5 * np.log(4)
+    others = 0.25 * np.log(3) + 0.75 * np.log(3 / 2)
+    loss = NKDLoss(gamma=3)
+    value = loss(student, teacher, torch.tensor([0])).item()
+    assert value == pytest.approx(label + 3 * others, rel=1e-12)
+    logs = {key: value.item() for key, value in loss.logs.items()}
+    assert logs == pytest.approx(dict(label=label, others=others), rel=1e-12)
+
+
+@pytest.mark.parametrize('arguments', [dict(), dict(tau=4, gamma=8), dict(tau=0.5, gamma=0)])
+def test_normalised_value(arguments):
+    student, teacher = logits(1), logits(2)
+    expected = normalised(student, teacher, LABELS, **{'tau': 1, 'gamma': 1.5, **arguments})
+    value = NKDLoss(**arguments)(student, teacher, LABELS).item()
+    assert value == pytest.approx(expected, rel=1e-10)
+
+
+def test_of_equal_logits_only_the_labels_part_is_not_stationary():
+    student = logits(1).requires_grad_()
+    loss = NKDLoss(tau=2)(student, student.detach(), LABELS)
+    (gradient,) = torch.autograd.grad(loss, student)
+    p = student.detach().softmax(1)
+    own = p.gather(1, LABELS[:, None])
+    expected = own * (p - torch.nn.functional.one_hot(LABELS, 10)) / 6
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_normalised_gradient():
+    student, teacher = logits(1).requires_grad_(), logits(2)
+    assert torch.autograd.gradcheck(lambda each: NKDLoss()(each, teacher, LABELS), student)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_normalised_saturated_logits_stay_finite(dtype):
+    teacher = torch.tensor([[1e4, -1e4, 0]]).to(dtype)
+    student = torch.tensor([[0, -1e4, 1e4]]).to(dtype).requires_grad_()
+    loss = NKDLoss(2)(student, teacher, torch.tensor([0]))
+    # the label's part is one `top`; of the others both take the third
+    assert loss.item() == pytest.approx(teacher[0, 0].item(), rel=1e-6)
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
+def test_normalised_needs_three_classes_and_a_weight():
+    message = (
+        'NKDLoss compares the classes other than the label, and with 2 classes there are no two'
+    )
+    with pytest.raises(ValueError, match=message):
+        NKDLoss()(torch.zeros(6, 2), torch.zeros(6, 2), LABELS % 2)
+    with pytest.raises(ValueError, match='gamma is -1; it must be a finite number of at least 0'):
+        NKDLoss(gamma=-1)
+
+
 # DIST
 
 
@@ -481,7 +549,9 @@ def test_standardising_two_classes_leaves_their_order(classes):
 
 
 @pytest.mark.parametrize(
-    'loss', [DKDLoss(), DISTLoss(3, 2, 1), LogitStdLoss(3), CWTMLoss(3)], ids=repr
+    'loss',
+    [DKDLoss(), NKDLoss(), DISTLoss(3, 2, 1), LogitStdLoss(3), CWTMLoss(3), WTTMLoss()],
+    ids=repr,
 )
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('autocast', [False, True])
@@ -494,7 +564,7 @@ def test_logit_losses_are_computed_in_fp32(loss, dtype, autocast):
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize('type', ['DKDLoss', 'DISTLoss', 'LogitStdLoss', 'CWTMLoss'])
+@pytest.mark.parametrize('type', ['DKDLoss', 'NKDLoss', 'DISTLoss', 'LogitStdLoss', 'CWTMLoss'])
 def test_terms(type):
     term = build_term('kd', dict(type=type, at='logits', weight=3, tau=5))
     student, teacher = logits(1).float(), logits(2).float()
@@ -510,14 +580,14 @@ def test_losses_can_be_copied_after_a_step(loss):
     assert copy.deepcopy(loss).logs == loss.logs
 
 
-@pytest.mark.parametrize('kind', [DKDLoss, DISTLoss, LogitStdLoss, CWTMLoss])
+@pytest.mark.parametrize('kind', [DKDLoss, NKDLoss, DISTLoss, LogitStdLoss, CWTMLoss])
 def test_temperatures_of_all_losses(kind):
     for tau in (0, -1):
         with pytest.raises(ValueError, match=f'tau is {tau}; it must be a finite number above 0'):
             kind(tau)
 
 
-@pytest.mark.parametrize('loss', [DKDLoss(), LogitStdLoss()], ids=repr)
+@pytest.mark.parametrize('loss', [DKDLoss(), NKDLoss(), LogitStdLoss(), WTTMLoss()], ids=repr)
 def test_mean_over_samples_of_other_losses(loss):
     student, teacher = logits(1), logits(2)
     whole = loss(student, teacher, *given(loss)).item()
@@ -528,7 +598,11 @@ def test_mean_over_samples_of_other_losses(loss):
     assert sum(halves) / 2 == pytest.approx(whole, rel=1e-12)
 
 
-@pytest.mark.parametrize('loss', [DKDLoss(), DISTLoss(), LogitStdLoss(), CWTMLoss()], ids=repr)
+@pytest.mark.parametrize(
+    'loss',
+    [DKDLoss(), NKDLoss(), DISTLoss(), LogitStdLoss(), CWTMLoss(), WTTMLoss()],
+    ids=repr,
+)
 def test_nan_is_not_hidden(loss):
     student, teacher = logits(1), logits(2)
     student[2, 1] = torch.nan
@@ -620,3 +694,95 @@ def test_confidence_weighting_needs_labels():
     term = build_term('cwtm', dict(type='CWTMLoss', at='logits'))
     with pytest.raises(ValueError, match='CWTMLoss needs one class an image and .* mixed or soft'):
         term(logits(1), logits(2), logits(3).softmax(1))
+
+
+# A teacher with a temperature of its own
+
+S = tensor([2, 1, 0.5], [0.2, 1.5, -0.3])
+T = tensor([3, 2, -1], [-0.5, 2, 1])
+
+
+@pytest.mark.parametrize(
+    'expected, arguments',
+    [
+        (0.322202287249, {}),
+        (0.145155489464, dict(weighted=False)),
+        (0.479035625831, dict(gamma=0.1)),
+        (0.150197028156, dict(gamma=0.5)),
+        (0.187443469171, dict(gamma=0.1, weighted=False)),
+        (0.096855236446, dict(gamma=0.5, weighted=False)),
+        (0.115704633296, dict(gamma=1)),
+        (0.115704633296, dict(gamma=1, weighted=False)),
+    ],
+)
+def test_transformed(expected, arguments):
+    loss = WTTMLoss(**arguments)
+    assert loss(S, T).item() == pytest.approx(expected, rel=1e-11)
+    if loss.gamma == 1:
+        assert loss(S, T).item() == pytest.approx(KLDivLoss()(S, T).item(), rel=1e-14)
+    # a constant added to the logits of a sample
+    assert loss(S + T[:, :1], T - 5).item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_transformed_samples():
+    loss, logs = WTTMLoss(), []
+    for i in (0, 1):
+        loss(S[[i]], T[[i]])
+        logs += [(loss.logs['flatness'].item(), loss.logs['kl'].item())]
+    expected = [(2.124660845664, 0.072908508453), (2.251578467355, 0.217402470476)]
+    assert logs == [pytest.approx(each, rel=1e-11) for each in expected]
+
+
+def test_transformed_gradient():
+    student = S.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(WTTMLoss()(student, T), student)
+    expected = [
+        [0.199321042494, -0.137846926023, -0.061474116472],
+        [-0.068160959603, 0.318784668900, -0.250623709297],
+    ]
+    torch.testing.assert_close(gradient, tensor(*expected), rtol=0, atol=1e-12)
+    # none where the student is the tempered teacher, whose probabilities are theirs at 1 / gamma
+    student = (0.5 * T + 3).requires_grad_()
+    expected = [
+        [0.574096992968, 0.348207427884, 0.077695579149],
+        [0.151346767365, 0.528252123608, 0.320401109027],
+    ]
+    torch.testing.assert_close(student.detach().softmax(1), tensor(*expected))
+    loss = WTTMLoss(0.5)(student, T)
+    assert loss.item() == pytest.approx(0, abs=1e-15)
+    (gradient,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(gradient, 0 * student.detach(), rtol=0, atol=1e-15)
+
+
+def test_flatness_lies_between_sure_and_uniform():
+    loss = WTTMLoss()
+    for teacher, expected in (([0, 0, 0], 2.408224685281), ([200, 0, 0], 1)):
+        found = loss(S[:1], tensor(teacher))
+        assert found.isfinite()
+        assert loss.logs['flatness'].item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_probabilities_that_underflow_are_tempered_before():
+    # softmax(t) has an exact 0 in fp32, and q does not
+    teacher = torch.tensor([[120.0, 0.0, 0.0]])
+    loss = WTTMLoss(0.1, weighted=False)(torch.zeros(1, 3), teacher).item()
+    expected = KLDivLoss()(torch.zeros(1, 3).double(), 0.1 * teacher.double()).item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_transformed_saturated_logits_stay_finite(dtype):
+    student = (1e4 * S).to(dtype).requires_grad_()
+    loss = WTTMLoss()(student, (1e4 * T).to(dtype))
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert torch.autograd.grad(loss, student)[0].isfinite().all()
+
+
+def test_transformed_arguments():
+    for gamma in (0, 1.5):
+        message = f'gamma is {gamma}; it must be a finite number above 0 and of at most 1'
+        with pytest.raises(ValueError, match=message):
+            WTTMLoss(gamma)
+    assert WTTMLoss()(S[:, :2], T[:, :2]) > 0
+    with pytest.raises(ValueError, match='WTTMLoss compares 2 classes or more, and there is 1$'):
+        WTTMLoss()(S[:, :1], T[:, :1])

@@ -15,7 +15,10 @@ from tiny import build, classifier, tool
 
 from mmkdx.apis import runs
 from mmkdx.apis.dry_run import build_from_config, one_step, synthetic_batch
+from mmkdx.functional.class_cka import class_cka
 from mmkdx.functional.teacher_target import KINDS, NEEDS
+from mmkdx.losses import WKDLogitLoss
+from mmkdx.losses.wasserstein import transport_cost
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / 'configs/components').glob('components_*.py'))
@@ -113,6 +116,29 @@ def test_statistics_of_digits(tmp_path, monkeypatch, capsys, tau):
     assert (
         f'10 classes, 110 images, mean probability of the label {mass:.3f} at tau {tau}' in output
     )
+
+
+def test_cka_of_classes(tmp_path, monkeypatch):
+    """For the cost of classes of WKDLogitLoss, which reads the file."""
+    kd(tmp_path)
+    plain = collect(tmp_path, monkeypatch)
+    module = tool('analysis_tools/teacher_statistics')
+    arguments = [tmp_path / 'kd.py', '--cka', '--out', tmp_path / 'cka.pth']
+    monkeypatch.setattr(sys, 'argv', ['teacher_statistics.py', *map(str, arguments)])
+    module.main()
+    found = torch.load(tmp_path / 'cka.pth', weights_only=True)
+    similarity = found.pop('class_cka')
+    assert similarity.shape == (10, 10) and 0 < similarity.min() < similarity.max() == 1
+    for key, value in plain.items():
+        torch.testing.assert_close(found[key], value)
+    loss = WKDLogitLoss(similarity='cka', statistics=str(tmp_path / 'cka.pth'))
+    torch.testing.assert_close(loss.cost, transport_cost(similarity, 1))
+    logits, labels = torch.randn(9, 3), torch.tensor([0, 1, 2, 2, 1, 0, 0, 1, 2])
+    one = module.cka_similarity([(logits, labels)])
+    two = module.cka_similarity([(logits[:4], labels[:4]), (logits[4:], labels[4:])])
+    torch.testing.assert_close(one, two)
+    expected = class_cka(logits[torch.tensor([[0, 5, 6], [1, 4, 7], [2, 3, 8]])])
+    torch.testing.assert_close(one, expected)
 
 
 def test_the_temperature_of_the_target_comes_first(tmp_path, monkeypatch):

@@ -9,12 +9,14 @@ holds, at the term's temperature:
 - class_mean (K, K): in row y the mean probabilities of the images of class y
 - weight_similarity (K, K): the cosines between the classifier's weights of classes, less the mean of all
   classes (what is added to all of them changes no probability); None without a linear classifier
+- class_cka (K, K), with --cka: the linear CKA between the logits of the images of two classes, of as
+  many images as the smallest class has, in their order; for WKDLogitLoss
 - tau, classes, images
 """
 
 import argparse
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +34,7 @@ from mmkdx.checkpoints import save_checkpoint_file
 from mmkdx.distillation import Distiller
 from mmkdx.files import exit_on_write_error
 from mmkdx.functional import full_precision
+from mmkdx.functional.class_cka import class_cka
 from mmkdx.models.flow import find_flow
 
 
@@ -85,6 +88,14 @@ def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> d
     )
 
 
+def cka_similarity(outputs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The linear CKA (K, K) between the logits of classes, of batches of logits and labels."""
+    logits, labels = (torch.cat(each).cpu() for each in zip(*outputs))
+    least = int(labels.bincount(minlength=logits.shape[1]).min())
+    groups = [logits[labels == k][:least] for k in range(logits.shape[1])]
+    return class_cka(torch.stack(groups))
+
+
 def weight_similarity(model: nn.Module | None, classes: int) -> Tensor | None:
     """The cosines (K, K) between a linear classifier's weights of classes; None where there is none."""
     try:
@@ -104,6 +115,7 @@ def main() -> None:
     )
     parser.add_argument('config', help='config of a distillation')
     parser.add_argument('--out', type=Path, required=True, help='the file to write (.pth)')
+    parser.add_argument('--cka', action='store_true', help='also class_cka')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)
@@ -118,7 +130,12 @@ def main() -> None:
         raise ValueError(f'{args.config}: the teacher is trained along and has no fixed statistics')
     teacher.load()
     tau = settings.get('tau') or getattr(term.loss, 'tau', 1.0)
-    found = target_statistics(teacher_outputs(cfg, distiller, name), tau)
+    outputs = teacher_outputs(cfg, distiller, name)
+    if args.cka:  # all logits are in memory for it
+        outputs = [(logits.cpu(), labels.cpu()) for logits, labels in outputs]
+    found = target_statistics(outputs, tau)
+    if args.cka:
+        found['class_cka'] = cka_similarity(outputs)
     # An ensemble has no model of its own
     found['weight_similarity'] = weight_similarity(
         getattr(teacher, 'model', None), found['classes']

@@ -1,0 +1,16 @@
+# Transformed teacher matching without weights of samples (Zheng and Yang, ICLR 2024).
+_base_ = [
+    '../cifar/vgg8_cifar100.py',
+    '../_base_/teachers/vgg13_cifar100.py',
+    '../_base_/explain/cam_cifar100.py',
+]
+model = dict(
+    _delete_=True,
+    type='Distiller',
+    student={{_base_.model}},
+    teacher={{_base_.teacher}},
+    input_size=32,
+    terms=dict(
+        ttm=dict(type='WTTMLoss', at='logits', gamma=0.1, weighted=False, weight=45.0),
+    ),
+)
