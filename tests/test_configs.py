@@ -23,6 +23,10 @@ CONFIGS = sorted(
 #: The losses of each config's step; see one_step.py.
 RECORDED = json.loads(FILE.read_text())
 
+#: The configs of small transformers whose step is taken each time.
+SHOWN = ('vit-micro_parts', 'map_resnet18-tiny_vit-micro_parts')
+SHOWN += ('deit-hard_resnet18-tiny_deit-micro_parts',)
+
 #: More pairs and data of methods whose step another config shows. That they build checks their shapes.
 MORE = [
     path
@@ -36,6 +40,7 @@ MORE = [
     or 'resnet101' in path.stem
     or path.stem.startswith('kd_swin')
     or path.parent.name == 'transformers'
+    or ('it-micro' in path.stem and path.stem not in SHOWN)
     or path.stem.endswith(('_cars', '_unlabelled'))  # test_unlabelled.py trains a small one
 ]
 
