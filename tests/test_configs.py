@@ -24,8 +24,8 @@ CONFIGS = sorted(
 RECORDED = json.loads(FILE.read_text())
 
 #: The configs of small transformers whose step is taken each time.
-SHOWN = ('vit-micro_parts', 'map_resnet18-tiny_vit-micro_parts')
-SHOWN += ('deit-hard_resnet18-tiny_deit-micro_parts',)
+SHOWN = ('vit-micro_digits100', 'map_resnet18_vit-micro_digits100')
+SHOWN += ('deit-hard_resnet18_deit-micro_digits100',)
 
 #: More pairs and data of methods whose step another config shows. That they build checks their shapes.
 MORE = [
@@ -105,7 +105,9 @@ def test_config_builds(path, monkeypatch):
     cfg = Config.fromfile(path)
     model = build_from_config(cfg)  # which looks at the shapes of images of one size
     if cfg.model.get('terms'):
-        assert model._probed == {tuple(synthetic_batch(cfg)['inputs'][0].shape[1:])}
+        side = cfg.model.get('input_size')  # of data without a transform that sets it
+        size = (side, side) if side else tuple(synthetic_batch(cfg)['inputs'][0].shape[1:])
+        assert model._probed == {size}
 
 
 @pytest.mark.parametrize(
