@@ -172,12 +172,12 @@ class Term(nn.Module):
             ValueError: If the batch lacks labels or positions that the loss needs, or the loss returns
                 no scalar.
         """
-        checks.index(self, given.get('index'))
         given = self._wanted(**given)
         if self.needs & {'target', 'class'}:
             checks.target(self, target)
             several = self.activation == 'sigmoid'
             given['target'] = multi_hot(target, student.shape[1]) if several else target
+        checks.index(self, given.get('index'))
         if self.adapter is not None:
             student, teacher = self.adapter(student, teacher)
         with no_autocast(first_tensor(student)):

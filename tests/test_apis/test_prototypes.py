@@ -444,7 +444,7 @@ def test_the_report_of_a_test_shows_decisions(home, tmp_path, checkpoint, push_h
     cfg = config()
     cfg.custom_hooks = [
         *(cfg.custom_hooks if push_hook else []),
-        dict(type='ExplainHook', explainer='EigenCAM', num_samples=3, show_samples=2, report=True),
+        dict(type='ExplainHook', explainer='EigenCAM', num_samples=2, show_samples=2, report=True),
     ]
     cfg.merge_from_dict(
         dict(
@@ -464,4 +464,4 @@ def test_the_report_of_a_test_shows_decisions(home, tmp_path, checkpoint, push_h
     log = next(tmp_path.rglob('*.log')).read_text()
     assert ('The report has no section of prototypes' in log) == (checkpoint == 'raw')
     with next(tmp_path.rglob('test.csv')).open() as file:
-        assert len(list(csv.DictReader(file))) == 3
+        assert len(list(csv.DictReader(file))) == 2
