@@ -12,9 +12,9 @@ from mmkdx.functional import full_precision
 def find_places(attention: Attention) -> Tensor | None:
     """Finds the place of each token of an image among the queries of all its windows.
 
-    The layer behind the attention takes the tokens in the order of the map, and each token depends on one
-    query. The derivatives of some tokens by all queries show one binary digit of each token's number. A
-    token's key has the place of its query.
+    The layer behind the attention takes the tokens in the order of the map, and each token depends on
+    one query. The derivatives of some tokens by all queries show one binary digit of each token's
+    number. A token's key has the place of its query.
 
     Args:
         attention (Attention): A self-attention of a forward with a graph.
