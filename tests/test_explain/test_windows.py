@@ -223,14 +223,21 @@ class Windows(nn.Module):
 
     def forward(self, images):
         x = self.patches(images).flatten(2).mT.contiguous()
+        if self.kind == 'a layer over all tokens before':
+            x = x + self.mlp(self.proj(((x @ x.mT)[:, None].softmax(-1) @ x[:, None])[:, 0]))
         windows = x.view(-1, 2, 8)
         if self.kind == 'window by window':
             windows = x.view(-1, 2, 2, 8).transpose(0, 1).reshape(-1, 2, 8)
-        weights = windows @ windows.mT
+        keys = windows
+        if self.kind == 'more keys than queries':
+            keys = torch.cat([windows, windows.flip(0)], 1)
+        weights = windows @ keys.mT
         if self.kind == 'no axis of heads':
-            windows = self.proj(weights.softmax(-1) @ windows)
+            windows = self.proj(weights.softmax(-1) @ keys)
         else:
-            windows = self.proj(weights[:, None].softmax(-1) @ windows[:, None])[:, 0]
+            windows = self.proj(weights[:, None].softmax(-1) @ keys[:, None])[:, 0]
+        if self.kind == 'two layers in a window':
+            windows = self.proj(windows)
         if self.kind == 'window by window':
             windows = windows.view(2, -1, 2, 8).transpose(0, 1)
         y = windows.reshape(x.shape)
@@ -253,7 +260,8 @@ def test_windows_of_no_library():
 
 @pytest.mark.parametrize('kind', ['window by window', 'mixed tokens', 'a token twice',
     'a token without window', 'layers side by side',
-    'no layer behind', 'no axis of heads'])  # fmt: skip
+    'no layer behind', 'no axis of heads', 'more keys than queries', 'two layers in a window',
+    'a layer over all tokens before'])  # fmt: skip
 def test_tokens_that_do_not_match_windows(kind):
     torch.manual_seed(0)
     message = (
@@ -263,3 +271,6 @@ def test_tokens_that_do_not_match_windows(kind):
     )
     with pytest.raises(ValueError, match=message):
         LAST(Windows(kind), images((4, 16)).double(), 1)
+    with pytest.raises(ValueError, match=message):
+        explainer = GradientRollout(stage='last', differentiable=True)
+        explainer(Windows(kind), images((4, 16)).double(), 1)
