@@ -93,25 +93,40 @@ def mmpretrain_v2(size):
     return family('SwinTransformerV2', size)
 
 
-def timm(size, **options):
+_TINY = dict(embed_dim=16, window_size=2, num_heads=(1, 2))
+
+
+def timm(size, name='SwinTransformer', **options):
     models = pytest.importorskip('timm').models
-    return models.SwinTransformer(
-        size, embed_dim=16, depths=(1, 2), num_heads=(1, 2), window_size=2, num_classes=4, **options
+    return getattr(models, name)(size, depths=(1, 2), num_classes=4, **_TINY, **options)
+
+
+def timm_v2(size):
+    return timm(size, 'SwinTransformerV2')
+
+
+def torchvision(size, **options):
+    models = pytest.importorskip('torchvision').models
+    return models.SwinTransformer([4, 4], 16, [1, 2], [1, 2], [2, 2], num_classes=4, **options)
+
+
+def torchvision_v2(size):
+    blocks = pytest.importorskip('torchvision').models.swin_transformer
+    return torchvision(
+        size, block=blocks.SwinTransformerBlockV2, downsample_layer=blocks.PatchMergingV2
     )
 
 
-def torchvision(size):
-    models = pytest.importorskip('torchvision').models
-    return models.SwinTransformer([4, 4], 16, [1, 2], [1, 2], [2, 2], num_classes=4)
-
-
-def hugging_face(size):
+def hugging_face(size, name='Swin'):
     library = pytest.importorskip('transformers')
-    config = library.SwinConfig(
-        image_size=size, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[1, 2], window_size=2,
-        num_labels=4,
-    )  # fmt: skip
-    return library.SwinForImageClassification(config)
+    options = dict(_TINY, image_size=size, patch_size=4, depths=[1, 2], num_labels=4)
+    return getattr(library, f'{name}ForImageClassification')(
+        getattr(library, f'{name}Config')(**options)
+    )
+
+
+def hugging_face_v2(size):
+    return hugging_face(size, 'Swinv2')
 
 
 #: For each network: the size of the images, the last stage's grid, its windows, what comes first.
@@ -121,10 +136,13 @@ SWINS = {
     'mmpretrain V2': (mmpretrain_v2, (64, 96), (8, 12), 4, True),
     'timm': (timm, (32, 32), (4, 4), 2, False),
     'timm, padded': (timm, (24, 40), (3, 5), 2, False),
+    'timm V2': (timm_v2, (32, 32), (4, 4), 2, False),
     'torchvision': (torchvision, (32, 48), (4, 6), 2, True),
     'torchvision, padded': (torchvision, (24, 40), (3, 5), 2, True),
+    'torchvision V2': (torchvision_v2, (24, 40), (3, 5), 2, True),
     'Hugging Face': (hugging_face, (32, 32), (4, 4), 2, True),
     'Hugging Face, padded': (hugging_face, (40, 24), (5, 3), 2, True),
+    'Hugging Face V2': (hugging_face_v2, (32, 32), (4, 4), 2, True),
 }
 
 
@@ -132,6 +150,11 @@ def swin(name, **options):
     build, size, *arrangement = SWINS[name]
     torch.manual_seed(0)
     model = randomize(build(size, **options).eval(), images(size)).double()
+    for key, parameter in model.named_parameters():
+        if 'norm' in key and key.endswith('weight'):
+            nn.init.uniform_(
+                parameter, 0.5, 1.5
+            )  # Swin V2 begins with 0, which hides its attention
     return model, images(size, 3, seed=2).double(), arrangement
 
 
@@ -145,7 +168,7 @@ def test_several_windows(name):
     maps = LAST(model, inputs, 1)
     for i in range(3):
         close(LAST(model, inputs[i : i + 1], 1)[0], maps[i])
-    if 'Hugging' in name:
+    if name.startswith('Hugging Face') and 'V2' not in name:
         model.set_attn_implementation('eager')
     expected = by_whole_matrices(model, inputs, 1, *arrangement)
     assert expected.std() > 0.1 * expected.mean() > 0
