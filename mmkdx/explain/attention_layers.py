@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmkdx.explain.attention_recorder import Attention
 from mmkdx.explain.layouts import Layout, extra_tokens, patch_grids
+from mmkdx.explain.windows import find_places
 
 
 @dataclass
@@ -29,7 +30,8 @@ class AttentionLayers:
     @property
     def length(self) -> int:
         """The number of tokens."""
-        return self.layers[-1].shape[-1]
+        height, width = self.layout.size
+        return self.layout.extra + height * width
 
 
 def of_latents(rows: Tensor, length: int) -> Tensor:
@@ -56,8 +58,8 @@ def find_attention_layers(
         model (nn.Module): The transformer.
         inputs (Tensor): The images (N, C, H, W).
         attentions (list[Attention]): What ``AttentionRecorder`` recorded.
-        stage (bool): Whether to take the last stage alone, whose map must be one window. Defaults to
-            False (all attentions).
+        stage (bool): Whether to take the last stage alone, whose attentions may be in windows. Defaults
+            to False (all attentions).
         pooling (bool): Whether the last attention may be that of a pooling head. Defaults to True.
 
     Raises:
@@ -67,14 +69,14 @@ def find_attention_layers(
     kind, size, grids = type(model).__name__, tuple(inputs.shape[2:]), patch_grids(model, inputs)
     last = attentions[-1] if attentions else None
     if stage and last:
-        layers = [*takewhile(lambda each: each.shape == last.shape, reversed(attentions))][::-1]
-        layout = Layout.of_stage(last.shape[-1], grids)
-        if not all(_is_whole(each, inputs) for each in layers) or layout is None:
+        found = _last_stage(inputs, attentions, grids)
+        if found is None:
             raise ValueError(
-                f"{name}.stage is 'last', and the last stage of {kind} does not attend in one window "
-                f'to all positions of an image of {size} pixels; use GradCAM'
+                f"{name}.stage is 'last', and the last stage of {kind} does not attend to the positions "
+                f'of an image of {size} pixels in one window, or in several that share no position; '
+                'use GradCAM'
             )
-        return AttentionLayers(layers, None, layout)
+        return found
     pool = last if pooling and last and last.shape[-2] != last.shape[-1] else None
     layers = attentions[:-1] if pool else attentions
     whole = all(_is_whole(each, inputs) for each in layers)
@@ -83,7 +85,7 @@ def find_attention_layers(
         raise ValueError(
             f'{name} needs a transformer whose layers all attend from every token to every token of '
             f'the image, and {kind} {"has" if attentions else "calls"} no such attention; use GradCAM, '
-            "or for local attention whose last stage is one window GradientRollout with stage='last'"
+            "or for attention in windows GradientRollout with stage='last'"
         )
     (length,), extra = lengths, extra_tokens(model)
     layout = Layout.of_tokens(length, size, extra, grids)
@@ -125,6 +127,24 @@ def check_dropout(name: str, model: nn.Module, attentions: list[Attention]) -> N
             f'{name}: the attention of {type(model).__name__} has dropout inside a fused kernel, which '
             'hides what it dropped; set its rate to 0, or call model.eval()'
         )
+
+
+def _last_stage(
+    inputs: Tensor, attentions: list[Attention], grids: set[tuple[int, int]]
+) -> AttentionLayers | None:
+    last = attentions[-1]
+    layers = [*takewhile(lambda each: each.shape == last.shape, reversed(attentions))][::-1]
+    layout = Layout.of_stage(last.shape[-1], grids)
+    if layout and all(_is_whole(each, inputs) for each in layers):
+        return AttentionLayers(layers, None, layout)
+    # What follows a window takes all positions of the stage
+    count = last.positions[1:]
+    layers = [*takewhile(lambda each: each.positions[1:] == count, reversed(attentions))][::-1]
+    for each in layers:
+        each.places = find_places(each)
+    layout = Layout.of_stage(count[0], grids) if count else None
+    found = layout and all(each.places is not None for each in layers)
+    return AttentionLayers(layers, None, layout) if found else None
 
 
 def _is_whole(attention: Attention, inputs: Tensor) -> bool:

@@ -25,13 +25,18 @@ class Attention:
         dropout (float): The rate of dropout inside a fused kernel, whose mask is unknown.
         positions (list[int]): How many positions of an image the next two layers take, commonly the
             projection of the result and an MLP. They are as many as queries, but for attention over
-            channels and in a padded window.
+            channels and in windows.
+        tokens (Tensor, optional): In these cases, what the second of the layers takes, with a graph.
+        places (Tensor, optional): The place of each token of an image among the queries of its windows;
+            see ``find_places``. Defaults to None (a single window of all tokens).
     """
 
     output: Tensor
     batch: int
     dropout: float = 0.0
     positions: list[int] = field(default_factory=list)
+    tokens: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,6 +155,9 @@ class AttentionRecorder(TorchFunctionMode):
             if len(last.positions) < 2 and taken.dim() > 2:
                 width = taken.shape[-1 if func is F.linear else 1]
                 last.positions.append(taken.numel() // (width * last.batch))
+                local = any(each != last.shape[2] for each in last.positions)
+                if len(last.positions) == 2 and local and taken.requires_grad:
+                    last.tokens = taken
         result = func(*args, **kwargs)
         if func in (F.softmax, torch.softmax, Tensor.softmax):
             dim = kwargs.get('dim', args[1] if len(args) > 1 else None)

@@ -19,6 +19,7 @@ from mmkdx.explain.attention_layers import (
 from mmkdx.explain.attention_recorder import AttentionRecorder
 from mmkdx.explain.base import Explainer
 from mmkdx.explain.targets import Scores, Targets
+from mmkdx.explain.windows import multiply, to_tokens
 from mmkdx.functional import full_precision
 from mmkdx.registry import EXPLAINERS
 
@@ -31,7 +32,8 @@ class GradientRollout(Explainer):
     tokens that the head reads. Maps are not negative. Scores that are c times as large do not have maps
     that are c times as large: the shape of a map depends on the scale of the logits.
 
-    The network runs with its own kernels. All tokens must attend to all, or all in the last stage.
+    The network runs with its own kernels. All tokens must attend to all tokens, or in the last stage to
+    those of a window.
 
     Source: Chefer, Gur and Wolf, "Generic attention-model explainability for interpreting bi-modal and
     encoder-decoder transformers", ICCV 2021, without the identity's share in the read-out.
@@ -42,8 +44,8 @@ class GradientRollout(Explainer):
             'mean', all tokens of the image; 'auto', all tokens that move the score behind the last
             layer, or the attention of a pooling head. Where both extra tokens and the image's count,
             each has half of the weight. Defaults to 'auto'.
-        stage (str, optional): 'last' for the last stage alone, which a network with local attention
-            needs; its map must be one window. Defaults to None (all layers).
+        stage (str, optional): 'last' for the last stage alone, which a network with attention in windows
+            needs. Windows may be shifted and padded. Defaults to None (all layers).
         detach (str): What a loss takes for constant: 'none', or 'gradient' for G, which costs less.
             Defaults to 'none'.
         differentiable (bool): See ``Explainer``. With ``detach='gradient'`` the model keeps its own
@@ -111,7 +113,8 @@ class GradientRollout(Explainer):
             # From the last layer to the first: a row costs less than a product of matrices
             for attention, gradient in reversed([*zip(found.layers, layers)]):
                 if gradient is not None:  # its result may be read by nobody
-                    row = row + row @ attention.relevance(gradient, not self.twice)
+                    relevance = attention.relevance(gradient, not self.twice)
+                    row = row + multiply(row, relevance, attention)
             return [found.layout.to_map((row - start).mT)[:, 0]]
 
     def _start(self, model: nn.Module, found: AttentionLayers, by_output: Tensor) -> Tensor:
@@ -119,6 +122,7 @@ class GradientRollout(Explainer):
         gradient = found.layers[-1].by_head(by_output.detach())
         # Behind the last attention tokens do not mix, so that the head reads those that move the score
         read = gradient.ne(0).any(3).any(1)[:, None].to(full_precision(gradient).dtype)
+        read = to_tokens(read, found.layers[-1])
         extra, image = read.split([found.layout.extra, read.shape[2] - found.layout.extra], 2)
         if self.readout == 'class':
             if not extra.any():

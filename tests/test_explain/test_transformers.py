@@ -163,12 +163,3 @@ def test_a_pooling_head_that_nobody_reads():
     maps = GradientRollout()(model, inputs, 1)
     torch.testing.assert_close(maps, GradientRollout(readout='mean')(model, inputs, 1))
     assert LeGrad()(model, inputs, 1).shape == maps.shape == (2, 4, 4)
-
-
-def test_padded_windows():
-    """Swin pads a map that is smaller than its windows, here one of 4 x 4 to 8 x 8."""
-    models = pytest.importorskip('torchvision').models
-    model = models.SwinTransformer([4, 4], 16, [1, 2], [1, 2], [8, 8], num_classes=4).eval()
-    for explainer in (GradientRollout(), GradientRollout(stage='last'), AttentionRollout()):
-        with pytest.raises(ValueError, match='use GradCAM'):
-            explainer(model, images(32), 1)
