@@ -55,13 +55,14 @@ def write_page(
                 curves.setdefault(name, {})[run] = points
     findings = study(found) if findings is None else findings
     sentences = paragraph(findings)
-    answer = [each.text for each in sentences if each.rule in FIRST]
+    # A class or group that changed belongs into it, and what could have been found does not
+    answer = [s.text for s in sentences if s.rule in FIRST or 'changed' in s.numbers]
     write_file(folder / 'verdict.txt', textwrap.fill(' '.join(answer), 100) + '\n')
     return write_report(
         folder / 'report.html',
         title=title,
         answer=answer,
-        details=[each.text for each in sentences if each.rule not in FIRST],
+        details=[each.text for each in sentences if each.text not in answer],
         tiles=tiles(findings),
         facts={
             **facts,
