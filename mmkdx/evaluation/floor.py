@@ -32,9 +32,12 @@ class FloorMeter:
 
     def process(self, batch: ExplainedBatch, model: Explained, subject: Subject) -> None:
         """Measures noise in place of the maps of a model of a batch, and keeps the values."""
-        batch = replace(batch, models=dict(student=noisy(batch, model, subject)))
+        noise = dict(student=noisy(batch, model, subject))
+        taught = {name: each for name, each in batch.models.items() if name == 'teacher'}
         for metric in self._copies:
-            metric.process(batch)
+            # Others would measure the teacher once more
+            models = noise | taught if metric.needs_teacher else noise
+            metric.process(replace(batch, models=models))
 
     def evaluate(self) -> tuple[dict[str, Floor], dict[int, dict[str, float]]]:
         """Each score's floor, on every rank, and each image's values of noise, on the main rank.
@@ -83,7 +86,8 @@ def image_agreement(
         scores (Mapping[str, Score]): The scores by name.
         metrics (Sequence[ScoreMetric]): The metrics that yielded them.
     """
-    judging = [each for each in metrics if getattr(each, 'has_floor', False)]
+    # Agreement with a teacher does not judge a map by itself
+    judging = [m for m in metrics if getattr(m, 'has_floor', False) and not m.needs_teacher]
     names = [name for each in judging for name in each.judging() if name in scores]
     values = {
         name: [row.get(name, float('nan')) for row in rows.values()]

@@ -63,6 +63,9 @@ class MapAgreement(ExplanationMetric):
         prediction_agreement='Share of images for which both models predict the same class.',
     )
 
+    has_floor = True
+    no_floor = ('prediction_agreement',)
+    better = dict.fromkeys(meanings, 'higher') | dict(js_divergence='lower')
     # Predictions count whatever the maps; scores of degenerate maps become NaN here
     counts_degenerate = True
 

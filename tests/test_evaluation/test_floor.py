@@ -79,6 +79,25 @@ def test_the_floor_is_what_noise_of_the_maps_size_gets(model):
     assert not {'floor_image', 'floor_free', 'floor_degenerate'} & set(found.rows[0])
 
 
+def test_agreement_with_a_teacher_stands_beside_that_of_noise(model):
+    teacher = convolution(1)
+    options = dict(teacher=teacher, metrics=['MapAgreement', 'Corner'], target='label')
+    found = evaluate(model, **options)
+    spec = dict(student=dict(type='RandomMap', size=4), teacher='GradCAM')
+    noise = evaluate(model, explainer=spec, **options)
+    names = {'cosine', 'pearson', 'spearman', 'ssim', 'js_divergence', 'topk_iou'}
+    assert set(found.floors) == names | {'high', 'low'}
+    for name in names:
+        floor, sign = found.floors[name], -1 if name == 'js_divergence' else 1
+        assert floor.value == pytest.approx(noise.scores[name].value, abs=1e-6)
+        gap = found.scores[name].value - noise.scores[name].value
+        assert floor.difference == pytest.approx(sign * gap, abs=1e-6)
+        assert floor.n == found.scores[name].n == noise.scores[name].n
+        assert floor.low < floor.difference < floor.high
+    # The agreement of scores is of those that judge a map by itself
+    assert set(found.metric_agreement) == {('high', 'low')}
+
+
 def test_a_map_of_noise_is_on_the_floor(model):
     found = evaluate(model, explainer='RandomMap')
     for floor in found.floors.values():
