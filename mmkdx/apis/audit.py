@@ -158,7 +158,7 @@ def evaluate_models(
         raise ValueError('none of the models has test images; name a run or config by --data')
     loader = load_test_images(source, groups, changes)
     names = class_names(loader.dataset)
-    # Random maps cost next to nothing, and nobody sees them
+    # Random maps of a given size take no forward, and nobody sees them
     silent = dict(explainer=dict(type='RandomMap', size=2), metrics=())
     shown = dict(explainer=explainer, metrics=['MapAgreement'])
     evaluate = partial(

@@ -179,7 +179,7 @@ def compare_methods(
     guide: np.ndarray | None = None
     for (name, _), each in named.items():
         student = load_student(each, names).to(device)
-        # Random maps cost next to nothing, and nobody sees them
+        # Random maps of a given size take no forward, and nobody sees them
         plain = _evaluate(
             student, loader, None if guide is not None else spec, dict(type='RandomMap', size=2)
         )
@@ -305,6 +305,7 @@ def _evaluate(
         num_samples=num_samples,
         show_samples=show_samples,
         telling=False,
+        floor=False,
         unicam=False,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmkdx.arguments import one_of
-from mmkdx.evaluation.evaluator import Evaluation
+from mmkdx.evaluation.result import Evaluation
 from mmkdx.visualization.records import MODELS
 
 #: The values of a model that an audit reads, by the names of an evaluation's rows.

@@ -27,11 +27,13 @@ class FloorMeter:
     """
 
     def __init__(self, metrics: Sequence[ScoreMetric]) -> None:
-        self.metrics = [each for each in metrics if getattr(each, 'has_floor', False)]
+        self.metrics = [each for each in metrics if each.has_floor]
         self._copies = [copy.deepcopy(each) for each in self.metrics]
 
     def process(self, batch: ExplainedBatch, model: Explained, subject: Subject) -> None:
         """Measures noise in place of the maps of a model of a batch, and keeps the values."""
+        if not self.metrics:
+            return
         noise = dict(student=noisy(batch, model, subject))
         taught = {name: each for name, each in batch.models.items() if name == 'teacher'}
         for metric in self._copies:
@@ -87,7 +89,7 @@ def image_agreement(
         metrics (Sequence[ScoreMetric]): The metrics that yielded them.
     """
     # Agreement with a teacher does not judge a map by itself
-    judging = [m for m in metrics if getattr(m, 'has_floor', False) and not m.needs_teacher]
+    judging = [m for m in metrics if m.has_floor and not m.needs_teacher]
     names = [name for each in judging for name in each.judging() if name in scores]
     values = {
         name: [row.get(name, float('nan')) for row in rows.values()]

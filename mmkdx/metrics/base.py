@@ -164,6 +164,8 @@ class ScoreMetric(BaseMetric):
     meanings: dict[str, str] = {}
     #: Whether it compares a student with its teacher and so needs one.
     needs_teacher = False
+    #: Whether its values judge a map, so that those of noise are their floor.
+    has_floor = False
     #: Whether it measures batches of a student and a base model (``PairedBatch``).
     needs_base = False
 
@@ -241,8 +243,6 @@ class ExplanationMetric(ScoreMetric):
 
     #: Whether the protocol counts zero and constant maps; else their values become NaN.
     counts_degenerate = False
-    #: Whether the values of ``measure`` judge a map, so that those of noise are their floor.
-    has_floor = False
     #: The names of values that do not judge the model's own map, so that they have no floor.
     no_floor: tuple[str, ...] = ()
     #: With ``has_floor`` after ``evaluate`` on the main rank: the values of each row as measured.

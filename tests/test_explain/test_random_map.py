@@ -104,3 +104,15 @@ def test_mistakes_are_refused():
         RandomMap(seed=-1)
     with pytest.raises(ValueError, match='differentiable'):
         build_explainer(dict(type='RandomMap', differentiable=True))
+
+
+def test_noise_of_a_given_size_for_known_classes_runs_no_model():
+    class Unused(nn.Module):
+        def forward(self, x):
+            raise AssertionError('the model was run')
+
+    explainer, x, targets = RandomMap(4), images(), torch.tensor([0, 3, 1])
+    same(explainer(Unused(), x, targets), explainer(Plain(), x, targets.tolist()))
+    for wrong in (torch.tensor([0, 1]), torch.tensor([0, -1, 1])):
+        with pytest.raises(ValueError, match='target'):
+            explainer(Plain(), x, wrong)
