@@ -2,6 +2,6 @@
 _base_ = [
     '../_base_/models/resnet18_digits.py',
     '../_base_/datasets/digits_bs32.py',
-    '../_base_/schedules/digits_12e.py',
+    '../_base_/schedules/digits_7e.py',
     '../_base_/digits_runtime.py',
 ]

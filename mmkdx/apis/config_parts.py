@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmkdx.apis.config_text import Method, Reference, config_text
+from mmkdx.apis.config_text import Reference, config_text
+from mmkdx.apis.methods import Method
 from mmkdx.apis.user_networks import Network
 from mmkdx.datasets.survey import Survey
 from mmkdx.distillation.models import weights_source

@@ -1,10 +1,10 @@
-"""The text of a config, in the layout of ruff, and the terms of the methods that a config can have."""
+"""The text of a config, in the layout of ruff."""
 
 from __future__ import annotations
 
 import keyword
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmkdx.files import printable
 
@@ -13,76 +13,6 @@ WIDTH = 100
 
 class Reference(str):
     """A name in a config that stands for a value above it, such as ``val_dataloader``."""
-
-
-class Method(NamedTuple):
-    """A method of distillation as terms for any pair of networks."""
-
-    title: str
-    terms: dict[str, dict]
-    student_weight: float = 1.0
-
-
-def methods(side: int, batch_size: int, num_images: int, epochs: int) -> dict[str, Method]:
-    """The methods that are the same terms for every pair of networks, with published weights.
-
-    Args:
-        side (int): Height and width of the images.
-        batch_size (int): Images in a batch.
-        num_images (int): Images to train on.
-        epochs (int): Epochs of the training.
-    """
-
-    def one(title: str, loss: str, at: str, student_weight: float = 1.0, **options: Any) -> Method:
-        name = loss.removesuffix('Loss').lower()
-        return Method(title, {name: dict(type=loss, at=at, **options)}, student_weight)
-
-    warm_up = dict(type='linear', start_factor=0.05, end=min(20, max(2, epochs // 5)))
-    maps, last = 'cam', 'features'
-    kd = dict(type='KLDivLoss', at='logits', tau=4, weight=0.9)
-    return {
-        'kd': Method('knowledge distillation (Hinton et al., 2015)', dict(kd=kd), 0.1),
-        'dkd': one(
-            *('DKD (Zhao et al., CVPR 2022)', 'DKDLoss', 'logits'),
-            **dict(tau=4, alpha=1.0, beta=8.0, weight=1.0, schedule=warm_up),
-        ),
-        'dist': one('DIST (Huang et al., NeurIPS 2022)', 'DISTLoss', 'logits', tau=1, weight=2.0),
-        'logit-std': one(
-            *('logit standardisation (Sun et al., CVPR 2024)', 'LogitStdLoss', 'logits', 0.1),
-            **dict(tau=2, weight=9.0),
-        ),
-        'cat-kd': one(
-            *('CAT-KD (Guo et al., CVPR 2023)', 'CATLoss', maps),
-            **dict(resolution=2, normalize=False, weight=0.5),
-        ),
-        # The published weights belong to maps that are divided by the number of channels
-        'exp-kd': one(
-            *('Exp-KD (Sun et al., Pattern Recognition 2025)', 'ExpKDLoss', maps),
-            **dict(channel_reduce='sum', weight=1.0),
-        ),
-        'e2kd': Method(
-            'e²KD (Parchami-Araghi et al., ECCV 2024), with labels',
-            dict(kd=kd, e2kd=dict(type='E2KDLoss', at=maps, size=side, weight=5.0)),
-            0.1,
-        ),
-        'at': one('attention transfer (Zagoruyko, ICLR 2017)', 'ATLoss', last, weight=1000.0),
-        'fitnet': one('FitNets (Romero et al., ICLR 2015)', 'FitNetLoss', last, weight=100.0),
-        'sp': one('similarity-preserving (Tung, ICCV 2019)', 'SPLoss', last, weight=3000.0),
-        'vid': one('VID (Ahn et al., CVPR 2019)', 'VIDLoss', last, weight=1.0),
-        'nst': one('NST (Huang and Wang, 2017)', 'NSTLoss', last, weight=50.0),
-        'pkt': one(
-            *('PKT (Passalis and Tefas, ECCV 2018)', 'PKTLoss', 'embedding'),
-            weight=30000 / batch_size,
-        ),
-        'rkd': one(
-            *('RKD (Park et al., CVPR 2019)', 'RKDLoss', 'embedding'),
-            **dict(distance=1.0, angle=2.0, weight=25.0),
-        ),
-        'crd': one(
-            *('CRD (Tian et al., ICLR 2020)', 'CRDLoss', 'embedding'),
-            **dict(num_samples=num_images, weight=0.8),
-        ),
-    }
 
 
 def config_text(head: Sequence[str], parts: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmkdx.apis.config_parts import MAX_BATCH, Plan, student_text, teacher_text
-from mmkdx.apis.config_text import methods
+from mmkdx.apis.methods import methods
 from mmkdx.apis.user_networks import USUAL_SIDE, absolute, class_map, common_side, user_network
 from mmkdx.apis.user_networks import with_weights as network_with_weights
 from mmkdx.arguments import integer, one_of

@@ -1,11 +1,8 @@
-"""Configs as text: in ruff's layout, and the methods that they may have."""
+"""Configs as text, in ruff's layout."""
 
-import pytest
 from processes import is_formatted
-from tiny import LayerNormed, batch, classifier, distiller, total
 
-from mmkdx.apis.config_text import Reference, config_text, methods, render
-from mmkdx.apis.new_config import METHODS
+from mmkdx.apis.config_text import Reference, config_text, render
 
 VALUES = [
     *(0.1, 1e-5, 7, None, True, 'text', "it's", '', [], (), {}, (1,), ['a', (2, 3)]),
@@ -40,30 +37,3 @@ def test_a_comment_stays_a_comment():
 
 def test_a_reference_is_a_name():
     assert render(dict(a=Reference('val_dataloader'))) == 'dict(a=val_dataloader)'
-
-
-@pytest.mark.parametrize('name', METHODS)
-def test_each_method_is_a_step(name):
-    """Between a network of one linear layer and one with a norm in its head."""
-    method = methods(side=16, batch_size=6, num_images=30, epochs=3)[name]
-    student = classifier(4)
-    model = distiller(
-        method.terms, student=student, teacher=dict(model=LayerNormed()), input_size=16
-    )
-    images, samples = batch(6, 16)
-    for i, sample in enumerate(samples):
-        sample.set_metainfo(dict(sample_idx=i))
-    losses = model(images, samples, mode='loss')
-    total(losses).backward()
-    assert all(f'loss_{term}' in losses for term in method.terms)
-    assert any(p.grad.abs().sum() > 0 for p in model.student.parameters())
-    assert method.student_weight in (0.1, 1.0) and '(' in method.title
-
-
-def test_numbers_of_methods_follow_the_data():
-    found = methods(side=96, batch_size=50, num_images=1234, epochs=40)
-    assert found['pkt'].terms['pkt']['weight'] == 600
-    assert found['crd'].terms['crd']['num_samples'] == 1234
-    assert found['e2kd'].terms['e2kd']['size'] == 96
-    ends = [methods(1, 1, 1, n)['dkd'].terms['dkd']['schedule']['end'] for n in (1, 40, 500)]
-    assert ends == [2, 8, 20]

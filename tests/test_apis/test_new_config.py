@@ -12,8 +12,8 @@ from PIL import Image
 from processes import is_formatted
 
 from mmkdx.apis.config_keys import check_keys
-from mmkdx.apis.config_text import methods
 from mmkdx.apis.dry_run import build_from_config, build_rest, one_step, synthetic_batch
+from mmkdx.apis.methods import methods
 from mmkdx.apis.new_config import new_config
 from mmkdx.registry import DATASETS
 

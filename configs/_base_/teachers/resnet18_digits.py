@@ -1,4 +1,4 @@
 teacher = dict(
     model='mmkdx::digits/resnet18_digits.py',
-    checkpoint='work_dirs/resnet18_digits/epoch_12.pth',
+    checkpoint='work_dirs/resnet18_digits/epoch_7.pth',
 )
