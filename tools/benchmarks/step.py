@@ -225,7 +225,7 @@ class Case:
             else:
                 loss = F.mse_loss(own, truth)
             alone = F.cross_entropy(logits, self.labels)
-            return logits, self.distiller.student_weight * alone, term.weight * loss
+            return logits, self.distiller.student_weight * alone, term.weight.number * loss
 
         def loop(meters: bool) -> Run:
             student = copy.deepcopy(self.distiller.student)
@@ -255,7 +255,7 @@ class Case:
         from torchdistill.core.distillation import get_distillation_box
 
         loss = dict(
-            temperature=term.loss.tau, alpha=self.distiller.student_weight, beta=term.weight
+            temperature=term.loss.tau, alpha=self.distiller.student_weight, beta=term.weight.number
         )
         for side in ('student', 'teacher'):
             loss |= {f'{side}_module_path': '.', f'{side}_module_io': 'output'}
