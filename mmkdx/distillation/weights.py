@@ -15,6 +15,9 @@ from mmkdx.distillation import checks
 from mmkdx.distillation.balance import LossScale, gradient_ratio
 from mmkdx.functional.schedules import schedule as build_schedule
 
+#: What weights log, each as ``<term>.<key>``.
+MEASURED = ('weight', 'cosine', 'conflict', 'grad_ratio')
+
 
 class TermWeight(nn.Module):
     """A constant weight, whose schedule multiplies it.
