@@ -58,8 +58,8 @@ def said(monkeypatch):
 
 
 def close(value, expected, tolerance=1e-11):
-    value, expected = (float(torch.as_tensor(each).detach()) for each in (value, expected))
-    return value == pytest.approx(expected, rel=tolerance, abs=tolerance)
+    value, expected = (torch.as_tensor(each, dtype=torch.float64) for each in (value, expected))
+    return value.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
 
 
 def term(weight='auto', **options):
