@@ -207,7 +207,8 @@ class AutoWeight(TermWeight):
         self._follow()
 
     def __str__(self) -> str:
-        return f'auto, ratio {self.ratio:g}' + (f': {self.number:g}' if self.frozen else '')
+        number = f': {self.number:g}' if self.frozen else ''
+        return f'auto at {self.at}, ratio {self.ratio:g}{number}'
 
 
 def build_weight(weight: Any, schedule: dict | None, allow_negative: bool) -> TermWeight:

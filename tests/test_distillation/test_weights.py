@@ -757,8 +757,9 @@ def test_checkpoints_without_reentrance_can_be_measured():
 
 def test_the_dry_run_shows_the_kind_of_weight():
     model = auto_model(ratio=0.5, steps=1)
-    assert [row[7] for row in term_rows(model, (8, 8))] == ['auto, ratio 0.5'] * 2
+    texts = ['auto at logits, ratio 0.5', 'auto at backbone.stem, ratio 0.5']
+    assert [row[7] for row in term_rows(model, (8, 8))] == texts
     train(model, 1)
     number = model.terms.kd.weight.number
-    assert term_rows(model, (8, 8))[0][7] == f'auto, ratio 0.5: {number:g}'
+    assert term_rows(model, (8, 8))[0][7] == f'{texts[0]}: {number:g}'
     assert str(TermWeight(value=0.25)) == '0.25'

@@ -219,7 +219,7 @@ def test_weights_are_timed_while_they_are_measured_and_afterwards(benchmark, mon
     file, weights = write(tmp_path, 'x_a_b', KD), {}
 
     def measure(runs, device, rounds, budget, block):
-        for name, each in runs.items():
+        for each in runs.values():
             for _ in range(2):
                 each()
         times = dict(constant=2.0, before=2.1, after=2.0)
@@ -240,7 +240,9 @@ def test_weights_are_timed_while_they_are_measured_and_afterwards(benchmark, mon
     file.rename(tmp_path / f'configs/x_{benchmark.PAIR}.py')
     (tmp_path / 'teacher.py').rename(tmp_path / 'configs/teacher.py')
     row = benchmark.time_weights
-    monkeypatch.setattr(benchmark, 'time_weights', lambda *args: rows.append(row(*args)) or rows[-1])
+    monkeypatch.setattr(
+        benchmark, 'time_weights', lambda *args: rows.append(row(*args)) or rows[-1]
+    )
     rows = []
     run(benchmark, monkeypatch, '--weights', '--seconds', 0)
     assert rows == [['2000.0', '+5.00 ± 0.00 %', '+0.00 ± 0.00 %']]
