@@ -216,7 +216,9 @@ def test_losses_stand_beside_kd_on_one_pair(benchmark, monkeypatch):
 
 
 def test_weights_are_timed_while_they_are_measured_and_afterwards(benchmark, monkeypatch, tmp_path):
-    file, weights = write(tmp_path, 'x_a_b', KD), {}
+    weights, rows = {}, []
+    (tmp_path / 'configs').mkdir()
+    write(tmp_path / 'configs', f'x_{benchmark.PAIR}', KD)
 
     def measure(runs, device, rounds, budget, block):
         for each in runs.values():
@@ -236,14 +238,10 @@ def test_weights_are_timed_while_they_are_measured_and_afterwards(benchmark, mon
     monkeypatch.setattr(benchmark.Case, '_step', noted)
     monkeypatch.setattr(benchmark, 'ROOT', tmp_path)
     monkeypatch.setattr(benchmark, 'WEIGHTS', {'KD': ('x', 'features')})
-    (tmp_path / 'configs').mkdir()
-    file.rename(tmp_path / f'configs/x_{benchmark.PAIR}.py')
-    (tmp_path / 'teacher.py').rename(tmp_path / 'configs/teacher.py')
     row = benchmark.time_weights
     monkeypatch.setattr(
         benchmark, 'time_weights', lambda *args: rows.append(row(*args)) or rows[-1]
     )
-    rows = []
     run(benchmark, monkeypatch, '--weights', '--seconds', 0)
     assert rows == [['2000.0', '+5.00 ± 0.00 %', '+0.00 ± 0.00 %']]
     constant, before, after = weights.values()
