@@ -60,6 +60,7 @@ def run_config(work_dir: Path, **changes) -> Config:
                             type='KLDivLoss',
                             at='logits',
                             tau=2,
+                            weight=dict(type='auto', steps=3 * EPOCHS, at='features'),
                             schedule=dict(type='linear', end=EPOCHS),
                         ),
                         fit=dict(type='MSELoss', at='features'),

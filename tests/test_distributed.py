@@ -29,7 +29,9 @@ def train(norm, student_weight):
             kd=dict(type='KLDivLoss', at='logits', tau=2),
             cat=dict(type='CATLoss', at='cam'),
             at=dict(type='ATLoss', at='features'),
-            fit=dict(type='MSELoss', at='features', weight=0.1)),
+            fit=dict(
+                type='MSELoss', at='features',
+                weight=dict(type='auto', ratio=0.1, steps=3) if student_weight else 0.1)),
         student=classifier(4, norm=norm != 'none'), teacher=dict(model=classifier(8)),
         student_weight=student_weight).train()
     if norm == 'frozen':

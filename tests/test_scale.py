@@ -304,7 +304,7 @@ def test_schedules_and_averages_count_iterations_under_accumulation(tmp_path):
     kd = [line['loss_kd'] for line in logged]
     # After the first two iterations the student is still its own average, and from then on it is not
     assert kd[0] == 0 and kd[1] < 1e-9 and min(kd[2:]) > 1e-7
-    assert [runner.model.terms.kd.schedule.at(i) for i in range(4)] == pytest.approx(
+    assert [runner.model.terms.kd.weight.schedule.at(i) for i in range(4)] == pytest.approx(
         [0, 1 / 3, 2 / 3, 1]
     )
 

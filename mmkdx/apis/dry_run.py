@@ -185,8 +185,8 @@ def term_rows(distiller: Distiller, size: Sequence[int]) -> list[list[str]]:
                 f'{at} of teacher {term.teacher}' if term.teacher else at,
                 shape(teacher) if term.taught else '-',
                 f'{own:,}' if own else '-',
-                f'{term.weight:g}',
-                str(term.schedule or 'constant'),
+                str(term.weight),
+                str(term.weight.schedule or 'constant'),
             ]
         )
     return rows

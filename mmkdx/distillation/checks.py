@@ -17,6 +17,7 @@ from mmkdx.distillation.places import Labels, names_of
 from mmkdx.functional import ClassMaps
 from mmkdx.models.families import describe, image_channels
 from mmkdx.models.flow import Flow
+from mmkdx.models.path_tap import find_tap
 
 if TYPE_CHECKING:
     from mmkdx.distillation.terms import Term
@@ -78,12 +79,58 @@ def term_config(name: str, config: Any) -> None:
         )
 
 
-def weight(term: Term, allow_negative: bool) -> None:
+def weight(key: str, value: float, allow_negative: bool) -> None:
     """Refuses a weight below 0 unless it is meant."""
-    if term.weight < 0 and not allow_negative:
+    if value < 0 and not allow_negative:
         raise ValueError(
-            f'weight is {term.weight:g}, which trains the student away from what the loss asks for; set '
+            f'{key} is {value:g}, which trains the student away from what the loss asks for; set '
             'allow_negative=True in the term if you mean it'
+        )
+
+
+def weight_options(given: Mapping, known: Sequence[str]) -> None:
+    """Refuses options that a kind of weight does not have."""
+    if unknown := sorted(set(map(str, given)) - set(known)):
+        raise ValueError(f'weight has {", ".join(unknown)}; it takes {", ".join(known)}')
+
+
+def measured_tap(term: Term, student_weight: float) -> None:
+    """Refuses a weight whose gradients cannot be compared at its tap."""
+    own_loss(term, student_weight > 0)
+    tap = term.weight.at
+    if not isinstance(tap, str) or find_tap(tap).of_weights:
+        what = 'weights of the student' if isinstance(tap, str) else 'no single tensor'
+        raise ValueError(
+            f'{term.key}.weight.at: gradients are compared at one tap, and {tap!r} holds {what}; set at '
+            "in the weight's options, such as at='features'"
+        )
+
+
+def own_loss(term: Term, there: bool) -> None:
+    """Refuses to compare a term's gradient with that of no loss."""
+    if not there:
+        raise ValueError(
+            f"{term.key}.weight compares the term's gradient with that of the student's own loss, and "
+            'student_weight is 0; set a number as weight, or student_weight above 0'
+        )
+
+
+def measured(term: Term, value: Tensor) -> None:
+    """Refuses a tap at which no gradient is known."""
+    if not value.requires_grad:
+        raise ValueError(
+            f'{term.key}.weight: what stands at tap {term.weight.at!r} is made of frozen parameters, so '
+            'there is no gradient to compare'
+        )
+
+
+def reached(term: Term, own: bool, distilled: bool) -> None:
+    """Refuses a tap on which one of the two losses does not depend."""
+    if not (own and distilled):
+        what = f'{term.loss_name} of the term' if own else "the student's own loss"
+        raise ValueError(
+            f'{term.key}.weight: {what} does not depend on what is at tap {term.weight.at!r}; set at in '
+            "the weight's options to a tap before both losses, such as 'features' or a module's path"
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmkdx.arguments import flag, number, size
 from mmkdx.distillation import checks
+from mmkdx.distillation.balance import Balance, measured_taps
 from mmkdx.distillation.checkpoint import from_checkpoint, to_checkpoint
 from mmkdx.distillation.finite_watch import FiniteWatch
 from mmkdx.distillation.labels import index_of, labels_of
@@ -90,7 +91,7 @@ class Distiller(BaseModel):
         checks.terms(terms, self.teachers, student_weight, built)
         built_terms = {name: build_term(name, config) for name, config in (terms or {}).items()}
         self.terms = nn.ModuleDict(built_terms)
-        self._watch = FiniteWatch()
+        self._watch, self._balance = FiniteWatch(), Balance()
         #: The image sizes for which the terms are checked.
         self._probed: set[tuple[int, ...]] = set()
         if input_size is None:
@@ -147,7 +148,7 @@ class Distiller(BaseModel):
         mode = 'loss' if self.student_weight else 'tensor'
         with self._taps.record(self.student) as student:
             output = self.student(inputs, data_samples, mode=mode)
-        losses, terms, logs = {}, {}, {}
+        losses, terms = {}, {}
         if self.student_weight:
             for key, value in output.items():
                 # The prefix keeps a head's key `loss` from hiding mmengine's total of that name
@@ -155,9 +156,7 @@ class Distiller(BaseModel):
         for name, term in self.terms.items():
             given = dict(index=index, inputs=inputs, **self._models(term))
             terms[name] = term(*term.values(student, truth), labels, **given)
-            if self.training and torch.is_grad_enabled():
-                checks.gradients(term, student, terms[name])
-            logs.update({f'{name}.{key}': value for key, value in term.loss.logs.items()})
+        terms, logs = self._balance(self.terms, terms, losses, student, self.training)
         named = {f'terms.{name}': value for name, value in terms.items()}
         self._watch({'images': inputs, **losses, **named})
         if not self.student_weight:
@@ -205,7 +204,8 @@ class Distiller(BaseModel):
             checks.teacher(term, len(self.teachers))
         terms = list(self.terms.values())
         taps, explained = _taps([(term, term.student_tap) for term in terms])
-        self._taps = TapSet(taps, 'student', explained)
+        measured = measured_taps(terms, self.student_weight)
+        self._taps = TapSet({**measured, **taps}, 'student', explained, measured=measured)
         for i, teacher in enumerate(self.teachers):
             taught = [term for term in terms if term.taught and term.teacher == i]
             taps, explained = _taps([(term, term.teacher_tap) for term in taught])

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmkdx.arguments import errors_named, flag, integer, number, one_of
+from mmkdx.arguments import errors_named, integer, one_of
 from mmkdx.distillation import checks
 from mmkdx.distillation.adapters import Adapter
 from mmkdx.distillation.labels import multi_hot
 from mmkdx.distillation.models import build_part
 from mmkdx.distillation.places import Labels, Value, places, shape_text, value_at
 from mmkdx.distillation.teacher_target import TeacherTarget
+from mmkdx.distillation.weights import build_weight
 from mmkdx.functional import ClassMaps, full_precision, no_autocast
 from mmkdx.functional.class_maps import first_tensor, map_tensors
-from mmkdx.functional.schedules import schedule as build_schedule
 
 
 class Term(nn.Module):
@@ -34,7 +34,8 @@ class Term(nn.Module):
             compares several places at once takes a list of taps for each. Without a teacher it is a tap
             or a list of taps.
         adapter (str, optional): 'auto', 'orthogonal', or None for no adapter. Defaults to 'auto'.
-        weight (float): The weight. Defaults to 1.
+        weight (float | str | dict): The weight, 'auto', or the options of either; see
+            ``mmkdx.distillation.weights``. Defaults to 1.
         allow_negative (bool): Whether the weight may be below 0, which trains the student away from what
             the loss asks for. Defaults to False, as that is nearly always a slip.
         schedule (dict, optional): The arguments of ``WeightSchedule``. Defaults to None (constant).
@@ -54,7 +55,7 @@ class Term(nn.Module):
         type: str | type[nn.Module],
         at: str | Sequence[str | Sequence[str]],
         adapter: str | None = 'auto',
-        weight: float = 1.0,
+        weight: float | str | dict = 1.0,
         allow_negative: bool = False,
         schedule: dict | None = None,
         teacher: int = 0,
@@ -62,11 +63,9 @@ class Term(nn.Module):
         **loss_args: Any,
     ) -> None:
         super().__init__()
-        self.weight = number('weight', weight)
-        checks.weight(self, flag('allow_negative', allow_negative))
+        self.weight = build_weight(weight, schedule, allow_negative)
         self.bridge = one_of('adapter', adapter, ('auto', 'orthogonal', None))
         self.teacher = integer('teacher', teacher, 0)
-        self.schedule = None if schedule is None else build_schedule('schedule', schedule)
         self.key = f'terms.{name}'
         self.loss = build_part(dict(type=type, **loss_args))
         self.loss_name = self.loss.__class__.__name__
@@ -158,7 +157,7 @@ class Term(nn.Module):
     def forward(
         self, student: Value, teacher: Value = None, target: Labels | None = None, **given: Any
     ) -> Tensor:
-        """The weighted loss, a scalar, computed in fp32.
+        """The loss before its weight, a scalar, computed in fp32.
 
         Args:
             student (Tensor | ClassMaps | list): What the student's tap holds.
@@ -187,7 +186,7 @@ class Term(nn.Module):
                 teacher = self.teacher_target(teacher, target)
             loss = self.loss(*(student, teacher)[: 1 + self.taught], **given)
         checks.scalar(self, loss)
-        return loss * (self.weight * (self.schedule() if self.schedule else 1.0))
+        return loss
 
 
 def _full_precision(value: Value) -> Value:

@@ -35,6 +35,7 @@ class TapSet:
         explained (Collection[str]): The taps by which gradients of later ones can be taken: from them on
             a graph is recorded, also without parameters that need one.
         size_key (str): The config key of the size of its images. Defaults to 'model.input_size'.
+        measured (Collection[str]): The taps by which gradients of the model's own loss are taken.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class TapSet:
         owner: str,
         explained: Collection[str] = (),
         size_key: str = 'model.input_size',
+        measured: Collection[str] = (),
     ) -> None:
         self.names = dict(names)
         self.owner = owner
-        self.explained = frozenset(explained)
+        self.explained, self.measured = frozenset(explained), frozenset(measured)
         self.size_key = size_key
         # After ``resolve``: where each tap is, and the module whose weights are a part of its value
         self.taps: dict[str, Tap] = {}
@@ -102,6 +104,7 @@ class TapSet:
         values: dict[str, Any] = {}
         seen: dict[Tap, Any] = {}
         explained = {self.taps[name] for name in self.explained}
+        kept = explained | {self.taps[name] for name in self.measured}
 
         def read(tap: Tap, value: Any) -> Tensor | None:
             if tap in explained:
@@ -109,9 +112,9 @@ class TapSet:
                 value = value if value.requires_grad else value.detach().requires_grad_()
             overwritten = tap in self._overwritten and isinstance(value, Tensor)
             copied = value.clone() if overwritten else value
-            # The graph begins at what is read, so the forward goes on with the copy
-            seen[tap] = value if tap in explained else copied
-            return copied if tap in explained else None
+            # Gradients are taken by what is read, so the forward goes on with the copy
+            seen[tap] = value if tap in kept else copied
+            return copied if tap in kept else None
 
         readers = {tap: partial(read, tap) for tap in self.taps.values()}
         kernel = math_kernel(bool(explained))  # a loss of gradients is differentiated once more

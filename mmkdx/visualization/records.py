@@ -8,10 +8,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from terminaltables import AsciiTable
 
+from mmkdx.distillation.weights import MEASURED
 from mmkdx.files import append_text, read_json_lines
 from mmkdx.metrics.scores import Floor, Score
 
@@ -226,22 +228,36 @@ def _begin(records: list[dict[str, Any]]) -> tuple[tuple[int, int], int]:
 
 
 def read_curves(work_dir: str | Path) -> dict[str, list]:
-    """Reads the values of a run's evaluations, whose names have a '/', from its logs.
+    """Reads a run's curves from its logs: its evaluations, and what its weights measured.
+
+    Names of evaluations have a '/'. What the weights of terms measured in training, such as the cosine
+    of two gradients, is averaged over each epoch.
 
     Args:
         work_dir (str | Path): The work directory, with one folder for each start.
 
     Returns:
         dict[str, list]: For each name the pairs (epoch, value), of a resumed run the last of each.
+        Iterations stand for epochs where training is counted in iterations.
     """
     curves: dict[str, dict[int, float]] = {}
+    measured: dict[str, dict[int, tuple[int, float]]] = {}
     for _, records in read_parts(work_dir):
         for record in records:
-            # Lines of training hold the learning rate
-            if 'step' not in record or 'lr' in record:
-                continue
-            for name, value in record.items():
+            for name, value in record.items() if 'step' in record else ():
                 # Scores of each class are a list
-                if '/' in name and isinstance(value, (int, float)) and math.isfinite(value):
-                    curves.setdefault(name, {})[record['step']] = value
+                if not isinstance(value, (int, float)) or not math.isfinite(value):
+                    continue
+                # Lines of training hold the learning rate
+                if 'lr' not in record:
+                    if '/' in name:
+                        curves.setdefault(name, {})[record['step']] = value
+                elif name.rpartition('.')[2] in MEASURED and '.' in name:
+                    point = record.get('epoch', record['step']), value
+                    measured.setdefault(name, {})[record['step']] = point
+    for name, steps in measured.items():
+        epochs: dict[int, list[float]] = {}
+        for epoch, value in steps.values():
+            epochs.setdefault(epoch, []).append(value)
+        curves[name] = {epoch: fmean(values) for epoch, values in epochs.items()}
     return {name: sorted(values.items()) for name, values in curves.items()}

@@ -72,7 +72,7 @@ def test_weight_multiplies_value_and_gradient(weight):
     student, teacher = random(4, 5).requires_grad_(), random(4, 5, seed=1)
     term = connect(dict(type='KLDivLoss', weight=weight), LOGITS, LOGITS)
     loss = KLDivLoss()(student, teacher)
-    weighted = term(student, teacher)
+    weighted = term.weight(term(student, teacher))
     assert weighted.item() == pytest.approx(weight * loss.item(), rel=1e-6)
     gradient = weight * torch.autograd.grad(loss, student)[0]
     torch.testing.assert_close(torch.autograd.grad(weighted, student)[0], gradient)
@@ -86,7 +86,8 @@ def test_schedule_multiplies_the_weight(monkeypatch):
     loss = KLDivLoss()(student, teacher).item()
     for epoch, factor in enumerate([1, 1.5, 2, 2.5, 3, 3]):
         MessageHub.get_current_instance().update_info('epoch', epoch)
-        assert term(student, teacher).item() == pytest.approx(10 * factor * loss, rel=1e-6)
+        weighted = term.weight(term(student, teacher))
+        assert weighted.item() == pytest.approx(10 * factor * loss, rel=1e-6)
 
 
 # Where
@@ -112,22 +113,22 @@ def test_taps(at, taps):
 
 
 def test_features_of_another_shape_are_bridged_and_the_bridge_is_trained():
-    term = connect(dict(type='MSELoss', weight=3), (4, 6, 8, 8), (4, 9, 4, 4))
+    term = connect(dict(type='MSELoss'), (4, 6, 8, 8), (4, 9, 4, 4))
     student, teacher = random(4, 6, 8, 8), random(4, 9, 4, 4, seed=1)
     project = term.adapter.project
     bridged = F.avg_pool2d(F.conv2d(student, project.weight, project.bias), 2)
     loss = term(student, teacher)
-    assert loss.item() == pytest.approx(3 * F.mse_loss(bridged, teacher).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(F.mse_loss(bridged, teacher).item(), rel=1e-5)
     loss.backward()
     assert project.weight.grad.count_nonzero() == project.weight.numel()
 
 
 @pytest.mark.parametrize('kind', ['MSELoss', 'CosineLoss'])
 def test_an_orthogonal_adapter_is_there_for_equal_widths_too(kind):
-    term = connect(dict(type=kind, adapter='orthogonal', weight=2), (4, 6), (4, 6))
+    term = connect(dict(type=kind, adapter='orthogonal'), (4, 6), (4, 6))
     student, teacher = random(4, 6), random(4, 6, seed=1)
     projected = student @ term.adapter.project.linear.weight.T
-    assert term(student, teacher).item() == pytest.approx(2 * term.loss(projected, teacher).item())
+    assert term(student, teacher).item() == pytest.approx(term.loss(projected, teacher).item())
 
 
 def test_a_second_connection_keeps_the_adapter():
@@ -318,12 +319,12 @@ def test_a_loss_builds_layers_of_its_own_once():
         def forward(self, student, teacher):
             return F.mse_loss(self.project(student), teacher)
 
-    term = connect(dict(type=Projected, weight=2), (4, 6), (4, 9))
+    term = connect(dict(type=Projected), (4, 6), (4, 9))
     project = term.loss.project
     term.connect(random(4, 6), random(4, 9))
     assert term.loss.project is project and project.weight.shape == (9, 6)
     student, teacher = random(4, 6), random(4, 9, seed=1)
-    expected = 2 * F.mse_loss(project(student), teacher).item()
+    expected = F.mse_loss(project(student), teacher).item()
     assert term(student, teacher).item() == pytest.approx(expected)
 
 
@@ -543,10 +544,10 @@ def test_a_registered_loss(registered):
             return (student - teacher).abs().pow(self.power).mean()
 
     registered(Distance)
-    term = connect(dict(type='ThirdPartyLoss', power=3, weight=2), (4, 6, 8, 8), (4, 6, 4, 4))
+    term = connect(dict(type='ThirdPartyLoss', power=3), (4, 6, 8, 8), (4, 6, 4, 4))
     assert term.loss.power == 3 and term.loss_name == 'Distance'
     student, teacher = random(4, 6, 8, 8), random(4, 6, 4, 4, seed=1)
-    expected = 2 * (F.avg_pool2d(student, 2) - teacher).abs().pow(3).mean().item()
+    expected = (F.avg_pool2d(student, 2) - teacher).abs().pow(3).mean().item()
     assert term(student, teacher).item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -635,7 +636,7 @@ def test_no_scalar_in_training():
         *(
             (
                 dict(type='KLDivLoss', at='logits', weight=each),
-                'terms.kd: weight is .*; it must be a finite number',
+                'terms.kd: weight is .*; it must be a finite number or .auto.',
             )
             for each in (float('nan'), float('inf'), '2', True, None)
         ),
@@ -703,10 +704,10 @@ def test_wrong_configs(config, message):
 
 
 def test_a_negative_weight_that_is_meant():
-    student, teacher = random(4, 5), random(4, 5, seed=1)
-    given = dict(type='KLDivLoss', at='logits')
-    away = build_term('kd', dict(given, weight=-2, allow_negative=True))(student, teacher)
-    assert away.item() == -2 * build_term('kd', given)(student, teacher).item() < 0
+    for weight in (-2, dict(type='constant', value=-2)):
+        given = dict(type='KLDivLoss', at='logits', weight=weight)
+        away = build_term('kd', dict(given, allow_negative=True))
+        assert away.weight(torch.tensor(0.5)) == -1
 
 
 def test_an_unknown_kind_of_comparison():

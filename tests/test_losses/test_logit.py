@@ -570,7 +570,8 @@ def test_terms(type):
     student, teacher = logits(1).float(), logits(2).float()
     term.connect(student, teacher)
     expected = 3 * term.loss(student, teacher, *given(term.loss)).item()
-    assert term(student, teacher, LABELS).item() == pytest.approx(expected)
+    weighted = term.weight(term(student, teacher, LABELS))
+    assert weighted.item() == pytest.approx(expected)
     assert term.loss.tau == 5 and not list(term.parameters())
 
 

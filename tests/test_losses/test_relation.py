@@ -490,7 +490,8 @@ def test_a_term_bridges_nothing(type, student, teacher):
     student.requires_grad_()
     term.connect(student, teacher)
     assert term.adapter is None and not list(term.parameters())
-    assert term(student, teacher).item() == pytest.approx(3 * term.loss(student, teacher).item())
+    weighted = term.weight(term(student, teacher))
+    assert weighted.item() == pytest.approx(3 * term.loss(student, teacher).item())
     copy.deepcopy(term)  # also with what the last forward logged
 
 

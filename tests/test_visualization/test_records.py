@@ -209,6 +209,26 @@ def test_curves_of_a_resumed_run_are_joined(tmp_path):
     assert read_curves(tmp_path / 'nowhere') == {}
 
 
+def test_what_weights_measured_is_averaged_over_epochs(tmp_path):
+    def line(step, epoch, cosine, **more):
+        return {'lr': 0.1, 'loss': 1.0, 'kd.cosine': cosine, 'epoch': epoch, 'step': step, **more}
+
+    starts = [
+        [line(1, 1, 0.5, weight=3.0), line(2, 1, -0.25), line(3, 2, 1.0), line(4, 2, NAN)],
+        [line(3, 2, 0.125, **{'kd.weight': 2.0, 'kd.other': 1.0}), line(4, 2, NAN)],
+    ]
+    iterations = [{'lr': 0.1, 'loss': 1.0, 'kd.conflict': 0.5, 'step': 500}]
+    for i, lines in enumerate([*starts, iterations]):
+        folder = tmp_path / ('epochs', 'iterations')[i // 2] / f'{i}/vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+    assert read_curves(tmp_path / 'epochs') == {
+        'kd.cosine': [(1, 0.125), (2, 0.125)],
+        'kd.weight': [(2, 2.0)],
+    }
+    assert read_curves(tmp_path / 'iterations') == {'kd.conflict': [(500, 0.5)]}
+
+
 def training(first, last, interval=10, epoch=100):
     """Lines as mmengine logs them at every ``interval`` steps, and a validation after each epoch."""
     for step in range(first + interval, last + 1, interval):

@@ -67,6 +67,31 @@ HEADS = {
     'Exp-KD, top 10 of 1,000': (1000, dict(type='ExpKDLoss', channel_reduce='sum', topk=10)),
 }
 
+#: What --losses measures on the pair, beside KD: losses since 2022 with the options of their configs.
+LOSSES = {
+    'KD': dict(type='KLDivLoss', at='logits', tau=4),
+    'NKD': dict(type='NKDLoss', at='logits'),
+    'WTTM': dict(type='WTTMLoss', at='logits', gamma=0.2),
+    'SDD-KD': dict(type='SDDLoss', at='cam', scales=(1, 2), inner=dict(type='KLDivLoss', tau=4)),
+    'CellGram': dict(
+        type='CellGramLoss', at='cam', scales=(1, 2, 4), weights=(1 / 6, 2 / 6, 3 / 6)
+    ),
+    'RLD': dict(type='RLDLoss', at='logits', tau=4, confidence_tau=1),
+    'GKL': dict(type='GKLLoss', at='logits', tau=4, weights='sample', weight_tau=100),
+    # Its transport is found by Sinkhorn's iterations
+    'WKD-L': dict(type='WKDLogitLoss', at='cam', tau=8),
+    'WKD-F': dict(type='WKDFeatureLoss', at='features', mean_ratio=4),
+    'VkD': dict(type='VkDLoss', at='embedding'),
+}
+
+#: What --weights measures: a config of the pair, and the tap where gradients are compared.
+WEIGHTS = {
+    "KD, at 'logits'": ('kd/kd', 'logits'),
+    "KD, at 'features'": ('kd/kd', 'features'),
+    "CAT-KD, at 'features'": ('cat_kd/cat', 'features'),
+    "FitNet, at 'backbone.layer1'": ('kd/fitnet', 'backbone.layer1'),
+}
+
 #: The runs that make up the floor, and those that a step is compared with.
 FLOOR = ('student', 'teacher')
 PEERS = ('minimal loop', 'mdistiller-style loop', 'torchdistill')
@@ -78,6 +103,10 @@ def parse_args() -> argparse.Namespace:
     options.add_argument('configs', nargs='*', help=f'default: all shipped configs of {PAIR}')
     options.add_argument('--quick', action='store_true', help='KD and CAT-KD only, for 45 seconds')
     options.add_argument('--heads', action='store_true', help='class maps behind a hidden layer')
+    options.add_argument('--losses', action='store_true', help='losses since 2022 beside KD')
+    options.add_argument(
+        '--weights', action='store_true', help='a weight that sets itself, over a constant one'
+    )
     options.add_argument('--against', type=Path, help='a checkout; --quick of both, in turn')
     options.add_argument('--turns', type=int, default=3, help='number of turns of --against')
     options.add_argument('--batch-size', type=int, help="default: the config's")
@@ -88,7 +117,8 @@ def parse_args() -> argparse.Namespace:
     options.add_argument('--json', type=Path, help='writes the numbers into a file')
     options.add_argument('--plot', type=Path, help='draws the steps into a picture')
     args = options.parse_args()
-    given = [key for key in ('quick', 'heads', 'configs') if getattr(args, key)]
+    kinds = 'quick', 'heads', 'losses', 'weights', 'configs'
+    given = [key for key in kinds if getattr(args, key)]
     if len(given) > 1:
         options.error(f'--{given[0]} has configs of its own; leave either out')
     if args.dtype != 'float32' and not args.device.startswith('cuda'):
@@ -225,7 +255,7 @@ class Case:
             else:
                 loss = F.mse_loss(own, truth)
             alone = F.cross_entropy(logits, self.labels)
-            return logits, self.distiller.student_weight * alone, term.weight * loss
+            return logits, self.distiller.student_weight * alone, term.weight.number * loss
 
         def loop(meters: bool) -> Run:
             student = copy.deepcopy(self.distiller.student)
@@ -255,7 +285,7 @@ class Case:
         from torchdistill.core.distillation import get_distillation_box
 
         loss = dict(
-            temperature=term.loss.tau, alpha=self.distiller.student_weight, beta=term.weight
+            temperature=term.loss.tau, alpha=self.distiller.student_weight, beta=term.weight.number
         )
         for side in ('student', 'teacher'):
             loss |= {f'{side}_module_path': '.', f'{side}_module_io': 'output'}
@@ -309,6 +339,34 @@ def stacked(classes: int, loss: dict) -> dict:
         'model.terms': dict(_delete_=True, maps=dict(loss, at='cam')),
         'data_preprocessor.num_classes': classes,
     }
+
+
+def time_weights(file: Path, at: str, args: argparse.Namespace) -> list[str]:
+    """A row: a step in ms, and by how much it is longer while a weight is measured, and afterwards."""
+    (name,) = Config.fromfile(file).model.terms
+    runs, automatic = {}, dict(type='auto', at=at, _delete_=True)
+    for kind, steps in (('constant', None), ('before', 100), ('after', 1)):
+        changes = steps and {f'model.terms.{name}.weight': dict(automatic, steps=steps)}
+        case = Case(file, args, changes)
+        runs[kind] = case._step(case.distiller)
+        if kind == 'before':
+            runs[kind] = endless(runs[kind], case.distiller.terms[name].weight)
+    found = measure(runs, args.device, 5, args.seconds, block=10)
+    row = [f'{1e3 * found.median("constant"):.1f}']
+    for kind in ('before', 'after'):
+        share, error = found.share(kind, ['constant'], ['constant'])
+        row.append(f'{100 * share:+.2f} ± {100 * error:.2f} %')
+    return row
+
+
+def endless(run: Run, weight: nn.Module) -> Run:
+    """A step whose weight is always in the middle of its measurement."""
+
+    def measured() -> None:
+        weight._done = weight.steps // 2
+        run()
+
+    return measured
 
 
 def nothing(student: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -428,6 +486,15 @@ def main() -> None:
     if args.against:
         print(compare(args))
         return
+    if args.weights:
+        rows = [['', 'constant weight, ms', 'while it is measured', 'after the freeze']]
+        for name, (file, at) in WEIGHTS.items():
+            row = time_weights(ROOT / f'configs/{file}_{PAIR}.py', at, args)
+            rows.append([name, *row])
+            print(*rows[-1], sep='  ', flush=True)
+        title = f'A weight that sets itself, over a constant one; {machine(args.device)}'
+        print(AsciiTable(rows, title).table)
+        return
     files = [Path(file) for file in args.configs]
     if args.quick:
         files = [ROOT / f'configs/{folder}_{PAIR}.py' for folder in ('kd/kd', 'cat_kd/cat')]
@@ -437,6 +504,12 @@ def main() -> None:
     if args.heads:
         files = [ROOT / 'configs/cat_kd/cat_resnet34_resnet18_8xb32_in1k.py']
         cases = {name: (files[0], stacked(*each)) for name, each in HEADS.items()}
+    if args.losses:
+        files = [ROOT / f'configs/kd/kd_{PAIR}.py']
+        changes = {'model.student_weight': 1.0}
+        for name, loss in LOSSES.items():
+            term = dict(_delete_=True, term=loss)
+            cases[name] = files[0], {**changes, 'model.terms': term}
     files = files or sorted(ROOT.glob(f'configs/*/*_{PAIR}.py'))
     one_pair = len({file.stem.partition('_')[2] for file in files}) == 1
     options = [key for key in ('channels_last', 'compile') if getattr(args, key)]

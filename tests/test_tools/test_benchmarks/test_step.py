@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tiny import tool
 
+from mmkdx.distillation.models import build_part
 from mmkdx.functional import ClassMaps
 
 ROOT = Path(__file__).parents[3]
@@ -199,6 +200,55 @@ def test_heads_have_a_hidden_layer_and_class_maps_by_derivatives(benchmark, monk
     assert {('CATLoss', 100), ('ExpKDLoss', 100)} < set(seen)
 
 
+def test_losses_stand_beside_kd_on_one_pair(benchmark, monkeypatch):
+    seen = {}
+
+    def time_case(changes, budget):
+        term = changes['model.terms']['term']
+        seen[build_part({k: v for k, v in term.items() if k != 'at'}).__class__.__name__] = term
+        return dict(framework_overhead=0, loss_overhead=0, step_over={})
+
+    monkeypatch.setattr(benchmark, 'Case', lambda file, args, changes: changes)
+    monkeypatch.setattr(benchmark, 'time_case', time_case)
+    monkeypatch.setattr(benchmark, 'table', str)
+    run(benchmark, monkeypatch, '--losses')
+    assert len(seen) == 10 and set(seen) > {'KLDivLoss', 'WKDLogitLoss', 'VkDLoss', 'CellGramLoss'}
+
+
+def test_weights_are_timed_while_they_are_measured_and_afterwards(benchmark, monkeypatch, tmp_path):
+    weights, rows = {}, []
+    (tmp_path / 'configs').mkdir()
+    write(tmp_path / 'configs', f'x_{benchmark.PAIR}', KD)
+
+    def measure(runs, device, rounds, budget, block):
+        for each in runs.values():
+            for _ in range(2):
+                each()
+        times = dict(constant=2.0, before=2.1, after=2.0)
+        assert list(runs) == list(times)
+        return sys.modules['_timing'].Timings({k: [v] * 5 for k, v in times.items()}, {})
+
+    step = benchmark.Case._step
+
+    def noted(case, model):
+        weights[len(weights)] = model.terms.term.weight
+        return step(case, model)
+
+    monkeypatch.setattr(benchmark, 'measure', measure)
+    monkeypatch.setattr(benchmark.Case, '_step', noted)
+    monkeypatch.setattr(benchmark, 'ROOT', tmp_path)
+    monkeypatch.setattr(benchmark, 'WEIGHTS', {'KD': ('x', 'features')})
+    row = benchmark.time_weights
+    monkeypatch.setattr(
+        benchmark, 'time_weights', lambda *args: rows.append(row(*args)) or rows[-1]
+    )
+    run(benchmark, monkeypatch, '--weights', '--seconds', 0)
+    assert rows == [['2000.0', '+5.00 ± 0.00 %', '+0.00 ± 0.00 %']]
+    constant, before, after = weights.values()
+    assert constant.number == 0.9 and after.frozen and not before.frozen
+    assert before.ratios.isfinite().sum() == 1 and before.at == after.at == 'features'
+
+
 def test_two_checkouts_take_turns(benchmark, monkeypatch, capsys, tmp_path):
     """Each by its own script: today's, or the one of a checkout from before it was moved."""
     old = tmp_path / 'tools/analysis_tools/benchmark_step.py'
@@ -235,6 +285,8 @@ def test_two_checkouts_take_turns(benchmark, monkeypatch, capsys, tmp_path):
     [
         (('--quick', 'config.py'), '--quick has configs of its own'),
         (('--heads', 'config.py'), '--heads has configs of its own'),
+        (('--losses', 'config.py'), '--losses has configs of its own'),
+        (('--weights', '--losses'), '--losses has configs of its own'),
         (('--quick', '--heads'), '--quick has configs of its own'),
         (('--dtype', 'bfloat16'), '--dtype bfloat16 is for a GPU'),
     ],
