@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def fold_config(cfg: Config, fold: int, num_folds: int, caches: Path) -> Config:
         ValueError: If the config has no data to train on or no transforms for a test, or something
             else of it reads the test data.
     """
-    cfg = Config(cfg.to_dict(), filename=cfg.filename)
+    cfg = copy.deepcopy(cfg)
     loader = cfg.get('val_dataloader') or cfg.get('test_dataloader')
     if not cfg.get('train_dataloader') or not loader:
         raise ValueError(
