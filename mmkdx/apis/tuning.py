@@ -7,6 +7,7 @@ uses other seeds, each with another fold held out, on whose images nothing was c
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import io
@@ -136,12 +137,10 @@ class WeightSearch:
         self.folds = integer('--folds', num_folds, 2)
         self.ranges, self.metric, self.work_dir = dict(ranges), metric, work_dir
         self.own = own_weights(cfg, ranges)
-        if not metric.startswith(
-            'explain/'
-        ):  # explanations cost time and say nothing of the metric
+        self.cfg = cfg = copy.deepcopy(cfg)
+        if not metric.startswith('explain/'):  # explanations take time and do not change the metric
             hooks = cfg.get('custom_hooks') or []
             cfg.custom_hooks = [each for each in hooks if type_name(each) != 'ExplainHook']
-        self.cfg = cfg
         fold_config(cfg, SEARCH, self.folds, work_dir / 'caches')
         text = json.dumps(cfg.to_dict(), sort_keys=True, default=str)
         settings = dict(
@@ -213,7 +212,6 @@ class WeightSearch:
 
         The i-th seed holds out fold 1 + i mod (folds - 1). If no trial was better than the config's own
         weights, these run alone.
-
         """
         arms = dict(own=self.own)
         if self.best:
@@ -273,7 +271,8 @@ class WeightSearch:
                 weights = [f'{trial.params[key]:.4g}' for key in self.ranges]
                 score = mean_score([each[self.metric] for each in results[name]], 'higher')
                 cells = metric_cells(results[name], metrics)
-                rows.append([name, *weights, f'{trial.value:.2f}', *cells, _interval(score)])
+                searched = metric_cells([{self.metric: trial.value}], [self.metric])
+                rows.append([name, *weights, *searched, *cells, _interval(score, self.metric)])
         head = ['weights', *self.ranges, 'in the search', *metrics, f'95 % interval, {self.metric}']
         return markdown(head, rows)
 
@@ -293,12 +292,13 @@ def conclusion(results: Mapping[str, Sequence[dict]], metric: str) -> tuple[str,
     pairs = zip(results['found'], results['own'])
     each = [found[metric] - own[metric] for found, own in pairs]
     score, count = mean_score(each, 'higher'), len(each)
-    text = f"{metric} with the found weights, minus that with the config's own: {score.value:+.2f}"
+    (mean,) = metric_cells([{metric: score.value}], [metric])
+    text = f"{metric} with the found weights, minus that with the config's own: {mean}"
     if count < RUNS:
         return f'{text}. n = {count} seeds are too few for a statement; use {RUNS} or more.', score
     if not np.ptp(each):
         return f'{text} for each of {count} seeds, so nothing is known of its spread.', score
-    text += f' (n = {count} seeds, 95 % interval {_interval(score)})'
+    text += f' (n = {count} seeds, 95 % interval {_interval(score, metric)})'
     if score.low > 0:
         return f'{text}. The found weights are better on held-out training images.', score
     if score.high < 0:
@@ -306,8 +306,9 @@ def conclusion(results: Mapping[str, Sequence[dict]], metric: str) -> tuple[str,
     return f'{text}. The runs do not tell the two apart.', score
 
 
-def _interval(score: Score) -> str:
-    return '-' if math.isnan(score.low) else f'{score.low:.2f} to {score.high:.2f}'
+def _interval(score: Score, metric: str) -> str:
+    ends = [metric_cells([{metric: each}], [metric])[0] for each in (score.low, score.high)]
+    return '-' if math.isnan(score.low) else ' to '.join(ends)
 
 
 def _import_optuna() -> ModuleType:

@@ -96,7 +96,11 @@ def test_optuna_is_optional(monkeypatch):
             (7.5159, 12.4841),
         ),
         ([39, 50, 61], 'The found weights are worse; keep', (-12.4841, -7.5159)),
-        ([55, 65, 75], r'\+5.00 for each of 3 seeds, so nothing is known of its spread', (5, 5)),
+        (
+            [55, 65, 75],
+            r'own: 5.000 for each of 3 seeds, so nothing is known of its spread',
+            (5, 5),
+        ),
         ([51, 62], 'n = 2 seeds are too few for a statement; use 3 or more', None),
     ],
 )
