@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from scipy.stats import qmc
 
 from mmkdx.apis.held_out import cached_teachers, fold_config
 from mmkdx.apis.runs import call_tool, markdown, metric_cells, run_seeds
@@ -36,8 +37,8 @@ from mmkdx.metrics.scores import Score, mean_score
 
 #: The seed and the fold of the search; the comparison uses others.
 SEARCH = 0
-#: How many trials draw their weights at random before optuna's sampler models them.
-RANDOM_TRIALS = 4
+#: How many trials after the first are spread evenly over the ranges, before optuna models the values.
+SPREAD = 4
 
 
 def read_ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
@@ -110,6 +111,13 @@ def own_weights(cfg: Config, ranges: Mapping[str, tuple[float, float]]) -> dict[
     return found
 
 
+def spread(ranges: Mapping[str, tuple[float, float]]) -> list[dict[str, float]]:
+    """A few points that cover ranges evenly on a logarithmic scale (Halton's sequence)."""
+    points = qmc.Halton(len(ranges), scramble=False).fast_forward(1).random(SPREAD)
+    lows, highs = np.array(list(ranges.values())).T
+    return [dict(zip(ranges, map(float, lows * (highs / lows) ** each))) for each in points]
+
+
 class WeightSearch:
     """A search of weights in a folder, which goes on where it was interrupted.
 
@@ -178,8 +186,8 @@ class WeightSearch:
     def search(self, count: int) -> None:
         """Runs trials until there are ``count``, the config's own weights first.
 
-        Trial k draws its weights with the seed k from the finished trials, so an interrupted search ends
-        as if it had not been interrupted.
+        The first trials have fixed weights, and later ones those of optuna's sampler with their number
+        as its seed. So an interrupted search ends as if it had not been interrupted.
 
         Raises:
             RuntimeError: If the run with the config's own weights fails.
@@ -189,12 +197,11 @@ class WeightSearch:
             key: self.optuna.distributions.FloatDistribution(*ends, log=True)
             for key, ends in self.ranges.items()
         }
+        first = [self.own, *spread(self.ranges)]
         while (number := len(self.trials)) < integer('--trials', count, 1):
-            self.study.sampler = self.optuna.samplers.TPESampler(
-                seed=number, n_startup_trials=RANDOM_TRIALS
-            )
-            if not number:
-                self.study.enqueue_trial(self.own)
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=number, n_startup_trials=1)
+            if number <= SPREAD:
+                self.study.enqueue_trial(first[number])
             trial = self.study.ask(space)
             try:
                 name = f'trial_{number:02}'

@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 
 from mmkdx.apis import tuning
-from mmkdx.apis.tuning import check_seeds, conclusion, own_weights, read_ranges
+from mmkdx.apis.tuning import check_seeds, conclusion, own_weights, read_ranges, spread
 
 
 def test_ranges():
@@ -29,6 +29,12 @@ def test_ranges():
 def test_wrong_ranges(texts, message):
     with pytest.raises(ValueError, match=message):
         read_ranges(texts)
+
+
+def test_the_first_points_cover_the_ranges():
+    found = spread(dict(a=(0.01, 100), b=(1, 27)))
+    assert [point['a'] for point in found] == pytest.approx([1, 0.1, 10, 10**-1.5])
+    assert [point['b'] for point in found] == pytest.approx([3, 9, 27 ** (1 / 9), 27 ** (4 / 9)])
 
 
 def config(**terms):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -10,6 +11,7 @@ from tiny import tool
 from tuning import ROOT, write_config
 
 from mmkdx.apis import runs, tuning
+from mmkdx.distillation.cache.files import INDEX
 from mmkdx.lock import FolderInUseError
 from mmkdx.registry import DATASETS
 
@@ -181,6 +183,30 @@ def test_a_folder_in_use_is_left_alone(start, monkeypatch):
     with pytest.raises(SystemExit, match='kd is in use; wait for it, or choose another --work-dir'):
         start()
     assert not start.calls
+
+
+def test_a_cached_teacher_has_a_cache_for_each_fold(tmp_path, monkeypatch):
+    calls = []
+
+    def call(name, path, *arguments, log):
+        calls.append((name, path.name))
+        cfg = Config.fromfile(path)
+        if name == 'cache_teacher.py':
+            folder = Path(cfg.model.teacher.cache)
+            folder.mkdir(parents=True)
+            (folder / INDEX).touch()
+        (log.parent / 'last_checkpoint').touch()
+        (log.parent / 'test.part.json').write_text('{"accuracy/top1": 50}')
+
+    for module in (runs, tuning):
+        monkeypatch.setattr(module, 'call_tool', call)
+    cfg = Config.fromfile(ROOT / 'configs/digits/kd-cached_resnet18_resnet18-tiny_digits100.py')
+    search = tuning.WeightSearch(cfg, {WEIGHT: (0.1, 100)}, tmp_path)
+    search.search(2)
+    assert list(search.compare([1])) == ['own']
+    train = [('train.py', 'fold_0.py'), ('test.py', 'fold_0.py')]
+    assert calls[:5] == [('cache_teacher.py', 'fold_0.py'), *train, *train]
+    assert calls[5] == ('cache_teacher.py', 'fold_1.py') and len(calls) == 8
 
 
 def test_there_must_be_a_config(start, monkeypatch, capsys):
