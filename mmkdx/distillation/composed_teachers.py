@@ -9,10 +9,18 @@ import torch
 from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 
-from mmkdx.arguments import number
+from mmkdx.arguments import number, numbers, one_of
+from mmkdx.distillation.labels import labels_of
 from mmkdx.distillation.teachers import BaseTeacher, build_teacher
 from mmkdx.functional import ClassMaps
+from mmkdx.functional.teacher_weights import agreement_weights, cross_entropy_weights
+from mmkdx.models.families import describe
+from mmkdx.models.flow import Flow
+from mmkdx.models.path_tap import find_tap
 from mmkdx.registry import MODELS
+
+#: The tap by which members are weighted, and the weights that need labels.
+LOGITS, BY_LABELS = 'logits', 'cross_entropy'
 
 
 @MODELS.register_module()
@@ -63,17 +71,26 @@ class EMATeacher(BaseTeacher):
 class TeacherEnsemble(BaseTeacher):
     """Several frozen teachers as one: each tap is the mean over the members.
 
-    Members may differ in architecture as long as every tap exists in each and has one shape.
+    Members may differ in architecture as long as every tap exists in each and has one shape. With
+    ``weights`` it is a weighted mean. The mean at the tap 'logits' is one of logits. CA-MKD, from
+    which the weights by cross entropy come, weights the losses of the members instead, and finds other
+    weights for features; here all taps have those of the logits.
 
     Args:
         teachers (list): The members, each in any form that ``Distiller`` takes for a teacher.
+        weights (str | Sequence[float], optional): What the members count. 'cross_entropy': for each
+            image by their cross entropy with its label, see ``cross_entropy_weights``. 'agreement': for
+            each image by their agreement with the other members, of which there must be two or more,
+            see ``agreement_weights``. Or a number of at least 0 for each member; the numbers are
+            divided by their sum. Defaults to None: all members count alike.
 
     Raises:
-        ValueError: If there is no member, a member is trained along with the student, or members have
-            heads of different kinds or (from ``resolve``) different shapes at a tap.
+        ValueError: If there is no member, a member is trained along with the student, members have
+            heads of different kinds or (from ``resolve``) different shapes at a tap, or weights do not
+            fit the members, the taps or (from ``forward``) the labels.
     """
 
-    def __init__(self, teachers: list) -> None:
+    def __init__(self, teachers: list, weights: str | Sequence[float] | None = None) -> None:
         super().__init__()
         if not isinstance(teachers, (list, tuple)) or not teachers:
             raise ValueError(f'teacher.teachers is {teachers!r}; it must be a list of teachers')
@@ -85,6 +102,11 @@ class TeacherEnsemble(BaseTeacher):
                 'teacher.teachers: some members have softmax and some sigmoid heads, whose logits have '
                 'no mean; use members of one kind'
             )
+        self.weights = weights
+        #: Whether each image has its own weights, and whether these depend on its label.
+        self.adaptive, self.by_labels = isinstance(weights, str), weights == BY_LABELS
+        shares = None if weights is None else self._checked_shares()
+        self.register_buffer('_shares', shares, persistent=False)
 
     def bind(
         self,
@@ -99,6 +121,15 @@ class TeacherEnsemble(BaseTeacher):
                 f'{owner} is an ensemble, whose mean logits have no gradient by the mean of '
                 f"{', '.join(sorted(explained))}; use the tap 'cam', or one teacher"
             )
+        self._asked, self._student = tuple(taps), (student,)  # a tuple is not a sub-module
+        if self.adaptive and taps:
+            for tap, key in taps.items():
+                if find_tap(tap).of_weights:
+                    raise ValueError(
+                        f'{key}: {tap} are weights of the members, the same for all images, and '
+                        f'{owner}.weights is {self.weights!r}, which depends on the image; use numbers'
+                    )
+            taps = {LOGITS: f'{owner}.weights', **taps}
         for i, member in enumerate(self.members):
             member.bind(student, taps, f'{owner}, member {i},')
 
@@ -111,7 +142,19 @@ class TeacherEnsemble(BaseTeacher):
                 raise ValueError(
                     f'teacher.teachers: the members of the ensemble differ at tap {tap!r}: {shapes}'
                 )
-        return _mean(values)
+            if self.adaptive and shapes[0][:1] != (len(inputs),):
+                raise ValueError(
+                    f'teacher.weights is {self.weights!r}, which depends on the image, and tap {tap!r} '
+                    f'has the shape {shapes[0]}, without a row for each image; use numbers'
+                )
+        if self.by_labels and values[0]:
+            wanted = Flow(describe(self._student[0]), inputs).logits.shape[1]
+            if (count := values[0][LOGITS].shape[1]) != wanted:
+                raise ValueError(
+                    f'teacher.weights is {self.weights!r}, and the members have {count} classes where '
+                    f"the student has {wanted}; set classes='match' in each member"
+                )
+        return _mean(values, self._asked)
 
     def compile_model(self, **kwargs: Any) -> None:
         """Compiles each member."""
@@ -130,15 +173,64 @@ class TeacherEnsemble(BaseTeacher):
 
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
         """Runs the members."""
-        return _mean([member(inputs, data_samples) for member in self.members])
+        values = [member(inputs, data_samples) for member in self.members]
+        if not self.adaptive:
+            return _mean(values, self._asked, self._shares)
+        logits = torch.stack([value[LOGITS] for value in values])
+        if not self.by_labels:
+            return _mean(values, self._asked, agreement_weights(logits))
+        labels = labels_of(data_samples)
+        if not isinstance(labels, Tensor):
+            found = 'the data samples have none' if labels is None else 'some images have several'
+            raise ValueError(
+                f"teacher.weights is {self.weights!r}, which needs each image's label, and {found}; use "
+                "'agreement', or numbers"
+            )
+        return _mean(values, self._asked, cross_entropy_weights(logits, labels))
+
+    def _checked_shares(self) -> Tensor | None:
+        """The weights that are numbers, so that their sum is 1; None where they depend on the image."""
+        weights, count = self.weights, len(self.members)
+        if not self.adaptive:
+            listed = numbers('teacher.weights', weights, 0)
+            if len(listed) != count or not any(listed):
+                raise ValueError(
+                    f'teacher.weights is {weights!r}; there must be a number for each of the {count} '
+                    'members, and one above 0'
+                )
+            return torch.tensor(listed) / sum(listed)
+        one_of('teacher.weights', weights, (BY_LABELS, 'agreement'))
+        if 'sigmoid' in self.activations():
+            raise ValueError(
+                f'teacher.weights is {weights!r}, which takes the softmax of logits, and the members '
+                'have sigmoid heads; use numbers'
+            )
+        least = 2 if self.by_labels else 3
+        if count < least:
+            raise ValueError(
+                f'teacher.weights is {weights!r}, which needs {least} members or more, as '
+                f'{"one has" if least == 2 else "two have"} the same weight always, and there '
+                f'{"is 1" if count == 1 else f"are {count}"}; remove it'
+            )
+        return None
 
 
-def _mean(values: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each tap's tensors or class maps over the members of an ensemble."""
+def _mean(
+    values: list[dict[str, Any]], taps: Sequence[str], weights: Tensor | None = None
+) -> dict[str, Any]:
+    """The mean of taps' tensors or class maps over the members of an ensemble.
+
+    ``weights`` are of shape (T, ), or (T, N) for each image.
+    """
     means = {}
-    for tap, first in values[0].items():
-        maps = isinstance(first, ClassMaps)
+    for tap in taps:
+        maps = isinstance(values[0][tap], ClassMaps)
         every = [value[tap].full() if maps else value[tap] for value in values]
-        mean = torch.stack(every).mean(0)
+        if weights is None:
+            mean = torch.stack(every).mean(0)
+        else:
+            ones = [1] * (every[0].dim() - weights[0].dim())
+            parts = [w.view(*w.shape, *ones) * each for w, each in zip(weights, every)]
+            mean = sum(parts).to(every[0].dtype)
         means[tap] = ClassMaps(mean) if maps else mean
     return means

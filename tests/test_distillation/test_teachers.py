@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmpretrain.structures import DataSample
 from tiny import batch, build, classifier, distiller, total
 from torch import nn
 
@@ -314,6 +315,142 @@ def test_members_of_an_ensemble_must_mean_the_same_by_logits():
     for wrong in ([], None, 'resnet18'):
         with pytest.raises(ValueError, match='teacher.teachers is .* must be a list of teachers'):
             build_teacher(dict(type='TeacherEnsemble', teachers=wrong))
+
+
+def ensemble(weights, count=3, **member):
+    return dict(
+        type='TeacherEnsemble',
+        weights=weights,
+        teachers=[classifier(width, **member) for width in (8, 6, 4)[:count]],
+    )
+
+
+@pytest.mark.parametrize('weights', ['cross_entropy', 'agreement', [1, 0, 3]])
+def test_members_of_an_ensemble_are_weighted(weights):
+    """By weights that are computed here from the members' own logits, at every tap."""
+    terms = dict(cat=dict(type='CATLoss', at='cam'), kd=dict(type='KLDivLoss', at='logits'))
+    images, samples = batch()
+    found = []
+    for asked in (
+        terms,
+        {'cat': terms['cat']},
+    ):  # without a term of logits they are read all the same
+        torch.manual_seed(0)
+        model = distiller(asked, teacher=ensemble(weights))
+        teacher = model.teachers[0]
+        found.append(teacher(images, samples))
+        assert set(found[-1]) == {term['at'] for term in asked.values()}
+    logits = [member.model(images) for member in teacher.members]
+    rows = []
+    for i, sample in enumerate(samples):
+        p = [each[i].softmax(0) for each in logits]
+        if weights == 'cross_entropy':
+            losses = torch.stack([-each[int(sample.gt_label)].log() for each in p])
+            rows.append((1 - losses.exp() / losses.exp().sum()) / 2)
+        elif weights == 'agreement':
+            a = torch.stack(
+                [
+                    (p[k] @ other) / (p[k].norm() * other.norm())
+                    for k in range(3)
+                    for other in [sum(p[j] for j in range(3) if j != k) / 2]
+                ]
+            )
+            rows.append(a / a.sum())
+        else:
+            rows.append(torch.tensor([0.25, 0, 0.75]))
+    w = torch.stack(rows)
+    expected = sum(w[:, k, None] * logits[k] for k in range(3))
+    torch.testing.assert_close(found[0]['logits'], expected)
+    maps = [
+        each.model.head.fc.weight @ each.model.backbone(images)[0].flatten(2)
+        for each in teacher.members
+    ]
+    expected = sum(w[:, k, None, None] * maps[k] for k in range(3))
+    for values in found:
+        torch.testing.assert_close(values['cam'].full().flatten(2), expected)
+    assert model.train()(images, samples, mode='loss')['loss_cat'] > 0
+
+
+def test_weights_of_an_ensemble_take_mixed_labels_and_half_precision():
+    torch.manual_seed(0)
+    teacher = distiller(teacher=ensemble('cross_entropy', count=2)).teachers[0]
+    images, samples = batch()
+    mixed = [DataSample().set_gt_score(torch.eye(4)[int(each.gt_label)]) for each in samples]
+    expected = teacher(images, samples)['logits']
+    torch.testing.assert_close(teacher(images, mixed)['logits'], expected)
+    for member in teacher.members:
+        member.model.bfloat16()
+    found = teacher(images.bfloat16(), samples)['logits']
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    'spec, message',
+    [
+        (ensemble('entropy'), "teacher.weights is 'entropy'; .* one of cross_entropy, agreement"),
+        (ensemble(0.5), 'teacher.weights is 0.5; it must be a list of numbers'),
+        (ensemble([1, -1, 1]), 'teacher.weights is -1; .* at least 0'),
+        (
+            ensemble([1, 1]),
+            r'teacher.weights is \[1, 1\]; there must be a number for each of the 3',
+        ),
+        (ensemble([0, 0, 0]), 'and one above 0'),
+        (ensemble('cross_entropy', 1), 'needs 2 members or more, as one has .* there is 1'),
+        (ensemble('agreement', 2), 'needs 3 members or more, as two have .* there are 2'),
+    ],
+)
+def test_wrong_weights_of_an_ensemble_are_one_sentence(spec, message):
+    with pytest.raises(ValueError, match=message):
+        build_teacher(spec)
+
+
+def test_weights_by_image_need_softmax_heads_and_rows_of_images():
+    several = classifier(6)
+    several['head'] = dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=6)
+    teacher = dict(type='TeacherEnsemble', teachers=[several] * 3)
+    for weights in ('cross_entropy', 'agreement'):
+        with pytest.raises(ValueError, match='the members have sigmoid heads; use numbers'):
+            build_teacher(dict(teacher, weights=weights))
+    build_teacher(dict(teacher, weights=[1, 2, 3]))
+    flat = [build(classifier(4)) for _ in range(2)]
+    for each in flat:
+        each.backbone.rows = nn.Flatten(0, 1)
+        each.backbone.register_forward_hook(
+            lambda module, _, output: [module.rows(output[0]), output][1]
+        )
+    teacher = dict(type='TeacherEnsemble', weights='cross_entropy', teachers=flat)
+    terms = dict(fit=dict(type='MSELoss', at=('embedding', 'backbone.rows'), adapter=None))
+    with pytest.raises(
+        ValueError, match="tap 'backbone.rows' has the shape .* without a row for each"
+    ):
+        distiller(terms, teacher=teacher)
+
+
+def test_weights_by_labels_need_one_label_of_the_students_classes(tmp_path):
+    model = distiller(teacher=ensemble('cross_entropy'), student_weight=0)
+    images, samples = batch()
+    need = "teacher.weights is 'cross_entropy', which needs each image's label, and"
+    with pytest.raises(ValueError, match=f'{need} the data samples have none'):
+        model(images, [DataSample() for _ in samples], mode='loss')
+    samples[0].set_gt_label([0, 1])
+    with pytest.raises(ValueError, match=f'{need} some images have several'):
+        model(images, samples, mode='loss')
+    terms = dict(fit=dict(type='MSELoss', at='embedding'))
+    members = [classifier(8, classes=5)] * 2
+    teacher = dict(type='TeacherEnsemble', weights='cross_entropy', teachers=members)
+    with pytest.raises(
+        ValueError, match='members have 5 classes where the student has 4; set classes'
+    ):
+        distiller(terms, teacher=teacher)
+    # An order of classes that no term of features would ask for
+    _, path = saved(tmp_path, meta=dict(dataset_meta=dict(classes=tuple('bacd'))))
+    members = [dict(model=classifier(8), checkpoint=path)] * 2
+    teacher = dict(type='TeacherEnsemble', teachers=members)
+    distiller(terms, teacher=teacher).teachers[0].match_classes('abcd')
+    teacher = distiller(terms, teacher=dict(teacher, weights='cross_entropy')).teachers[0]
+    with pytest.raises(ValueError, match='teacher, member 0, has the classes in another order'):
+        teacher.match_classes('abcd')
 
 
 @pytest.mark.parametrize('momentum', [0, 1, float('nan'), True, '0.1'])

@@ -70,6 +70,11 @@ class CachedTeacher(BaseTeacher):
                 f'teacher.teacher: a {type(self.teacher).__name__} changes while the student trains, '
                 'so its outputs cannot be stored'
             )
+        if any(getattr(each, 'by_labels', False) for each in self.teacher.modules()):
+            raise ValueError(
+                "teacher.teacher: the weights 'cross_entropy' of a TeacherEnsemble depend on labels, "
+                "and a cache holds none; make each member a CachedTeacher, or use 'agreement'"
+            )
         self.folder = Path(cache)
         self.top_k = top_k
         self.resolution = resolution
@@ -129,6 +134,8 @@ class CachedTeacher(BaseTeacher):
         """A hash of all that the outputs depend on, beside the images."""
         found = hashlib.sha256(self._conversions.encode())
         for member in self.teacher.modules():
+            if (weights := getattr(member, 'weights', None)) is not None:
+                found.update(f'weights {weights}'.encode())  # of an ensemble's members
             model = getattr(member, 'model', None)
             if not isinstance(member, BaseTeacher) or not isinstance(model, nn.Module):
                 continue

@@ -163,6 +163,10 @@ def test_a_fingerprint_is_of_weights_normalisation_and_precision(checkpoint):
         of(dtype='float32'),
         of(normalisation=dict(mean=[1.0] * 3, std=[1.0] * 3)),
         CachedTeacher(ensemble, 'none').fingerprint(),
+        *(
+            CachedTeacher(dict(ensemble, weights=each), 'none').fingerprint()
+            for each in ([1, 2], [2, 1])
+        ),
     ]
     assert len(set(found)) == len(found) and of() == found[0]
 
@@ -362,6 +366,22 @@ def test_an_ensemble_can_be_stored_and_be_made_of_caches(checkpoint, folder, tmp
     batch = next(batches(cached, data()))
     found = [each.teachers[0](**batch)['logits'] for each in (cached, of_caches)]
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_by_labels_are_not_stored_and_weigh_stored_members(checkpoint, folder, tmp_path):
+    weighted = dict(
+        type='TeacherEnsemble', weights='cross_entropy', teachers=[plain(checkpoint)] * 2
+    )
+    with pytest.raises(
+        ValueError, match="teacher.teacher: the weights 'cross_entropy' .* depend on labels"
+    ):
+        CachedTeacher(weighted, str(tmp_path / 'none'))
+    member = dict(type='CachedTeacher', teacher=plain(checkpoint), cache=str(folder))
+    of_caches = model(dict(weighted, teachers=[member] * 2)).eval()
+    of_caches.init_weights()
+    batch = next(batches(of_caches, data()))
+    found = of_caches.teachers[0](**batch)['logits']
+    torch.testing.assert_close(found, of_caches.teachers[0].members[0](**batch)['logits'])
 
 
 def test_before_it_is_loaded_the_teacher_itself_runs(checkpoint, tmp_path):
