@@ -85,11 +85,8 @@ def test_wheel_leaves_the_choice_of_the_family(checkout):
 
 def test_changelog_is_ordered_by_version():
     lines = re.findall('^## (.*)', (ROOT / 'CHANGELOG.md').read_text(), re.M)
-    found = [
-        re.fullmatch(r'(\d+)\.(\d+)\.(\d+) \((?:\d{4}-\d\d-\d\d|unreleased)\)', each)
-        for each in lines
-    ]
-    versions = [tuple(map(int, each.groups())) for each in found]
+    pattern = r'(\d+)\.(\d+)\.(\d+) \((?:\d{4}-\d\d-\d\d|unreleased)\)'
+    versions = [tuple(map(int, re.fullmatch(pattern, line).groups())) for line in lines]
     assert versions == sorted(set(versions), reverse=True)
     assert '.'.join(map(str, versions[0])) == __version__
 
