@@ -51,10 +51,11 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 names = ['pytest', 'timm', 'captum', 'grad-cam', 'torchcam', 'torchdistill']
 for file in ('runtime', 'mminstall'):
-    names += [line for line in Path(f'requirements/{file}.txt').read_text().splitlines()]
+    names += Path(f'requirements/{file}.txt').read_text().splitlines()
 seen = set()
 while names:
     line = names.pop().partition('#')[0].strip()
@@ -64,9 +65,9 @@ while names:
     wanted = needed.marker is None or needed.marker.evaluate(
         dict(extra='', python_version='3.12', python_full_version='3.12.0')
     )
-    if not wanted or needed.name in seen:
+    if not wanted or canonicalize_name(needed.name) in seen:
         continue
-    seen.add(needed.name)
+    seen.add(canonicalize_name(needed.name))
     found = distribution(needed.name)
     if 'Root-Is-Purelib: true' in found.read_text('WHEEL'):
         print(f'{found.name}=={found.version}')
@@ -131,7 +132,7 @@ networks=(resnet18_8xb32_in1k resnet50_8xb32_in1k swin-tiny_16xb64_in1k)
 bf16=(--dtype bfloat16)
 if [[ $tiny ]]; then
     step+=(--device cpu --batch-size 2 --seconds 0)
-    maps+=(--device cpu --batch 2 --rounds 1 --channels 4)
+    maps+=(--device cpu --batch 2 --size 64 --rounds 1 --channels 4)
     bf16=() # step.py has it on a GPU only
 else
     step+=(--batch-size 32 --seconds 3)
