@@ -67,13 +67,10 @@ for path in "$("$PYTHON" -c "$purelib")"/*; do
 done
 python=$folder/env/bin/python
 echo "$folder/linked" > "$("$python" -c "$purelib")/linked.pth"
-# openmim needs pkg_resources, which setuptools 82 dropped. --no-deps, as opendatalab, which only
-# `mim download` needs, pins packages to releases of 2022.
-case $stack in
-    openmmlab) mim=(openmim 'setuptools>=80,<82') ;;
-    onedl) mim=(onedl-mim 'setuptools>=80') ;;
-esac
-"$python" -m pip install --no-deps "${mim[@]}" colorama
+# openmim works with both families: onedl-mim 0.5.1 takes the first file in a package's RECORD for its
+# folder, and that is mmkdx-….dist-info. openmim needs pkg_resources, which setuptools 82 dropped. --no-deps,
+# as opendatalab, which only `mim download` needs, pins packages to releases of 2022.
+"$python" -m pip install --no-deps openmim 'setuptools>=80,<82' colorama
 "$python" -m pip install --no-index \
     "$(echo "$folder"/wheels/mmkdx-*.whl)[$stack]" "$folder"/wheels/mmkdx_example_plugin-*.whl
 
