@@ -34,14 +34,16 @@ METHODS = ('CAM', *GRADIENTS, *PROJECTIONS, 'AblationCAM')
 TABLES = ('maps', 'score-cam', 'pixels', 'transformers', 'training')
 
 
-def build(name: str, device: str, hidden: bool = False) -> nn.Module:
+def build(
+    name: str, device: str, hidden: bool = False, dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """A model of the zoo with random weights; with ``hidden`` its head has a hidden layer."""
     torch.manual_seed(0)
     model = get_model(name)
     if hidden:
         head = dict(type='StackedLinearClsHead', num_classes=1000, mid_channels=[512])
         model.head = build_part(dict(head, in_channels=model.head.in_channels))
-    return model.to(device).eval()
+    return model.to(device, dtype).eval()
 
 
 def floor(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ def peers(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Run]:
     """The same methods of other libraries that are installed."""
     layer = getattr(model.backbone, 'layer4', None)
     found: dict[str, Run] = {}
-    if layer is None or torch.is_autocast_enabled(images.device.type):  # they convert maps to NumPy
+    if layer is None or images.dtype == torch.bfloat16:  # they convert maps to NumPy
         return found
     if importlib.util.find_spec('captum'):
         from captum.attr import LayerGradCam
@@ -259,7 +261,12 @@ def main() -> None:
         help="ResNets or Swins of mmpretrain's",
     )
     options.add_argument('--tables', nargs='+', choices=TABLES, default=TABLES, help='default: all')
-    options.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
+    options.add_argument(
+        '--dtype',
+        choices=['float32', 'bfloat16'],
+        default='float32',
+        help="of model and images, in all tables but 'transformers' and 'training'",
+    )
     options.add_argument('--batch', type=int, default=32, help='images in a batch')
     options.add_argument('--size', type=int, default=224, help='height and width of the images')
     options.add_argument('--rounds', type=int, default=8, help='number of rounds')
@@ -267,19 +274,17 @@ def main() -> None:
     args = options.parse_args()
     torch.manual_seed(0)
     print(machine(args.device))
-    half = args.dtype == 'bfloat16'
-    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=half):
-        for name in args.model:
-            print_tables(name, args)
+    for name in args.model:
+        print_tables(name, args)
 
 
 def print_tables(name: str, args: argparse.Namespace) -> None:
     """Measures and prints the tables of one network."""
-    device, size = args.device, args.size
+    device, size, dtype = args.device, args.size, getattr(torch, args.dtype)
     print(f'{name}, {args.batch} images of {size} x {size}, {args.rounds} rounds, {args.dtype}')
-    images = torch.randn(args.batch, 3, size, size, device=device)
+    images = torch.randn(args.batch, 3, size, size, device=device, dtype=dtype)
     classes = torch.arange(args.batch, device=device)
-    model = build(name, device)
+    model = build(name, device, dtype=dtype)
 
     def show(runs: dict[str, Run], title: str) -> None:
         print(measure(runs, device, args.rounds).table(title), flush=True)
@@ -289,7 +294,7 @@ def print_tables(name: str, args: argparse.Namespace) -> None:
             ('Pooling and one linear layer', model, METHODS),
             (
                 'A hidden layer after pooling',
-                build(name, device, hidden=True),
+                build(name, device, True, dtype),
                 GRADIENTS + PROJECTIONS,
             ),
         ):
