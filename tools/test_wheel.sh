@@ -70,8 +70,8 @@ echo "$folder/linked" > "$("$python" -c "$purelib")/linked.pth"
 # openmim works with both families: onedl-mim 0.5.1 takes the first file in a package's RECORD for its
 # folder, and that is mmkdx-….dist-info. openmim needs pkg_resources, which setuptools 82 dropped. Of its
 # requirements opendatalab is left out: only `mim download` needs it, and it pins packages of 2022.
-"$python" -m pip install --no-deps openmim
 "$python" -m pip install click colorama model-index pandas requests rich 'setuptools>=80,<82' tabulate
+"$python" -m pip install --no-deps openmim
 "$python" -m pip install --no-index \
     "$(echo "$folder"/wheels/mmkdx-*.whl)[$stack]" "$folder"/wheels/mmkdx_example_plugin-*.whl
 
