@@ -132,7 +132,7 @@ networks=(resnet18_8xb32_in1k resnet50_8xb32_in1k swin-tiny_16xb64_in1k)
 bf16=(--dtype bfloat16)
 if [[ $tiny ]]; then
     step+=(--device cpu --batch-size 2 --seconds 0)
-    maps+=(--device cpu --batch 2 --size 64 --rounds 1 --channels 4)
+    maps+=(--device cpu --batch 1 --rounds 1 --channels 4)
     bf16=() # step.py has it on a GPU only
 else
     step+=(--batch-size 32 --seconds 3)
