@@ -15,7 +15,7 @@ SciPy, scikit-learn, OpenCV, Pillow, matplotlib, PyYAML) must be there. The kind
 
   steps       ResNet-34 to 18, ResNet-50 to MobileNetV2 and Swin-B to T; fp32, bf16 and compiled
   caches      the column 'cached' of these tables: a step that reads the teacher's outputs from files
-  explainers  ResNet-18, ResNet-50 and Swin-T; fp32 and bf16
+  explainers  ResNet-18 and ResNet-50 in fp32 and bf16, Swin-T in fp32
 
 --tiny rehearses everything on a CPU with small sizes. A stage that fails or takes too long is named at
 the end, and the exit status is 1.
@@ -128,7 +128,7 @@ maps=("$python" tools/benchmarks/explainers.py)
 resnets=(configs/{kd/kd,cat_kd/cat}_resnet34_resnet18_8xb32_in1k.py
     configs/{kd/kd,cat_kd/cat}_resnet50_mobilenet-v2_8xb32_in1k.py)
 swin=configs/kd/kd_swin-base_swin-tiny_16xb64_in1k.py
-networks=(resnet18_8xb32_in1k resnet50_8xb32_in1k swin-tiny_16xb64_in1k)
+networks=(resnet18_8xb32_in1k resnet50_8xb32_in1k)
 bf16=(--dtype bfloat16)
 if [[ $tiny ]]; then
     step+=(--device cpu --batch-size 2 --seconds 0)
@@ -144,7 +144,9 @@ stage 100 'Steps and caches, fp32' "${step[@]}" "${resnets[@]}" $swin
 if [[ ! $tiny ]]; then
     stage 70 'Steps and caches, bf16' "${step[@]}" "${resnets[@]}" $swin "${bf16[@]}" --channels-last
 fi
-stage 60 'Explainers, fp32' "${maps[@]}" --tables maps --model "${networks[@]}"
+stage 60 'Explainers, fp32' "${maps[@]}" --tables maps \
+    --model "${networks[@]}" swin-tiny_16xb64_in1k
+# mmpretrain's Swin adds a mask in fp32, and does not run in bf16 without autocast
 stage 60 'Explainers, bf16' "${maps[@]}" --tables maps --model "${networks[@]}" --dtype bfloat16
 stage 40 'Explainers, other tables' "${maps[@]}" --tables score-cam pixels transformers training
 # Last, since compiling takes what is left: one method for each pair

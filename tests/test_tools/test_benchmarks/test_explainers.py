@@ -27,11 +27,11 @@ def test_the_whole_benchmark(monkeypatch, capsys):
 @pytest.mark.slow
 def test_networks_in_half_precision(monkeypatch, capsys):
     """Other libraries are left out."""
-    models = ('resnet18_8xb32_in1k', 'swin-tiny_16xb64_in1k')
-    words = f'--tables maps --model {" ".join(models)} --dtype bfloat16 --batch 1'
+    models = ('resnet18_8xb32_in1k', 'resnet50_8xb32_in1k')
+    words = f'--tables maps --model {" ".join(models)} --dtype bfloat16 --batch 2 --size 64'
     output = run(monkeypatch, capsys, f'{words} --rounds 1')
     for model in models:
-        assert f'\n{model}, 1 images of 224 x 224, 1 rounds, bfloat16\n' in output
+        assert f'\n{model}, 2 images of 64 x 64, 1 rounds, bfloat16\n' in output
     names = [line.split()[1] for line in output.splitlines() if line.startswith('| ')]
     assert names.count('floor') == 4 and set(names) == {'|', 'floor', 'mmkdx'}
     assert 'Score-CAM' not in output
