@@ -82,6 +82,7 @@ def install() -> None:
     _give_each_run_a_log_folder()
     _let_workers_outlive_signals()
     _find_packages_without_pkg_resources()
+    _read_configs_of_packages()
     _look_for_mmcv_ops_without_find_loader()
     _checkpoint_activations_without_reentry()
     _open_turbojpeg_when_it_is_used()
@@ -253,6 +254,25 @@ def _get_installed_path(package: str) -> str:
     if folder is None:
         raise ModuleNotFoundError(f'Package {package!r} is not installed.')
     return folder
+
+
+def _read_configs_of_packages() -> None:
+    """Lets ``Config.fromfile`` and every tool read ``mmkdx::digits/resnet18_digits.py``.
+
+    mmengine 0.10.7 and onedl-mmengine 0.10.12 know such names in ``_base_`` and ``mmengine.hub`` only.
+    """
+    if not isinstance(Config.fromfile, partial):
+        Config.fromfile = staticmethod(partial(_read_config, Config.fromfile))
+
+
+def _read_config(fromfile: Callable, filename: str | os.PathLike, *args: Any, **kw: Any) -> Config:
+    """mmengine's ``Config.fromfile``, for a file or for ``package::path``."""
+    if '::' in str(filename):
+        try:
+            filename, _ = Config._get_cfg_path(filename, '')
+        except (AssertionError, ImportError, OSError, ValueError) as error:
+            raise ValueError(f'{filename} is no config of an installed package: {error}') from error
+    return fromfile(filename, *args, **kw)
 
 
 def _look_for_mmcv_ops_without_find_loader() -> None:

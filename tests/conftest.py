@@ -58,11 +58,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Brings long files to the front, and measures coverage by the first case of each test alone.
+    """Skips GPU tests without a GPU, brings long files to the front, and limits what coverage traces.
 
-    Tracing slows Python down by two thirds. Where coverage is not measured, pytest-cov fails on its
-    own mark.
+    Coverage is measured by the first case of each test, since tracing slows Python down by two thirds.
+    Where coverage is not measured, pytest-cov fails on its own mark.
     """
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(pytest.mark.skip(reason='needs a GPU'))
     items.sort(key=lambda item: not item.nodeid.partition('::')[0].endswith(LONG))
     if 'families' in config.getoption('markexpr'):
         for item in items:

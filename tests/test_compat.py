@@ -637,6 +637,31 @@ def test_config_of_mmkdx_as_base(tmp_path):
     assert cfg.model.head.topk == (1, 2)
 
 
+def test_config_of_a_package_by_name():
+    cfg = Config.fromfile('mmkdx::digits/resnet18_digits.py')
+    assert cfg.filename == str(
+        Path(compat.__file__).parent / '.mim/configs/digits/resnet18_digits.py'
+    )
+    cfg = Config.fromfile('mmpretrain::resnet/resnet18_8xb32_in1k.py')
+    assert cfg.model.backbone.depth == 18
+
+
+@pytest.mark.parametrize(
+    'name, reason',
+    [
+        ('mmkdx::digits/none.py', 'digits/none.py" does not exist'),
+        ('mmkdx::none', 'please specify the package name and relative config path'),
+        ('mmfewshot::folder/config.py', 'mmfewshot is not installed'),
+        ('otter::folder/config.py', 'does not support to load otter'),
+    ],
+)
+def test_no_config_of_a_package(name, reason):
+    with pytest.raises(
+        ValueError, match=f'^{name} is no config of an installed package: .*{reason}'
+    ):
+        Config.fromfile(name)
+
+
 def test_config_of_mmpretrain_as_base(tmp_path):
     path = tmp_path / 'config.py'
     path.write_text(

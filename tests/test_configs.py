@@ -188,7 +188,7 @@ def test_imagenet_schedule_is_that_of_the_cat_kd_paper_at_half_the_batch():
     assert cfg.param_scheduler.milestones == [30, 60, 90] and cfg.train_cfg.max_epochs == 100
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     'path', [path for path in CONFIGS if 'resnet32x4_resnet8x4_cifar100' in path.stem], ids=str
 )

@@ -8,6 +8,8 @@ from zipfile import ZipFile
 
 import pytest
 
+from mmkdx.version import __version__
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -62,8 +64,7 @@ def test_wheel_leaves_the_choice_of_the_family(checkout):
     wheel = build(checkout, 'wheel')
     name = next(name for name in wheel.namelist() if name.endswith('.dist-info/METADATA'))
     metadata = message_from_bytes(wheel.read(name))
-    version = re.search("'(.*)'", (ROOT / 'mmkdx/version.py').read_text())[1]
-    assert (metadata['Name'], metadata['Version']) == ('mmkdx', version)
+    assert (metadata['Name'], metadata['Version']) == ('mmkdx', __version__)
     needed = {
         re.split('[>=<]', line)[0]
         for line in metadata.get_all('Requires-Dist')
@@ -80,6 +81,14 @@ def test_wheel_leaves_the_choice_of_the_family(checkout):
         'libraries',
         'export',
     }
+
+
+def test_changelog_is_ordered_by_version():
+    lines = re.findall('^## (.*)', (ROOT / 'CHANGELOG.md').read_text(), re.M)
+    pattern = r'(\d+)\.(\d+)\.(\d+) \((?:\d{4}-\d\d-\d\d|unreleased)\)'
+    versions = [tuple(map(int, re.fullmatch(pattern, line).groups())) for line in lines]
+    assert versions == sorted(set(versions), reverse=True)
+    assert '.'.join(map(str, versions[0])) == __version__
 
 
 def test_editable_installation_links_what_mim_looks_for(checkout):

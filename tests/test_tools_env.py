@@ -291,7 +291,10 @@ def test_slurm_scripts(checkout):
 
 @pytest.mark.parametrize(
     'name, arguments',
-    [('dist_train', 2), ('dist_test', 3), ('slurm_train', 4), ('slurm_test', 4), ('run_tests', 0)],
+    [
+        *(('dist_train', 2), ('dist_test', 3), ('slurm_train', 4), ('slurm_test', 4)),
+        *(('run_tests', 0), ('test_wheel', 0), ('benchmarks/gpu', 0)),
+    ],
 )
 def test_scripts_explain_themselves(checkout, name, arguments):
     for flag in ('--help', '-h'):
@@ -303,3 +306,40 @@ def test_scripts_explain_themselves(checkout, name, arguments):
         assert process.returncode == 1
         assert process.stderr.startswith(f'Usage: bash tools/{name}.sh ')
     assert checkout.log.read_text() == ''
+
+
+def test_scripts_refuse_unknown_words(checkout):
+    for name in ('test_wheel', 'benchmarks/gpu'):
+        process = checkout.bash(f'tools/{name}.sh', '--gpu')
+        assert process.returncode == 1
+        assert process.stderr.startswith(f'Usage: bash tools/{name}.sh ')
+
+
+def test_gpu_benchmark_needs_its_packages_and_a_gpu(checkout):
+    script = 'tools/benchmarks/gpu.sh'
+    assert_error(
+        checkout.bash(script),
+        'gpu.sh: There is no folder gpu_packages: run gpu.sh --pack where PyPI can be reached.',
+    )
+    (checkout.root / 'gpu_packages').mkdir()
+    # the fake refuses to import torch as it refuses a version
+    assert_error(
+        checkout.bash(script, VERSION='no GPU'),
+        'gpu.sh: PyTorch of python3 finds no GPU; --tiny rehearses on a CPU.',
+    )
+
+
+def test_gpu_benchmark_goes_on_after_a_stage_that_fails(checkout):
+    """The fake installs and tests, and the benchmarks lack torch."""
+    (checkout.root / 'gpu_packages').mkdir()
+    process = checkout.bash('tools/benchmarks/gpu.sh', '--tiny')
+    assert process.returncode == 1
+    ends = [line.partition(': ') for line in process.stdout.splitlines() if line.startswith('Fai')]
+    assert [title for _, _, title in ends] == [
+        'Steps and caches, fp32',
+        *('Explainers, fp32', 'Explainers, bf16', 'Explainers, other tables'),
+        'Steps and caches, compiled',
+    ]
+    assert checkout.calls('pytest') == ['-q -m gpu']
+    (install,) = checkout.calls('pip')
+    assert install.endswith(str(checkout.root))

@@ -704,7 +704,7 @@ def test_switches_are_put_back_after_an_error(switch, switches, monkeypatch):
     assert precision() == before
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 @pytest.mark.parametrize('allowed', ['highest', 'high'])
 def test_the_gpu_agrees(allowed, switches):
     switches['old'](allowed)

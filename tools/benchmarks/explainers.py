@@ -8,6 +8,7 @@ resized to the images.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 from functools import partial
@@ -29,15 +30,20 @@ PROJECTIONS = ('EigenCAM', 'EigenGradCAM')
 #: The single-pass methods that are timed.
 METHODS = ('CAM', *GRADIENTS, *PROJECTIONS, 'AblationCAM')
 
+#: The tables of a network.
+TABLES = ('maps', 'score-cam', 'pixels', 'transformers', 'training')
 
-def build(name: str, device: str, hidden: bool = False) -> nn.Module:
+
+def build(
+    name: str, device: str, hidden: bool = False, dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """A model of the zoo with random weights; with ``hidden`` its head has a hidden layer."""
     torch.manual_seed(0)
     model = get_model(name)
     if hidden:
         head = dict(type='StackedLinearClsHead', num_classes=1000, mid_channels=[512])
         model.head = build_part(dict(head, in_channels=model.head.in_channels))
-    return model.to(device).eval()
+    return model.to(device, dtype).eval()
 
 
 def floor(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -71,8 +77,10 @@ def grad_cam(name: str, model: nn.Module, layers: list, images: Tensor, classes:
 
 def peers(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Run]:
     """The same methods of other libraries that are installed."""
-    layer = model.backbone.layer4
+    layer = getattr(model.backbone, 'layer4', None)
     found: dict[str, Run] = {}
+    if layer is None or images.dtype == torch.bfloat16:  # they convert maps to NumPy
+        return found
     if importlib.util.find_spec('captum'):
         from captum.attr import LayerGradCam
 
@@ -246,36 +254,62 @@ def training(name: str, batch: int, size: int, device: str) -> dict[str, Run]:
 def main() -> None:
     """Measures and prints."""
     options = parser(__doc__)
-    options.add_argument('--model', default='resnet18_8xb32_in1k', help="a ResNet of mmpretrain's")
+    options.add_argument(
+        '--model',
+        nargs='+',
+        default=['resnet18_8xb32_in1k'],
+        help="ResNets or Swins of mmpretrain's",
+    )
+    options.add_argument('--tables', nargs='+', choices=TABLES, default=TABLES, help='default: all')
+    options.add_argument(
+        '--dtype',
+        choices=['float32', 'bfloat16'],
+        default='float32',
+        help="of model and images, in all tables but 'transformers' and 'training'",
+    )
     options.add_argument('--batch', type=int, default=32, help='images in a batch')
     options.add_argument('--size', type=int, default=224, help='height and width of the images')
     options.add_argument('--rounds', type=int, default=8, help='number of rounds')
     options.add_argument('--channels', type=int, help='channels of the exact Score-CAM (all)')
     args = options.parse_args()
     torch.manual_seed(0)
-    device, size = args.device, args.size
-    print(machine(device))
-    print(f'{args.model}, {args.batch} images of {size} x {size}, {args.rounds} rounds')
-    images = torch.randn(args.batch, 3, size, size, device=device)
+    print(machine(args.device))
+    for name in args.model:
+        print_tables(name, args)
+
+
+def print_tables(name: str, args: argparse.Namespace) -> None:
+    """Measures and prints the tables of one network."""
+    device, size, dtype = args.device, args.size, getattr(torch, args.dtype)
+    print(f'{name}, {args.batch} images of {size} x {size}, {args.rounds} rounds, {args.dtype}')
+    images = torch.randn(args.batch, 3, size, size, device=device, dtype=dtype)
     classes = torch.arange(args.batch, device=device)
-    model = build(args.model, device)
-    deep = build(args.model, device, hidden=True)
-    for title, each, methods in (
-        ('Pooling and one linear layer', model, METHODS),
-        ('A hidden layer after pooling', deep, GRADIENTS + PROJECTIONS),
-    ):
-        runs = {'floor': partial(floor, each, images, classes)}
-        runs |= {f'mmkdx {name}': ours(name, each, images, classes) for name in methods}
-        runs |= peers(each, images, classes)
+    model = build(name, device, dtype=dtype)
+
+    def show(runs: dict[str, Run], title: str) -> None:
         print(measure(runs, device, args.rounds).table(title), flush=True)
-    print(score_cam(model, images[:1], args.channels, device), flush=True)
-    print(measure(pixels(model, images[:1]), device, args.rounds).table('One image'), flush=True)
-    for kind in ('mmpretrain', 'torchvision'):
-        runs = transformer(kind, max(args.batch // 8, 1), size, device)
-        title = f'DeiT-S of {kind}'
-        print(measure(runs, device, args.rounds).table(title), flush=True)
-    runs = training(args.model, max(args.batch // 2, 2), size, device)
-    print(measure(runs, device, args.rounds).table('A training step'))
+
+    if 'maps' in args.tables:
+        for title, each, methods in (
+            ('Pooling and one linear layer', model, METHODS),
+            (
+                'A hidden layer after pooling',
+                build(name, device, True, dtype),
+                GRADIENTS + PROJECTIONS,
+            ),
+        ):
+            runs = {'floor': partial(floor, each, images, classes)}
+            runs |= {f'mmkdx {method}': ours(method, each, images, classes) for method in methods}
+            show(runs | peers(each, images, classes), title)
+    if 'score-cam' in args.tables:
+        print(score_cam(model, images[:1], args.channels, device), flush=True)
+    if 'pixels' in args.tables:
+        show(pixels(model, images[:1]), 'One image')
+    if 'transformers' in args.tables:
+        for kind in ('mmpretrain', 'torchvision'):
+            show(transformer(kind, max(args.batch // 8, 1), size, device), f'DeiT-S of {kind}')
+    if 'training' in args.tables:
+        show(training(name, max(args.batch // 2, 2), size, device), 'A training step')
 
 
 if __name__ == '__main__':
