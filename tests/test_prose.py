@@ -30,7 +30,6 @@ PAGES = ('README.md', 'CONTRIBUTING.md', 'docs/en/*.md', *GUIDES[1:], 'docs/en/n
 PAGES += ('configs/*/README.md', 'projects/*/README.md')
 #: Pages that are not rewritten yet.
 PENDING = {
-    'README.md',
     'CONTRIBUTING.md',
     'configs/cat_kd/README.md',
     'configs/cifar/README.md',
