@@ -23,6 +23,7 @@ from torch import nn
 
 from mmkdx import registry
 from mmkdx.apis.config_types import check_types
+from mmkdx.models import named_taps
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ('docs/en/get_started.md', 'docs/en/user_guides/*.md', 'docs/en/advanced_guides/*.md')
@@ -142,10 +143,6 @@ CHAINS = r'\b(of|by) (which|whose|whom)\b|\b(of|by) what\b'
 #: What does so from its third use in one sentence, or, for the last ones, from the second.
 RELATIVES = (r'\b(which|what|whose|where)\b', 2), (r'\bwhose\b', 1), (r'\bwhere\b', 1)
 RELATIVES += ((r'\b(those|that) of\b', 1),)
-REGISTRIES = [each for each in vars(registry).values() if isinstance(each, Registry)]
-REGISTRIES += [STRATEGIES]
-for each in REGISTRIES:
-    each.import_from_location()
 MARKDOWN = MarkdownIt('commonmark').enable('table')
 
 
@@ -333,10 +330,19 @@ class Base(dict):
         return Base(inherited=True)
 
 
+@cache
+def registries() -> list[Registry]:
+    """All registries, with what they find by themselves."""
+    found = [each for each in vars(registry).values() if isinstance(each, Registry)]
+    for each in found:
+        each.import_from_location()
+    return [*found, STRATEGIES]
+
+
 def unknown_options(config: dict, options: set[str]) -> str:
     """Which options nothing takes that is registered under a config's type; '' if all are taken."""
     name = config['type'].removeprefix('mmkdx.')
-    classes = {kind for each in REGISTRIES if (kind := each.get(name)) is not None}
+    classes = {kind for each in registries() if (kind := each.get(name)) is not None}
     if not classes:
         return f'no {name}'
     refused = []
@@ -369,8 +375,9 @@ def test_python_runs(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for folder in ('configs', 'tests'):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    for each in REGISTRIES:
+    for each in registries():
         monkeypatch.setattr(each, '_module_dict', each._module_dict.copy())
+    monkeypatch.setattr(named_taps, 'NAMED_TAPS', named_taps.NAMED_TAPS.copy())
     names, prepared = {}, given()
     exec(PREPARED.get(page, ''), prepared)
     for text in blocks(page, 'python'):
