@@ -107,10 +107,17 @@ images, maps = (255 * images[:2]).byte().movedim(1, 3), maps[:2]
 student, teacher = maps, maps.flip(0)
 """,
     'docs/en/user_guides/what_was_distilled.md': """
-from mmpretrain import get_model
-student, base = get_model('resnet18_8xb32_in1k').eval(), get_model('resnet18_8xb32_in1k').eval()
-images = torch.rand(8, 3, 64, 64)
-x = z = torch.rand(8, 3)
+from mmkdx.registry import MODELS
+classifier = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ResNet', depth=18),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=4, in_channels=512),
+)
+student, base = MODELS.build(classifier).eval(), MODELS.build(classifier).eval()
+images = torch.rand(16, 3, 64, 64)
+labels = torch.arange(16) % 4
+x = z = torch.rand(16, 3)
 """,
 }
 #: Options of a term or a metric, beside those of what is built.
