@@ -110,9 +110,9 @@ student, teacher = maps, maps.flip(0)
 from mmkdx.registry import MODELS
 classifier = dict(
     type='ImageClassifier',
-    backbone=dict(type='ResNet', depth=18),
+    backbone=dict(type='ResNet', depth=18, stem_channels=8, base_channels=8),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=4, in_channels=512),
+    head=dict(type='LinearClsHead', num_classes=4, in_channels=64),
 )
 student, base = MODELS.build(classifier).eval(), MODELS.build(classifier).eval()
 images = torch.rand(16, 3, 64, 64)
