@@ -103,8 +103,8 @@ activations = model[:2](images)
 logits = output = model[2:](activations)
 """,
     'docs/en/user_guides/pictures.md': """
-images, maps = (255 * images[:2]).byte().movedim(1, 3), maps[:2]
-student, teacher = maps, maps.flip(0)
+import timm
+torch.save(timm.create_model('tf_efficientnet_lite0').state_dict(), 'lite0.pth')
 """,
     'docs/en/user_guides/what_was_distilled.md': """
 from mmkdx.registry import MODELS
@@ -148,7 +148,13 @@ def pages(*patterns: str) -> pytest.MarkDecorator:
 
 @cache
 def tokens(page: str) -> list:
-    return MARKDOWN.parse((ROOT / page).read_text())
+    """What the page consists of; its blocks of code must begin and end with a line of their own."""
+    text = (ROOT / page).read_text()
+    found, lines = MARKDOWN.parse(text), text.splitlines()
+    for each in (token for token in found if token.type == 'fence'):
+        closed = lines[each.map[1] - 1].strip() == each.markup
+        assert closed and (' ' not in each.info or each.info[0] == '{'), lines[each.map[0]]
+    return found
 
 
 def prose(page: str) -> list:
