@@ -241,9 +241,8 @@ def test_the_papers_first_table_and_its_exceptions():
         ('CIFAR-10', 'attention', '3'),
     ]
     text = ' '.join(PAGE.split())
-    assert (
-        'has four exceptions: LS at layer 3 of CIFAR-10 with attention; and distilled below' in text
-    )
+    assert 'has four exceptions. At layer 3 of CIFAR-10 with attention, LS of the student' in text
+    assert 'three rows: layer 1 of PetImages with response, layer 1 of PetImages with att' in text
 
 
 def test_the_papers_second_table():
