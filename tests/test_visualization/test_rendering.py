@@ -11,7 +11,9 @@ from mmkdx.visualization.rendering import (
     colorize,
     difference,
     grid,
+    joined,
     label_text,
+    legend,
     overlay,
     put_text,
 )
@@ -126,6 +128,21 @@ def test_grids_have_rows_columns_and_captions():
     assert lined.shape[0] - plain.shape[0] == 3 * 2 * 20
     tops = [np.flatnonzero((plain[:, 12] < 5).all(1))[i * 20] for i in range(3)]
     assert [int(plain[top, 12, 0]) for top in tops] == [0, 2, 4]
+
+
+@pytest.mark.parametrize('width', [25, 64, 100, 140, 181, 260, 520])
+def test_a_legend_fits_into_any_width(width):
+    """With both ends of the bar and a word behind it, from 100 pixels on."""
+    scales = [('none', 'most', 'cividis', 42), ('less', 'more', 'diverging', 42)]
+    strip = legend(width, scales)
+    assert strip.shape == (28 if width == 520 else 56, width, 3)
+    if width < 520:
+        assert (strip == joined([legend(width, [scale]) for scale in scales])).all()
+    if width >= 100:
+        row = legend(width, scales[1:])[12]
+        ends = [(row == color_table('diverging')[i]).all(1).nonzero()[0] for i in (0, -1)]
+        assert ends[0].min() > 12 + 20 and 16 < ends[1].max() - ends[0].min() < 128
+        assert (legend(width, scales[1:])[:, ends[1].max() + 9 :] < 100).any()
 
 
 def test_text_is_drawn_in_its_colour_and_stays_in_its_width():
