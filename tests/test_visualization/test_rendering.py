@@ -91,6 +91,21 @@ def test_a_map_that_says_nothing_leaves_the_image_grey(values):
     assert not (picture[1] == picture[1, ..., :1]).all()
 
 
+def test_a_few_pixels_of_a_gradient_leave_the_others_their_colours():
+    """The highest 1 % of a large map count as its highest value; a small map stays exact."""
+    image = torch.full((1, 100, 100, 3), 90, dtype=torch.uint8)
+    maps = torch.zeros(1, 100, 100)
+    maps[0, 20:40, 20:40] = 1  # 400 pixels
+    plain = overlay(image, maps)
+    maps[0, 60, :99] = 1000  # the 99 highest of 10,000, of which 100 share a colour
+    picture = overlay(image, maps)
+    assert (picture[0, 20:40, 20:40] == plain[0, 30, 30]).all() and (plain[0, 30, 30] != 90).any()
+    assert (picture[0, 60, :99] == plain[0, 30, 30]).all()
+    assert (picture[0, 70:] == 90).all()
+    small = maps[:, 10:74, :64]
+    assert (overlay(image, small)[0, 15:40, 35:50] == 90).sum() > 0.9 * 25 * 15 * 3
+
+
 def test_each_map_has_its_own_range():
     image = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
     ramp = torch.arange(16.0).view(4, 4)
