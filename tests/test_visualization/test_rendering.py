@@ -103,7 +103,7 @@ def test_a_few_pixels_of_a_gradient_leave_the_others_their_colours():
     assert (picture[0, 60, :99] == plain[0, 30, 30]).all()
     assert (picture[0, 70:] == 90).all()
     small = maps[:, 10:74, :64]
-    assert (overlay(image, small)[0, 15:40, 35:50] == 90).sum() > 0.9 * 25 * 15 * 3
+    assert (overlay(image, small)[0, 15:40, 35:50].int() - 90).abs().max() <= 2
 
 
 def test_each_map_has_its_own_range():
