@@ -1,10 +1,12 @@
 """A real network of ImageNet on photographs: what it sees, where, and how its classes are called."""
 
+import numpy as np
 import pytest
 import torch
 from efficientnet_lite0 import write_weights
 from mmengine.dataset import pseudo_collate
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
+from tiny import tool
 
 from mmkdx.apis import ExplainInferencer
 
@@ -53,3 +55,33 @@ def test_class_maps_are_captums_grad_cam(inferencer, results):
             expected = expected.detach() * maps.numel()
             apart = (maps - expected).abs().max() / expected.abs().max()
             assert apart < 1e-5
+
+
+def test_the_gallery_is_made(inferencer):
+    """Of the cup, with two explainers, one class and a model of 8 bits."""
+    gallery = tool('../docs/en/make_gallery')
+    network = inferencer.model.model.eval()
+    weight = network.conv_stem.weight.clone()
+    picture = gallery.explainers_sheet(network, 'coffee', dict(CAM='of the class', RandomMap=''))
+    assert picture.shape == (484, 3 * 404 - 4, 3)
+    most = [np.linalg.norm(cell - (253.0, 231, 37), axis=2) < 60 for cell in (picture[:400, 404:],)]
+    rows, columns = (places.mean() for places in most[0][:, :400].nonzero())
+    assert 90 < rows < 200 and 130 < columns < 250  # the coffee
+    row = gallery.classes_sheet(network, dict(coffee=['espresso']))
+    assert (row[:400, :800] == picture[:400, :800]).all()
+    compressed = gallery.rounded(network, 8)
+    found = gallery.agreement(network, compressed, ['coffee'])
+    assert 0.99 < found.rows[0]['pearson'] < 1 and found.rows[0]['prediction_agreement'] == 1
+    assert len(compressed.conv_stem.weight[0].unique()) <= 27
+    assert torch.equal(network.conv_stem.weight, weight)
+    zeros = [
+        (each.weight == 0).sum()
+        for each in gallery.pruned(network, 0.4).modules()
+        if isinstance(each, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    total = sum(
+        each.weight.numel()
+        for each in network.modules()
+        if isinstance(each, torch.nn.Conv2d | torch.nn.Linear)
+    )
+    assert sum(zeros) == round(0.4 * total)

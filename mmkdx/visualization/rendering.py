@@ -5,6 +5,7 @@ Pictures are RGB, uint8, in NumPy of shape (H, W, 3) and in tensors of shape (N,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +50,8 @@ def overlay(
     """Lays raw maps over images, in colours whose opacity follows the square root of the map.
 
     So the image stays visible where the map is low. A map that says nothing (see ``degenerate_maps``)
-    leaves its image without colour.
+    leaves its image without colour. In maps of more than 64 x 64 values the highest 1 % share a colour:
+    otherwise a few pixels of a gradient would leave all others without.
 
     Args:
         images (Tensor): The images, uint8 of shape (N, H, W, 3).
@@ -60,6 +62,9 @@ def overlay(
     """
     number('alpha', alpha, 0, 1)
     scaled = normalize_maps(maps, relu)
+    if maps[0].numel() > 64 * 64:
+        high = scaled.flatten(1).topk(maps[0].numel() // 100).values[:, -1, None, None]
+        scaled = torch.where(high > 0, scaled / high, scaled).clamp(max=1)
     scaled = resize_maps(scaled, images.shape[1:3])
     colors, opacity = colorize(scaled, cmap).float(), alpha * scaled.clamp(0, 1).sqrt()[..., None]
     # Under the colours the image is grey, so that hue belongs to the map alone.
@@ -249,20 +254,29 @@ def joined(pictures: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
 def legend(width: int, scales: Sequence[tuple[str, str, str, int]]) -> np.ndarray:
     """A strip of 28 pixels in height with a colour bar for each scale.
 
-    A scale is what its lowest and its highest value mean, its colour map, and the room for the first in
-    pixels.
+    Scales that do not fit beside each other stand in rows, and a bar is shorter in a narrow strip.
+
+    Args:
+        width (int): The width of the strip in pixels.
+        scales (Sequence[tuple]): For each scale the meaning of its lowest and of its highest value, its
+            colour map, and the room for the first text in pixels.
     """
+    if len(scales) > 1 and 12 + sum(room + 206 for *_, room in scales) > width:
+        return joined([legend(width, [scale]) for scale in scales])
     strip = np.full((28, width, 3), 255, dtype=np.uint8)
     left = 12
     for low, high, cmap, room in scales:
+        end = min(96, math.ceil(_font(12).getlength(high)))
+        room = min(room, max(width - left - 40 - end, 24))  # 32 pixels of the bar at least
         put_text(strip, low, left, 18, 12, room)
-        bar = color_table(cmap)[None].repeat(10, 0)[:, ::2]
+        left += room
+        shown = np.linspace(0, 255, min(128, max(width - left - 8 - end, 1))).round().astype(int)
+        bar = color_table(cmap)[None, shown].repeat(10, 0)
         if cmap != 'diverging':  # as over an image, see ``overlay``
             ramp = torch.linspace(0, 1, bar.shape[1])[None, None]
             ground = torch.full((1, *bar.shape), 160, dtype=torch.uint8)
             bar = overlay(ground, ramp, cmap=cmap)[0].numpy()
-        left += room
-        paste(strip, bar, 8, left)
+        paste(strip, bar[:, : max(width - left, 0)], 8, left)
         left += bar.shape[1] + 8
         put_text(strip, high, left, 18, 12, 96)
         left += 70

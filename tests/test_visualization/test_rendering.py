@@ -11,7 +11,9 @@ from mmkdx.visualization.rendering import (
     colorize,
     difference,
     grid,
+    joined,
     label_text,
+    legend,
     overlay,
     put_text,
 )
@@ -89,6 +91,21 @@ def test_a_map_that_says_nothing_leaves_the_image_grey(values):
     assert not (picture[1] == picture[1, ..., :1]).all()
 
 
+def test_a_few_pixels_of_a_gradient_leave_the_others_their_colours():
+    """The highest 1 % of a large map count as its highest value; a small map stays exact."""
+    image = torch.full((1, 100, 100, 3), 90, dtype=torch.uint8)
+    maps = torch.zeros(1, 100, 100)
+    maps[0, 20:40, 20:40] = 1  # 400 pixels
+    plain = overlay(image, maps)
+    maps[0, 60, :99] = 1000  # the 99 highest of 10,000, of which 100 share a colour
+    picture = overlay(image, maps)
+    assert (picture[0, 20:40, 20:40] == plain[0, 30, 30]).all() and (plain[0, 30, 30] != 90).any()
+    assert (picture[0, 60, :99] == plain[0, 30, 30]).all()
+    assert (picture[0, 70:] == 90).all()
+    small = maps[:, 10:74, :64]
+    assert (overlay(image, small)[0, 15:40, 35:50].int() - 90).abs().max() <= 2
+
+
 def test_each_map_has_its_own_range():
     image = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
     ramp = torch.arange(16.0).view(4, 4)
@@ -126,6 +143,21 @@ def test_grids_have_rows_columns_and_captions():
     assert lined.shape[0] - plain.shape[0] == 3 * 2 * 20
     tops = [np.flatnonzero((plain[:, 12] < 5).all(1))[i * 20] for i in range(3)]
     assert [int(plain[top, 12, 0]) for top in tops] == [0, 2, 4]
+
+
+@pytest.mark.parametrize('width', [25, 64, 100, 140, 181, 260, 520])
+def test_a_legend_fits_into_any_width(width):
+    """With both ends of the bar and a word behind it, from 100 pixels on."""
+    scales = [('none', 'most', 'cividis', 42), ('less', 'more', 'diverging', 42)]
+    strip = legend(width, scales)
+    assert strip.shape == (28 if width == 520 else 56, width, 3)
+    if width < 520:
+        assert (strip == joined([legend(width, [scale]) for scale in scales])).all()
+    if width >= 100:
+        row = legend(width, scales[1:])[12]
+        ends = [(row == color_table('diverging')[i]).all(1).nonzero()[0] for i in (0, -1)]
+        assert ends[0].min() > 12 + 20 and 16 < ends[1].max() - ends[0].min() < 128
+        assert (legend(width, scales[1:])[:, ends[1].max() + 9 :] < 100).any()
 
 
 def test_text_is_drawn_in_its_colour_and_stays_in_its_width():
