@@ -1,4 +1,4 @@
-"""Explanations of classifiers: maps that show where a decision comes from."""
+"""Explanations of classifiers: maps that show which parts of the image move a decision."""
 
 from mmkdx.explain.attention import AttentionRollout
 from mmkdx.explain.base import Explainer, LayerExplainer, build_explainer, explainer_names

@@ -1,4 +1,4 @@
-"""The activations of layers in one forward, and gradients that are carried back to a layer."""
+"""The activations of layers in one forward pass, and gradients with respect to a layer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mmkdx.models.intercept import Tap, intercept
 
 
 def activations(model: nn.Module, inputs: Tensor, points: Sequence[Layer | Tap]) -> list[Tensor]:
-    """The maps (N, C, h, w) of layers and the values at taps, in eval mode, in fp32, without a graph.
+    """Returns maps (N, C, h, w) of layers and values at taps, in eval mode, in fp32, without a graph.
 
     One tensor for each of the points; images have the shape (N, 3, H, W).
     """
     kept: dict[Tap, Tensor] = {}
 
     def keep(tap: Tap, value: Tensor) -> None:
-        kept[tap] = value.clone()  # what comes later may write in place
+        kept[tap] = value.clone()  # later layers may write in place
 
     taps = [point.tap if isinstance(point, Layer) else point for point in points]
     with undisturbed(model, inputs), torch.no_grad():
@@ -39,7 +39,7 @@ def activations(model: nn.Module, inputs: Tensor, points: Sequence[Layer | Tap])
 def pushed_gradient(
     model: nn.Module, inputs: Tensor, layer: Layer, tap: Tap, gradient: Tensor
 ) -> Tensor:
-    """The gradient (N, C, h, w) by a layer's activations, from the gradient by a later tap.
+    """Carries the gradient at a later tap back to a layer's activations (N, C, h, w).
 
     Args:
         model (nn.Module): The model.

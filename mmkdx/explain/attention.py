@@ -1,4 +1,4 @@
-"""Maps from the attention of transformers that do not depend on the class."""
+"""Maps from the attention of transformers. They are the same for all classes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class AttentionRollout(Explainer):
 
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
         """See ``Explainer``."""
-        # Compiled code would not show its attention
+        # Compiled code hides its attention
         with set_stance('force_eager'), AttentionRecorder(len(inputs)) as recorder:
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
                 logits = Scores(model, targets)(inputs)
         with torch.set_grad_enabled(self.differentiable):
-            # Without a gradient nobody knows whether the scores depend on a pooling head
+            # Without a gradient we cannot know whether the scores depend on a pooling head
             found = find_attention_layers(
                 'AttentionRollout', model, inputs, recorder.attentions, pooling=False
             )
@@ -46,7 +46,7 @@ class AttentionRollout(Explainer):
         return self.for_targets(lambda weights: [maps], targets, logits)[0]
 
     def _start(self, found: AttentionLayers, like: Tensor) -> Tensor:
-        """The weights (N, 1, L) of the tokens behind the last layer."""
+        """Returns the weights (N, 1, L) of the tokens behind the last layer."""
         row = like.new_zeros(1, 1, found.length)
         if found.layout.extra:
             row[..., 0] = 1

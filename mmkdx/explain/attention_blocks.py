@@ -1,4 +1,4 @@
-"""Where the blocks of a transformer are, and what its head reads behind the last one."""
+"""Finds the blocks of a transformer, and the tokens that its head reads behind the last one."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Blocks:
     certain: bool
 
     def for_head(self, tokens: Tensor) -> Tensor:
-        """The tokens of a block as the head gets them: their mean in place of a class token."""
+        """Returns the tokens of a block as the head gets them: the mean replaces a class token."""
         return tokens.mean(1, keepdim=True).expand_as(tokens) if self.averaged else tokens
 
 
 def find_blocks(model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
-    """Finds the blocks of a transformer by two forwards.
+    """Finds the blocks of a transformer with two forward passes.
 
     Raises:
         ValueError: If it has no global attention, its attentions are not in modules that pass tokens
@@ -76,7 +76,7 @@ def find_blocks(model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
         )
     if by_tokens is None or any(each is not None for each in others[: len(taps)]):
         raise _not_alone(model)
-    # A pooling head may be there whose result nobody reads
+    # The model may have a pooling head with an unused result
     pooled, layout = any(each is not None for each in others[len(taps) :]), found.layout
     read = by_tokens.ne(0).any(2).any(0)
     averaged = not pooled and layout.extra > 0 and not read[layout.extra :].any()
@@ -86,7 +86,7 @@ def find_blocks(model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
 def split_scores(
     model: nn.Module, targets: Targets, output: Any, images: int, runs: int
 ) -> list[Tensor]:
-    """The scores (N, K) of each of several runs of a head, from what it returns for all together.
+    """Splits the output of one batched run of a head into the scores (N, K) of each run.
 
     Raises:
         ValueError: If it does not return as many scores.
@@ -107,7 +107,7 @@ def split_scores(
 
 @dataclass
 class _Passing:
-    """A call of a module in which one attention runs, that of this number."""
+    """A call of a module that runs exactly one attention: number ``start``."""
 
     tap: Tap
     start: int
@@ -116,7 +116,7 @@ class _Passing:
 
 
 def _taps(model: nn.Module, inputs: Tensor) -> tuple[tuple[Tap, ...], AttentionLayers]:
-    """The outputs of the blocks, and their attentions."""
+    """Returns the output taps of the blocks, and their attentions."""
     recorder = AttentionRecorder(len(inputs))
     starts: dict[str, tuple[int, Any]] = {}
     calls: Counter = Counter()
@@ -146,7 +146,7 @@ def _taps(model: nn.Module, inputs: Tensor) -> tuple[tuple[Tap, ...], AttentionL
             for each in passings
             if each.start == i and each.tokens.dim() == 3 and each.tokens.shape[1] == found.length
         ]
-        # Of a network with one block the encoder around it, which may have a norm at its end, is none
+        # With a single block, the encoder around it is no block: it may end in a norm
         elements = [each for each in inside if _is_element(model, each.tap.path)]
         # The last is the outermost
         block = (elements or inside or [None])[-1]
@@ -178,6 +178,6 @@ def _is_same(tokens: Tensor, given: Any) -> bool:
 
 @contextmanager
 def _quiet(model: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """A context of eval mode, full precision, and code that is not compiled."""
+    """A context with eval mode, full precision and no compiled code."""
     with evaluating(model), no_autocast(inputs), set_stance('force_eager'):
         yield

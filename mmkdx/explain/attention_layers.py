@@ -1,4 +1,4 @@
-"""Which attentions of a transformer a map is made of, and on which grid their tokens lie."""
+"""Finds the attentions of a transformer that a map is made of, and the grid of their tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmkdx.explain.windows import find_places
 
 @dataclass
 class AttentionLayers:
-    """The attentions from every token to every token of an image.
+    """The attentions between all tokens of an image.
 
     Args:
         layers (list[Attention]): The self-attentions, first to last.
@@ -35,7 +35,7 @@ class AttentionLayers:
 
 
 def of_latents(rows: Tensor, length: int) -> Tensor:
-    """The rows (N, latents, keys) of a pooling head as (N, 1, length); it may leave out extra tokens.
+    """Sums the rows (N, latents, keys) of a pooling head to (N, 1, length).
 
     Latents that are not read have the row 0.
     """
@@ -51,7 +51,7 @@ def find_attention_layers(
     stage: bool = False,
     pooling: bool = True,
 ) -> AttentionLayers:
-    """Finds what a map can be made of in the attentions of a forward.
+    """Finds the attentions of a forward pass that a map can be made of.
 
     Args:
         name (str): The explainer, for messages.
@@ -104,7 +104,7 @@ def find_attention_layers(
 
 
 def count_of(name: str, layers: int | None, model: nn.Module, found: int) -> int:
-    """How many of the last layers count; all for None.
+    """Returns how many of the last layers count; all for None.
 
     Raises:
         ValueError: If there are fewer.
@@ -137,7 +137,7 @@ def _last_stage(
     layout = Layout.of_stage(last.shape[-1], grids)
     if layout and all(_is_whole(each, inputs) for each in layers):
         return AttentionLayers(layers, None, layout)
-    # What follows a window takes all positions of the stage
+    # The layer after a window takes all positions of the stage
     count = last.positions[1:]
     layers = [*takewhile(lambda each: each.positions[1:] == count, reversed(attentions))][::-1]
     for each in layers:
@@ -149,6 +149,6 @@ def _last_stage(
 
 def _is_whole(attention: Attention, inputs: Tensor) -> bool:
     images, _, queries, keys = attention.shape
-    # Attention over channels, and in a padded window, may have the shape of one over all tokens
+    # Attention over channels or in a padded window may have the shape of attention over all tokens
     all_tokens = all(each == queries for each in attention.positions)
     return images == len(inputs) and queries == keys and all_tokens

@@ -1,4 +1,4 @@
-"""Records the attentions of a forward. Weights and gradients by them are made one layer at a time."""
+"""Records the attentions of a forward pass; their gradients are computed one layer at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmkdx.functional import full_precision
 
 @dataclass
 class Attention:
-    """An attention of a forward, by its softmax.
+    """An attention of a forward pass with an explicit softmax.
 
     Args:
         output (Tensor): The tensor by which the gradient of a score is taken: here the weights.
@@ -40,12 +40,12 @@ class Attention:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, heads, queries, keys); windows of an image count as images, as far as they are known."""
+        """(N, heads, queries, keys); known windows of an image count as images."""
         return tuple(self.by_head(self.output).shape)
 
     @property
     def masked(self) -> bool:
-        """Whether keys may be forbidden."""
+        """Whether a mask may exclude keys."""
         return True
 
     def by_head(self, value: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Attention:
         return full_precision(self.by_head(self.output))
 
     def gradient(self, by_output: Tensor) -> Tensor:
-        """The score's gradient by the weights, from that by ``output``."""
+        """Returns the score's gradient with respect to the weights, given that for ``output``."""
         return full_precision(self.by_head(by_output))
 
     def relevance(self, by_output: Tensor, fixed: bool = False) -> Tensor:
@@ -69,13 +69,13 @@ class Attention:
         return ((gradient.detach() if fixed else gradient) * self.weights()).mean(1)
 
     def allowed(self, gradient: Tensor) -> Tensor:
-        """A gradient by the weights, with 0 at forbidden keys, whose weights are 0."""
+        """Sets a gradient with respect to the weights to 0 at masked keys."""
         return gradient * (self.weights() > 0) if self.masked else gradient
 
 
 @dataclass
 class FusedAttention(Attention):
-    """An attention by a fused kernel, which does not show its weights.
+    """An attention of a fused kernel, which hides its weights.
 
     The weights follow from queries and keys. The gradient by them is ``gO V^T``, with gO the gradient by
     the kernel's result O.
@@ -108,7 +108,7 @@ class FusedAttention(Attention):
         if self.call['is_causal']:
             mask = torch.ones(logits.shape[2:], dtype=torch.bool, device=logits.device).tril()
         if mask is not None:
-            # Of queries (N · heads, L, C) a mask may be one for all
+            # Queries (N · heads, L, C) may share one mask
             apart = self.call['query'].dim() == mask.dim() == 3 and len(mask) > 1
             mask = self.by_head(mask) if apart else mask
             whole = mask.dtype == torch.bool
@@ -127,7 +127,7 @@ class FusedAttention(Attention):
 
 
 class AttentionRecorder(TorchFunctionMode):
-    """Collects the attentions that torch computes, in the order of the forward.
+    """Collects the attentions that torch computes, in the order of the forward pass.
 
     Args:
         batch (int): The number of images.
@@ -166,13 +166,13 @@ class AttentionRecorder(TorchFunctionMode):
         return result
 
     def _keep(self, attention: Attention) -> Tensor:
-        """Notes an attention of images, and returns what the forward goes on with."""
+        """Records an attention over images, and returns the output for later layers."""
         *outer, _, _ = attention.output.shape
         if not outer or outer[0] % self.batch:
             return attention.output
         output = attention.output
         if self.first is None:
-            # Without gradients the mean over heads is all that is asked for, and takes less memory
+            # Without gradients only the mean over heads is needed, and it takes less memory
             mean = attention.weights().mean(1, keepdim=True)
             attention = Attention(mean, self.batch, attention.dropout, attention.positions)
         elif len(self.attentions) >= self.first:
@@ -190,7 +190,7 @@ class AttentionRecorder(TorchFunctionMode):
     def _multi_head(
         self, query: Tensor, key: Tensor, value: Tensor, **call: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """``F.multi_head_attention_forward``; the original calls its kernel out of sight."""
+        """``F.multi_head_attention_forward``; the original hides its kernel call."""
         unusual = call['add_zero_attn'] or any(
             call[name] is not None for name in ('bias_k', 'bias_v', 'static_k', 'static_v')
         )
@@ -250,7 +250,7 @@ def _signature(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> None:
-    """The signature of ``F.scaled_dot_product_attention``, which torch does not tell."""
+    """The signature of ``F.scaled_dot_product_attention``; torch does not expose it."""
 
 
 _FUSED = inspect.signature(_signature)

@@ -42,11 +42,11 @@ class Explainer(metaclass=ABCMeta):
             kernel of attention, since fused kernels have no second derivative. Defaults to False.
     """
 
-    #: Whether maps of different classes differ.
+    #: Whether the maps of two classes can differ.
     class_specific = True
     #: Whether a loss of differentiable maps takes second derivatives.
     twice = True
-    #: Whether it reads the weights of a classifier, so that a function cannot be a target.
+    #: Whether it reads the weights of a classifier. A function cannot be its target then.
     classes_alone = False
 
     def __init__(self, differentiable: bool = False) -> None:
@@ -92,13 +92,13 @@ class Explainer(metaclass=ABCMeta):
             if not grad or not any(each.requires_grad for each in sources):
                 raise ValueError(
                     f'{type(self).__name__}: the model carries no gradient (frozen parameters, or '
-                    'torch.no_grad), so that a loss of its map would train nothing'
+                    'torch.no_grad), so a loss of its map would train nothing'
                 )
             kernel = math_kernel(self.twice)
             with no_autocast(inputs), without_checkpointing(model), kernel:
                 return self.explain(model, inputs, targets)
         with undisturbed(model, inputs), without_checkpointing(model):
-            # A tensor of inference mode cannot take part in a graph
+            # A tensor of inference mode cannot be part of a graph
             inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
             parameter = next(model.parameters(), inputs)
             maps = self.explain(model, inputs.to(parameter), targets)
@@ -106,12 +106,12 @@ class Explainer(metaclass=ABCMeta):
 
     @abstractmethod
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor | list[Tensor]:
-        """What ``__call__`` does, with the model prepared."""
+        """Explains a batch with a prepared model; see ``__call__``."""
 
     def for_targets(
         self, make: Callable[[Tensor], list[Tensor]], targets: Targets, logits: Tensor
     ) -> list[Tensor]:
-        """The maps of targets in any form, for logits (N, K).
+        """Makes the maps of targets in any form, for logits (N, K).
 
         ``make`` makes lists of maps (N, h, w) from class weights (N, K).
         """
@@ -127,7 +127,7 @@ class Explainer(metaclass=ABCMeta):
 
 @contextmanager
 def undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """A context of eval mode, full precision on the inputs' device, and gradients."""
+    """A context with eval mode, full precision on the inputs' device, and gradients."""
     training = any(module.training for module in model.modules())
     mode = evaluating(model) if training else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), no_autocast(inputs), mode:
@@ -136,7 +136,7 @@ def undisturbed(model: nn.Module, inputs: Tensor) -> Iterator[None]:
 
 @contextmanager
 def without_checkpointing(model: nn.Module) -> Iterator[None]:
-    """A context in which a model keeps all activations, also one that saves memory in training.
+    """A context that turns off gradient checkpointing, so the model keeps all activations.
 
     Checkpointing with reentry (``with_cp`` of mmpretrain) refuses the gradient by a layer. Without it
     (timm's, and ``activation_checkpointing`` of a config) a layer is computed again after the
@@ -161,7 +161,7 @@ def without_checkpointing(model: nn.Module) -> Iterator[None]:
 
 
 class LayerExplainer(Explainer):
-    """Base of the explainers whose maps are made of a layer's activations.
+    """Base of the explainers that make maps from a layer's activations.
 
     Up to the layer the model runs without a graph, and the gradient goes from the score down to the
     layer and no further. Before global average pooling and a linear classifier the gradient is known
@@ -174,7 +174,7 @@ class LayerExplainer(Explainer):
         differentiable (bool): See ``Explainer``.
     """
 
-    #: Whether the maps need gradients by the activations.
+    #: Whether the maps need gradients with respect to the activations.
     needs_gradients = False
 
     def __init__(self, layer: str | Sequence[str] = 'auto', differentiable: bool = False) -> None:
@@ -187,10 +187,10 @@ class LayerExplainer(Explainer):
 
     @abstractmethod
     def maps(self, evidence: Evidence, weights: Tensor) -> list[Tensor]:
-        """The method: raw maps (N, h, w) of each layer, for weights of the classes (N, K)."""
+        """The method: makes raw maps (N, h, w) of each layer for class weights (N, K)."""
 
     def layers(self, model: nn.Module, inputs: Tensor, targets: Targets = None) -> list[Layer]:
-        """The layers that are explained, searched for once a model and image size.
+        """Returns the explained layers. They are searched for once for each model and image size.
 
         For a function they are searched for at each call, as each function may need others.
         """
@@ -198,7 +198,7 @@ class LayerExplainer(Explainer):
         if callable(targets):
             return find_layers(model, inputs, names, Scores(model, targets))
         known = self._layers.setdefault(model, {})
-        # Another head may come to the same model
+        # The same model may get another head
         key = (tuple(inputs.shape[2:]), *map(type, model.modules()))
         if key not in known:
             known[key] = find_layers(model, inputs, names)
@@ -211,12 +211,12 @@ class LayerExplainer(Explainer):
         return maps[0] if isinstance(self.layer, str) else maps
 
     def observe(self, model: nn.Module, inputs: Tensor, targets: Targets = None) -> Evidence:
-        """Runs the model and keeps what the maps are made of."""
+        """Runs the model and keeps the activations, logits and gradients for the maps."""
         scores = Scores(model, targets)
         layers = self.layers(model, inputs, targets)
         closed = all(layer.classifier for layer in layers)
         if self.differentiable:
-            # Dropout after pooling, in training, is a factor that the closed form does not have.
+            # In training, dropout after pooling is a factor that the closed form lacks.
             closed = closed and not any(
                 isinstance(module, _DropoutNd) and module.training and module.p
                 for module in model.modules()
@@ -228,10 +228,10 @@ class LayerExplainer(Explainer):
             if self.differentiable and not value.requires_grad:
                 raise ValueError(
                     f'{type(self).__name__}: layer {layer.name!r} carries no gradient (frozen '
-                    'parameters, or torch.no_grad), so that a loss of its map would train nothing'
+                    'parameters, or torch.no_grad), so a loss of its map would train nothing'
                 )
             if cut:
-                # From the first layer on a graph is recorded; what came before it has none.
+                # A graph is recorded from the first layer on, not before it.
                 torch.set_grad_enabled(True)
                 if not value.requires_grad:
                     value = value.detach().requires_grad_()
@@ -248,7 +248,7 @@ class LayerExplainer(Explainer):
 
 @dataclass
 class Evidence:
-    """What maps are made of: a forward's activations and logits, and gradients on demand.
+    """The inputs of a method: activations and logits of a forward pass, and gradients on demand.
 
     Args:
         scores (Scores): The model, and what is explained of it.
@@ -271,13 +271,13 @@ class Evidence:
 
     @property
     def activations(self) -> list[Tensor]:
-        """Each layer's activations, of shape (N, C, h, w)."""
+        """The activations of each layer, of shape (N, C, h, w)."""
         values = self.values.items()
         maps = [full_precision(layer.layout.to_map(value)) for layer, value in values]
         return maps if self.differentiable else [each.detach() for each in maps]
 
     def gradients(self, weights: Tensor) -> list[Tensor]:
-        """The gradients of the weighted logits by the activations, of shape (N, C, h, w) each."""
+        """Returns the weighted logits' gradients (N, C, h, w) with respect to the activations."""
         if self.heads is not None:
             gradients = []
             for head, value in zip(self.heads, self.activations):
@@ -297,7 +297,7 @@ class Evidence:
 
 
 def explainer_names() -> list[str]:
-    """The sorted names of all explainers of single models, with those of plugins."""
+    """Returns the sorted names of all explainers of single models, including plugins."""
     EXPLAINERS.import_from_location()
     kinds = EXPLAINERS.module_dict.items()
     return sorted(name for name, kind in kinds if issubclass(kind, Explainer))

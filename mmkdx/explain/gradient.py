@@ -1,4 +1,4 @@
-"""The CAM family: maps from a layer's activations and the gradients that reach it."""
+"""The CAM family: maps from a layer's activations and their gradients."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mmkdx.registry import EXPLAINERS
 
 
 def weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
-    """Maps of shape (N, h, w) from channel weights (N, C) and activations (N, C, h, w)."""
+    """Returns maps (N, h, w): activations (N, C, h, w), summed with channel weights (N, C)."""
     return torch.einsum('nc,nchw->nhw', weights, activations)
 
 
 class BaseCAM(LayerExplainer):
-    """Base of the methods that are a function of a layer's activations and the gradients there.
+    """Base of the methods that combine a layer's activations and their gradients.
 
     A method is ``combine``. All take the arguments of ``LayerExplainer``.
     """
@@ -34,7 +34,7 @@ class BaseCAM(LayerExplainer):
 
     @abstractmethod
     def combine(self, activations: Tensor, gradients: Tensor | None) -> Tensor:
-        """The method: raw maps (N, h, w) from activations and gradients (N, C, h, w).
+        """The method: makes raw maps (N, h, w) from activations and gradients (N, C, h, w).
 
         The gradients are the score's by the activations; None unless ``needs_gradients``.
         """
@@ -53,7 +53,7 @@ class BaseCAM(LayerExplainer):
         targets: Targets = None,
         image: Sequence[int] | None = None,
     ) -> Tensor:
-        """Explains a forward that ran already, like the training step's.
+        """Explains a forward pass that ran already, such as the training step's.
 
         Args:
             activations (Tensor): Its layer's activations (N, C, h, w), or tokens (N, L, C).
@@ -69,12 +69,12 @@ class BaseCAM(LayerExplainer):
             ValueError: If the activations carry no gradient, or the logits do not depend on them.
         """
         if activations.dim() == 3 and image is None:
-            raise ValueError('image is None; tokens lie on a grid that follows from the image size')
+            raise ValueError('image is None; pass the image size: the grid of tokens depends on it')
         if not activations.requires_grad:
             raise ValueError(
-                f'{type(self).__name__}: the activations carry no gradient, so that a loss of the maps '
-                'would train nothing; run the forward with gradients and without freezing what comes '
-                'before the layer'
+                f'{type(self).__name__}: the activations carry no gradient, so a loss of the maps '
+                'would train nothing; run the forward pass with gradients, and do not freeze the layers '
+                'before this one'
             )
         gradients = None
         if self.needs_gradients:
@@ -87,7 +87,7 @@ class BaseCAM(LayerExplainer):
             if gradients is None:
                 raise ValueError(
                     f'{type(self).__name__}: the logits do not depend on the activations; both must '
-                    'come from one forward'
+                    'come from one forward pass'
                 )
             gradients = full_precision(_as_map(gradients, image))
         return self.combine(full_precision(_as_map(activations, image)), gradients)
@@ -95,7 +95,7 @@ class BaseCAM(LayerExplainer):
 
 @EXPLAINERS.register_module()
 class CAM(BaseCAM):
-    """``sum_c J_kc A_c``, with J the derivatives of the logit by pooled features: its mean is the logit.
+    """``sum_c J_kc A_c``, with J the logit's derivatives at pooled features. Its mean is the logit.
 
     Behind global average pooling and one linear layer J is the classifier's weight. Any other head
     behind pooled or flattened features has a remainder beside the mean, like a bias (see
@@ -129,7 +129,7 @@ class CAM(BaseCAM):
         if self.differentiable and not maps.features.requires_grad:
             raise ValueError(
                 f'CAM: layer {str(taps.taps["cam"])!r} carries no gradient (frozen parameters, or '
-                'torch.no_grad), so that a loss of its map would train nothing'
+                'torch.no_grad), so a loss of its map would train nothing'
             )
         if maps.head and self.norm == 'full':
             head, pooled = maps.head.head, maps.head.mean_pooled
@@ -147,7 +147,7 @@ class CAM(BaseCAM):
         return weighted_sum(weights @ full_precision(maps.weight), full_precision(maps.features))
 
     def _find(self, model: nn.Module, inputs: Tensor) -> TapSet:
-        """Where the features are, searched for once a model and image size."""
+        """Finds the taps of the features, once for each model and image size."""
         known = self._taps.setdefault(model, {})
         key = (tuple(inputs.shape[2:]), *map(type, model.modules()))
         if key not in known:
@@ -157,8 +157,8 @@ class CAM(BaseCAM):
                 logits, found = full_precision(values['logits']), values['cam'].logits()
             if (found - logits).abs().max() > 1e-2 * logits.abs().max():
                 raise ValueError(
-                    f'CAM: what follows the features of {type(model).__name__} depends on more than '
-                    'these, such as random numbers; use GradCAM'
+                    f'CAM: the layers behind the features of {type(model).__name__} use more than '
+                    'these features, such as random numbers; use GradCAM'
                 )
             known[key] = taps
         return known[key]
@@ -170,7 +170,7 @@ class CAM(BaseCAM):
 
 @EXPLAINERS.register_module()
 class GradCAM(BaseCAM):
-    """``sum_c mean(g_c) A_c``, with A the activations and g the score's gradient by them.
+    """``sum_c mean(g_c) A_c``, with A the activations and g the score's gradient with respect to A.
 
     Source: Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based
     localization", ICCV 2017, Eq. 1 and 2, without its final ReLU, which belongs to drawing.
@@ -195,7 +195,7 @@ class GradCAMPlusPlus(BaseCAM):
 
     def combine(self, activations: Tensor, gradients: Tensor) -> Tensor:
         """See ``BaseCAM``."""
-        # α = 1 / (2 + S g), reduced by g², which is far below rounding where pooling divides by h · w
+        # α = 1 / (2 + S g), reduced by g²: where pooling divides by h · w, g² is far below rounding
         denominator = 2 + activations.sum((2, 3), keepdim=True) * gradients
         counts = (gradients > 0) & (denominator > 0)
         weights = torch.where(counts, gradients / denominator.where(counts, 1), 0).sum((2, 3))
@@ -276,13 +276,13 @@ def _as_map(values: Tensor, image: Sequence[int] | None) -> Tensor:
 
 
 def _first_component(activations: Tensor) -> Tensor:
-    """The first principal component's score at each position, of shape (N, h, w)."""
+    """Returns the first principal component's score at each position, of shape (N, h, w)."""
     values = activations.flatten(2).transpose(1, 2)
     values = values - values.mean(1, keepdim=True)
     _, positions, channels = values.shape
     # The smaller of the two Gram matrices; both have the same leading eigenvalue
     gram = values @ values.mT if positions <= channels else values.mT @ values
-    # Equal eigenvalues, as of two dead channels, have the gradient NaN: shifts below rounding part them
+    # Equal eigenvalues, such as of two dead channels, have a NaN gradient: tiny shifts separate them
     size = gram.detach().diagonal(dim1=1, dim2=2).mean(1)[:, None]
     size = torch.where(size > 0, size, 1)
     steps = torch.arange(gram.shape[1], device=gram.device) * torch.finfo(gram.dtype).eps

@@ -1,4 +1,4 @@
-"""Maps of a class from the attention of all layers and the gradients by it."""
+"""Maps of a class from the attention of all layers and the gradients with respect to it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from mmkdx.registry import EXPLAINERS
 class GradientRollout(Explainer):
     """``r (I + M_B) ... (I + M_1)`` with ``M = mean over heads of relu(G ⊙ A)``, for each class.
 
-    A is the attention of a layer, G the gradient of the score by it, and r the read-out: the row of the
-    tokens that the head reads. Maps are not negative. Scores that are c times as large do not have maps
-    that are c times as large: the shape of a map depends on the scale of the logits.
+    A is the attention of a layer, G the gradient of the score with respect to A, and r the read-out: the
+    row of the tokens that the head reads. Maps are not negative. The shape of a map depends on the scale
+    of the logits, because the layers are multiplied.
 
     The network runs with its own kernels. All tokens must attend to all tokens, or in the last stage to
     those of a window.
@@ -97,7 +97,7 @@ class GradientRollout(Explainer):
             allow_unused=True,
         )
         layers, pool = gradients[: len(found.layers)], gradients[len(found.layers) :]
-        # A pooling head may be there whose result nobody reads
+        # The model may have a pooling head with an unused result
         pooled = bool(pool) and pool[0] is not None
         if not pooled and layers[-1] is None:
             raise ValueError(
@@ -112,15 +112,15 @@ class GradientRollout(Explainer):
                 row = start = self._start(model, found, layers[-1])
             # From the last layer to the first: a row costs less than a product of matrices
             for attention, gradient in reversed([*zip(found.layers, layers)]):
-                if gradient is not None:  # its result may be read by nobody
+                if gradient is not None:  # its result may be unused
                     relevance = attention.relevance(gradient, not self.twice)
                     row = row + multiply(row, relevance, attention)
             return [found.layout.to_map((row - start).mT)[:, 0]]
 
     def _start(self, model: nn.Module, found: AttentionLayers, by_output: Tensor) -> Tensor:
-        """The read-out (N, 1, L), from the gradient by the output of the last layer."""
+        """Returns the read-out (N, 1, L) from the gradient at the last layer's output."""
         gradient = found.layers[-1].by_head(by_output.detach())
-        # Behind the last attention tokens do not mix, so that the head reads those that move the score
+        # Behind the last attention tokens do not mix, so the head reads the tokens that move the score
         read = gradient.ne(0).any(3).any(1)[:, None].to(full_precision(gradient).dtype)
         read = to_tokens(read, found.layers[-1])
         extra, image = read.split([found.layout.extra, read.shape[2] - found.layout.extra], 2)

@@ -1,4 +1,4 @@
-"""Which layer of a model a map is made of."""
+"""Finds the layer of a model that a map is made of."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Layer:
 def find_layers(
     model: nn.Module, inputs: Tensor, names: Sequence[str], scores: Scores | None = None
 ) -> list[Layer]:
-    """Finds layers by name, or, for the name 'auto', the last that a map can be made of.
+    """Finds layers by name; for the name 'auto', the last layer that a map can be made of.
 
     'auto' takes the last spatial layer whose gradient is non-zero at most positions, for one image. In
     a CNN this is the input of global average pooling. In a transformer that classifies by its class
@@ -61,7 +61,7 @@ def find_layers(
             logits).
 
     Raises:
-        ValueError: If a layer does not exist, has no extent in space or does not move the score, or
+        ValueError: If a layer does not exist, is not spatial or does not move the score, or
             'auto' finds none; the message names near or possible layers.
     """
     given = TapSet({name: 'layer' for name in names if name != 'auto'}, 'model')
@@ -70,7 +70,7 @@ def find_layers(
     with no_autocast(inputs), evaluating(model), torch.no_grad():
         images = inputs[:1].clone()
         if scores is None or 'auto' in names:
-            with suppress(Exception):  # what is wrong with the images, `given` says
+            with suppress(Exception):  # `given` reports what is wrong with the images
                 flow = Flow(describe(model), images)
                 linear = linear_head(flow)
                 pooling = flow.features if linear else None
@@ -96,7 +96,7 @@ def find_layers(
                 )
         if chosen.layout is None:
             raise ValueError(
-                f'layer {name!r} has no extent in space: its activations have the shape '
+                f'layer {name!r} is not spatial: its activations have the shape '
                 f'{tuple(chosen.value.shape)} for an image of {tuple(inputs.shape[2:])} pixels; '
                 f'possible layers are {_names(passings)}'
             )
@@ -112,14 +112,14 @@ def find_layers(
 
 
 def find_stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
-    """Finds the last layer at each size of map, like the ends of a CNN's stages, in forward order.
+    """Finds the last layer at each map size, such as the ends of a CNN's stages, in forward order.
 
     Args:
         model (nn.Module): The classifier.
         inputs (Tensor): Images of shape (N, 3, H, W).
 
     Raises:
-        ValueError: If no layer moves the score and has an extent in space.
+        ValueError: If no spatial layer moves the score.
     """
     passings = _trace(model, inputs[:1], set())
     _last_moving(passings)
@@ -152,7 +152,7 @@ def find_stages(model: nn.Module, inputs: Tensor) -> list[Layer]:
 
 @dataclass
 class _Passing:
-    """What passed a tap in a forward."""
+    """The value at a tap in a forward pass."""
 
     tap: Tap
     value: Tensor
@@ -166,17 +166,17 @@ class _Passing:
 
 
 def _zero_layers(model: nn.Module) -> list[Tap]:
-    """What enters linear layers of zeros, as classifiers of transformers are before training."""
+    """Finds the inputs of linear layers of zeros, such as untrained classifiers."""
     layers = [(path, each) for path, each in model.named_modules() if isinstance(each, nn.Linear)]
     return [Tap(path, side='in') for path, each in layers if not each.weight.any()]
 
 
 def _entering(model: nn.Module, taps: Sequence[Tap], images: Tensor) -> Tensor:
-    """A score (1, 1) that what stands at taps moves."""
+    """Returns a score (1, 1) that depends on the values at taps."""
     kept: list[Tensor] = []
     with intercept(model, dict.fromkeys(taps, kept.append)):
         forward_tensor(model, images.clone())
-    # Unequal factors, as the plain sum behind a layer norm is constant
+    # Unequal factors, because the plain sum behind a layer norm is constant
     return sum((each * torch.linspace(-1, 1, each.shape[-1]).to(each)).sum() for each in kept)[
         None, None
     ]
@@ -188,7 +188,7 @@ def _trace(
     taps: set[Tap],
     scores: Callable[[Tensor], Tensor] | None = None,
 ) -> list[_Passing]:
-    """What passes all modules, and some taps, in the order of their calls; for logits of one image."""
+    """Records the values at all modules and some taps for one image, in call order."""
     extra, grids = extra_tokens(model), patch_grids(model, images)
     norms = (module for module in model.modules() if isinstance(module, nn.LayerNorm))
     widths = {norm.normalized_shape[-1] for norm in norms}
@@ -225,7 +225,7 @@ def _trace(
 
 
 def _channels_last(value: Tensor, widths: Collection[int]) -> bool | None:
-    """Whether (N, ?, ?) has its channels last, as far as the widths of the model's norms tell."""
+    """Whether (N, ?, ?) has its channels last, judged by the widths of the model's norms."""
     known = [size in widths for size in value.shape[1:]]
     if known == [False, True]:
         return True
@@ -236,7 +236,7 @@ def _channels_last(value: Tensor, widths: Collection[int]) -> bool | None:
 
 
 def _possible(passings: list[_Passing], least: float = 0.5) -> list[_Passing]:
-    """What maps can be made of, in forward order, each under its shortest path.
+    """Returns the layers that maps can be made of, in forward order, each with its shortest path.
 
     The score must move at more than the share ``least`` of its positions.
     """
@@ -244,7 +244,7 @@ def _possible(passings: list[_Passing], least: float = 0.5) -> list[_Passing]:
     for each in passings:
         if each.share > least and each.eligible:
             states.setdefault(each.state, []).append(each)
-    # Modules that a forward calls twice need a number behind their path
+    # A module that is called twice in a forward pass needs a number behind its path
     calls = Counter(each.tap for each in passings)
     once = [[each for each in same if calls[each.tap] == 1] for same in states.values()]
 
@@ -259,8 +259,8 @@ def _last_moving(passings: list[_Passing]) -> _Passing:
     if not possible:
         paths = [each.tap.path for each in passings if each.layout is not None]
         raise ValueError(
-            "layer 'auto' finds no layer that moves the score and has an extent in space; set layer, "
-            f'the last with an extent in space are {", ".join(dict.fromkeys(paths[-6:])) or "none"}'
+            "layer 'auto' finds no spatial layer that moves the score; set layer; "
+            f'the last spatial layers are {", ".join(dict.fromkeys(paths[-6:])) or "none"}'
         )
     return possible[-1]
 

@@ -1,4 +1,4 @@
-"""The arrangement of activations in space, and of a model's tokens."""
+"""The spatial arrangement of activations and of a model's tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_EXTRA_TOKENS = 8
 
 @dataclass(frozen=True)
 class Layout:
-    """The arrangement of activations in space.
+    """The spatial arrangement of activations.
 
     Args:
         size (tuple[int, int]): Height and width of the map.
@@ -45,7 +45,7 @@ class Layout:
         channels_last: bool | None = None,
         grids: Collection[tuple[int, int]] = (),
     ) -> Layout | None:
-        """Finds the layout of activations; None if they have no extent in space.
+        """Finds the layout of activations; None if they are not spatial.
 
         Args:
             shape (Sequence[int]): Their shape, with the batch.
@@ -93,7 +93,7 @@ class Layout:
 
     @classmethod
     def of_stage(cls, length: int, grids: Collection[tuple[int, int]]) -> Layout | None:
-        """Finds the layout of a stage's tokens, whose grid is that of the patches, halved or not."""
+        """Finds the layout of a stage's tokens. Their grid is the patch grid, halved or not."""
         for height, width in sorted(grids) if length > 1 else ():
             while height * width > length:
                 height, width = -(-height // 2), -(-width // 2)
@@ -109,7 +109,7 @@ class Layout:
         certain: bool,
         grids: Collection[tuple[int, int]],
     ) -> Layout | None:
-        """The first of (kind, count of positions, extra tokens) that is a grid."""
+        """Returns the first of (kind, count of positions, extra tokens) that is a grid."""
         known = [lambda *sides: sides[:2] in grids] if grids else []
         for fits in [*known, *([] if certain else [_is_patched]), _is_grid]:
             for kind, count, skipped in candidates:
@@ -121,13 +121,13 @@ class Layout:
 
 
 def extra_tokens(model: nn.Module) -> int | None:
-    """The number of a model's class, distillation and register tokens; None if unknown."""
+    """Returns the number of a model's class, distillation and register tokens; None if unknown."""
     for owner in (getattr(model, 'backbone', None), getattr(model, 'model', None), model):
-        # mmpretrain's name and timm's
+        # The names in mmpretrain and timm
         for name in ('num_extra_tokens', 'num_prefix_tokens'):
             if isinstance(count := getattr(owner, name, None), int):
                 return count
-        # Hugging Face's, beside a class token
+        # The name in Hugging Face, beside a class token
         registers = getattr(getattr(owner, 'config', None), 'num_register_tokens', None)
         if registers is not None:
             return 1 + registers
@@ -135,7 +135,7 @@ def extra_tokens(model: nn.Module) -> int | None:
 
 
 def patch_grids(model: nn.Module, images: Tensor) -> set[tuple[int, int]]:
-    """The possible sizes of the grid of patches, rounded down or up; none without patch embedding."""
+    """Returns the possible patch grids, rounded down or up; none without patch embedding."""
     _, channels, height, width = images.shape
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == channels:
@@ -157,6 +157,6 @@ def _is_grid(height: int, width: int, image: Sequence[int]) -> bool:
 
 
 def _is_patched(height: int, width: int, image: Sequence[int]) -> bool:
-    """Whether a size is that of square patches that leave no rest of the image."""
+    """Whether square patches of this grid cover the whole image."""
     patch = image[0] // height
     return height * width > 1 and (height * patch, width * patch) == tuple(image)

@@ -28,12 +28,12 @@ class _Gate:
 
 
 class _Passage(torch.autograd.Function):
-    """Between two blocks: the later score's gradient stops here, and that of a loss of maps does not."""
+    """Stops the later score's gradient between two blocks, but no gradient of a loss of maps."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, value: Tensor, gate: _Gate) -> Tensor:
         ctx.gate = gate
-        return value.clone()  # the rest of the model may overwrite it in place
+        return value.clone()  # later layers may overwrite it in place
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, None]:
@@ -44,12 +44,13 @@ class _Passage(torch.autograd.Function):
 class LeGrad(Explainer):
     """``mean over layers, heads and queries of relu(G)``, for each class.
 
-    G is the gradient by a layer's attention of that layer's own score: what the head makes of the
-    tokens behind its block. A head that reads the class token, or other extra tokens alone, gets the
-    mean of all tokens in their place. A head that pools all tokens gets the tokens themselves. With
-    attention pooling, G is taken by the head's attention, to which the tokens of each layer are given.
+    Each layer has its own score: the head's output for the tokens behind the layer's block. G is the
+    gradient of this score with respect to the layer's attention. A head that reads only the class token
+    or other extra tokens gets the mean of all tokens instead. A head that pools all tokens gets the
+    tokens themselves. With attention pooling, the tokens of each layer go to the head's attention, and G
+    is taken with respect to that attention.
 
-    Maps are not negative, and scores that are c times as large have maps that are c times as large.
+    Maps are not negative. If the score is multiplied by c, so are the maps.
 
     Source: Bousselham et al., "LeGrad: An explainability method for vision transformers via feature
     formation sensitivity", ICCV 2025, and the authors' code.
@@ -68,7 +69,7 @@ class LeGrad(Explainer):
         """See ``Explainer``."""
         blocks = self._find(model, inputs, targets)
         taps = blocks.taps[-count_of('LeGrad', self.layers, model, len(blocks.taps)) :]
-        # Before the first attention by which a gradient is taken, nothing is recorded
+        # Nothing is recorded before the first attention that needs a gradient
         first = len(blocks.taps) - (0 if blocks.pooled else len(taps))
         recorder, count, tokens = AttentionRecorder(len(inputs), first), len(inputs), []
         gate = _Gate()
@@ -79,11 +80,11 @@ class LeGrad(Explainer):
                 # One run of the head for all layers, and for the logits themselves
                 recorder.batch = (len(taps) + 1) * count
                 return torch.cat([*tokens, value])
-            # The next layers have scores of their own
+            # The next layers have their own scores
             if self.differentiable:
                 return _Passage.apply(value, gate)
             torch.set_grad_enabled(False)
-            return value.detach().clone()  # the rest of the model may overwrite it in place
+            return value.detach().clone()  # later layers may overwrite it in place
 
         with set_stance('force_eager'), torch.set_grad_enabled(self.differentiable):
             with intercept(model, dict.fromkeys(taps, keep)), recorder:
@@ -124,14 +125,14 @@ class LeGrad(Explainer):
             return [blocks.layout.to_map(row.mT)[:, 0]]
 
     def _find(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Blocks:
-        """The model's blocks, searched for once a model and image size.
+        """Finds the model's blocks, once for each model and image size.
 
         For a function they are searched for at each call, as each function may read other tokens.
         """
         if callable(targets):
             return find_blocks(model, inputs, targets)
         known = self._known.setdefault(model, {})
-        # Another head may come to the same model
+        # The same model may get another head
         key = (tuple(inputs.shape[2:]), *map(type, model.modules()))
         if key in known:
             return known[key]

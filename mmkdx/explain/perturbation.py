@@ -1,4 +1,4 @@
-"""Maps whose channels are weighted by what the model says when they are masked or removed."""
+"""Maps with channel weights from the model's outputs when a channel is masked or removed."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class PerturbationCAM(LayerExplainer):
     def forward_channels(
         self, evidence: Evidence, layer: Layer, samples: Tensor, channels: Tensor
     ) -> Tensor:
-        """The logits (M, K) of M samples, each with one channel masked or removed."""
+        """Returns the logits (M, K) of M samples, each with one channel masked or removed."""
 
     def channel_logits(self, evidence: Evidence, layer: Layer, channels: Tensor) -> Tensor:
-        """The logits (N, n, K) of all samples for channels (N, n), computed once for all classes."""
+        """Returns the logits (N, n, K) of all samples for channels (N, n), once for all classes."""
         if layer not in evidence.memo:
             count, each = channels.shape
             samples = torch.arange(count, device=channels.device).repeat(each)
-            # A function may hold something for each image, so it gets all of them in order
+            # A function may hold data for each image, so it gets all images in order
             size = count if evidence.scores.function else self.max_batch
             parts = zip(samples.split(size), channels.T.flatten().split(size))
             with torch.no_grad():
@@ -115,8 +115,8 @@ class AblationCAM(PerturbationCAM):
     The paper divides by the score s itself. For a negative logit its map shows the evidence *against*
     the class as positive. The magnitude keeps the sign of the evidence.
 
-    For a classifier of global average pooling and one linear layer the drop of the score is known
-    (``W_c mean(A_c)``), and no further forward runs.
+    With global average pooling and one linear layer the drop of the score is known
+    (``W_c mean(A_c)``), so no further forward pass runs.
 
     Source: Desai and Ramaswamy, "Ablation-CAM: Visual explanations for deep convolutional network via
     gradient-free localization", WACV 2020, Eq. 3 (``w_c = (s - s without A_c) / s``) and 4.

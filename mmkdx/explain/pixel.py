@@ -1,4 +1,4 @@
-"""Maps at the images' resolution, from the gradient of the score by the pixels."""
+"""Maps at the images' resolution, from the gradient of the score with respect to the pixels."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mmkdx.registry import EXPLAINERS
 
 
 class PixelExplainer(Explainer):
-    """Base of the explainers whose maps are made of the pixels' gradients."""
+    """Base of the explainers that make maps from the gradient at the pixels."""
 
     @abstractmethod
     def attribute(self, scores: Scores, inputs: Tensor, weights: Tensor) -> Tensor:
-        """The method: maps (N, H, W) for weights of the classes (N, K)."""
+        """The method: makes maps (N, H, W) for class weights (N, K)."""
 
     def explain(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
         """See ``Explainer``."""
@@ -37,7 +37,7 @@ class PixelExplainer(Explainer):
         return full_precision(maps)
 
     def gradient(self, scores: Scores, inputs: Tensor, weights: Tensor) -> Tensor:
-        """The gradient of the weighted scores by the pixels, of shape (N, 3, H, W)."""
+        """Returns the weighted scores' gradient (N, 3, H, W) with respect to the pixels."""
         inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
         score = (scores(inputs) * weights).sum()
         return torch.autograd.grad(score, inputs, create_graph=self.differentiable)[0]
@@ -68,7 +68,7 @@ class InputGradient(PixelExplainer):
 
 @EXPLAINERS.register_module()
 class IntegratedGradients(PixelExplainer):
-    """``sum_c (x - x0) ∫ ∂s/∂x (x0 + a (x - x0)) da``, a from 0 to 1; it sums up to ``s(x) - s(x0)``.
+    """``sum_c (x - x0) ∫ ∂s/∂x (x0 + a (x - x0)) da``, a from 0 to 1; the sum is ``s(x) - s(x0)``.
 
     Source: Sundararajan et al., "Axiomatic attribution for deep networks", ICML 2017, Eq. 1. The
     integral is taken by Gauss-Legendre quadrature.
@@ -99,7 +99,7 @@ class IntegratedGradients(PixelExplainer):
 
 @EXPLAINERS.register_module()
 class SmoothGrad(PixelExplainer):
-    """The largest magnitude over channels of the gradient's mean over noisy copies of the image.
+    """The mean gradient over noisy copies of the image, as its largest magnitude over channels.
 
     Source: Smilkov et al., "SmoothGrad: removing noise by adding noise", arXiv 1706.03825, Sec. 3. The
     noise has a seed of its own: each call draws the same, and the global random state is untouched.
@@ -127,7 +127,7 @@ class SmoothGrad(PixelExplainer):
         sigma = self.noise * (flat.amax(1) - flat.amin(1))[:, None, None, None]
         total = torch.zeros_like(inputs)
         for _ in range(self.samples):
-            # One pattern for all images: a map does not depend on the rest of the batch
+            # One noise pattern for all images, so a map does not depend on the rest of the batch
             noise = torch.randn(
                 inputs.shape[1:], generator=generator, device=inputs.device, dtype=inputs.dtype
             )
@@ -137,7 +137,7 @@ class SmoothGrad(PixelExplainer):
 
 @EXPLAINERS.register_module()
 class FullGrad(PixelExplainer):
-    """``ψ(g ⊙ x) + sum_l sum_c ψ(g_lc b_lc)``: the input's gradient and those of all biases.
+    """``ψ(g ⊙ x) + sum_l sum_c ψ(g_lc b_lc)``: the gradients of the input and of all biases.
 
     ψ takes magnitudes, scales them to [0, 1] over an image's layer and resizes them to the image.
     Biases are those of convolutions and batch norm (``β - γ mean / sqrt(var + ε)``). In a network of
@@ -156,7 +156,7 @@ class FullGrad(PixelExplainer):
     def bias_gradients(
         self, scores: Scores, inputs: Tensor, weights: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
-        """The terms of the full gradient before ψ, for weights of the classes (N, K).
+        """Returns the terms of the full gradient before ψ, for class weights (N, K).
 
         Returns:
             tuple[Tensor, list[Tensor]]: ``g ⊙ x`` of shape (N, 3, H, W) and for each layer with
@@ -168,7 +168,7 @@ class FullGrad(PixelExplainer):
             if value.dim() != 4:
                 return None
             outputs.append((value, bias))
-            return value.clone()  # the rest may overwrite it in place
+            return value.clone()  # later layers may overwrite it in place
 
         keepers = {
             Tap(path): partial(keep, bias)
@@ -201,7 +201,7 @@ class FullGrad(PixelExplainer):
 
 
 def _bias(module: nn.Module) -> Tensor | None:
-    """What a convolution or a batch norm in eval mode adds to each channel."""
+    """Returns the bias that a convolution or a batch norm in eval mode adds to each channel."""
     if isinstance(module, nn.Conv2d):
         return module.bias
     if not isinstance(module, _BatchNorm) or module.running_mean is None:

@@ -1,4 +1,4 @@
-"""Maps of the evidence that prototypes find."""
+"""Maps of the similarity to prototypes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmkdx.registry import EXPLAINERS
 
 @EXPLAINERS.register_module()
 class PrototypeMap(Explainer):
-    """The similarity of each position to the prototypes, weighted by their weights for the class.
+    """The similarity of each position to the prototypes, summed with their weights for the class.
 
     The map is ``sum_j W[k, j] s_j(h, w)`` over all prototypes, or ``s_j(h, w)`` of a single one, which
     is the same for all classes. ``ProtoPNetHead`` takes an image's largest similarity; the map shows

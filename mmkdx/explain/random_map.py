@@ -1,4 +1,4 @@
-"""A map of noise: the floor that every explainer has to beat."""
+"""A map of noise: every explainer has to beat this floor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmkdx.registry import EXPLAINERS
 
 @EXPLAINERS.register_module()
 class RandomMap(Explainer):
-    """Standard normal noise, the floor of every metric: an explainer that scores no better says nothing.
+    """Standard normal noise: an explainer that scores no better explains nothing.
 
     The noise depends on the image's values in fp32, on the class and on ``seed``. It does not depend on
     the model's weights, the batch, the order of the images, the device or the number of calls. An image
@@ -58,14 +58,14 @@ class RandomMap(Explainer):
 
         known = isinstance(targets, Tensor) and targets.dtype == torch.long
         if self.size and known and targets.shape == inputs.shape[:1] and targets.min() >= 0:
-            return make(F.one_hot(targets).float())[0]  # without a forward
+            return make(F.one_hot(targets).float())[0]  # without a forward pass
         with torch.no_grad():
             logits = Scores(model, targets)(inputs)
         return self.for_targets(make, targets, logits)[0]
 
     def _noise(self, image: int, weights: Tensor, size: tuple[int, int]) -> Tensor:
-        """The noise of an image, by its checksum, for class weights (K, )."""
-        # A class has the same noise in models of more classes
+        """Makes the noise of an image from its checksum, for class weights (K, )."""
+        # A class has the same noise in models with more classes
         classes = weights.nonzero()
         target = crc32(classes.numpy().tobytes() + weights[classes].float().numpy().tobytes())
         generator = np.random.default_rng([self.seed, image, target])

@@ -1,4 +1,4 @@
-"""What is explained: scores of classes, or any function of what a model returns."""
+"""What is explained: scores of classes, or any function of a model's output."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Scores:
         self.function = targets if callable(targets) else None
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The scores, in fp32 at least, of images (N, C, H, W)."""
+        """Returns the scores, in fp32 at least, of images (N, C, H, W)."""
         if self.function is None:
             return full_precision(describe(self.model).logits(inputs))
-        # A model may overwrite its input, which it must not where the input is a leaf
+        # A model may overwrite its input, which is forbidden for a leaf
         output = forward_tensor(self.model, inputs.clone())
         return function_scores(self.function, output, len(inputs))
 
 
 def function_scores(function: Callable[[Any], Tensor], output: Any, count: int) -> Tensor:
-    """The scores (N, 1), in fp32 at least, that a target function finds in what a model returned.
+    """Applies a target function to a model's output. Returns scores (N, 1), in fp32 at least.
 
     Raises:
         ValueError: If it does not return one score for each of ``count`` images, or scores without a
@@ -90,7 +90,7 @@ class CosineTarget:
         self.vectors = vectors.reshape(-1, vectors.shape[-1])
 
     def __call__(self, output: Any) -> Tensor:
-        """The cosines (N, ) of embeddings (N, D).
+        """Returns the cosines (N, ) of embeddings (N, D).
 
         Raises:
             ValueError: If the output is no embedding of this width, or there are more or fewer
@@ -110,7 +110,7 @@ class CosineTarget:
 
 
 def class_weights(targets: Targets, logits: Tensor) -> Tensor:
-    """The weights of the classes, one-hot for class indices, in the shape of the logits (N, K).
+    """Returns class weights in the shape of the logits (N, K), one-hot for class indices.
 
     Targets are those of ``Explainer.__call__`` but 'all'. The single score of a function has weight 1.
 
@@ -124,7 +124,8 @@ def class_weights(targets: Targets, logits: Tensor) -> Tensor:
         targets = logits.argmax(1)
     elif isinstance(targets, str):
         raise ValueError(
-            f"targets is {targets!r}; as a word it must be 'pred', or 'all' where the model is run"
+            f"targets is {targets!r}; the text must be 'pred', or 'all' where the explainer "
+            'runs the model'
         )
     elif isinstance(targets, Sequence) and len(targets) and hasattr(targets[0], 'get'):
         targets = _labels(targets)
@@ -158,12 +159,12 @@ def _labels(data_samples: Sequence[Any]) -> Tensor:
             labels = [torch.as_tensor(sample.get(key)).reshape(-1) for sample in data_samples]
             if key == 'gt_label' and any(len(label) != 1 for label in labels):
                 raise ValueError(
-                    'targets are data samples with several labels; give weights of the classes, (N, K)'
+                    'targets are data samples with several labels; pass class weights of shape (N, K)'
                 )
             return torch.stack(labels).squeeze(1)
     raise ValueError("targets are data samples without labels ('gt_label'); use 'pred'")
 
 
 def target_name(function: Callable) -> str:
-    """How messages and pictures call a function."""
+    """Returns the name of a function for messages and pictures."""
     return getattr(function, '__name__', type(function).__name__)

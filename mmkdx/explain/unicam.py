@@ -1,4 +1,4 @@
-"""UniCAM: where one of two models uses features that the other has not learned."""
+"""UniCAM: where a model uses features that another model has not learned."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mmkdx.registry import EXPLAINERS
 #: the sum over images of these features' largest entry.
 TARGETS = ('gt_correlation', 'row_max')
 
-#: At most so many stages, the last ones, are compared.
+#: The largest number of compared stages: the last ones.
 MAX_STAGES = 4
 
 #: With fewer images in a batch the correlations are mostly noise.
@@ -65,9 +65,10 @@ class UniCAM:
     """Maps of what a student has learned and a base model has not, and the other way round.
 
     Both models see the same images. The base model's distances between the images' features are
-    projected out of the student's. The correlation of the rest with the labels is differentiated by the
-    student's activations, which are weighted by the mean gradient like in Grad-CAM: the distilled
-    features. With the roles swapped: the residual features. **A map depends on the whole batch.**
+    projected out of the student's. The correlation of the rest with the labels has a gradient with
+    respect to the student's activations. Its mean over space weights the activations, as in Grad-
+    CAM: the distilled features. With the roles swapped: the residual features. **A map depends on
+    the whole batch.**
 
     ``explainer(student, base, inputs, labels)`` explains a pair; it cannot explain a single model.
 
@@ -164,10 +165,10 @@ class UniCAM:
                 stacklevel=2,
             )
         if labels is None and self.target == 'gt_correlation':
-            raise ValueError("UniCAM needs labels; only the target 'row_max' does without")
+            raise ValueError("UniCAM needs labels; only target='row_max' works without them")
         if labels is not None and labels.shape != inputs.shape[:1]:
             raise ValueError(
-                f'UniCAM takes one label an image, and got {tuple(labels.shape)} for '
+                f'UniCAM takes one label for each image, and got {tuple(labels.shape)} for '
                 f'{len(inputs)} images'
             )
         base_inputs = inputs if base_inputs is None else base_inputs
@@ -198,7 +199,7 @@ class UniCAM:
     def find_layers(
         self, models: Mapping[str, tuple[nn.Module, Tensor]]
     ) -> dict[str, dict[str, Layer]]:
-        """The layers that are compared.
+        """Finds the compared layers.
 
         Args:
             models (Mapping[str, tuple[nn.Module, Tensor]]): 'student', 'base' and perhaps 'teacher',
@@ -209,7 +210,7 @@ class UniCAM:
             stages, or no path for it is given.
 
         Raises:
-            ValueError: If a layer does not exist or has no extent in space, or student and base model
+            ValueError: If a layer does not exist or is not spatial, or student and base model
                 have no stages in common.
         """
         if self.layers is not None:
@@ -233,7 +234,7 @@ class UniCAM:
         if not sizes:
             words = [', '.join(layer.name for layer in each.values()) for each in (student, base)]
             raise ValueError(
-                f'UniCAM.layers is missing: student and base model have no size of map in common, the '
+                f'UniCAM.layers is missing: student and base model have no map size in common; the '
                 f'student has the stages {words[0]}, the base model {words[1]}'
             )
         return {
@@ -243,7 +244,7 @@ class UniCAM:
         }
 
     def label_features(self, labels: Tensor) -> Tensor:
-        """The vectors (n, e) of labels (n, ): one-hot, or those of ``embedding``.
+        """Returns the vectors (n, e) of labels (n, ): one-hot, or from ``embedding``.
 
         Raises:
             ValueError: If the file has no vector for a class.
@@ -258,7 +259,7 @@ class UniCAM:
         return self._classes.to(labels.device)[labels]
 
     def _gradient(self, distances: Tensor, other: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The target's gradient by the distances; None where there is nothing to differentiate."""
+        """Returns the target's gradient with respect to the distances; None if it has none."""
         with torch.enable_grad():
             distances = distances.detach().requires_grad_()
             unique = remove(u_center(distances), other)
@@ -288,12 +289,12 @@ class UniCAM:
         return _Side(model, inputs, layers, values, features, distances, tap)
 
     def _maps(self, side: _Side, index: int, gradient: Tensor | None) -> Tensor:
-        """The raw maps of a layer, from the target's gradient by the distances."""
+        """Makes the raw maps of a layer from the target's gradient at the distances."""
         values, features = side.activations[index], side.features[index]
         if gradient is None:
             return values.new_zeros(len(values), *values.shape[2:])
         if side.tap is None:
-            # The mean over space of the gradient by the activations is that by their mean
+            # The gradient's mean over space is the gradient with respect to the mean activation
             weights = distance_gradient(gradient, side.distances[index], values.mean((2, 3)))
             if self.pool:
                 weights = weights / values[0, 0].numel()
@@ -311,7 +312,7 @@ class UniCAM:
 
 
 class _Side(NamedTuple):
-    """What the maps of one model are made of; the lists have an element for each layer."""
+    """The data for the maps of one model; the lists have an element for each layer."""
 
     model: nn.Module
     inputs: Tensor
@@ -323,7 +324,7 @@ class _Side(NamedTuple):
 
 
 def _named(layers: Sequence | Mapping) -> dict[str, tuple[str, ...]]:
-    """The paths of each layer in student, base and, if given, teacher."""
+    """Returns the paths of each layer in student, base and, if given, teacher."""
     if isinstance(layers, str) or not isinstance(layers, (Sequence, Mapping)) or not layers:
         raise ValueError(
             f'UniCAM.layers is {layers!r}; it must be a list of paths, or a dict of names and paths'

@@ -1,4 +1,4 @@
-"""Attention in windows: where the tokens of an image are, and products with all its windows."""
+"""Attention in windows: the places of the tokens of an image, and products with all its windows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def find_places(attention: Attention) -> Tensor | None:
     """Finds the place of each token of an image among the queries of all its windows.
 
     The layer behind the attention takes the tokens in the order of the map, and each token depends on
-    one query. The derivatives of some tokens by all queries show one binary digit of each token's
+    one query. The derivatives of some tokens at all queries show one binary digit of each token's
     number. A token's key has the place of its query.
 
     Args:
@@ -54,11 +54,11 @@ def find_places(attention: Attention) -> Tensor | None:
 
 
 def _of_every_image(found: Tensor, seen: Tensor, numbers: Tensor) -> Tensor | None:
-    """The places that all images have in common, from the number of the token at each query."""
+    """Returns the places that all images share, given the token number at each query."""
     images, length = numbers.shape
-    if not seen.any():  # the attention moves nothing: its gradient is 0 everywhere
+    if not seen.any():  # the attention has no effect: its gradient is 0 everywhere
         return numbers[0] if length <= len(found) // images else None
-    # Stochastic depth leaves out an image as a whole
+    # Stochastic depth drops whole images
     kept = seen.view(images, -1).any(1).nonzero()
     seen = seen.nonzero()[:, 0]
     order = seen[found[seen].argsort()]

@@ -1,4 +1,4 @@
-"""The picture of which classes a model explains alike, beside which it confuses."""
+"""Pictures of the classes that a model explains alike, and of the classes that it confuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmkdx.visualization.rendering import (
 )
 from mmkdx.visualization.sections import PictureSection, draw
 
-#: What the picture shows, for a report.
+#: The explanation of the picture in a report.
 NOTE = (
     "Left: how alike a model's explanations of the label's class (row) and of every class (column) are, "
     'as mean cosines over the images of the label. Right: which share of its images the model takes for '
@@ -29,19 +29,19 @@ NOTE = (
     'alike are those that it confuses.'
 )
 
-#: What stands above the two matrices of a model, and above the pairs below them.
+#: The headlines of the two matrices of a model, and of the pairs below them.
 WORDS = {
     'similarity': ('explanations: how alike those of row and column are', 'most alike'),
     'confusion': ('predictions: which images of row are taken for column', 'most confused'),
 }
 
-#: More classes are not drawn: a pixel for each would be more than a screen.
+#: The largest number of classes that is drawn: more would not fit on a screen.
 MOST_CLASSES = 2000
 
-#: The least side of a matrix in pixels, and the side of a cell from which on its number is written.
+#: The smallest side of a matrix in pixels, and the smallest cell that shows its number.
 SIDE, NUMBERED = 440, 34
 
-#: The height of text, and the most width of a class's name.
+#: The height of text, and the largest width of a class name.
 TEXT, NAME_WIDTH = 12, 190
 
 #: Pixels around the picture, to the left of a matrix without names, above and to the right of each
@@ -51,7 +51,7 @@ GAP, LEFT, EDGE, LINE, BAR = 20, 12, 8, 18, 10
 #: The colours of the diagonal and of classes without images, between cells, and around a matrix.
 NOTHING, GRID, FRAME = (226, 226, 226), (238, 238, 238), (190, 190, 190)
 
-#: How many pairs of classes are named.
+#: The number of pairs of classes that are named.
 PAIRS = 3
 
 
@@ -59,7 +59,7 @@ PAIRS = 3
 def similarity_section(
     content: Similarities, classes: Sequence[str] | None = None
 ) -> PictureSection | None:
-    """The section with ``similarity_panel``; None for more than ``MOST_CLASSES``."""
+    """Returns the section with ``similarity_panel``; None for more than ``MOST_CLASSES``."""
     matrices = content.matrices
     if len(next(iter(matrices.values())).similarity) > MOST_CLASSES:
         return None
@@ -73,7 +73,7 @@ def similarity_section(
 def similarity_panel(
     matrices: Mapping[str, ClassMatrices], classes: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Draws how alike classes are explained, beside how often they are confused, a row for each model.
+    """Draws how similarly classes are explained and how often they are confused, one row per model.
 
     All models have one scale, up to the largest value off the diagonal, and the classes stand in the
     order of the data set. Numbers are written where there is room, and of many classes every n-th
@@ -88,7 +88,7 @@ def similarity_panel(
     names = [label_text(label, classes) for label in range(count)]
     peaks = {key: max(_largest(getattr(each, key)) for each in models.values()) for key in WORDS}
     cell = -(-SIDE // count)
-    # Every name if there is room, or every second, fifth, …
+    # Every name if there is room, else every second, fifth, …
     step = next(n for n in (1, 2, 5, 10, 20, 50) if n * cell > TEXT + 2)
     tiles = {i: _tile(names[i], TEXT, DARK) for i in range(0, count, step)}
     margin = max(tile.shape[1] for tile in tiles.values()) + 10
@@ -120,13 +120,13 @@ def similarity_panel(
 
 
 def _largest(matrix: np.ndarray) -> float:
-    """The largest magnitude off the diagonal; where all is 0, or there is none, 1."""
+    """Returns the largest magnitude off the diagonal; 1 if all values are 0 or there are none."""
     others = np.abs(matrix[~np.eye(len(matrix), dtype=bool)])
     return float(others[np.isfinite(others)].max(initial=0)) or 1.0
 
 
 def _colors(cmap: str) -> np.ndarray:
-    # Shares are on white, too, so that the few that are not 0 stand out
+    # Shares are also on white, so the few values above 0 stand out
     table = color_table('diverging')
     return table if cmap == 'diverging' else table[128:]
 
@@ -139,14 +139,14 @@ def _matrix(
     tiles: Mapping[int, np.ndarray],
     margin: int,
 ) -> np.ndarray:
-    """A matrix with the names of columns below and, if there is a margin for them, of rows."""
+    """Draws a matrix with the names of columns below and, if there is a margin, of rows."""
     table = _colors(cmap)
     empty = np.eye(len(matrix), dtype=bool) | ~np.isfinite(matrix)
     share = np.where(empty, 0, matrix) / peak
     if cmap == 'diverging':
         share = (share + 1) / 2
     elif cell < 3:
-        share = cv2.dilate(share, np.ones((3, 3)))  # else nobody would see them
+        share = cv2.dilate(share, np.ones((3, 3)))  # otherwise they would not be visible
     index = (share.clip(0, 1) * (len(table) - 1)).round().astype(int)
     cells = np.where(empty[..., None], np.uint8(NOTHING), table[index])
     body = cells.repeat(cell, 0).repeat(cell, 1)
@@ -177,19 +177,19 @@ def _matrix(
 
 
 def _number(value: float, cmap: str, own: bool) -> str:
-    """What is written into a cell; '' for what needs no words."""
+    """Returns the text of a cell; '' if it needs none."""
     if not math.isfinite(value):
         return ''
     if cmap == 'diverging':
-        # Without a sign of what is rounded to 0
+        # No sign for values that round to 0
         return '' if own else f'{round(value, 2) + 0:.2f}'.replace('-', '−').replace('0.', '.', 1)
     return f'{100 * value:.0f}%' if own or value else ''
 
 
 def _pairs(matrix: np.ndarray, names: Sequence[str], key: str, margin: int) -> np.ndarray:
-    """Lines that name the pairs of classes with the largest values."""
+    """Returns lines that name the pairs of classes with the largest values."""
     alike = key == 'similarity'
-    if alike:  # of a pair both ways, which may differ
+    if alike:  # both directions of a pair, which may differ
         values = np.triu(np.ma.masked_invalid([matrix, matrix.T]).mean(0).filled(0), 1)
     else:
         values = np.where(np.isfinite(matrix) & ~np.eye(len(matrix), dtype=bool), matrix, 0)
@@ -206,7 +206,7 @@ def _pairs(matrix: np.ndarray, names: Sequence[str], key: str, margin: int) -> n
 
 
 def _bar(cmap: str, ticks: Sequence[str], width: int, margin: int) -> np.ndarray:
-    """A scale as wide as its matrix, with numbers below."""
+    """Draws a scale as wide as its matrix, with numbers below."""
     side = width - margin - EDGE
     table = _colors(cmap)
     canvas = np.full((BAR + LINE, width, 3), 255, np.uint8)
@@ -219,7 +219,7 @@ def _bar(cmap: str, ticks: Sequence[str], width: int, margin: int) -> np.ndarray
 
 
 def _tile(text: str, height: int, color: Sequence[int], width: int = NAME_WIDTH) -> np.ndarray:
-    """A line of text on white, as wide as it is."""
+    """Draws a line of text on white, as wide as the text."""
     tile = np.full((height + 4, width, 3), 255, np.uint8)
     put_text(tile, text, 0, height, height, width, color)
     used = np.flatnonzero((tile < 255).any((0, 2)))
@@ -227,13 +227,13 @@ def _tile(text: str, height: int, color: Sequence[int], width: int = NAME_WIDTH)
 
 
 def _strip(text: str, height: int, color: Sequence[int], margin: int = 0) -> np.ndarray:
-    """A line of text with room around."""
+    """Draws a line of text with a margin."""
     tile = _tile(text, height, color, SIDE)
     return np.pad(tile, ((0, LINE - TEXT - 4), (margin, 0), (0, 0)), constant_values=255)
 
 
 def _write(place: np.ndarray, text: str, light: bool) -> None:
-    """Writes into the middle of a cell, dark or light."""
+    """Writes dark or light text into the middle of a cell."""
     tile = _tile(text, TEXT - 1, (0, 0, 0))
     top, left = (max((a - b) // 2, 0) for a, b in zip(place.shape, tile.shape[:2]))
     region = place[top : top + len(tile), left : left + tile.shape[1]]

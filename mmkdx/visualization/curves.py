@@ -16,8 +16,8 @@ from mmkdx.visualization.records import count_text
 #: Curves by metric, then by run, as pairs (epoch, value).
 Curves = Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]
 
-# Okabe and Ito, "Color Universal Design", 2008, without black and yellow, which vanish on a dark and a
-# light page. With the dashes twelve runs differ, in grey print, too.
+# Okabe and Ito, "Color Universal Design", 2008, without black and yellow: they vanish on a dark or a
+# light page. With the dashes twelve runs differ, also in grey print.
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 DASHES = ('none', '7 3', '2 2.5', '9 3 2 3')
 
@@ -27,7 +27,7 @@ SHAPES = (
     *('M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z', 'M-4-4h8v8h-8z', 'M0-5.2 4.9 3.6h-9.8z'),
     *('M0-5.6 5 0 0 5.6-5 0z', 'M0 5.2 4.9-3.6h-9.8z'),
 )
-#: Those of models beside the methods: a star, and a cross.
+#: Marks of models beside the methods: a star, and a cross.
 FIXED = dict(
     teacher='M0-6.5 1.6-2.2 6.2-2 2.6.8 3.8 5.3 0 2.7-3.8 5.3-2.6.8-6.2-2-1.6-2.2z',
     base='M-4.5-2.5-2.5-4.5 0-2 2.5-4.5 4.5-2.5 2 0 4.5 2.5 2.5 4.5 0 2-2.5 4.5-4.5 2.5-2 0z',
@@ -38,7 +38,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 372, 12, 206
 
 
 def charts(curves: Curves) -> list[dict[str, Any]]:
-    """What the charts show: one for each metric that has finite values, with accuracy in front."""
+    """Makes the charts: one for each metric with finite values, accuracy first."""
     finite: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for metric, runs in curves.items():
         for run, points in runs.items():
@@ -46,7 +46,7 @@ def charts(curves: Curves) -> list[dict[str, Any]]:
                 finite.setdefault(metric, {})[run] = kept
     order = list(dict.fromkeys(run for runs in finite.values() for run in runs))
     first = [metric for metric in finite if metric.startswith('accuracy')][:1]
-    # What is explained is what the page is about; how many maps say nothing is mostly 0
+    # Scores of explanations come first; the share of empty maps is mostly 0
     others = sorted(
         (metric for metric in finite if metric not in first),
         key=lambda metric: ('degenerate' in metric, not metric.startswith('explain/')),
@@ -82,7 +82,7 @@ def stage_charts(
     stages: Sequence[str],
     student: str = 'student',
 ) -> list[dict[str, Any]]:
-    """Scores over the depth of the networks, a chart for each, with their 95 % confidence intervals.
+    """Makes charts of scores over the depth of the networks, with 95 % confidence intervals.
 
     Args:
         values (Mapping): For each score and stage the values of models, by 'student', 'teacher' and
@@ -111,7 +111,7 @@ def stage_charts(
                 score = depth[stage].get(model)
                 if score is not None and math.isfinite(score.value):
                     bar = [f'{y_place(y):.1f}' for y in (score.low, score.high) if math.isfinite(y)]
-                    # Beside each other, so that intervals do not hide each other
+                    # Side by side, so that intervals do not hide each other
                     x = x_place(at) + 4 * (i - 1)
                     point = dict(x=f'{x:.1f}', y=f'{y_place(score.value):.1f}', at=stage, bar=bar)
                     points.append(dict(point, value=f'{score.value:.3f}'))
@@ -147,7 +147,7 @@ class Mark:
 
 
 def scatter(marks: Sequence[Mark], x_name: str, y_name: str) -> dict[str, Any]:
-    """What a scatter plot shows: marks with crosses for their intervals, and names where there is room.
+    """Makes a scatter plot: marks with crosses for their intervals, and names if there is room.
 
     Args:
         marks (Sequence[Mark]): The points. Those without a place are left out.
@@ -185,11 +185,11 @@ def scatter(marks: Sequence[Mark], x_name: str, y_name: str) -> dict[str, Any]:
 
 
 def _place_names(points: Sequence[dict[str, Any]]) -> None:
-    """Sets the ``label`` of points, x, y and anchor, where it hides no mark and no other label."""
+    """Sets the ``label`` (x, y, anchor) of points, so that no label hides a mark or another label."""
     boxes = [(p['x'] - 7, p['y'] - 7, p['x'] + 7, p['y'] + 7) for p in points]
     for point in points:
         wide, x, y = 6.2 * len(point['name']), point['x'], point['y']
-        # To the right above the cross, and so on around it
+        # First above the cross on the right, then around it
         for left, up in ((8, -6), (-8 - wide, -6), (8, 14), (-8 - wide, 14)):
             box = (x + left, y + up - 9, x + left + wide, y + up + 2)
             if box[0] < LEFT or box[2] > RIGHT or box[1] < TOP - 8 or box[3] > BOTTOM:
@@ -201,14 +201,14 @@ def _place_names(points: Sequence[dict[str, Any]]) -> None:
 
 
 def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether two boxes (left, top, right, bottom) have an area in common."""
+    """Whether two boxes (left, top, right, bottom) overlap."""
     return all(first[i] < second[i + 2] and second[i] < first[i + 2] for i in (0, 1))
 
 
 def _axis(
     values: Sequence[float], begin: float, end: float, integer: bool = False
 ) -> tuple[list[tuple[str, float]], Callable[[float], float]]:
-    """The ticks of an axis and their places, and what turns a value into a place.
+    """Returns the ticks of an axis with their places, and a function from values to places.
 
     A value that all have stands in the middle. The ends are a tenth of it away; of 0 they are -1 and 1.
     """

@@ -1,4 +1,4 @@
-"""The pictures of one image's explanations: by one model or several, and at several stages.
+"""Pictures of the explanations of one image, by one or several models and at several stages.
 
 Pictures are RGB, uint8 of shape (H, W, 3). Maps are drawn without negative evidence, each in its own
 range.
@@ -24,13 +24,13 @@ from mmkdx.visualization.rendering import (
     overlay,
 )
 
-#: In which order the models stand.
+#: The order of the models.
 ORDER = ('teacher', 'student', 'base')
 
-#: The columns of ``pair_panel``: each model's maps, then what only one of two models has learned.
+#: The columns of ``pair_panel``: each model's maps, then the features that only one model has learned.
 COLUMNS = ('teacher', 'base', 'student', 'distilled', 'residual')
 
-#: What the pictures of ``pair_panel`` show, for a report.
+#: The explanation of the pictures of ``pair_panel`` in a report.
 PAIR_NOTE = (
     'Rows are stages. Teacher, base and student: where each sees the label. Distilled: where the '
     'student sees what tells the labels apart and the base model has not learned; residual: where the '
@@ -90,7 +90,7 @@ def methods_panel(
     captions: Mapping[str, Sequence[str]],
     side: int = 176,
 ) -> np.ndarray:
-    """Draws an image and the maps of any number of models over it, five pictures or fewer in a row.
+    """Draws an image, and the maps of any number of models over it, at most five in a row.
 
     Args:
         image (np.ndarray | Tensor): The RGB or grey image, see ``as_rgb``.
@@ -116,7 +116,7 @@ def pair_panel(
     maps: Mapping[str, Mapping[str, Tensor]],
     label: str | None = None,
 ) -> np.ndarray:
-    """Draws what was distilled: an image and its maps, a row for each stage.
+    """Draws what was distilled: an image and its maps, one row for each stage.
 
     Args:
         image (np.ndarray | Tensor): The RGB or grey image, see ``as_rgb``.
@@ -140,7 +140,7 @@ def pair_panel(
 
 
 def as_rgb(image: np.ndarray | Tensor, from_bgr: bool = False) -> np.ndarray:
-    """Turns what a pipeline yields into a picture.
+    """Turns the output of a pipeline into a picture.
 
     Args:
         image (np.ndarray | Tensor): An image with three channels, or a grey one with one channel, of
@@ -171,7 +171,7 @@ def as_rgb(image: np.ndarray | Tensor, from_bgr: bool = False) -> np.ndarray:
 
 
 def _over(canvas: np.ndarray, values: Tensor) -> tuple[np.ndarray, list[str]]:
-    """A map (h, w) over an image, and what is to be said of it."""
+    """A map (h, w) over an image, and its caption."""
     values = values[None].float()
     picture = overlay(torch.from_numpy(canvas)[None], values)[0].numpy()
     if not degenerate_maps(values.relu())[0]:

@@ -1,4 +1,4 @@
-"""What the pictures of a prototype network show, from the network and its images."""
+"""Makes the pictures of a prototype network from the network and its images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmkdx.visualization.panel import as_rgb
 from mmkdx.visualization.prototypes import Patch, global_sheet, local_sheet
 from mmkdx.visualization.sections import PictureSection
 
-#: What the pictures of ``PrototypeSheets.explain_image`` show.
+#: The explanation of the pictures of ``PrototypeSheets.explain_image``.
 LOCAL_NOTE = (
     'What speaks for the predicted class of an image, and for the next one: this patch looks like that '
     'prototype. The contributions of all prototypes, similarity times weight, add up to the logit.'
@@ -31,7 +31,7 @@ LOCAL_NOTE = (
 
 
 class PrototypeSheets:
-    """Draws the prototypes of a classifier, and by which of them it decides.
+    """Draws the prototypes of a classifier, and the prototypes that decide.
 
     Args:
         model (BaseModel): A classifier of mmpretrain with a prototype head, after a push.
@@ -58,32 +58,31 @@ class PrototypeSheets:
         if missing := int((~pushed & head.alive).sum()):
             raise ValueError(
                 f'{owner} has {missing} of {len(pushed)} prototypes that have not been projected onto '
-                'training images, so there is nothing to show; take one from after a push of '
-                'PrototypePushHook'
+                'training images; use a checkpoint that was saved after a push of PrototypePushHook'
             )
         self.model = model
         self.head = head
         self.dataset = dataset
         self.classes = classes
         self.cmap = cmap
-        #: For each image, by its number, an index of the data set that shows it.
+        #: For each image number, an index of the data set that shows the image.
         self.shown = images(dataset)
         label_of = labels(dataset)
         for j in pushed.nonzero()[:, 0].tolist():
             image, label = int(head.source_image[j]), int(head.source_label[j])
             if image not in self.shown or label != label_of[self.shown[image]]:
                 raise ValueError(
-                    f'{owner} has prototype {j} from image {image} of class {label}, which is none of '
-                    "the data of PrototypePushHook; they must be the same as in the prototypes' training"
+                    f'{owner} has prototype {j} from image {image} of class {label}, which is not in '
+                    "the data of PrototypePushHook; use the data of the prototypes' training"
                 )
 
     def word(self, label: int) -> str:
-        """A class by name and index."""
+        """Returns the name and index of a class."""
         words = class_text(label, self.classes)
         return f'class {words}' if words == f'{label}' else words
 
     def prepare(self, item: dict) -> tuple[np.ndarray, Tensor, Any]:
-        """What a pipeline yields: as a picture, as input (1, 3, H, W), and its data sample."""
+        """Returns a pipeline's output as a picture and as input (1, 3, H, W), and its data sample."""
         preprocessor = self.model.data_preprocessor
         inputs = preprocessor(pseudo_collate([item]), False)['inputs']
         image = as_rgb(item['inputs'], getattr(preprocessor, 'to_rgb', False))
@@ -91,17 +90,17 @@ class PrototypeSheets:
 
     @cached_property
     def grid(self) -> tuple[int, int]:
-        """The rows and columns of the cells of the images that prototypes come from."""
+        """Returns the rows and columns of the source cells of all prototypes."""
         return tuple(self.distances(self.prepare(self.dataset[0])[1]).shape[2:])
 
     @torch.no_grad()
     def distances(self, inputs: Tensor) -> Tensor:
-        """The squared distances of all places to all prototypes, (N, P, h, w), in eval mode."""
+        """Returns the squared distances (N, P, h, w) of positions and prototypes, in eval mode."""
         with evaluating(self.model):
             return self.head.distances(self.model.extract_feat(inputs))
 
     def chosen(self, prototypes: Sequence[int] | None, num: int) -> list[int]:
-        """The prototypes asked for, which must exist, or some, spread over all that are not pruned."""
+        """Returns the requested prototypes, which must exist, or a spread over all unpruned ones."""
         if prototypes is None:
             return spread(self.head.alive.nonzero()[:, 0].cpu().numpy(), num)
         count = len(self.head.alive)
@@ -115,7 +114,7 @@ class PrototypeSheets:
         return list(prototypes)
 
     def source(self, j: int) -> tuple[Patch, dict[str, Any]]:
-        """The patch that a prototype is, and where it comes from."""
+        """Returns the patch of a prototype, and its source."""
         head = self.head
         index, label = int(head.source_image[j]), int(head.source_label[j])
         image, _, sample = self.prepare(self.dataset[self.shown[index]])
@@ -135,7 +134,7 @@ class PrototypeSheets:
     def explain_prototype(
         self, j: int, neighbours: dict[str, tuple[Any, NearestPatches]], k: int = 5
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """The picture and numbers of a prototype: its source and the patches nearest to it.
+        """Makes the picture and numbers of a prototype: its source and the nearest patches.
 
         The source itself is not among them.
 
@@ -176,7 +175,7 @@ class PrototypeSheets:
     def _neighbour(
         self, item: dict, nearest: NearestPatches, j: int, i: int
     ) -> tuple[Patch, dict[str, Any]]:
-        """The patch of an image that is the i-th nearest to a prototype, and its numbers."""
+        """Returns the patch of an image that is the i-th nearest to a prototype, and its numbers."""
         image, inputs, sample = self.prepare(item)
         similarity = self.head.similarity(nearest.maps[j, i])
         facts = {
@@ -199,7 +198,7 @@ class PrototypeSheets:
     def explain_image(
         self, item: dict, name: str, rows: int = 10
     ) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """Pictures and numbers of an image: what speaks for the two classes with the largest logits.
+        """Makes pictures and numbers of an image: evidence for the two classes with the largest logits.
 
         The prototypes with the largest contributions (similarity times weight) in magnitude are shown.
         The contributions of the others are added up.
@@ -277,7 +276,7 @@ class PrototypeSheets:
         return pictures, facts
 
     def decisions(self, shown: Sequence[tuple[str, dict]]) -> PictureSection:
-        """The section of a report with the local analysis of images, each a name and a sample."""
+        """Makes the report section with the local analysis of images, each a name and a sample."""
         pictures = []
         for name, item in shown:
             drawn, facts = self.explain_image(item, name)
@@ -287,11 +286,11 @@ class PrototypeSheets:
 
 
 def spread(values: np.ndarray, num: int) -> list[int]:
-    """At most ``num`` values, spread evenly over all."""
+    """Returns at most ``num`` values, spread evenly over all."""
     places = np.linspace(0, len(values) - 1, min(num, len(values)))
     return values[places.round().astype(int)].tolist()
 
 
 def _box(similarity: Tensor, inputs: Tensor) -> list[int]:
-    """The box of high activation of a similarity map (h, w), in pixels of the input."""
+    """Returns the box of high activation of a similarity map (h, w), in pixels of the input."""
     return high_activation_boxes(resize_maps(similarity[None], inputs.shape[2:]))[0].tolist()

@@ -1,4 +1,4 @@
-"""The pictures of prototype networks: where a prototype comes from, and what looks like it.
+"""Pictures of prototype networks: the source of a prototype, and similar patches.
 
 Images and pictures are RGB, uint8 of shape (H, W, 3).
 """
@@ -31,7 +31,7 @@ from mmkdx.visualization.rendering import (
 YELLOW, BLACK = (255, 255, 0), (0, 0, 0)
 #: Pixels between pictures, and of a line of text.
 GAP, LINE = 12, 20
-#: The size of each picture in pixels: in a global sheet, and in one with a row for each prototype.
+#: The size of each picture in pixels: in a global sheet, and in a sheet with one row per prototype.
 LARGE, SMALL = 192, 128
 
 
@@ -58,7 +58,7 @@ class Patch:
 
 
 def crop(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
-    """The region of an image (H, W, 3) in a box, see ``Patch``.
+    """Returns the region of an image (H, W, 3) in a box, see ``Patch``.
 
     Raises:
         ValueError: If the box is empty, or passes the border of the image.
@@ -73,7 +73,7 @@ def crop(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
 
 
 def draw_patch(patch: Patch, side: int = LARGE) -> np.ndarray:
-    """Draws a patch's box on its image, inside of the box's edges, and a dot at its cell.
+    """Draws a patch's box on its image, inside the box's edges, and a dot at its cell.
 
     The dot is where the similarity is highest. The box holds all places above a percentile, and so it
     may be large where similar places lie apart. An image smaller than ``side`` pixels is first enlarged
@@ -89,7 +89,7 @@ def draw_patch(patch: Patch, side: int = LARGE) -> np.ndarray:
     x0, y0, x1, y1 = (int(edge) * factor for edge in patch.box)
     width = max(1, round(max(plain.shape) / 64))
     dark = max(1, width // 3)
-    # Each fills what the one before leaves inside
+    # Each fills the inside of the one before
     for inset, fill in (
         (0, BLACK),
         (dark, YELLOW),
@@ -131,7 +131,7 @@ def global_sheet(
     neighbours: Mapping[str, Sequence[Patch]],
     cmap: str = 'viridis',
 ) -> np.ndarray:
-    """Draws a prototype's source, and the patches of other images that are nearest to it.
+    """Draws a prototype's source, and the nearest patches of other images.
 
     Args:
         title (Sequence[str]): The headline and lines under it.
@@ -163,7 +163,7 @@ def local_sheet(
     summary: Sequence[str],
     cmap: str = 'viridis',
 ) -> np.ndarray:
-    """Draws which patches of an image look like which prototypes, one prototype a row.
+    """Draws the patches of an image beside the prototypes that they look like, one prototype a row.
 
     Args:
         title (Sequence[str]): The headline and lines under it.
@@ -199,7 +199,7 @@ def transfer_sheet(
 
 
 def _views(patch: Patch, cmap: str, side: int) -> list[np.ndarray]:
-    """The image with its box, the similarity over it, and the patch itself."""
+    """Returns the image with its box, the similarity over it, and the patch itself."""
     return [
         draw_patch(patch, side),
         heat_map(patch.image, patch.similarity, cmap, side),
@@ -208,7 +208,7 @@ def _views(patch: Patch, cmap: str, side: int) -> list[np.ndarray]:
 
 
 def _origin(source: Patch) -> list[np.ndarray]:
-    """The patch itself, and its image with the box."""
+    """Returns the patch itself, and its image with the box."""
     return [crop(source.image, source.box), draw_patch(source, SMALL)]
 
 
@@ -219,7 +219,7 @@ def _row(
     text_width: int,
     strong: Sequence[str],
 ) -> np.ndarray:
-    """Pictures in a row, with text to the right of them, of which some lines are drawn stronger."""
+    """Lays pictures in a row with text to their right; some lines are bold."""
     body = grid(pictures, side=side, gap=GAP)[:-GAP]
     room = text_width - GAP
     wrapped = [(line in strong, part) for line in lines for part in _wrapped(line, room)]
@@ -231,7 +231,7 @@ def _row(
 
 
 def _heads(heads: Sequence[str], width: int) -> np.ndarray:
-    """The heads of columns."""
+    """Draws the heads of columns."""
     strip = np.full((LINE, width, 3), 255, np.uint8)
     for n, head in enumerate(heads):
         put_text(strip, head, GAP + n * (SMALL + GAP), 12, 13, SMALL, QUIET)
@@ -239,7 +239,7 @@ def _heads(heads: Sequence[str], width: int) -> np.ndarray:
 
 
 def _text(lines: Sequence[str], width: int) -> np.ndarray:
-    """A headline and lines under it."""
+    """Draws a headline and lines under it."""
     room = width - 2 * GAP
     wrapped = [(i == 0, part) for i, line in enumerate(lines) for part in _wrapped(line, room)]
     strip = np.full((LINE * len(wrapped) + 10, width, 3), 255, np.uint8)
@@ -250,11 +250,11 @@ def _text(lines: Sequence[str], width: int) -> np.ndarray:
 
 
 def _legend(width: int, cmap: str) -> np.ndarray:
-    """What the colours of similarity maps mean."""
+    """Draws the legend of similarity maps."""
     low = 'similarity, each map in its own range: lowest'
     return legend(width, [(low, 'highest', cmap, 276)])
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    """A line in as many lines as it needs; letters are some eight pixels wide."""
+    """Breaks a line to fit; a letter is about eight pixels wide."""
     return textwrap.wrap(line, max(width // 8, 8)) or ['']

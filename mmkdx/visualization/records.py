@@ -1,4 +1,4 @@
-"""What an evaluation of explanations leaves behind: a table, each image's values, the scores."""
+"""The records of an evaluation: a table, each image's values, and the scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODELS = ('student', 'teacher', 'base')
 
 
 def by_model(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Groups scores, or a sample's values, by their plain names and then by their models.
+    """Groups scores, or a sample's values, by plain name and then by model.
 
     One that compares a student with its teacher has none of 'teacher'.
     """
@@ -36,7 +36,7 @@ def by_model(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def score_rows(
     scores: Mapping[str, Score], student: str = 'student', taught: bool | None = None
 ) -> list[list[str]]:
-    """The scores as the rows of a table, with a column for each model there is.
+    """Returns the scores as the rows of a table, with a column for each model.
 
     Args:
         scores (Mapping[str, Score]): Scores as of ``ExplanationMetric``.
@@ -50,7 +50,7 @@ def score_rows(
     grouped = by_model(scores)
     models = [model for model in MODELS if any(model in row for row in grouped.values())]
     taught = 'teacher' in models if taught is None else taught
-    # Agreement with the teacher is a column of its own; a mean over batches compares with the base
+    # Agreement with the teacher has its own column; a mean over batches compares with the base
     compared = {
         name
         for name, row in grouped.items()
@@ -77,7 +77,7 @@ def score_rows(
 
 
 def count_text(scores: Iterable[Score]) -> str:
-    """The numbers of samples of scores, like '256 / 128', or '256 in 4' for 4 batches."""
+    """Returns the numbers of samples of scores, like '256 / 128', or '256 in 4' for 4 batches."""
     counts = dict.fromkeys(
         str(score.n) if score.batches is None else f'{score.n} in {score.batches}'
         for score in scores
@@ -88,12 +88,12 @@ def count_text(scores: Iterable[Score]) -> str:
 def score_table(
     scores: Mapping[str, Score], student: str = 'student', floors: Mapping[str, Floor] | None = None
 ) -> str:
-    """The scores as a table for a terminal; see ``score_rows`` and ``with_floors``."""
+    """Returns the scores as a table for a terminal; see ``score_rows`` and ``with_floors``."""
     return AsciiTable(with_floors(score_rows(scores, student), floors or {})).table
 
 
 def with_floors(rows: list[list[str]], floors: Mapping[str, Floor]) -> list[list[str]]:
-    """The rows of a table of scores, the head first, with columns of the floors before the last one.
+    """Adds columns of the floors to the rows of a table of scores, before the last column.
 
     Args:
         rows (list[list[str]]): What ``score_rows`` returns.
@@ -110,7 +110,7 @@ def with_floors(rows: list[list[str]], floors: Mapping[str, Floor]) -> list[list
 
 
 def floor_cells(floor: Floor) -> tuple[str, str]:
-    """A floor and the difference from it as text; '-' where there is none."""
+    """Returns a floor and the difference from it as text; '-' if there is none."""
     value, gap = (
         '-' if each != each else f'{each:{sign}.4f}'
         for each, sign in ((floor.value, ''), (floor.difference, '+'))
@@ -121,7 +121,7 @@ def floor_cells(floor: Floor) -> tuple[str, str]:
 
 
 def format_score(score: Score) -> str:
-    """A score as text, like '0.412 ± 0.013'; '-' where there is none."""
+    """Returns a score as text, like '0.412 ± 0.013'; '-' if there is none."""
     if math.isnan(score.value):
         return '-'
     if math.isnan(score.low):
@@ -173,7 +173,7 @@ def append_values(
 
 
 def read_header(path: Path) -> list[str]:
-    """The columns of a CSV file; none where there is no file, or no whole line in it."""
+    """Returns the columns of a CSV file; none if there is no file, or no complete line in it."""
     if not path.exists():
         return []
     with path.open(newline='', errors='replace') as file:
@@ -211,18 +211,18 @@ def read_parts(work_dir: str | Path) -> list[tuple[Path, list[dict[str, Any]]]]:
     logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     parts = [(path.parents[1], records) for path in logs if (records := read_json_lines(path))]
     begins = [_begin(records) for _, records in parts]
-    # A run that was begun anew replaces those before it. It logs its first step after as many steps
+    # A restarted run replaces earlier runs. It logs its first step after as many steps
     # as there are between two lines; of a few lines, it is the earliest.
     new = [i for i, (at, gap) in enumerate(begins) if at == min(begins)[0] or at[1] == gap]
-    # What was resumed before every start was resumed under a wrong clock
+    # A resumed log before every start had a wrong clock, and is kept
     kept = [i for i in range(len(parts)) if i < new[0] or i >= new[-1]]
     return [parts[i] for i in sorted(kept, key=lambda i: begins[i][0])]
 
 
 def _begin(records: list[dict[str, Any]]) -> tuple[tuple[int, int], int]:
-    """Where a log begins, by epoch and step, and the steps to its next line of training, 0 if none."""
+    """Returns where a log begins (epoch, step), and the steps to its next training line, 0 if none."""
     steps = [(each.get('epoch', 0), each.get('step', 0)) for each in records if 'loss' in each]
-    if not steps:  # only a validation, whose step is its epoch
+    if not steps:  # only a validation; its step is its epoch
         return (records[0].get('step', 0) + 1, 0), -1
     return steps[0], steps[1][1] - steps[0][1] if len(steps) > 1 else 0
 
@@ -248,7 +248,7 @@ def read_curves(work_dir: str | Path) -> dict[str, list]:
                 # Scores of each class are a list
                 if not isinstance(value, (int, float)) or not math.isfinite(value):
                     continue
-                # Lines of training hold the learning rate
+                # Training lines hold the learning rate
                 if 'lr' not in record:
                     if '/' in name:
                         curves.setdefault(name, {})[record['step']] = value

@@ -1,4 +1,4 @@
-"""Drawing maps: colours, overlays, differences, texts and grids.
+"""Draws maps: colours, overlays, differences, texts and grids.
 
 Pictures are RGB, uint8, in NumPy of shape (H, W, 3) and in tensors of shape (N, H, W, 3).
 """
@@ -32,7 +32,7 @@ DARK, QUIET = (24, 24, 24), (96, 96, 96)
 
 
 def colorize(maps: Tensor, cmap: str = 'viridis') -> Tensor:
-    """Gives maps colours, on their device.
+    """Colours maps, on their device.
 
     Args:
         maps (Tensor): Maps of shape (N, H, W) in [0, 1], for 'diverging' in [-1, 1].
@@ -47,7 +47,7 @@ def colorize(maps: Tensor, cmap: str = 'viridis') -> Tensor:
 def overlay(
     images: Tensor, maps: Tensor, alpha: float = 0.8, cmap: str = 'viridis', relu: bool = True
 ) -> Tensor:
-    """Lays raw maps over images, in colours whose opacity follows the square root of the map.
+    """Lays raw maps over images in colours. The opacity follows the square root of the map.
 
     So the image stays visible where the map is low. A map that says nothing (see ``degenerate_maps``)
     leaves its image without colour. In maps of more than 64 x 64 values the highest 1 % share a colour:
@@ -67,7 +67,7 @@ def overlay(
         scaled = torch.where(high > 0, scaled / high, scaled).clamp(max=1)
     scaled = resize_maps(scaled, images.shape[1:3])
     colors, opacity = colorize(scaled, cmap).float(), alpha * scaled.clamp(0, 1).sqrt()[..., None]
-    # Under the colours the image is grey, so that hue belongs to the map alone.
+    # The image under the colours is grey, so hue shows only the map.
     grey = images.float() @ images.new_tensor([0.299, 0.587, 0.114], dtype=torch.float)
     grey = grey[..., None].expand_as(colors)
     empty = degenerate_maps(maps.relu() if relu else maps)[:, None, None, None]
@@ -75,7 +75,7 @@ def overlay(
 
 
 def difference(student: Tensor, teacher: Tensor, size: Sequence[int]) -> Tensor:
-    """The student's map minus the teacher's, each without negative evidence and scaled to [0, 1].
+    """Returns the student's map minus the teacher's, each scaled to [0, 1] without negative evidence.
 
     A difference is NaN all over where one of the maps says nothing.
 
@@ -94,7 +94,7 @@ def difference(student: Tensor, teacher: Tensor, size: Sequence[int]) -> Tensor:
 
 @lru_cache
 def color_table(cmap: str) -> np.ndarray:
-    """The 256 RGB colours of a colour map, from its lowest to its highest value, uint8 of (256, 3).
+    """Returns the 256 RGB colours of a colour map, lowest value first, uint8 of shape (256, 3).
 
     Args:
         cmap (str): One of ``COLORMAPS``, or 'diverging' (violet, white, orange).
@@ -103,7 +103,7 @@ def color_table(cmap: str) -> np.ndarray:
         ValueError: If there is no such colour map.
     """
     if cmap == 'diverging':
-        # ColorBrewer's PuOr, which can be read in print and by colour-blind people
+        # ColorBrewer's PuOr, readable in print and for colour-blind people
         return matplotlib.colormaps['PuOr_r'](np.arange(256), bytes=True)[:, :3].copy()
     if cmap not in COLORMAPS:
         raise ValueError(
@@ -122,7 +122,7 @@ def put_text(
     width: int | None = None,
     color: Sequence[int] = (32, 32, 32),
 ) -> None:
-    """Writes one line of text into a picture, without its middle where there is too little room.
+    """Writes one line of text into a picture; its middle is left out if there is too little room.
 
     Letters that the font lacks are written as their Unicode numbers, so that no two texts look alike.
 
@@ -139,7 +139,7 @@ def put_text(
     width = picture.shape[1] - left if width is None else width
     text = ''.join(each if each in _letters() else f'\\u{ord(each):04x}' for each in text)
     if font.getlength(text) > width:
-        # The end stays as well: there stand a class's number and its score
+        # The end also stays: it has a class's number and its score
         count = len(text) - 1
         while count and font.getlength(_without_middle(text, count)) > width:
             count -= 1
@@ -150,7 +150,7 @@ def put_text(
 
 
 def label_text(label: int, classes: Sequence[str] | None) -> str:
-    """How a picture names a class, like 'football helmet (560)'.
+    """Returns the name of a class in a picture, like 'football helmet (560)'.
 
     Where there is no name, or no glyph for one of its letters, it is the number alone.
     """
@@ -159,13 +159,13 @@ def label_text(label: int, classes: Sequence[str] | None) -> str:
 
 
 def _without_middle(text: str, count: int) -> str:
-    """A text's first and last letters, ``count`` in all, with room for ' (560) 0.931' at the end."""
+    """Returns a text's first and last letters, ``count`` in all, keeping ' (560) 0.931' at the end."""
     end = min(12, count * 2 // 3)
     return f'{text[: count - end].rstrip()}…{text[len(text) - end :]}'
 
 
-# DejaVu Sans comes with matplotlib, on which mmengine depends. OpenCV's own fonts have no letters
-# beyond ASCII, and class names have.
+# DejaVu Sans comes with matplotlib, which mmengine needs. OpenCV's own fonts have only ASCII letters,
+# and class names have others.
 _FONT = str(Path(matplotlib.get_data_path()) / 'fonts' / 'ttf' / 'DejaVuSans.ttf')
 
 
@@ -223,7 +223,7 @@ def _fit(picture: np.ndarray, side: int) -> np.ndarray:
     height, width = picture.shape[:2]
     factor = side / max(height, width)
     size = max(round(width * factor), 1), max(round(height * factor), 1)
-    # Whole factors and then the rest keep the pixels of small images sharp
+    # Whole factors first, then the rest, keep the pixels of small images sharp
     picture = enlarged(picture, side)
     if picture.shape[1::-1] == size:
         return picture
@@ -232,7 +232,7 @@ def _fit(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """A copy of an image (H, W, 3), enlarged by the largest whole factor that fits into a side."""
+    """Returns a copy of an image (H, W, 3), enlarged by the largest whole factor that fits a side."""
     factor = max(1, side // max(image.shape[:2]))
     return image.repeat(factor, 0).repeat(factor, 1)
 
@@ -243,7 +243,7 @@ def paste(canvas: np.ndarray, picture: np.ndarray, top: int, left: int) -> None:
 
 
 def joined(pictures: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
-    """Pictures under each other, for axis 1 beside each other; smaller ones get a white margin."""
+    """Stacks pictures, for axis 1 side by side; smaller ones get a white margin."""
     across = max(picture.shape[1 - axis] for picture in pictures)
     pads = np.zeros((len(pictures), 3, 2), int)
     pads[:, 1 - axis, 1] = [across - picture.shape[1 - axis] for picture in pictures]
@@ -252,7 +252,7 @@ def joined(pictures: Sequence[np.ndarray], axis: int = 0) -> np.ndarray:
 
 
 def legend(width: int, scales: Sequence[tuple[str, str, str, int]]) -> np.ndarray:
-    """A strip of 28 pixels in height with a colour bar for each scale.
+    """Draws a strip of 28 pixels in height with a colour bar for each scale.
 
     Scales that do not fit beside each other stand in rows, and a bar is shorter in a narrow strip.
 
@@ -289,6 +289,6 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     Raises:
         WriteError: If the file cannot be written; an earlier one stays.
     """
-    # OpenCV's own writer breaks down at names that are not UTF-8
+    # OpenCV's own writer fails at names that are not UTF-8
     bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     write_file(path, cv2.imencode(Path(path).suffix, bgr)[1].tobytes())

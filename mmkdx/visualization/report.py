@@ -1,4 +1,4 @@
-"""A run's explanations as one HTML file: curves, scores and pictures."""
+"""Writes a run's explanations as one HTML file: curves, scores and pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmkdx.visualization.records import by_model
 from mmkdx.visualization.score_groups import Table, score_groups
 from mmkdx.visualization.sections import PictureSection
 
-#: The choices of the gallery; each picture has those that hold of it.
+#: The choices of the gallery; each picture has those that hold for it.
 VERDICTS = {
     'agree': 'student and teacher agree',
     'differ': 'student and teacher differ',
@@ -41,7 +41,7 @@ REASONS = {
     'typical': 'typical: the maps agree as in half of the images',
 }
 
-#: The most bytes of all pictures of a page together, before they are written as text.
+#: The most bytes of all pictures of a page, before they are written as text.
 PICTURE_BYTES = 5_500_000
 
 
@@ -109,7 +109,7 @@ def write_report(
     sections: Sequence[PictureSection] = (),
     unit: str = 'epoch',
 ) -> Path:
-    """Writes a page that needs no other file and no network: first the answer, then what it rests on.
+    """Writes a page that needs no other file and no network: first the answer, then its evidence.
 
     Without scripts all curves and pictures are there; with them they can be chosen.
 
@@ -183,7 +183,7 @@ def write_report(
 
 
 def _choices(gallery: Sequence[GalleryItem]) -> dict[str, Any]:
-    """The options by which images can be chosen and sorted, and the numbers of classes."""
+    """Returns the options to choose and sort images, and the numbers of classes."""
     classes = sorted({item.label for item in gallery if item.label is not None})
     holds = {verdict for item in gallery for verdict in _verdicts(item)}
     names = dict.fromkeys(name for item in gallery for name in item.scores)
@@ -198,9 +198,9 @@ def _choices(gallery: Sequence[GalleryItem]) -> dict[str, Any]:
 
 
 def _verdicts(item: GalleryItem) -> list[str]:
-    """Which keys of ``VERDICTS`` hold of an image."""
+    """Returns the keys of ``VERDICTS`` that hold for an image."""
     teacher = item.predictions.get('teacher')
-    # A plain model has a name of its own
+    # A plain model has its own name
     alone = next(iter(item.predictions.values())) if len(item.predictions) == 1 else None
     student = item.predictions.get('student', alone)
     holds = []
@@ -213,7 +213,7 @@ def _verdicts(item: GalleryItem) -> list[str]:
 
 
 def _card(item: GalleryItem, room: float) -> tuple[GalleryItem, list[str], dict[str, Any], str]:
-    """An image of the gallery, its verdicts, its picture, and its scores for the page's script."""
+    """Returns an image of the gallery with its verdicts, picture, and scores for the page's script."""
     # JSON has no NaN
     scores = {
         name: float(value) if math.isfinite(value) else None for name, value in item.scores.items()
@@ -225,7 +225,7 @@ def _card(item: GalleryItem, room: float) -> tuple[GalleryItem, list[str], dict[
 def _pictures(
     section: PictureSection, room: float
 ) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
-    """The headline, the note and the pictures of a section."""
+    """Returns the headline, the note and the pictures of a section."""
     pictures = [
         (
             caption,
@@ -237,13 +237,13 @@ def _pictures(
 
 
 def _picture(picture: np.ndarray, key: str, room: float) -> dict[str, Any]:
-    """A picture with its size, in at most so many bytes; ``key`` names it in errors."""
+    """Encodes a picture, with its size, in a limited number of bytes; ``key`` names it in errors."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(
             f'{key} is {picture.dtype} of shape {picture.shape}; it must be RGB, uint8 of shape '
             '(H, W, 3)'
         )
-    # Text stays legible down to 35
+    # Text is legible down to 35
     for quality in (90, 70, 50, 35):
         data = cv2.imencode('.webp', picture[..., ::-1], (cv2.IMWRITE_WEBP_QUALITY, quality))[1]
         if len(data) <= room:

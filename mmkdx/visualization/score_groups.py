@@ -1,4 +1,4 @@
-"""The scores of an evaluation as a report shows them: by the question that they answer."""
+"""Groups the scores of an evaluation for a report, by the question that they answer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Table:
 
 @dataclass
 class ScoreGroup:
-    """All that answers one question.
+    """The tables and charts that answer one question.
 
     Args:
         name (str): A key of ``QUESTIONS``.

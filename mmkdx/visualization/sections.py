@@ -31,7 +31,7 @@ class PictureSection:
 
 @singledispatch
 def draw(content: Any, classes: Sequence[str] | None = None) -> PictureSection | None:
-    """Draws what a metric's ``report_sections`` offers.
+    """Draws the content of a metric's ``report_sections``.
 
     Register a function for a type of content by ``draw.register``. It returns None where there is
     nothing to draw.

@@ -330,7 +330,7 @@ def test_other_push_data(home):
     for changes in (dict(num_samples=9), dict(indices=list(range(1, 36)) + [0])):
         cfg = config()
         cfg.train_dataloader.dataset.update(changes)
-        with pytest.raises(ValueError, match='which is none of the data of PrototypePushHook'):
+        with pytest.raises(ValueError, match='which is not in the data of PrototypePushHook'):
             PrototypeAnalysis(cfg, home / 'pushed.pth')
 
 

@@ -47,8 +47,8 @@ def test_targets_become_weights_of_classes(targets, expected):
         (3, 'target 3 is no class of the model, which has 3'),
         ([0, -1], 'target -1 is no class'),
         ([0, 1, 2], 'there are 3 targets for 2 images'),
-        ('best', "targets is 'best'; as a word it must be 'pred', or 'all' where the model is run"),
-        ('all', "targets is 'all'; as a word"),
+        ('best', "targets is 'best'; the text must be 'pred', or 'all' where the explainer"),
+        ('all', "targets is 'all'; the text must"),
         (['cat', 'dog'], r"targets must be class indices or weights, not \['cat', 'dog'\]"),
         (1.5, 'and are numbers of shape'),
         (
@@ -59,7 +59,7 @@ def test_targets_become_weights_of_classes(targets, expected):
         ([DataSample(), DataSample()], "data samples without labels \\('gt_label'\\); use 'pred'"),
         (
             [DataSample().set_gt_label([0, 1]), DataSample().set_gt_label([1, 2])],
-            r'data samples with several labels; give weights of the classes, \(N, K\)',
+            r'data samples with several labels; pass class weights of shape \(N, K\)',
         ),
     ],
 )
@@ -228,9 +228,7 @@ def test_dropout_in_training_is_part_of_a_differentiable_map():
                                   'LeGrad'])  # fmt: skip
 def test_a_loss_that_trains_nothing_is_refused(name):
     model, explainer = model_for(name), explainer_for(name, differentiable=True)
-    message = (
-        f'{name}: the model carries no gradient .*, so that a loss of its map would train nothing'
-    )
+    message = f'{name}: the model carries no gradient .*, so a loss of its map would train nothing'
     with torch.no_grad(), pytest.raises(ValueError, match=message):
         explainer(model, images(), 1)
     with pytest.raises(ValueError, match=message):

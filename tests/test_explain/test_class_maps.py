@@ -119,7 +119,7 @@ def test_a_head_that_is_no_function_of_the_features():
     model, inputs = cnn()
     model.head.fc.register_forward_hook(lambda module, args, output: output + torch.rand(1) * 9)
     model.head.fc.register_forward_hook(lambda module, args, output: output * 2)
-    with pytest.raises(ValueError, match='^CAM: what follows the features of .* use GradCAM'):
+    with pytest.raises(ValueError, match='^CAM: the layers behind the features of .* use GradCAM'):
         CAM()(model, inputs)
 
 

@@ -371,10 +371,10 @@ def test_a_norm_that_is_called_twice():
         (
             'ResNet',
             'neck.gap',
-            r"layer 'neck.gap' has no extent in space: its activations have the shape \(1, 32, 1, 1\) "
+            r"layer 'neck.gap' is not spatial: its activations have the shape \(1, 32, 1, 1\) "
             r'for an image of \(64, 64\) pixels; possible layers are .*backbone.layer4$',
         ),
-        ('ResNet', 'head.fc', r"layer 'head.fc' has no extent .* shape \(1, 4\)"),
+        ('ResNet', 'head.fc', r"layer 'head.fc' is not spatial: .* shape \(1, 4\)"),
         (
             'VisionTransformer',
             'backbone.layers.1',
@@ -410,7 +410,9 @@ class Corner(nn.Module):
 
 
 def test_no_layer_moves_the_score():
-    with pytest.raises(ValueError, match="'auto' finds no layer .* an extent in space are conv$"):
+    with pytest.raises(
+        ValueError, match="'auto' finds no spatial layer .* spatial layers are conv$"
+    ):
         GradCAM()(Corner(), images(8))
     with pytest.raises(
         ValueError, match="'conv' does not move .* zero at all .* possible layers are none$"
@@ -428,9 +430,11 @@ def test_a_layer_that_is_asked_for_may_move_the_score_at_a_single_position():
     assert maps.shape == (2, 4, 4) and not degenerate_maps(maps).any()
 
 
-def test_a_model_without_extent():
+def test_a_model_without_a_spatial_layer():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    with pytest.raises(ValueError, match="'auto' finds no layer .* an extent in space are none$"):
+    with pytest.raises(
+        ValueError, match="'auto' finds no spatial layer .* spatial layers are none$"
+    ):
         GradCAM()(model, images(8))
 
 
@@ -515,7 +519,9 @@ def test_stages_need_not_move_the_score_at_most_positions():
 
 
 def test_no_stages():
-    with pytest.raises(ValueError, match="'auto' finds no layer .* an extent in space are conv$"):
+    with pytest.raises(
+        ValueError, match="'auto' finds no spatial layer .* spatial layers are conv$"
+    ):
         find_stages(Corner(), images(8))
 
 

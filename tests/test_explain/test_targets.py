@@ -216,7 +216,7 @@ class Crops(nn.Module):
 def test_crops_and_boxes_are_no_maps_of_the_images():
     explainer = GradCAM()
     assert [each.name for each in explainer.layers(Crops(), images(), lambda o: o)] == ['body']
-    with pytest.raises(ValueError, match=r"'crop' has no extent in space: .* \(9, 4, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"'crop' is not spatial: .* \(9, 4, 4, 4\)"):
         GradCAM('crop')(Crops(), images(), lambda o: o)
 
 

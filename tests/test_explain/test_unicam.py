@@ -369,7 +369,7 @@ def test_models_without_a_common_size():
     models = [Given(torch.randn(6, 2, side, side).double()) for side in (3, 2)]
     with pytest.raises(
         ValueError,
-        match='no size of map in common, the student has the stages layer, the base model layer',
+        match='no map size in common; the student has the stages layer, the base model layer',
     ):
         UniCAM()(*models, images(6), tensor([0, 1] * 3))
 
@@ -429,9 +429,11 @@ def test_bad_batches():
             explainer(student, getattr(twin, 'module', twin), inputs, labels)
     with pytest.raises(ValueError, match='needs 5 or more, not 4'):
         explainer(student, base, inputs[:4], labels[:4])
-    with pytest.raises(ValueError, match="UniCAM needs labels; only the target 'row_max'"):
+    with pytest.raises(
+        ValueError, match="UniCAM needs labels; only target='row_max' works without"
+    ):
         explainer(student, base, inputs)
-    with pytest.raises(ValueError, match=r'one label an image, and got \(5,\) for 6 images'):
+    with pytest.raises(ValueError, match=r'one label for each image, and got \(5,\) for 6 images'):
         explainer(student, base, inputs, labels[:5])
     with pytest.raises(ValueError, match=r'UniCAM.layers: base: .*no module .backbone.bdy'):
         UniCAM(layers=[('backbone.body', 'backbone.bdy')])(student, base, inputs, labels)
