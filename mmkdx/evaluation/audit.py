@@ -1,4 +1,4 @@
-"""What differs between an old and a new model on the same labelled images, and how sure that is."""
+"""The differences between an old and a new model on the same labelled images, with tests."""
 
 from __future__ import annotations
 

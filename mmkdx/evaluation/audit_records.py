@@ -1,4 +1,4 @@
-"""What an audit is made of: for each image its label and what each model says of it."""
+"""The records of an audit: each image's label and each model's outputs."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def compare_explainers(
     target: str = 'prediction',
     seed: int = 0,
 ) -> Comparison:
-    """Explains a sample of images by several explainers, and measures and ranks these.
+    """Explains a sample of images with several explainers, and measures and ranks them.
 
     All explain the same classes. ``RandomMap`` is measured at the size of each explainer's maps: it is
     the floor. The model comes out as it was.

@@ -39,7 +39,7 @@ from mmkdx.visualization.sections import PictureSection, draw
 
 
 class ExplanationEvaluator:
-    """Explains a sample of a data set by a student, its teacher and a base model, and measures it.
+    """Explains a sample of images with student, teacher and base model, and measures the maps.
 
     It takes no config and no Runner: ``begin``, then ``process`` for each batch, then ``finish``. All
     models are explained for the same class. The values of a frozen teacher are computed once, also over

@@ -226,7 +226,7 @@ class PairAnalysis:
 
 
 def context_batches(labels: Sequence[int], size: int, seed: int = 0) -> list[list[int]]:
-    """Draws batches with equal shares of the classes and at least two images of each that is in one.
+    """Draws batches with equal shares of the classes and two images or more of each drawn class.
 
     Distances between labels that are all equal, or all different, say nothing. Images of one class
     alone, and those that fill no batch, are left out. With fewer images than asked for there is one

@@ -16,7 +16,7 @@ from mmkdx.registry import MODELS
 
 @MODELS.register_module()
 class CRDLoss(DistillLoss):
-    r"""Contrastive representation distillation: a sample's two embeddings are to find each other.
+    r"""Contrastive representation distillation: matches the two embeddings of each sample.
 
     Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020, Sec. 3, with the noise
     contrastive estimate and the memory banks of the authors' code. Both embeddings are projected to

@@ -15,7 +15,7 @@ from mmkdx.registry import MODELS
 
 @MODELS.register_module()
 class ExpKDLoss(DistillLoss):
-    r"""Exp-KD: at each position the class maps, as a distribution over classes, are to agree.
+    r"""Exp-KD: matches the class maps at each position, as distributions over classes.
 
     A reading of Sun et al., "Explainability-based knowledge distillation", Pattern Recognition 2025,
     after the first version of its public code; we could not read the paper's formulas. With

@@ -1,4 +1,4 @@
-"""Losses between the explanations of the decisions."""
+"""Losses between the explanations of student and teacher."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EPS = 1e-12
 
 @MODELS.register_module()
 class ExplanationMapLoss(DistillLoss):
-    r"""The student's explanation of a class is to be the teacher's, by any explainer of each model.
+    r"""Matches the explanations of a class, with any explainer of each model.
 
     An explainer says where a model sees a class: Grad-CAM of a convolutional network, attention of a
     transformer. Both maps explain the same class, are resized to one size and scaled to length 1, so
@@ -174,7 +174,7 @@ class ExplanationMapLoss(DistillLoss):
 
 @MODELS.register_module()
 class E2KDLoss(ExplanationMapLoss):
-    r"""e²KD: the student's explanation of the teacher's prediction is to be the teacher's.
+    r"""e²KD: matches the explanations of the class that the teacher predicts.
 
     Source: Parchami-Araghi et al., "Good Teachers Explain: Explanation-Enhanced Knowledge
     Distillation", ECCV 2024, a reading of its public code. For the class that the teacher predicts,

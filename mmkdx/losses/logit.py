@@ -55,7 +55,7 @@ class KLDivLoss(DistillLoss):
 
 @MODELS.register_module()
 class DKDLoss(DistillLoss):
-    r"""Decoupled knowledge distillation: the label's class and the other classes, weighed apart.
+    r"""Decoupled knowledge distillation: separate weights for the label and for the other classes.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, Sec. 3. With :math:`p_t` the
     probability of the label's class at temperature :math:`\tau` and :math:`\hat p` the distribution over
@@ -160,7 +160,7 @@ class NKDLoss(DistillLoss):
 
 @MODELS.register_module()
 class DISTLoss(DistillLoss):
-    r"""DIST: the student's probabilities are to correlate with the teacher's.
+    r"""DIST: maximises the correlation of the student's probabilities with the teacher's.
 
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. With
     Pearson's correlation :math:`\rho` and probabilities :math:`Y` at temperature :math:`\tau`,
@@ -201,7 +201,7 @@ class DISTLoss(DistillLoss):
 
 @MODELS.register_module()
 class LogitStdLoss(KLDivLoss):
-    """Knowledge distillation of standardised logits: shifts and scales of the logits do not count.
+    """Knowledge distillation of standardised logits, which have no shift and no scale.
 
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. From the logits of
     each sample their mean is subtracted, and they are divided by their standard deviation (that with
@@ -333,7 +333,7 @@ class CWTMLoss(DistillLoss):
 
 @MODELS.register_module()
 class WTTMLoss(DistillLoss):
-    r"""Transformed teacher matching: the teacher alone has a temperature, and flat samples count more.
+    r"""Transformed teacher matching: only the teacher has a temperature, and flat samples weigh more.
 
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024.
     With the teacher's probabilities :math:`p`,

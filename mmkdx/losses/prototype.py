@@ -1,4 +1,4 @@
-"""Proto2Proto: a student whose prototypes, and the patches next to them, are its teacher's."""
+"""Proto2Proto: matches the prototypes, and the patches next to them, with the teacher's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loss by which a model is taught by its own explanations."""
+"""A loss that teaches a model with its own explanations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PIXEL_EXPLAINERS = dict(input_grad='weight', input_x_grad='grad_act')
 
 @MODELS.register_module()
 class IntrospectiveLoss(DistillLoss):
-    r"""Soft targets that a model makes of its own explanations: classes of like explanations share them.
+    r"""Soft targets from the model's own explanations: similarly explained classes share them.
 
     A reading of Gu, Wu and Tresp, "Introspective Learning by Distilling Knowledge from Online
     Self-explanation", ACCV 2020. We could read its abstract alone: the paper distils knowledge from

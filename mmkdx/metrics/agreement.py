@@ -1,4 +1,4 @@
-"""Whether a student's maps are its teacher's."""
+"""How similar a student's maps are to its teacher's."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from mmkdx.registry import METRICS
 
 @METRICS.register_module()
 class AverageDrop(ExplanationMetric):
-    """How the model predicts an image of which only what the map shows is left: x ⊙ φ.
+    """How the prediction changes if the map masks the image: x ⊙ φ.
 
     φ is the map, scaled to [0, 1] by its minimum and maximum, then resized to the image. It multiplies
     the *normalised* image, as in the public code of ADCC, torchcam and grad-cam, so that the rest turns

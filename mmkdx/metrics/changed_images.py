@@ -1,4 +1,4 @@
-"""Images with one part changed: drawn again by their data set, or filled from around the part."""
+"""Images with one changed part, drawn again by the data set or filled from around the part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the model depend on the pixels that its map points at?"""
+"""Does the model depend on the pixels that its map marks?"""
 
 from __future__ import annotations
 

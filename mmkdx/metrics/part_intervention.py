@@ -1,4 +1,4 @@
-"""Do maps say what happens when a part of the image changes, and do two models need the same parts?"""
+"""Do maps predict the effects of changed parts, and do two models need the same parts?"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAN = math.nan
 
 @METRICS.register_module()
 class PartIntervention(MaskingMetric):
-    """Changes one part of an image at a time, and compares the effects with the map, or of two models.
+    """Changes one part of an image at a time, and compares the effects with maps and between models.
 
     The effect e of a part is how far the score of the explained class falls: above 0 the part speaks for
     the class. The relevance m of a part is the sum of the signed map, resized to the image, over the

@@ -1,4 +1,4 @@
-"""Does a map say by how much the score falls when cells of the image are deleted?"""
+"""Does a map predict how far the score falls when cells of the image are deleted?"""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CellMetric(MaskingMetric):
 
 @METRICS.register_module()
 class SingleDeletion(CellMetric):
-    """Whether the map ranks the cells of the image as the score falls without them.
+    """Rank correlation of the map over cells with the fall of the score without each cell.
 
     The image is cut into ``grid`` · ``grid`` cells. Each cell is deleted once, alone. Its effect is how
     far the logit of the explained class falls, and its relevance is the map's sum over the cell. Maps
@@ -132,7 +132,7 @@ class SingleDeletion(CellMetric):
 
 @METRICS.register_module()
 class Infidelity(CellMetric):
-    """How far the map is from telling by how much the score falls without a random set of cells.
+    """Relative error of the map in predicting how far the score falls without random cells.
 
     The image is cut into ``grid`` · ``grid`` cells. a is the map's sum over a set of cells, d is how far
     the logit of the explained class falls without the set (its pixels become 0, the mean colour).
