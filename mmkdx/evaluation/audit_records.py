@@ -199,7 +199,7 @@ def _compare(
     """Refuses tables of other images, labels, groups or classes, and notes the names of classes."""
     if odd := sorted(first.keys() ^ second.keys()):
         raise ValueError(
-            f'{one} and {two} have different images: {len(odd)} are in one alone, such as {odd[0]}; '
+            f'{one} and {two} have different images: {len(odd)} are in only one, such as {odd[0]}; '
             'evaluate both models on the same images'
         )
     for index, row in second.items():
@@ -220,5 +220,5 @@ def _compare(
             if name is not None and names.setdefault(row[key], name) != name:
                 raise ValueError(
                     f'class {row[key]} is {names[row[key]]!r} in {one} and {name!r} in {two}; the '
-                    'models have other classes, or in another order'
+                    'models have different classes, or a different order of classes'
                 )

@@ -237,9 +237,7 @@ def _explainers(specs: Sequence[str | dict] | None) -> dict[str, Explainer]:
         config = dict(spec) if isinstance(spec, dict) else dict(type=spec)
         name = text(f'{OWNER}.explainers: name', config.pop('name', config.get('type')))
         if name in found:
-            raise ValueError(
-                f"{OWNER}.explainers has {name} twice; give one a key 'name', by which it is called"
-            )
+            raise ValueError(f"{OWNER}.explainers has {name} twice; give one of them a key 'name'")
         found[name] = build_explainer(config, f'{OWNER}.explainers')
     return found
 

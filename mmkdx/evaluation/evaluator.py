@@ -304,7 +304,7 @@ class ExplanationEvaluator:
                 if name in scores:
                     raise ValueError(
                         f'{self.owner}.metrics: two metrics yield the score {name!r}; remove one, or '
-                        "give it a key 'name', which stands in front of its scores"
+                        "give it a key 'name', the prefix of its scores"
                     )
                 scores[name] = score
                 plain = name.rpartition('/')[2]

@@ -101,8 +101,8 @@ class PairEvaluation:
         drawn = context_batches([label for *_, label in self._sample], self.size, self.seed)
         if not drawn:
             raise ValueError(
-                f'{self.owner}.base: of the {len(self._sample)} images of the sample no batch can be '
-                'drawn, which takes four of each of two classes, or two of each of three; raise '
+                f'{self.owner}.base: the {len(self._sample)} images of the sample make no batch; a '
+                'batch needs four images of each of two classes, or two of each of three, so raise '
                 f'{self.owner}.num_samples'
             )
         batches = [[self._sample[i] for i in batch] for batch in drawn]

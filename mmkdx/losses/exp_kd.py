@@ -78,9 +78,9 @@ class ExpKDLoss(DistillLoss):
         known = [isinstance(e, ClassMaps) and e.weight is not None for e in (student, teacher)]
         if self.channel_reduce == 'mean' and known[0] != known[1]:
             raise ValueError(
-                "channel_reduce='mean' divides by the number of channels that maps are made of, which "
-                f'the maps of the {"student" if known[1] else "teacher"} do not tell (an ensemble has '
-                "such maps, and a head of several layers); set channel_reduce='sum'"
+                "channel_reduce='mean' divides by the number of channels, and the class maps of the "
+                f'{"student" if known[1] else "teacher"} do not tell it (as with an ensemble, or a '
+                "head of several layers); set channel_reduce='sum'"
             )
         if self.topk is not None and self.topk > teacher.shape[1]:
             warnings.warn(

@@ -104,8 +104,8 @@ class ExplanationMapLoss(DistillLoss):
             return
         if not isinstance(getattr(teacher_model, 'model', None), nn.Module):
             raise ValueError(
-                f'the teacher is a {type(teacher_model).__name__}, which has no one model to explain; '
-                'use one teacher'
+                f'the teacher is a {type(teacher_model).__name__}, and only a single model can be '
+                'explained; use one teacher'
             )
         self.explain(inputs, model, teacher_model, torch.zeros(1, dtype=int, device=inputs.device))
 

@@ -225,8 +225,8 @@ class LogitStdLoss(KLDivLoss):
         classes = student.shape[1]
         if classes < 3:
             raise ValueError(
-                f'LogitStdLoss standardises the logits of a sample, and of {classes} classes that '
-                'leaves no more than their order; use KLDivLoss'
+                f'LogitStdLoss standardises the logits of a sample, and with {classes} classes this '
+                'keeps only their order; use KLDivLoss'
             )
         return super().forward(*map(standardize, (student, teacher)))
 
@@ -258,8 +258,8 @@ def need_others(loss: DistillLoss, logits: Tensor) -> int:
     """
     if (classes := logits.shape[1]) < 3:
         raise ValueError(
-            f'{type(loss).__name__} compares the classes other than the label, and with {classes} '
-            'classes there are no two of them; use KLDivLoss'
+            f'{type(loss).__name__} needs two classes beside the label, and there are {classes} '
+            'classes in all; use KLDivLoss'
         )
     return classes
 

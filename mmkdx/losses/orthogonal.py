@@ -83,7 +83,7 @@ class VkDLoss(DistillLoss):
         )
         if self.normalize == 'layer' and outputs == 1:
             raise ValueError(
-                "normalize='layer' leaves nothing of one channel; set normalize='batch' or 'none'"
+                "normalize='layer' turns a single channel into 0; set normalize='batch' or 'none'"
             )
         if outputs < inputs:
             print_log(

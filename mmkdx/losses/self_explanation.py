@@ -147,7 +147,7 @@ class IntrospectiveLoss(DistillLoss):
                 f'without candidates; they are {explainer!r}, {detach} and {candidates}'
             )
         if level == 'class' and not detach:
-            raise ValueError("level 'class' keeps averages of what was; set detach=True")
+            raise ValueError("level 'class' keeps averages of past similarities; set detach=True")
         self._checked = False
         # How the activations of a layer that was found lie in space
         self._layout: Layout | None = None

@@ -76,8 +76,8 @@ class Redrawing:
         """
         if batch.dataset is None or batch.prepare is None:
             raise ValueError(
-                f'{self.owner}.kind is {self.kind!r}, for which the data set draws images again, and '
-                'the batch does not say which data set it comes from'
+                f'{self.owner}.kind is {self.kind!r}, so the data set must draw images again, and '
+                'the batch does not name its data set'
             )
         found = [
             (i, *change) for i, n in enumerate(batch.index) for change in self._of(batch, i, n)
@@ -97,7 +97,7 @@ class Redrawing:
         name = type(leaf).__name__
         if not hasattr(leaf, 'intervene') or not hasattr(leaf, 'interventions'):
             raise ValueError(
-                f'{self.owner}.kind is {self.kind!r}, for which the data set draws images again, and '
+                f'{self.owner}.kind is {self.kind!r}, so the data set must draw images again, and '
                 f"{name} has no method 'intervene'; use kind='inpaint', which fills the regions of "
                 "'gt_seg_map'"
             )

@@ -195,9 +195,9 @@ class ClassSimilarity(ExplanationMetric):
         if self.explainer != 'cam':
             name = next(name for name, each in batch.models.items() if each is model)
             raise ValueError(
-                f'ClassSimilarity.explainer is {self.explainer!r}, which takes a classifier of global '
-                f'average pooling and one linear layer, and the {name} '
-                f"({type(model.model).__name__}) is none; use 'cam', which takes any"
+                f'ClassSimilarity.explainer is {self.explainer!r}, which needs global average pooling '
+                f'and one linear layer, and the {name} ({type(model.model).__name__}) has another '
+                "head; use 'cam' for any classifier"
             )
         classes = model.logits.shape[1]
         size = max(1, MAPS_BYTES // (4 * classes * model.maps[0].numel()))

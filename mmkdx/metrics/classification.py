@@ -69,7 +69,7 @@ class CalibrationError(BaseMetric):
         if (scores.sum(1) - 1).abs().amax() > 1e-2 or scores.amin() < 0:
             raise ValueError(
                 "CalibrationError needs probabilities that add up to 1, and 'pred_score' has others, "
-                'as those of a multi-label head'
+                'as with a multi-label head'
             )
         confidence, prediction = scores.max(1)
         target = torch.tensor(labels, device=scores.device)

@@ -99,8 +99,8 @@ def turned(
     for name in values:
         if better.get(name) not in ('higher', 'lower'):
             raise ValueError(
-                f'{name} says neither that higher nor that lower is better, so it ranks nothing; leave '
-                'it out'
+                f'{name} has no direction (neither higher nor lower is better), so it cannot rank; '
+                'leave it out'
             )
     return {
         name: np.asarray(each, float) * (1 if better[name] == 'higher' else -1)
