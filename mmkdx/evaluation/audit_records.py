@@ -16,7 +16,7 @@ from mmkdx.visualization.records import MODELS
 
 #: The values of a model that an audit reads, by the names of an evaluation's rows.
 VALUES = ('prediction', 'confidence', 'label_probability', 'kl')
-#: The scores of ``MapAgreement`` of which more is nearer.
+#: The scores of ``MapAgreement`` that are higher for more similar maps.
 MAP_SCORES = ('cosine', 'pearson', 'spearman', 'ssim', 'topk_iou')
 
 

@@ -32,7 +32,7 @@ from mmkdx.metrics.scores import Floor, Score
 from mmkdx.models.families import unwrap
 
 OWNER = 'compare_explainers'
-#: The metrics that are taken where none are named, and with them 'PointingGame' where there are masks.
+#: The default metrics; with masks also 'PointingGame'.
 METRICS = ('SingleDeletion', 'DeletionInsertion', 'Infidelity')
 #: What is explained.
 TARGETS = dict(prediction='what the model predicts', label='the label')

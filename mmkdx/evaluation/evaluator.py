@@ -205,7 +205,7 @@ class ExplanationEvaluator:
         data = loader.collate_fn([loader.dataset[self._images[first]]])
         self.process(data, None if isinstance(data, dict) else [first])
         self._sample = whole
-        with _quiet():  # what is said of one image is true of no evaluation
+        with _quiet():  # warnings about one image do not hold for an evaluation
             return self.finish(trial=True)
 
     def shown_items(self, count: int) -> Iterator[tuple[str, Any]]:

@@ -249,7 +249,7 @@ def _tests(
     ]
 
 
-#: What is said under the numbers, whatever they are.
+#: The text under all numbers.
 LIMITS = (
     'An interval over seeds says how much training runs differ on the same test images. It does not '
     'contain the choice of these images.',

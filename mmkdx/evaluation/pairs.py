@@ -114,7 +114,7 @@ class PairEvaluation:
             num_workers=min(loader.num_workers, len(own)),
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
-            # Its own, so that it takes none of the training's random numbers
+            # Its own generator, so that it takes none of the training's random numbers
             generator=torch.Generator(),
         )
         sections = []

@@ -146,5 +146,5 @@ class CRDLoss(DistillLoss):
         for name, each in zip(('student_bank', 'teacher_bank'), embeddings):
             bank = getattr(self, name)
             average = self.momentum * bank[seen] + (1 - self.momentum) * each
-            # A new tensor: the backward pass needs the former one
+            # A new tensor, because the backward pass needs the former one
             setattr(self, name, bank.index_copy(0, seen, F.normalize(average, dim=1)))

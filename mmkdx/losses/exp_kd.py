@@ -113,6 +113,6 @@ class ExpKDLoss(DistillLoss):
             rest = raw.new_zeros(1) if rest is None else full_precision(rest)
             rest = rest.expand(raw.shape[0], maps.num_classes)
             return raw + (rest if index is None else rest.gather(1, index))[..., None, None]
-        # Finished maps do not tell how many channels they were made of
+        # Finished maps do not tell the number of channels behind them
         mean = self.channel_reduce == 'mean' and maps.weight is not None
         return (raw / maps.features.shape[1] if mean else raw).relu()

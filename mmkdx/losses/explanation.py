@@ -130,7 +130,7 @@ class ExplanationMapLoss(DistillLoss):
         """
         classes = teacher.argmax(1) if target is None else target
         if classes.dim() == 1:
-            # Explainers look at the values of indices, for which a step would wait
+            # Explainers read the values of indices, and the step would wait for them
             classes = F.one_hot(classes, student.shape[1]).to(student)
         return self.distance_between(*self.explain(inputs, model, teacher_model, classes))
 

@@ -297,7 +297,7 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 def _deviations(values: Tensor) -> Tensor:
     """What is left of rows (M, L) without their means: exactly 0 where a row is constant."""
     low, high = values.detach().aminmax(dim=1, keepdim=True)
-    # Rounding alone gives a constant row a deviation, which scaling would blow up
+    # Rounding gives a constant row a deviation that scaling would blow up
     constant = high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
     return (values - values.mean(1, keepdim=True)).masked_fill(constant, 0)
 

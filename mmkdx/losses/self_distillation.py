@@ -212,7 +212,7 @@ class PSKDLoss(DistillLoss):
 
     def _remember(self, index: Tensor, predicted: Tensor) -> None:
         index, predicted = gather(index), gather(predicted)
-        # Where an image comes twice in a batch, the last one counts, on each rank and device alike
+        # If an image is twice in a batch, the last one counts, on each rank and device
         order = index.argsort(stable=True)
         last = order[torch.searchsorted(index[order], index, right=True) - 1]
         self.predictions[index] = predicted[last]

@@ -34,7 +34,7 @@ from mmkdx.models.intercept import evaluating, fake_forward
 from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
-#: Explainers by the pixels, and what each is called where the pixels are the features.
+#: Explainers of the pixels, and their names with the pixels as features.
 PIXEL_EXPLAINERS = dict(input_grad='weight', input_x_grad='grad_act')
 
 
@@ -149,7 +149,7 @@ class IntrospectiveLoss(DistillLoss):
         if level == 'class' and not detach:
             raise ValueError("level 'class' keeps averages of past similarities; set detach=True")
         self._checked = False
-        # How the activations of a layer that was found lie in space
+        # The layout of the activations of a found layer
         self._layout: Layout | None = None
 
     def locate(self, model: nn.Module, size: Sequence[int]) -> str | tuple[str, ...]:

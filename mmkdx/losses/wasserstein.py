@@ -17,7 +17,7 @@ from mmkdx.losses.relation import unit_vectors
 from mmkdx.models.teacher_statistics import read_statistics
 from mmkdx.registry import MODELS
 
-#: The largest cost over ``reg`` for which the kernel keeps its digits in fp32.
+#: The largest cost over ``reg`` at which the kernel keeps its precision in fp32.
 LARGEST_RATIO = 80
 
 

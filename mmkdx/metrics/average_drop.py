@@ -68,7 +68,7 @@ class AverageDrop(ExplanationMetric):
         masked = batch.inputs * maps[:, None].to(batch.inputs)
         before = model.confidence(model.logits)
         after = model.confidence(model.predict(masked))
-        # Where a divisor is 0 so is what it divides
+        # If a divisor is 0, its dividend is 0, too
         tiny = torch.finfo(before.dtype).tiny
         drop = (before - after).relu() / before.clamp(min=tiny)
         gain = (after - before).relu() / (1 - before).clamp(min=tiny)

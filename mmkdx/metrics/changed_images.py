@@ -14,7 +14,7 @@ from mmkdx.datasets.wrappers import item_of, leaf_of
 from mmkdx.functional.perturbation import linear_imputation
 from mmkdx.metrics.base import ExplainedBatch
 
-#: Of a part with fewer pixels than this in the image no effect is measured.
+#: A part with fewer pixels than this in the image has no measured effect.
 LEAST_PIXELS = 4
 #: Regions that are no part: the background, and pixels without a label.
 NO_PARTS = (0, 255, -1)
@@ -109,7 +109,7 @@ class Redrawing:
             )
 
         def item(sample: dict) -> Any:
-            # What is random in a pipeline is the same for an image and its changes
+            # Random transforms draw the same numbers for an image and its changes
             with seeded(int(number)):
                 return item_of(leaf, sample)
 

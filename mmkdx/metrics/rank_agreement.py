@@ -13,7 +13,7 @@ from scipy import stats
 
 from mmkdx.metrics.scores import Score, mean_score
 
-#: What it means that metrics disagree, for a report.
+#: The meaning of disagreement, for a report.
 DISAGREEMENT = (
     'Metrics that disagree measure different things, or noise, so a ranking holds only for the metric '
     'that it comes from.'

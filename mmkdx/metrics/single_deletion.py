@@ -111,7 +111,7 @@ class SingleDeletion(CellMetric):
         single = torch.eye(self.grid**2, dtype=torch.bool).expand(len(batch.inputs), -1, -1)
         relevance, logits = self._deleted(batch, model, single, self.baseline)
         scores = _target_logits(model, logits)
-        # The effect but for the clean score, which changes no rank
+        # The effect without the clean score, which changes no rank
         effect = -scores
         first = relevance == relevance.amax(1, keepdim=True)
         top = (first & (effect == effect.amax(1, keepdim=True))).any(1)
@@ -189,7 +189,7 @@ class Infidelity(CellMetric):
         scores = _target_logits(model, logits)
         clean = _target_logits(model, model.logits)[:, None]
         effect = clean - scores
-        # Of effects that small nothing but rounding errors is left
+        # Such small effects are rounding errors
         unmoved = effect.abs().amax(1) <= 1e-6 * torch.maximum(
             clean.abs()[:, 0], scores.abs().amax(1)
         )
