@@ -1,4 +1,4 @@
-"""What differs between an old and a new model on the same labelled images, and how sure that is."""
+"""The differences between an old and a new model on the same labelled images, with tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmkdx.evaluation.audit_records import Column, Records
 from mmkdx.functional import audit as statistic
 from mmkdx.metrics.scores import Score, mean_score
 
-#: Means of maps have an interval from so many images on.
+#: Means of maps have an interval from this number of images on.
 ENOUGH = 10
 
 

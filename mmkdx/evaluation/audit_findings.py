@@ -95,7 +95,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Errors:
-    """How far two models err on the same images.
+    """How often two models err on the same images.
 
     Args:
         kappa (Score): The error consistency.
@@ -210,7 +210,7 @@ class Gain:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of an audit."""
+    """The parts of an audit that JSON can hold."""
     if isinstance(value, Score):
         return {key: plain(each) for key, each in value._asdict().items() if each is not None}
     if is_dataclass(value):

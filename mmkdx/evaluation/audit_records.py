@@ -1,4 +1,4 @@
-"""What an audit is made of: for each image its label and what each model says of it."""
+"""The records of an audit: each image's label and each model's outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmkdx.visualization.records import MODELS
 
 #: The values of a model that an audit reads, by the names of an evaluation's rows.
 VALUES = ('prediction', 'confidence', 'label_probability', 'kl')
-#: The scores of ``MapAgreement`` of which more is nearer.
+#: The scores of ``MapAgreement`` that are higher for more similar maps.
 MAP_SCORES = ('cosine', 'pearson', 'spearman', 'ssim', 'topk_iou')
 
 
@@ -199,7 +199,7 @@ def _compare(
     """Refuses tables of other images, labels, groups or classes, and notes the names of classes."""
     if odd := sorted(first.keys() ^ second.keys()):
         raise ValueError(
-            f'{one} and {two} have different images: {len(odd)} are in one alone, such as {odd[0]}; '
+            f'{one} and {two} have different images: {len(odd)} are in only one, such as {odd[0]}; '
             'evaluate both models on the same images'
         )
     for index, row in second.items():
@@ -220,5 +220,5 @@ def _compare(
             if name is not None and names.setdefault(row[key], name) != name:
                 raise ValueError(
                     f'class {row[key]} is {names[row[key]]!r} in {one} and {name!r} in {two}; the '
-                    'models have other classes, or in another order'
+                    'models have different classes, or a different order of classes'
                 )

@@ -15,7 +15,7 @@ from mmkdx.functional.audit import flip_table
 from mmkdx.metrics.scores import Score
 from mmkdx.visualization.score_groups import Table
 
-#: So many classes, or groups, a table of a report has at most.
+#: The most classes, or groups, in a table of a report.
 MOST = 20
 
 

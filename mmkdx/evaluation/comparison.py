@@ -32,7 +32,7 @@ from mmkdx.metrics.scores import Floor, Score
 from mmkdx.models.families import unwrap
 
 OWNER = 'compare_explainers'
-#: The metrics that are taken where none are named, and with them 'PointingGame' where there are masks.
+#: The default metrics; with masks also 'PointingGame'.
 METRICS = ('SingleDeletion', 'DeletionInsertion', 'Infidelity')
 #: What is explained.
 TARGETS = dict(prediction='what the model predicts', label='the label')
@@ -112,7 +112,7 @@ def compare_explainers(
     target: str = 'prediction',
     seed: int = 0,
 ) -> Comparison:
-    """Explains a sample of images by several explainers, and measures and ranks these.
+    """Explains a sample of images with several explainers, and measures and ranks them.
 
     All explain the same classes. ``RandomMap`` is measured at the size of each explainer's maps: it is
     the floor. The model comes out as it was.
@@ -237,9 +237,7 @@ def _explainers(specs: Sequence[str | dict] | None) -> dict[str, Explainer]:
         config = dict(spec) if isinstance(spec, dict) else dict(type=spec)
         name = text(f'{OWNER}.explainers: name', config.pop('name', config.get('type')))
         if name in found:
-            raise ValueError(
-                f"{OWNER}.explainers has {name} twice; give one a key 'name', by which it is called"
-            )
+            raise ValueError(f"{OWNER}.explainers has {name} twice; give one of them a key 'name'")
         found[name] = build_explainer(config, f'{OWNER}.explainers')
     return found
 

@@ -47,7 +47,7 @@ def comparison_table(found: Comparison) -> list[list[str]]:
 
 
 def comparison_notes(found: Comparison) -> list[str]:
-    """What is to be said below the table: agreement, empty maps, explainers that do not fit."""
+    """The notes below the table: agreement, empty maps, explainers that do not fit."""
     notes = _agreement(found)
     if empty := [f'{each.name} {each.empty}' for each in found.entrants if each.empty]:
         notes.append(f'Maps that say nothing and do not count: {", ".join(empty)}.')
@@ -56,7 +56,7 @@ def comparison_notes(found: Comparison) -> list[str]:
 
 
 def _agreement(found: Comparison) -> list[str]:
-    """What is to be said of the agreement of scores."""
+    """The agreement of scores in words."""
     if len(found.entrants) < 3:
         return ['With fewer than three explainers there is no agreement of scores on their ranks.']
     taus = found.agreement.taus if found.agreement else {}

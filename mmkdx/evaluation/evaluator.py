@@ -39,7 +39,7 @@ from mmkdx.visualization.sections import PictureSection, draw
 
 
 class ExplanationEvaluator:
-    """Explains a sample of a data set by a student, its teacher and a base model, and measures it.
+    """Explains a sample of images with student, teacher and base model, and measures the maps.
 
     It takes no config and no Runner: ``begin``, then ``process`` for each batch, then ``finish``. All
     models are explained for the same class. The values of a frozen teacher are computed once, also over
@@ -205,7 +205,7 @@ class ExplanationEvaluator:
         data = loader.collate_fn([loader.dataset[self._images[first]]])
         self.process(data, None if isinstance(data, dict) else [first])
         self._sample = whole
-        with _quiet():  # what is said of one image is true of no evaluation
+        with _quiet():  # warnings about one image do not hold for an evaluation
             return self.finish(trial=True)
 
     def shown_items(self, count: int) -> Iterator[tuple[str, Any]]:
@@ -304,7 +304,7 @@ class ExplanationEvaluator:
                 if name in scores:
                     raise ValueError(
                         f'{self.owner}.metrics: two metrics yield the score {name!r}; remove one, or '
-                        "give it a key 'name', which stands in front of its scores"
+                        "give it a key 'name', the prefix of its scores"
                     )
                 scores[name] = score
                 plain = name.rpartition('/')[2]

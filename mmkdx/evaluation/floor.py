@@ -1,4 +1,4 @@
-"""What noise gets: the floor below the scores of maps."""
+"""The floor of the scores of maps: the scores of noise."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class FloorMeter:
 
 
 def noisy(batch: ExplainedBatch, model: Explained, subject: Subject) -> Explained:
-    """A model of a batch with noise of the size of its maps in place of its explainer."""
+    """Replaces the explainer of a model with noise of the size of its maps."""
     noise = RandomMap(size=list(model.maps.shape[1:]))
 
     def explain(images: Tensor, targets: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def image_agreement(
 
 
 def agreement_sentence(taus: Mapping[tuple[str, str], Tau], over: str = 'images') -> str:
-    """What the agreement of metrics comes to, in two sentences; empty without a finite tau."""
+    """The agreement of metrics in two sentences; empty without a finite tau."""
     known = {pair: tau.value for pair, tau in taus.items() if tau.value == tau.value}
     if not known:
         return ''

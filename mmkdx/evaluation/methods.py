@@ -1,4 +1,4 @@
-"""Comparing training methods, each with one run or several seeds, and what the numbers support.
+"""Compares training methods, each with one run or several seeds.
 
 The rules are those of the guide "Compare methods over seeds". The runs of a method are the sample: the
 interval of a mean over seeds says how training varies. One run says nothing about its method.
@@ -146,7 +146,7 @@ def _welch(first: Sequence[float], second: Sequence[float]) -> float:
 def conclusions(
     methods: Mapping[str, Method], images: int, mapped: int, alpha: float = 0.05
 ) -> list[Sentence]:
-    """The first paragraph of a page, in words that the numbers support, and details of it.
+    """The first paragraph of a page, limited to claims that the numbers support, and its details.
 
     Details are the sentences whose rule ends with 'differences'.
 
@@ -179,7 +179,7 @@ def conclusions(
 
 
 def _highest(methods: Mapping[str, Method], key: str, alpha: float) -> list[Sentence]:
-    """Which method has the highest mean, and from which others the runs distinguish it."""
+    """The method with the highest mean, and the methods that the runs distinguish from it."""
     measure, scores = MEASURES[key], {name: each.score(key) for name, each in methods.items()}
     scores = {name: score for name, score in scores.items() if not math.isnan(score.value)}
     several = {name: score for name, score in scores.items() if score.n == methods[name].seeds > 1}
@@ -216,7 +216,7 @@ def _highest(methods: Mapping[str, Method], key: str, alpha: float) -> list[Sent
 def _tests(
     methods: Mapping[str, Method], key: str, best: str, others: Sequence[str], alpha: float
 ) -> list[Sentence]:
-    """What Welch's tests of the best method with the others say."""
+    """The results of Welch's tests of the best method with the others."""
     measure, tests = MEASURES[key], pairwise(methods, key)
     tested = [name for name in others if (best, name) in tests]
     if not tested:
@@ -249,7 +249,7 @@ def _tests(
     ]
 
 
-#: What is said under the numbers, whatever they are.
+#: The text under all numbers.
 LIMITS = (
     'An interval over seeds says how much training runs differ on the same test images. It does not '
     'contain the choice of these images.',

@@ -101,8 +101,8 @@ class PairEvaluation:
         drawn = context_batches([label for *_, label in self._sample], self.size, self.seed)
         if not drawn:
             raise ValueError(
-                f'{self.owner}.base: of the {len(self._sample)} images of the sample no batch can be '
-                'drawn, which takes four of each of two classes, or two of each of three; raise '
+                f'{self.owner}.base: the {len(self._sample)} images of the sample make no batch; a '
+                'batch needs four images of each of two classes, or two of each of three, so raise '
                 f'{self.owner}.num_samples'
             )
         batches = [[self._sample[i] for i in batch] for batch in drawn]
@@ -114,7 +114,7 @@ class PairEvaluation:
             num_workers=min(loader.num_workers, len(own)),
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
-            # Its own, so that it takes none of the training's random numbers
+            # Its own generator, so that it takes none of the training's random numbers
             generator=torch.Generator(),
         )
         sections = []
@@ -226,7 +226,7 @@ class PairAnalysis:
 
 
 def context_batches(labels: Sequence[int], size: int, seed: int = 0) -> list[list[int]]:
-    """Draws batches with equal shares of the classes and at least two images of each that is in one.
+    """Draws batches with equal shares of the classes and two images or more of each drawn class.
 
     Distances between labels that are all equal, or all different, say nothing. Images of one class
     alone, and those that fill no batch, are left out. With fewer images than asked for there is one

@@ -64,5 +64,5 @@ class Evaluation:
 
     @property
     def sentence(self) -> str:
-        """What the agreement of scores comes to; empty where there are not two."""
+        """The agreement of scores in words; empty if there are fewer than two."""
         return agreement_sentence(self.metric_agreement)

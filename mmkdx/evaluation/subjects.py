@@ -138,7 +138,7 @@ def find_subjects(
     base: Any = None,
     classes: Sequence[str] | None = None,
 ) -> dict[str, Subject]:
-    """The models that are explained: 'student', and where there are such 'teacher' and 'base'.
+    """The explained models: 'student', and 'teacher' and 'base' if they are given.
 
     Args:
         model (nn.Module): A distiller, or any classifier, which is the student then.

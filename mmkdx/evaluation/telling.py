@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-#: Scores of the agreement of maps, the first of which counts that was measured.
+#: Scores of the agreement of maps; the first measured one counts.
 AGREEMENT = ('pearson', 'cosine', 'spearman', 'ssim')
 
 

@@ -1,4 +1,4 @@
-"""What the numbers of an evaluation support, as a paragraph and as tiles.
+"""The verdict that the numbers of an evaluation support, as a paragraph and as tiles.
 
 The rules are those of the guide "Audit a distillation". Each sentence carries the numbers that it rests
 on. A p above the level never becomes "equal", and one training run says nothing of a training method.
@@ -66,7 +66,7 @@ def study(
 
 
 def paragraph(source: Evaluation | Records | Findings, **options: Any) -> list[Sentence]:
-    """The verdict in sentences, those of missing models or labels left out.
+    """The verdict in sentences; it leaves out sentences on missing models or labels.
 
     Args:
         source (Evaluation | Records | Findings): See ``study``.
@@ -78,7 +78,7 @@ def paragraph(source: Evaluation | Records | Findings, **options: Any) -> list[S
 
 
 def tiles(source: Evaluation | Records | Findings, **options: Any) -> list[Tile]:
-    """At most six numbers for the first screen, those of missing models or labels left out.
+    """At most six numbers for the first screen; it leaves out missing models and labels.
 
     Args:
         source (Evaluation | Records | Findings): See ``study``.

@@ -1,4 +1,4 @@
-"""What a verdict is made of: findings, sentences, tiles, and numbers as text."""
+"""The parts of a verdict: findings, sentences, tiles, and numbers as text."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def _tone(value: float, p: float, alpha: float) -> str:
     return TONES[(value > 0) - (value < 0) if p <= alpha else 0]
 
 
-#: The tiles in their order; each is left out where it has nothing to show.
+#: The tiles in their order; a tile without values is left out.
 TILES: tuple[Callable[[Findings], Tile | None], ...] = (
     *(accuracy, agreement, evidence, negative_flips, calibration, worst_class),
 )

@@ -1,4 +1,4 @@
-"""Distillation losses; each gives the unweighted scalar for what it needs."""
+"""Distillation losses; each returns an unweighted scalar."""
 
 from mmkdx.losses.base import DistillLoss
 from mmkdx.losses.branches import BYOTLoss, ONELoss

@@ -1,4 +1,4 @@
-"""ONE and BYOT: branches and early exits that learn beside a student and are dropped in the end."""
+"""ONE and BYOT: branches and early exits that train with a student and are removed at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INIT = dict(type='Kaiming', layer='Conv2d')
 
 @MODELS.register_module()
 class ONELoss(DistillLoss):
-    r"""On-the-fly native ensemble: copies of the last stage learn along, and all learn from all.
+    r"""On-the-fly native ensemble (ONE): copies of the last stage train along and teach each other.
 
     Source: Lan et al., "Knowledge Distillation by On-the-Fly Native Ensemble", NeurIPS 2018, with
     the gate of the authors' code. The student is branch 0. Each further branch is a copy of its
@@ -167,7 +167,7 @@ class ONELoss(DistillLoss):
 
 @MODELS.register_module()
 class BYOTLoss(DistillLoss):
-    r"""Be your own teacher: exits after early stages learn from the student's end.
+    r"""Be your own teacher (BYOT): exits after early stages learn from the student's output.
 
     Source: Zhang et al., "Be Your Own Teacher: Improve the Performance of Convolutional Neural
     Networks via Self Distillation", ICCV 2019, with layers, weights and normalisation of the

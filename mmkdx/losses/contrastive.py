@@ -16,7 +16,7 @@ from mmkdx.registry import MODELS
 
 @MODELS.register_module()
 class CRDLoss(DistillLoss):
-    r"""Contrastive representation distillation: a sample's two embeddings are to find each other.
+    r"""Contrastive representation distillation: matches the two embeddings of each sample.
 
     Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020, Sec. 3, with the noise
     contrastive estimate and the memory banks of the authors' code. Both embeddings are projected to
@@ -146,5 +146,5 @@ class CRDLoss(DistillLoss):
         for name, each in zip(('student_bank', 'teacher_bank'), embeddings):
             bank = getattr(self, name)
             average = self.momentum * bank[seen] + (1 - self.momentum) * each
-            # A new tensor: the backward pass needs the former one
+            # A new tensor, because the backward pass needs the former one
             setattr(self, name, bank.index_copy(0, seen, F.normalize(average, dim=1)))

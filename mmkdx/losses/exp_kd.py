@@ -15,7 +15,7 @@ from mmkdx.registry import MODELS
 
 @MODELS.register_module()
 class ExpKDLoss(DistillLoss):
-    r"""Exp-KD: at each position the class maps, as a distribution over classes, are to agree.
+    r"""Exp-KD: matches the class maps at each position, as distributions over classes.
 
     A reading of Sun et al., "Explainability-based knowledge distillation", Pattern Recognition 2025,
     after the first version of its public code; we could not read the paper's formulas. With
@@ -78,9 +78,9 @@ class ExpKDLoss(DistillLoss):
         known = [isinstance(e, ClassMaps) and e.weight is not None for e in (student, teacher)]
         if self.channel_reduce == 'mean' and known[0] != known[1]:
             raise ValueError(
-                "channel_reduce='mean' divides by the number of channels that maps are made of, which "
-                f'the maps of the {"student" if known[1] else "teacher"} do not tell (an ensemble has '
-                "such maps, and a head of several layers); set channel_reduce='sum'"
+                "channel_reduce='mean' divides by the number of channels, and the class maps of the "
+                f'{"student" if known[1] else "teacher"} do not tell it (as with an ensemble, or a '
+                "head of several layers); set channel_reduce='sum'"
             )
         if self.topk is not None and self.topk > teacher.shape[1]:
             warnings.warn(
@@ -113,6 +113,6 @@ class ExpKDLoss(DistillLoss):
             rest = raw.new_zeros(1) if rest is None else full_precision(rest)
             rest = rest.expand(raw.shape[0], maps.num_classes)
             return raw + (rest if index is None else rest.gather(1, index))[..., None, None]
-        # Finished maps do not tell how many channels they were made of
+        # Finished maps do not tell the number of channels behind them
         mean = self.channel_reduce == 'mean' and maps.weight is not None
         return (raw / maps.features.shape[1] if mean else raw).relu()

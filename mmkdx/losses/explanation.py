@@ -1,4 +1,4 @@
-"""Losses between the explanations of the decisions."""
+"""Losses between the explanations of student and teacher."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EPS = 1e-12
 
 @MODELS.register_module()
 class ExplanationMapLoss(DistillLoss):
-    r"""The student's explanation of a class is to be the teacher's, by any explainer of each model.
+    r"""Matches the explanations of a class, with any explainer of each model.
 
     An explainer says where a model sees a class: Grad-CAM of a convolutional network, attention of a
     transformer. Both maps explain the same class, are resized to one size and scaled to length 1, so
@@ -104,8 +104,8 @@ class ExplanationMapLoss(DistillLoss):
             return
         if not isinstance(getattr(teacher_model, 'model', None), nn.Module):
             raise ValueError(
-                f'the teacher is a {type(teacher_model).__name__}, which has no one model to explain; '
-                'use one teacher'
+                f'the teacher is a {type(teacher_model).__name__}, and only a single model can be '
+                'explained; use one teacher'
             )
         self.explain(inputs, model, teacher_model, torch.zeros(1, dtype=int, device=inputs.device))
 
@@ -130,7 +130,7 @@ class ExplanationMapLoss(DistillLoss):
         """
         classes = teacher.argmax(1) if target is None else target
         if classes.dim() == 1:
-            # Explainers look at the values of indices, for which a step would wait
+            # Explainers read the values of indices, and the step would wait for them
             classes = F.one_hot(classes, student.shape[1]).to(student)
         return self.distance_between(*self.explain(inputs, model, teacher_model, classes))
 
@@ -174,7 +174,7 @@ class ExplanationMapLoss(DistillLoss):
 
 @MODELS.register_module()
 class E2KDLoss(ExplanationMapLoss):
-    r"""e²KD: the student's explanation of the teacher's prediction is to be the teacher's.
+    r"""e²KD: matches the explanations of the class that the teacher predicts.
 
     Source: Parchami-Araghi et al., "Good Teachers Explain: Explanation-Enhanced Knowledge
     Distillation", ECCV 2024, a reading of its public code. For the class that the teacher predicts,

@@ -1,4 +1,4 @@
-"""Losses of a student alone between the images of a pair: of one class, or two views of one image."""
+"""Losses without a teacher between two images: of one class, or two views of one image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmkdx.registry import MODELS
 
 @MODELS.register_module()
 class CSKDLoss(KLDivLoss):
-    r"""Class-wise self-knowledge distillation (CS-KD): images of a class are to be seen alike.
+    r"""Class-wise self-knowledge distillation (CS-KD): matches predictions of images of one class.
 
     Source: Yun et al., "Regularizing Class-wise Predictions via Self-knowledge Distillation", CVPR
     2020, after the authors' code. With the logits z of an image and z' of another image of its class,
@@ -57,7 +57,7 @@ class CSKDLoss(KLDivLoss):
 
 @MODELS.register_module()
 class DDGSDLoss(DistillLoss):
-    r"""Data-distortion guided self-distillation (DDGSD): two views of an image are to be seen alike.
+    r"""Data-distortion guided self-distillation (DDGSD): matches two views of an image.
 
     Source: Xu and Liu, "Data-Distortion Guided Self-Distillation for Deep Neural Networks", AAAI 2019.
     Of two random views a and b of an image,

@@ -232,7 +232,7 @@ class SDDLoss(CellLoss):
 
 @MODELS.register_module()
 class CellGramLoss(CellLoss):
-    r"""Which cells of an image are classified alike: Gram matrices of the cells' logits.
+    r"""Matches the similarities between the cells of an image: Gram matrices of the cells' logits.
 
     Source: Xue et al., "iCD: An Implicit Clustering Distillation Method for Structural Information
     Mining", AAAI 2026. For each scale r there are the cosines :math:`G` between the logits of all pairs

@@ -55,7 +55,7 @@ class KLDivLoss(DistillLoss):
 
 @MODELS.register_module()
 class DKDLoss(DistillLoss):
-    r"""Decoupled knowledge distillation: the label's class and the other classes, weighed apart.
+    r"""Decoupled knowledge distillation: separate weights for the label and for the other classes.
 
     Source: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, Sec. 3. With :math:`p_t` the
     probability of the label's class at temperature :math:`\tau` and :math:`\hat p` the distribution over
@@ -160,7 +160,7 @@ class NKDLoss(DistillLoss):
 
 @MODELS.register_module()
 class DISTLoss(DistillLoss):
-    r"""DIST: the student's probabilities are to correlate with the teacher's.
+    r"""DIST: maximises the correlation of the student's probabilities with the teacher's.
 
     Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. With
     Pearson's correlation :math:`\rho` and probabilities :math:`Y` at temperature :math:`\tau`,
@@ -201,7 +201,7 @@ class DISTLoss(DistillLoss):
 
 @MODELS.register_module()
 class LogitStdLoss(KLDivLoss):
-    """Knowledge distillation of standardised logits: shifts and scales of the logits do not count.
+    """Knowledge distillation of standardised logits, which have no shift and no scale.
 
     Source: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024. From the logits of
     each sample their mean is subtracted, and they are divided by their standard deviation (that with
@@ -225,8 +225,8 @@ class LogitStdLoss(KLDivLoss):
         classes = student.shape[1]
         if classes < 3:
             raise ValueError(
-                f'LogitStdLoss standardises the logits of a sample, and of {classes} classes that '
-                'leaves no more than their order; use KLDivLoss'
+                f'LogitStdLoss standardises the logits of a sample, and with {classes} classes this '
+                'keeps only their order; use KLDivLoss'
             )
         return super().forward(*map(standardize, (student, teacher)))
 
@@ -258,8 +258,8 @@ def need_others(loss: DistillLoss, logits: Tensor) -> int:
     """
     if (classes := logits.shape[1]) < 3:
         raise ValueError(
-            f'{type(loss).__name__} compares the classes other than the label, and with {classes} '
-            'classes there are no two of them; use KLDivLoss'
+            f'{type(loss).__name__} needs two classes beside the label, and there are {classes} '
+            'classes in all; use KLDivLoss'
         )
     return classes
 
@@ -297,7 +297,7 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 def _deviations(values: Tensor) -> Tensor:
     """What is left of rows (M, L) without their means: exactly 0 where a row is constant."""
     low, high = values.detach().aminmax(dim=1, keepdim=True)
-    # Rounding alone gives a constant row a deviation, which scaling would blow up
+    # Rounding gives a constant row a deviation that scaling would blow up
     constant = high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
     return (values - values.mean(1, keepdim=True)).masked_fill(constant, 0)
 
@@ -333,7 +333,7 @@ class CWTMLoss(DistillLoss):
 
 @MODELS.register_module()
 class WTTMLoss(DistillLoss):
-    r"""Transformed teacher matching: the teacher alone has a temperature, and flat samples count more.
+    r"""Transformed teacher matching: only the teacher has a temperature, and flat samples weigh more.
 
     Source: Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching", ICLR 2024.
     With the teacher's probabilities :math:`p`,

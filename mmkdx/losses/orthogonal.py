@@ -1,4 +1,4 @@
-"""A loss of features behind a projection that keeps their lengths and angles."""
+"""A loss of features after a projection that keeps their lengths and angles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmkdx.registry import MODELS
 
 @MODELS.register_module()
 class VkDLoss(DistillLoss):
-    r"""VkD: the student's features, behind an orthogonal projection, are the teacher's normalised ones.
+    r"""VkD: matches orthogonally projected student features with normalised teacher features.
 
     Source: Miles et al., "VkD: Improving Knowledge Distillation using Orthogonal Projections", CVPR
     2024. With pooled features :math:`z`, a projection :math:`P` with orthonormal columns (rows, where
@@ -83,7 +83,7 @@ class VkDLoss(DistillLoss):
         )
         if self.normalize == 'layer' and outputs == 1:
             raise ValueError(
-                "normalize='layer' leaves nothing of one channel; set normalize='batch' or 'none'"
+                "normalize='layer' turns a single channel into 0; set normalize='batch' or 'none'"
             )
         if outputs < inputs:
             print_log(

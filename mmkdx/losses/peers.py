@@ -1,4 +1,4 @@
-"""DML: networks that are trained side by side and teach each other."""
+"""DML: networks train together and teach each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proto2Proto: a student whose prototypes, and the patches next to them, are its teacher's."""
+"""Proto2Proto: matches the prototypes, and the patches next to them, with the teacher's."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class PatchPrototypeLoss(DistillLoss):
                     "'head.prototype_layer']"
                 )
             if any(value.dim() != 4 for value in values):
-                raise ValueError(f'what stands at the taps of the {name} are no maps')
+                raise ValueError(f'the taps of the {name} must hold maps')
         if student[0].shape[2:] != teacher[0].shape[2:]:
             raise ValueError(
                 f"the student's grid is {_size(student[0])} and the teacher's {_size(teacher[0])}; "
@@ -137,13 +137,13 @@ def check_counterparts(student: Sequence[int], teacher: Sequence[int]) -> None:
     if student[0] != teacher[0]:
         raise ValueError(
             f'the student has {student[0]} prototypes and the teacher {teacher[0]}, which '
-            'are paired by index; set student.head.prototypes_per_class (of a tree: depth) to that of '
-            'the teacher'
+            'are paired by index; set student.head.prototypes_per_class (for a tree: depth) to the '
+            "teacher's"
         )
     if student[1] != teacher[1]:
         raise ValueError(
             f'the prototypes of the student have {student[1]} channels and those of the teacher '
-            f'{teacher[1]}; set student.head.prototype_channels to that of the teacher'
+            f"{teacher[1]}; set student.head.prototype_channels to the teacher's"
         )
 
 

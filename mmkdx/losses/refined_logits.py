@@ -68,8 +68,8 @@ class RLDLoss(DistillLoss):
         classes = student.shape[1]
         if classes < (3 if self.beta else 2):
             raise ValueError(
-                f'RLDLoss compares the classes below the label, and with {classes} classes there are no '
-                'two of them; use KLDivLoss, or beta=0 with two classes'
+                f'RLDLoss needs two classes beside the label, and there are {classes} classes in all; '
+                'use KLDivLoss, or beta=0 with two classes'
             )
         student, teacher = full_precision(student), full_precision(teacher.detach())
         confidence, wrong = self._confidence(student, teacher, target)

@@ -1,4 +1,4 @@
-"""Losses of features that a network of their own regresses or connects."""
+"""Losses of features with their own regressor or connector layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmkdx.registry import MODELS
 
 
 class ConnectedLoss(DistillLoss, metaclass=ABCMeta):
-    """Base of the losses that bring the student's maps to the teacher's by layers of their own."""
+    """Base of the losses that map student features to teacher features with their own layers."""
 
     compares = 'anything'
 
@@ -76,7 +76,7 @@ def regressor(
 
 @MODELS.register_module()
 class FitNetLoss(ConnectedLoss):
-    """FitNets: the teacher's features are regressed from the student's.
+    """FitNets: regresses the teacher's features from the student's.
 
     Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, Sec. 2.2. As in the
     benchmarks of distillation (RepDistiller, mdistiller) the regressor is one convolution, batch norm
@@ -117,7 +117,7 @@ class FitNetLoss(ConnectedLoss):
 
 @MODELS.register_module()
 class VIDLoss(ConnectedLoss):
-    r"""Variational information distillation: the teacher's features under a Gaussian of the student's.
+    r"""Variational information distillation: predicts the teacher's features with a Gaussian.
 
     Source: Ahn et al., "Variational Information Distillation for Knowledge Transfer", CVPR 2019.
     The mean :math:`\mu` of the teacher's features is regressed by three 1 × 1 convolutions, and each
@@ -163,7 +163,7 @@ class VIDLoss(ConnectedLoss):
 
 @MODELS.register_module()
 class OFDLoss(ConnectedLoss):
-    r"""Overhaul of feature distillation: features before the ReLU, where they tell something.
+    r"""Overhaul of feature distillation: matches the informative features before the ReLU.
 
     Source: Heo et al., "A Comprehensive Overhaul of Feature Distillation", ICCV 2019, Sec. 3. The
     student's features pass a 1 × 1 convolution and batch norm; the teacher's pass the margin ReLU

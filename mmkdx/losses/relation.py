@@ -60,7 +60,7 @@ class SampleRelationLoss(DistillLoss, metaclass=ABCMeta):
 
 @MODELS.register_module()
 class SPLoss(SampleRelationLoss):
-    r"""Similarity-preserving distillation: samples are to be as similar as they are to the teacher.
+    r"""Similarity-preserving distillation: matches the similarities between the samples of a batch.
 
     Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019. The similarities
     of the batch are the inner products of features, :math:`G = F F^\top`, each row divided by its L2
@@ -76,7 +76,7 @@ class SPLoss(SampleRelationLoss):
 
 @MODELS.register_module()
 class PKTLoss(SampleRelationLoss):
-    r"""Probabilistic knowledge transfer: each sample's distribution over neighbours is to agree.
+    r"""Probabilistic knowledge transfer: matches each sample's distribution over neighbours.
 
     Source: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer",
     ECCV 2018, with the cosine affinity :math:`K_{ij} = (\cos(f_i, f_j) + 1) / 2`. Each row divided by
@@ -102,7 +102,7 @@ class PKTLoss(SampleRelationLoss):
 
 @MODELS.register_module()
 class RKDLoss(SampleRelationLoss):
-    r"""Relational knowledge distillation: distances and angles between samples are to agree.
+    r"""Relational knowledge distillation: matches distances and angles between samples.
 
     Source: Park et al., "Relational Knowledge Distillation", CVPR 2019, Sec. 3.2. The Euclidean
     distances of a batch are divided by their mean; the angle of a triple is the cosine at its middle
@@ -169,7 +169,7 @@ class RKDLoss(SampleRelationLoss):
 
 @MODELS.register_module()
 class NSTLoss(DistillLoss):
-    r"""Neuron selectivity transfer: channels are to be active at the same places, in distribution.
+    r"""Neuron selectivity transfer: matches the places where channels are active, in distribution.
 
     Source: Huang and Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer",
     2017. A channel's pattern is its map, flattened and divided by its L2 norm. The loss is the squared

@@ -1,4 +1,4 @@
-"""ReviewKD: what a student learns at one stage is reviewed with the teacher's earlier ones."""
+"""ReviewKD: each stage of the student also learns from the teacher's earlier stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of a student alone: its logits against its own past, a made-up teacher or nothing."""
+"""Losses without a teacher network: the target is the student's past or a hand-made teacher."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ConfidencePenaltyLoss(DistillLoss):
 
 @MODELS.register_module()
 class OnlineLabelSmoothingLoss(DistillLoss):
-    r"""Online label smoothing (OLS): labels are smoothed by what was predicted one epoch before.
+    r"""Online label smoothing (OLS): smooths labels with the predictions of the epoch before.
 
     Source: Zhang et al., "Delving Deep into Label Smoothing", TIP 2021, with the details of the
     authors' code. The cross entropy to the soft label :math:`S_y`: the mean softmax of the images of
@@ -100,7 +100,7 @@ class OnlineLabelSmoothingLoss(DistillLoss):
 
 @MODELS.register_module()
 class TfKDRegLoss(DistillLoss):
-    r"""Teacher-free distillation by regularisation (Tf-KD): the teacher is made up from the label.
+    r"""Teacher-free distillation by regularisation (Tf-KD): makes the teacher from the label.
 
     Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", CVPR
     2020, Sec. 5. The made-up teacher u gives the label ``correct`` and all other classes the same. Paper
@@ -157,7 +157,7 @@ class TfKDRegLoss(DistillLoss):
 
 @MODELS.register_module()
 class PSKDLoss(DistillLoss):
-    r"""Progressive self-knowledge distillation (PS-KD): labels are softened by one's past prediction.
+    r"""Progressive self-knowledge distillation (PS-KD): softens labels with past predictions.
 
     Source: Kim et al., "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021,
     with the details of the authors' code. The cross entropy to
@@ -212,7 +212,7 @@ class PSKDLoss(DistillLoss):
 
     def _remember(self, index: Tensor, predicted: Tensor) -> None:
         index, predicted = gather(index), gather(predicted)
-        # Where an image comes twice in a batch, the last one counts, on each rank and device alike
+        # If an image is twice in a batch, the last one counts, on each rank and device
         order = index.argsort(stable=True)
         last = order[torch.searchsorted(index[order], index, right=True) - 1]
         self.predictions[index] = predicted[last]

@@ -1,4 +1,4 @@
-"""A loss by which a model is taught by its own explanations."""
+"""A loss that teaches a model with its own explanations."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from mmkdx.models.intercept import evaluating, fake_forward
 from mmkdx.models.taps import TapSet
 from mmkdx.registry import MODELS
 
-#: Explainers by the pixels, and what each is called where the pixels are the features.
+#: Explainers of the pixels, and their names with the pixels as features.
 PIXEL_EXPLAINERS = dict(input_grad='weight', input_x_grad='grad_act')
 
 
 @MODELS.register_module()
 class IntrospectiveLoss(DistillLoss):
-    r"""Soft targets that a model makes of its own explanations: classes of like explanations share them.
+    r"""Soft targets from the model's own explanations: similarly explained classes share them.
 
     A reading of Gu, Wu and Tresp, "Introspective Learning by Distilling Knowledge from Online
     Self-explanation", ACCV 2020. We could read its abstract alone: the paper distils knowledge from
@@ -147,9 +147,9 @@ class IntrospectiveLoss(DistillLoss):
                 f'without candidates; they are {explainer!r}, {detach} and {candidates}'
             )
         if level == 'class' and not detach:
-            raise ValueError("level 'class' keeps averages of what was; set detach=True")
+            raise ValueError("level 'class' keeps averages of past similarities; set detach=True")
         self._checked = False
-        # How the activations of a layer that was found lie in space
+        # The layout of the activations of a found layer
         self._layout: Layout | None = None
 
     def locate(self, model: nn.Module, size: Sequence[int]) -> str | tuple[str, ...]:

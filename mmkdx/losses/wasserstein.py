@@ -17,7 +17,7 @@ from mmkdx.losses.relation import unit_vectors
 from mmkdx.models.teacher_statistics import read_statistics
 from mmkdx.registry import MODELS
 
-#: The largest cost over ``reg`` for which the kernel keeps its digits in fp32.
+#: The largest cost over ``reg`` at which the kernel keeps its precision in fp32.
 LARGEST_RATIO = 80
 
 
@@ -167,7 +167,7 @@ class WKDLogitLoss(DistillLoss):
         if self.reg * LARGEST_RATIO < largest:
             raise ValueError(
                 f'reg is {self.reg:g} and the largest cost of a pair of classes {largest:.3g}; set reg '
-                f'to at least {largest / LARGEST_RATIO:.2g}, below which fp32 loses its digits'
+                f'to at least {largest / LARGEST_RATIO:.2g}, since fp32 loses precision below it'
             )
 
     def check(self, student: ClassMaps | Tensor, teacher: ClassMaps | Tensor) -> None:

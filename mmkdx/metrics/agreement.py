@@ -1,4 +1,4 @@
-"""Whether a student's maps are its teacher's."""
+"""How similar a student's maps are to its teacher's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmkdx.metrics.base import Explained, ExplainedBatch, ExplanationMetric, lab
 from mmkdx.metrics.scores import Score, gain_score
 from mmkdx.registry import METRICS
 
-#: Over which images a score is taken by itself, by the end of its name.
+#: The subsets of images with their own scores, by the suffix of the score's name.
 SUBSETS = {
     'same_prediction': 'where both predict the same class',
     'teacher_wrong': 'where the teacher is wrong',

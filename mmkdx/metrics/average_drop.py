@@ -14,7 +14,7 @@ from mmkdx.registry import METRICS
 
 @METRICS.register_module()
 class AverageDrop(ExplanationMetric):
-    """How the model predicts an image of which only what the map shows is left: x ⊙ φ.
+    """How the prediction changes if the map masks the image: x ⊙ φ.
 
     φ is the map, scaled to [0, 1] by its minimum and maximum, then resized to the image. It multiplies
     the *normalised* image, as in the public code of ADCC, torchcam and grad-cam, so that the rest turns
@@ -68,7 +68,7 @@ class AverageDrop(ExplanationMetric):
         masked = batch.inputs * maps[:, None].to(batch.inputs)
         before = model.confidence(model.logits)
         after = model.confidence(model.predict(masked))
-        # Where a divisor is 0 so is what it divides
+        # If a divisor is 0, its dividend is 0, too
         tiny = torch.finfo(before.dtype).tiny
         drop = (before - after).relu() / before.clamp(min=tiny)
         gain = (after - before).relu() / (1 - before).clamp(min=tiny)

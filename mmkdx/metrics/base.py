@@ -160,11 +160,11 @@ class ScoreMetric(BaseMetric):
     better: dict[str, str] = {}
     #: The question under which a report shows its scores, see ``QUESTIONS``, and its guide.
     question, guide = 'other', ''
-    #: One sentence for each score, by the plain name or by what it begins with.
+    #: One sentence for each score, by the plain name or by its prefix.
     meanings: dict[str, str] = {}
     #: Whether it compares a student with its teacher and so needs one.
     needs_teacher = False
-    #: Whether its values judge a map, so that those of noise are their floor.
+    #: Whether its values judge a map, so that the values of noise are their floor.
     has_floor = False
     #: Whether it measures batches of a student and a base model (``PairedBatch``).
     needs_base = False
@@ -178,7 +178,7 @@ class ScoreMetric(BaseMetric):
             )
         #: After ``evaluate`` on the main rank: the values of each row, by index.
         self.rows: dict[int, dict[str, Any]] = {}
-        # What fixed models yielded at earlier evaluations
+        # Values of fixed models from earlier evaluations
         self._kept: dict[tuple[str, str, int], dict[str, Any]] = {}
 
     def evaluate(self, size: int = sys.maxsize) -> dict[str, Score]:
@@ -250,7 +250,7 @@ class ExplanationMetric(ScoreMetric):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # Without values of its own for a model it has nothing to say where there is no teacher
+        # A metric that only compares models measures nothing without a teacher
         cls.needs_teacher = cls.measure is ExplanationMetric.measure
 
     def measure(self, batch: ExplainedBatch, model: Explained) -> dict[str, Tensor | list]:

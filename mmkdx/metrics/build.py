@@ -31,7 +31,7 @@ def build_metric(spec: dict | str, owner: str) -> ScoreMetric:
         raise ValueError(f'{owner}.metrics: {error.args[0]}') from error
     if not isinstance(metric, ScoreMetric):
         raise ValueError(
-            f'{owner}.metrics: {type(metric).__name__} is no metric of explanations; it belongs into '
+            f'{owner}.metrics: {type(metric).__name__} is no metric of explanations; put it into '
             'val_evaluator'
         )
     metric.name = name

@@ -1,4 +1,4 @@
-"""Images with one part changed: drawn again by their data set, or filled from around the part."""
+"""Images with one changed part, drawn again by the data set or filled from around the part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmkdx.datasets.wrappers import item_of, leaf_of
 from mmkdx.functional.perturbation import linear_imputation
 from mmkdx.metrics.base import ExplainedBatch
 
-#: Of a part with fewer pixels than this in the image no effect is measured.
+#: A part with fewer pixels than this in the image has no measured effect.
 LEAST_PIXELS = 4
 #: Regions that are no part: the background, and pixels without a label.
 NO_PARTS = (0, 255, -1)
@@ -76,8 +76,8 @@ class Redrawing:
         """
         if batch.dataset is None or batch.prepare is None:
             raise ValueError(
-                f'{self.owner}.kind is {self.kind!r}, for which the data set draws images again, and '
-                'the batch does not say which data set it comes from'
+                f'{self.owner}.kind is {self.kind!r}, so the data set must draw images again, and '
+                'the batch does not name its data set'
             )
         found = [
             (i, *change) for i, n in enumerate(batch.index) for change in self._of(batch, i, n)
@@ -97,7 +97,7 @@ class Redrawing:
         name = type(leaf).__name__
         if not hasattr(leaf, 'intervene') or not hasattr(leaf, 'interventions'):
             raise ValueError(
-                f'{self.owner}.kind is {self.kind!r}, for which the data set draws images again, and '
+                f'{self.owner}.kind is {self.kind!r}, so the data set must draw images again, and '
                 f"{name} has no method 'intervene'; use kind='inpaint', which fills the regions of "
                 "'gt_seg_map'"
             )
@@ -109,7 +109,7 @@ class Redrawing:
             )
 
         def item(sample: dict) -> Any:
-            # What is random in a pipeline is the same for an image and its changes
+            # Random transforms draw the same numbers for an image and its changes
             with seeded(int(number)):
                 return item_of(leaf, sample)
 

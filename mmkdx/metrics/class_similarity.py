@@ -22,7 +22,7 @@ from mmkdx.models.intercept import evaluating
 from mmkdx.models.taps import TapSet
 from mmkdx.registry import METRICS
 
-#: The most bytes of maps of all classes at a time, where there is no closed form.
+#: The most bytes of maps of all classes at a time, if there is no closed form.
 MAPS_BYTES = 2**28
 
 #: Differences up to this share of the largest value are rounding.
@@ -112,7 +112,7 @@ class ClassSimilarity(ExplanationMetric):
         class_similarity_agreement="Rank correlation of these similarities with the teacher's.",
     )
     better = dict(class_similarity_agreement='higher')
-    # By what is explained here, and not by the map of another class that the hook shows
+    # This metric makes its own maps; the hook's map of another class does not count
     counts_degenerate = True
 
     def __init__(self, explainer: str = 'cam', center: bool = True) -> None:
@@ -136,7 +136,7 @@ class ClassSimilarity(ExplanationMetric):
         similarity = self._similarity(batch, model, labels)
         own = torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, labels[:, None], True)
         others = similarity[~own].view(len(labels), classes - 1)
-        # As the explanation of the label is; what is not finite is NaN by itself
+        # Then the explanation of the label is zero; if it is not finite, it is NaN already
         zero = (others == 0).all(1, keepdim=True)
         others = others.masked_fill(zero, torch.nan)
         return dict(
@@ -195,9 +195,9 @@ class ClassSimilarity(ExplanationMetric):
         if self.explainer != 'cam':
             name = next(name for name, each in batch.models.items() if each is model)
             raise ValueError(
-                f'ClassSimilarity.explainer is {self.explainer!r}, which takes a classifier of global '
-                f'average pooling and one linear layer, and the {name} '
-                f"({type(model.model).__name__}) is none; use 'cam', which takes any"
+                f'ClassSimilarity.explainer is {self.explainer!r}, which needs global average pooling '
+                f'and one linear layer, and the {name} ({type(model.model).__name__}) has another '
+                "head; use 'cam' for any classifier"
             )
         classes = model.logits.shape[1]
         size = max(1, MAPS_BYTES // (4 * classes * model.maps[0].numel()))
@@ -256,7 +256,7 @@ def _explained_similarity(
         maps -= maps.mean(1, keepdim=True)
     own = maps.gather(1, labels[:, None, None].expand(-1, 1, maps.shape[2]))
     squares = torch.linalg.vector_norm(maps, dim=2).square()
-    # What maps that are the same for all classes leave, less their mean, are rounding errors
+    # If maps are the same for all classes, only rounding errors remain without their mean
     squares = squares.where(~(squares <= TOLERANCE**2 * maps.shape[2]), 0)
     found = cosines((maps @ own.mT)[..., 0], squares, labels)
     return found.where(scale[:, 0].isfinite(), torch.nan)

@@ -58,7 +58,7 @@ class CalibrationError(BaseMetric):
         scores = torch.stack([sample['pred_score'] for sample in data_samples]).float()
         labels = [labels_of(sample) for sample in data_samples]
         if scores.shape[1] == 1 and all('gt_label' in sample for sample in data_samples):
-            # The one logit stands for class 0, which an image has or has not
+            # The one logit is for class 0: an image has this class or not
             scores = torch.cat([scores, 1 - scores], 1)
             labels = [[0] if 0 in found else [1] for found in labels]
         if any(len(found) != 1 for found in labels):
@@ -69,7 +69,7 @@ class CalibrationError(BaseMetric):
         if (scores.sum(1) - 1).abs().amax() > 1e-2 or scores.amin() < 0:
             raise ValueError(
                 "CalibrationError needs probabilities that add up to 1, and 'pred_score' has others, "
-                'as those of a multi-label head'
+                'as with a multi-label head'
             )
         confidence, prediction = scores.max(1)
         target = torch.tensor(labels, device=scores.device)
@@ -81,7 +81,7 @@ class CalibrationError(BaseMetric):
         """'ece' in percent and 'nll' in nats, from what ``process`` keeps."""
         confidence, hits, likelihood = zip(*results)
         likelihood = torch.tensor(likelihood).float()
-        # A probability that is 0 in fp32 is not 0, and its logarithm is finite
+        # A probability of 0 in fp32 is above 0, so its logarithm is finite
         nll = -likelihood.clamp_min(torch.finfo().tiny).log().mean()
         gaps = calibration_gaps(np.array(confidence), np.array(hits), self.bins)
         ece = calibration_error(gaps.sum(0), len(results))

@@ -1,4 +1,4 @@
-"""Does the score fall when a random part of what the map shows is removed, and else stay?"""
+"""Does the score fall without random pixels of the explanation, and stay without others?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmkdx.registry import METRICS
 
 @METRICS.register_module()
 class FFidelity(MaskingMetric):
-    """How far the score falls as random pixels are removed, inside and outside of what the map shows.
+    """How far the score falls without random pixels, inside and outside of the explanation.
 
     For each fraction s the s · H · W most relevant pixels are the explanation. Each of its pixels is
     removed (set to 0, the mean colour) with probability min(alpha, beta · H · W / size of the

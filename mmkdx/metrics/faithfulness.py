@@ -1,4 +1,4 @@
-"""Does the model depend on the pixels that its map points at?"""
+"""Does the model depend on the pixels that its map marks?"""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class DeletionInsertion(MaskingMetric):
         ranks = pixel_ranks(resize_maps(reasons.maps, images.shape[2:]))
         pixels = ranks[0].numel()
         size = -(-pixels // self.steps)
-        # Not all steps are taken where they would go beyond the last pixel
+        # Steps beyond the last pixel are left out
         counts = [*range(0, pixels, size), pixels]
         clean = model.confidence(model.logits, reasons.targets)[:, None]
 

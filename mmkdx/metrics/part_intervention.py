@@ -1,4 +1,4 @@
-"""Do maps say what happens when a part of the image changes, and do two models need the same parts?"""
+"""Do maps predict the effects of changed parts, and do two models need the same parts?"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAN = math.nan
 
 @METRICS.register_module()
 class PartIntervention(MaskingMetric):
-    """Changes one part of an image at a time, and compares the effects with the map, or of two models.
+    """Changes one part of an image at a time, and compares the effects with maps and between models.
 
     The effect e of a part is how far the score of the explained class falls: above 0 the part speaks for
     the class. The relevance m of a part is the sum of the signed map, resized to the image, over the
@@ -158,7 +158,7 @@ class PartIntervention(MaskingMetric):
         )
         if all(sample.get('deciding_labels') is not None for sample in samples):
             decides = _members(samples, 'deciding_labels', changed.parts)
-            # Effects on another class have other deciding parts
+            # Another class has other deciding parts
             label = [labels_of(sample) == [k] for sample, k in zip(samples, model.targets.tolist())]
             listed = torch.tensor([len(sample.get('deciding_labels')) for sample in samples])
             fair = torch.tensor(label) & ((decides & ~effects.isnan()).sum(1) == listed)
@@ -297,7 +297,7 @@ def part_effects(model: Explained, changed: ChangedImages, after: Tensor, score:
     total = falls.new_zeros(shape).index_put(place, falls, accumulate=True)
     count = falls.new_zeros(shape).index_put(place, torch.ones_like(falls), accumulate=True)
     effects = total / count
-    # Of effects that small nothing but rounding errors is left
+    # Such small effects are rounding errors
     least = 1e-6 * logits.abs().amax(1, keepdim=True)
     still = (effects.abs().nan_to_num() <= least).all(1, keepdim=True)
     return torch.where(still & (count > 0), 0.0, effects)

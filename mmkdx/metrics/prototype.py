@@ -1,4 +1,4 @@
-"""What prototypes find: the same as the teacher's, and parts of the object."""
+"""Do prototypes find the same patches as the teacher's, and parts of the object?"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mmkdx.registry import METRICS
 
 @METRICS.register_module()
 class PrototypeTransfer(ExplanationMetric):
-    """The three scores of Proto2Proto, for students whose prototypes stem from a teacher's.
+    """The three scores of Proto2Proto, for students that learn a teacher's prototypes.
 
     A prototype's patch in an image is the position nearest to it; it is active where its squared
     distance is at most tau.
@@ -136,7 +136,7 @@ class PrototypeTransfer(ExplanationMetric):
 
 @METRICS.register_module()
 class PrototypeParts(ExplanationMetric):
-    """Whether prototypes stand for parts of the object, where the parts are annotated.
+    """Whether prototypes represent annotated parts of the object.
 
     - ``purity``, [0, 1]: of the 10 images nearest to a prototype, the largest share in which its patch
       covers the same part. Source: Nauta et al., "PIP-Net", CVPR 2023.

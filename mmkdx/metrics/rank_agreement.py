@@ -13,7 +13,7 @@ from scipy import stats
 
 from mmkdx.metrics.scores import Score, mean_score
 
-#: What it means that metrics disagree, for a report.
+#: The meaning of disagreement, for a report.
 DISAGREEMENT = (
     'Metrics that disagree measure different things, or noise, so a ranking holds only for the metric '
     'that it comes from.'
@@ -99,8 +99,8 @@ def turned(
     for name in values:
         if better.get(name) not in ('higher', 'lower'):
             raise ValueError(
-                f'{name} says neither that higher nor that lower is better, so it ranks nothing; leave '
-                'it out'
+                f'{name} has no direction (neither higher nor lower is better), so it cannot rank; '
+                'leave it out'
             )
     return {
         name: np.asarray(each, float) * (1 if better[name] == 'higher' else -1)

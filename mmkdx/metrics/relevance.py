@@ -107,8 +107,8 @@ class PairMetric(ScoreMetric):
         """Measures a batch; an image that stands twice in it would bias these scores."""
         if len(set(data_batch.index)) < len(data_batch.index):
             raise ValueError(
-                f'{type(self).__name__}: an image stands twice in batch {data_batch.number}; images '
-                'that repeat themselves bias distance correlations'
+                f'{type(self).__name__}: an image is twice in batch {data_batch.number}; repeated '
+                'images bias distance correlations'
             )
         values = {name: float(value) for name, value in self.measure(data_batch).items()}
         values['_images'] = len(data_batch.index)

@@ -35,7 +35,7 @@ class Score(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """What ``RandomMap`` gets in place of a model's maps, at their resolution, on the same images.
+    """The score of ``RandomMap`` on the same images, at the resolution of the model's maps.
 
     Args:
         value (float): Its score.

@@ -1,4 +1,4 @@
-"""Does a map say by how much the score falls when cells of the image are deleted?"""
+"""Does a map predict how far the score falls when cells of the image are deleted?"""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CellMetric(MaskingMetric):
 
 @METRICS.register_module()
 class SingleDeletion(CellMetric):
-    """Whether the map ranks the cells of the image as the score falls without them.
+    """Rank correlation of the map over cells with the fall of the score without each cell.
 
     The image is cut into ``grid`` · ``grid`` cells. Each cell is deleted once, alone. Its effect is how
     far the logit of the explained class falls, and its relevance is the map's sum over the cell. Maps
@@ -111,7 +111,7 @@ class SingleDeletion(CellMetric):
         single = torch.eye(self.grid**2, dtype=torch.bool).expand(len(batch.inputs), -1, -1)
         relevance, logits = self._deleted(batch, model, single, self.baseline)
         scores = _target_logits(model, logits)
-        # The effect but for the clean score, which changes no rank
+        # The effect without the clean score, which changes no rank
         effect = -scores
         first = relevance == relevance.amax(1, keepdim=True)
         top = (first & (effect == effect.amax(1, keepdim=True))).any(1)
@@ -132,7 +132,7 @@ class SingleDeletion(CellMetric):
 
 @METRICS.register_module()
 class Infidelity(CellMetric):
-    """How far the map is from telling by how much the score falls without a random set of cells.
+    """Relative error of the map in predicting how far the score falls without random cells.
 
     The image is cut into ``grid`` · ``grid`` cells. a is the map's sum over a set of cells, d is how far
     the logit of the explained class falls without the set (its pixels become 0, the mean colour).
@@ -189,7 +189,7 @@ class Infidelity(CellMetric):
         scores = _target_logits(model, logits)
         clean = _target_logits(model, model.logits)[:, None]
         effect = clean - scores
-        # Of effects that small nothing but rounding errors is left
+        # Such small effects are rounding errors
         unmoved = effect.abs().amax(1) <= 1e-6 * torch.maximum(
             clean.abs()[:, 0], scores.abs().amax(1)
         )

@@ -326,7 +326,7 @@ def refused(tmp_path, message, second=None, text=None):
 
 def test_other_images_are_refused(tmp_path):
     second = dict(label=LABEL[:11], student=TEACHER)
-    refused(tmp_path, 'one.csv and .*two.csv have different images: 1 are in one', second)
+    refused(tmp_path, 'one.csv and .*two.csv have different images: 1 are in only one', second)
 
 
 def test_other_labels_are_refused(tmp_path):

@@ -256,7 +256,7 @@ def test_files_without_pictures_agreement_or_values(model, tmp_path):
         (dict(explainers=['Cam']), "compare_explainers.explainers: there is no explainer 'Cam'"),
         (
             dict(explainers=['CAM', 'CAM']),
-            "compare_explainers.explainers has CAM twice; give one a key 'name', by which",
+            "compare_explainers.explainers has CAM twice; give one of them a key 'name'",
         ),
         (
             dict(explainers=['LeGrad']),

@@ -140,6 +140,8 @@ def test_a_mistake_shows_before_the_first_iteration(tmp_path):
     )
     metrics = [dict(type='ClassSimilarity', explainer='weight')]
     runner = Runner.from_cfg(config(tmp_path, metrics, model=hidden))
-    with pytest.raises(ValueError, match="the student .ImageClassifier. is none; use 'cam'"):
+    with pytest.raises(
+        ValueError, match="the student .ImageClassifier. has another head; use 'cam'"
+    ):
         runner.train()
     assert runner.iter == 0

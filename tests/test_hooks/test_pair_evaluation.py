@@ -460,10 +460,10 @@ def test_wrong_arguments_of_unicam():
         (
             {},
             [3],
-            'ExplainHook.base: of the 48 images of the sample no batch can be drawn, which takes four '
-            'of each of two classes, or two of each of three; raise ExplainHook.num_samples',
+            'ExplainHook.base: the 48 images of the sample make no batch; a batch needs four images of '
+            'each of two classes, or two of each of three, so raise ExplainHook.num_samples',
         ),
-        (dict(num_samples=5), None, 'ExplainHook.base: of the 5 images of the sample'),
+        (dict(num_samples=5), None, 'ExplainHook.base: the 5 images of the sample make no batch'),
     ],
 )
 def test_mistakes_show_on_trial(trained, monkeypatch, hook, labels, message):

@@ -320,7 +320,7 @@ def test_wrong_arguments(arguments, message):
                     ),
                 )
             ),
-            "terms.expkd: .* the maps of the student do not tell .* channel_reduce='sum'",
+            "terms.expkd: .* the class maps of the student do not tell it .* channel_reduce='sum'",
         ),
     ],
 )

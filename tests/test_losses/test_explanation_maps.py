@@ -569,7 +569,7 @@ def frozen():
             classifier(4),
             dict(type='TeacherEnsemble', teachers=[classifier(8)]),
             {},
-            'compare .*: the teacher is a TeacherEnsemble, which has no one model to explain; use',
+            'compare .*: the teacher is a TeacherEnsemble, and only a single model can be',
         ),
         (classifier(4), dict(model=classifier(8, classes=7)), {}, 'at: .* 4 classes and .* 7'),
         (

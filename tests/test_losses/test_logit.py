@@ -249,7 +249,7 @@ def test_decoupled_saturated_logits_stay_finite(label, expected, dtype):
 
 
 def test_decoupled_needs_labels_and_three_classes():
-    with pytest.raises(ValueError, match='with 2 classes there are no two of them; use KLDivLoss'):
+    with pytest.raises(ValueError, match='there are 2 classes in all; use KLDivLoss'):
         DKDLoss()(torch.zeros(6, 2), torch.zeros(6, 2), LABELS % 2)
     term = build_term('dkd', dict(type='DKDLoss', at='logits'))
     with pytest.raises(ValueError, match='terms.dkd: DKDLoss needs the labels of the images'):
@@ -540,7 +540,7 @@ def test_standardised_saturated_logits_stay_finite(dtype):
 
 @pytest.mark.parametrize('classes', [1, 2])
 def test_standardising_two_classes_leaves_their_order(classes):
-    message = f'of {classes} classes that leaves no more than their order; use KLDivLoss'
+    message = f'with {classes} classes this keeps only their order; use KLDivLoss'
     with pytest.raises(ValueError, match=message):
         LogitStdLoss()(torch.zeros(6, classes), torch.zeros(6, classes))
 

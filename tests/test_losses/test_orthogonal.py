@@ -217,7 +217,7 @@ def test_bad_arguments(arguments, message):
             {},
             torch.zeros(2, 3),
             torch.zeros(2, 1),
-            "normalize='layer' leaves nothing of one channel;",
+            "normalize='layer' turns a single channel into 0;",
         ),
         (
             dict(pool=False),

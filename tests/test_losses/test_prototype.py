@@ -153,7 +153,7 @@ def test_two_taps_are_needed(place):
 
 def test_taps_must_be_maps():
     good = [torch.rand(2, 3, 4, 4), torch.rand(2, 5, 4, 4)]
-    with pytest.raises(ValueError, match='at the taps of the teacher are no maps'):
+    with pytest.raises(ValueError, match='the taps of the teacher must hold maps'):
         PatchPrototypeLoss().connect(good, [torch.rand(2, 3), torch.rand(2, 5)])
 
 

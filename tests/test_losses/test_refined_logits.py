@@ -146,9 +146,7 @@ def test_saturated_logits(dtype):
 def test_two_classes():
     arguments = dict(student=STUDENT[:, :2], teacher=TEACHER[:, :2], labels=LABELS % 2)
     assert value(beta=0, **arguments)[0] > 0
-    message = (
-        'RLDLoss compares the classes below the label, and with 2 classes there are no two of them'
-    )
+    message = 'RLDLoss needs two classes beside the label, and there are 2 classes in all'
     with pytest.raises(ValueError, match=f'^{message}; use KLDivLoss, or beta=0 with two classes'):
         value(**arguments)
 

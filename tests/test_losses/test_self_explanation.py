@@ -487,7 +487,7 @@ def test_tokens():
         (dict(probes=8, explainer='input_grad', candidates=3), "'input_grad', True and 3"),
         (
             dict(level='class', detach=False),
-            "level 'class' keeps averages of what was; set detach=True",
+            "level 'class' keeps averages of past similarities; set detach=True",
         ),
         (dict(warmup=-1), 'warmup is -1; it must be an integer of at least 0'),
         (dict(warmup=dict(type='step', end=3)), "warmup.type is 'step'"),

@@ -469,8 +469,8 @@ def test_a_head_without_a_closed_form(explainer):
     inputs = images(2)
     model = explained(model_for('GradCAM', 'hidden'), inputs)
     message = (
-        f"ClassSimilarity.explainer is '{explainer}', which takes .* one linear layer, and the teacher "
-        r"\(ImageClassifier\) is none; use 'cam', which takes any"
+        f"ClassSimilarity.explainer is '{explainer}', which needs .* one linear layer, and the teacher "
+        r"\(ImageClassifier\) has another head; use 'cam' for any classifier"
     )
     with pytest.raises(ValueError, match=message):
         ClassSimilarity(explainer).process(batch_of(inputs, [0, 1], teacher=model))

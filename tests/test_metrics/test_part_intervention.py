@@ -600,7 +600,7 @@ def test_data_sets_that_do_not_fit():
     for name in ('dataset', 'prepare'):
         batch = additive_batch()
         setattr(batch, name, None)
-        with pytest.raises(ValueError, match='does not say which data set it comes from'):
+        with pytest.raises(ValueError, match='does not name its data set'):
             values(PartIntervention(), batch)
     for kind in ('remove', 'inpaint'):
         batch = additive_batch()

@@ -256,7 +256,7 @@ def test_a_name_in_front():
 
 def test_an_image_twice_in_a_batch():
     twice = batch(3, index=[0, 1, 2, 3, 4, 5, 6, 0])
-    with pytest.raises(ValueError, match='RelevanceScore: an image stands twice in batch 3'):
+    with pytest.raises(ValueError, match='RelevanceScore: an image is twice in batch 3'):
         RelevanceScore().process(twice)
 
 
