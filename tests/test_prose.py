@@ -1,7 +1,6 @@
 """What a machine can check of our prose: sentences, links, and that the code of each page runs.
 
-Where the prose of a page is hard to read, the test names the sentence. A page in :data:`PENDING` may
-still fail; ``pytest --runxfail tests/test_prose.py -k PAGE`` shows what fails on it.
+Where the prose of a page is hard to read, the test names the sentence.
 """
 
 from __future__ import annotations
@@ -29,32 +28,6 @@ ROOT = Path(__file__).parents[1]
 GUIDES = ('docs/en/get_started.md', 'docs/en/user_guides/*.md', 'docs/en/advanced_guides/*.md')
 PAGES = ('README.md', 'CONTRIBUTING.md', 'docs/en/*.md', *GUIDES[1:], 'docs/en/notes/*.md')
 PAGES += ('configs/*/README.md', 'projects/*/README.md')
-#: Pages that are not rewritten yet.
-PENDING = {
-    'docs/en/user_guides/audit.md',
-    'docs/en/user_guides/cached_teacher.md',
-    'docs/en/user_guides/compare_runs.md',
-    'docs/en/user_guides/components.md',
-    'docs/en/user_guides/config.md',
-    'docs/en/user_guides/datasets.md',
-    'docs/en/user_guides/distiller.md',
-    'docs/en/user_guides/evaluate.md',
-    'docs/en/user_guides/explain.md',
-    'docs/en/user_guides/explainers.md',
-    'docs/en/user_guides/losses.md',
-    'docs/en/user_guides/metrics_class_similarity.md',
-    'docs/en/user_guides/metrics_faithfulness.md',
-    'docs/en/user_guides/metrics_localisation.md',
-    'docs/en/user_guides/metrics_part_intervention.md',
-    'docs/en/user_guides/networks.md',
-    'docs/en/user_guides/pictures.md',
-    'docs/en/user_guides/prototypes.md',
-    'docs/en/user_guides/scale.md',
-    'docs/en/user_guides/self_explanation.md',
-    'docs/en/user_guides/train_and_test.md',
-    'docs/en/user_guides/what_was_distilled.md',
-    'docs/en/user_guides/your_own.md',
-}
 
 #: Blocks that do not run here: the page, a line of the block (the first if no other has it), the reason.
 NOT_RUN = {
@@ -139,11 +112,8 @@ def files(*patterns: str) -> list[str]:
 
 
 def pages(*patterns: str) -> pytest.MarkDecorator:
-    """Runs a test for each page; those in ``PENDING`` may fail."""
-    pending = pytest.mark.xfail(reason='not rewritten yet')
-    marks = {page: pending if page in PENDING else () for page in files(*patterns)}
-    cases = [pytest.param(page, marks=mark, id=page) for page, mark in marks.items()]
-    return pytest.mark.parametrize('page', cases)
+    """Runs a test for each page."""
+    return pytest.mark.parametrize('page', files(*patterns))
 
 
 @cache
@@ -352,6 +322,10 @@ def unknown_options(config: dict, options: set[str]) -> str:
         else:  # it passes its options on
             return ''
     return '' if [] in refused else f'{name} takes no {", ".join(min(refused, key=len))}'
+
+
+#: Types in configs that are no registered classes, or whose options are those of another one.
+FREE_TYPES = ('linear', 'cosine', 'auto', 'constant', 'CachedTeacher', 'PlainClassifier')
 
 
 @pages(*PAGES)
