@@ -361,8 +361,7 @@ def test_python_runs(page, monkeypatch, tmp_path):
         fault
         for config in configs
         if isinstance(kind := config.get('type'), str) and '::' not in kind
-        if kind
-        not in ('linear', 'cosine', 'CachedTeacher', 'PlainClassifier')  # no or free options
+        if kind not in FREE_TYPES
         if (fault := unknown_options(config, set(config) - {'type', '_delete_', '_scope_'}))
     ]
     assert not wrong
