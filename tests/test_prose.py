@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import runpy
 import subprocess
@@ -27,7 +28,7 @@ from mmkdx.models import named_taps
 ROOT = Path(__file__).parents[1]
 GUIDES = ('docs/en/get_started.md', 'docs/en/user_guides/*.md', 'docs/en/advanced_guides/*.md')
 PAGES = ('README.md', 'CONTRIBUTING.md', 'docs/en/*.md', *GUIDES[1:], 'docs/en/notes/*.md')
-PAGES += ('configs/*/README.md', 'projects/*/README.md')
+PAGES += ('configs/*/README.md', 'projects/*/README.md', 'docs/en/tutorials/*.ipynb')
 
 #: Blocks that do not run here: the page, a line of the block (the first if no other has it), the reason.
 NOT_RUN = {
@@ -116,10 +117,19 @@ def pages(*patterns: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize('page', files(*patterns))
 
 
+def markdown(page: str) -> str:
+    """The text of a page; of a notebook, the cells of text."""
+    text = (ROOT / page).read_text()
+    if not page.endswith('.ipynb'):
+        return text
+    cells = json.loads(text)['cells']
+    return '\n\n'.join(''.join(each['source']) for each in cells if each['cell_type'] == 'markdown')
+
+
 @cache
 def tokens(page: str) -> list:
     """What the page consists of; its blocks of code must begin and end with a line of their own."""
-    text = (ROOT / page).read_text()
+    text = markdown(page)
     found, lines = MARKDOWN.parse(text), text.splitlines()
     for each in (token for token in found if token.type == 'fence'):
         closed = lines[each.map[1] - 1].strip() == each.markup

@@ -221,15 +221,16 @@ def test_run_tests(checkout):
     process = checkout.bash('tools/run_tests.sh')
     assert process.returncode == 0, process.stderr
     common = (
-        '--cov=mmkdx --cov-report=term -m not slow and not campaign -n auto --maxprocesses 4 '
-        '--dist loadfile --no-loadscope-reorder '
+        '--cov=mmkdx --cov-report=term -m not slow and not campaign and not tutorials '
+        '-n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder '
     )
     assert checkout.calls('pytest') == [common + 'tests --cov-fail-under=90']
     checkout.bash('tools/run_tests.sh', '-m', 'slow', 'tests/test_registry.py')
     assert checkout.calls('pytest') == [common + '-m slow tests/test_registry.py']
     checkout.bash('tools/run_tests.sh', '--stack', 'onedl')
     assert checkout.calls('pytest') == [
-        common + 'tests --no-cov -m not slow and not campaign and families --first-cases'
+        common
+        + 'tests --no-cov -m not slow and not campaign and not tutorials and families --first-cases'
     ]
     for arguments in (['--stack', 'onedl', '-x'], ['-x', '--stack=onedl']):
         checkout.bash('tools/run_tests.sh', *arguments)

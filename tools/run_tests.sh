@@ -9,6 +9,7 @@ Installs what the tests need, at the first call, and runs them. Paths are relati
 
   --stack      the package family to test with, openmmlab unless it is given
   -m slow      runs the slow tests, which are left out unless -m is given
+  -m tutorials runs the notebooks of docs/en/tutorials
   -m campaign  kills runs, fills disks and hands in hostile files, for --minutes (10) with --seed (0)
   -n 0         runs all in one process, as a debugger needs; else there is one for each core, at most 4
 
@@ -41,10 +42,10 @@ setup_env "$stack" tests
 if ((${#args[@]} == 0)); then
     case $stack in
         openmmlab) args=(tests --cov-fail-under=90) ;;
-        onedl) args=(tests --no-cov -m 'not slow and not campaign and families' --first-cases) ;;
+        onedl) args=(tests --no-cov -m 'not slow and not campaign and not tutorials and families' --first-cases) ;;
     esac
 fi
 # pytest takes the last of -m and -n, so those of the user replace these. A file's tests stay in one
 # process, as they share fixtures; in their order, which has long ones begin early.
-exec "$PYTHON" -m pytest --cov=mmkdx --cov-report=term -m 'not slow and not campaign' \
+exec "$PYTHON" -m pytest --cov=mmkdx --cov-report=term -m 'not slow and not campaign and not tutorials' \
     -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "${args[@]}"

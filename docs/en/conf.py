@@ -8,12 +8,15 @@ copyright = f'2026, {author}'
 version = release = __version__
 
 extensions = [
-    'myst_parser',
+    'myst_nb',
     'sphinx.ext.autodoc',
     'sphinx.ext.napoleon',
     'sphinx_copybutton',
 ]
 exclude_patterns = ['_build']
+
+# The notebooks hold the outputs of a real run; tests/test_tutorials.py runs them
+nb_execution_mode = 'off'
 
 # Headings get anchors, so that pages can link to them
 myst_heading_anchors = 3
