@@ -17,6 +17,8 @@ exclude_patterns = ['_build']
 
 # The notebooks hold the outputs of a real run; tests/test_tutorials.py runs them
 nb_execution_mode = 'off'
+# A table that a cell prints in Markdown is a table
+nb_render_markdown_format = 'myst'
 
 # Headings get anchors, so that pages can link to them
 myst_heading_anchors = 3
