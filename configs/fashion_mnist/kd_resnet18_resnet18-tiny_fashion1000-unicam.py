@@ -1,0 +1,10 @@
+# UniCAM: what the student sees that the same network without a teacher does not. It tests a finished run.
+_base_ = ['kd_resnet18_resnet18-tiny_fashion1000.py', '../_base_/explain/what_was_distilled.py']
+base = dict(
+    model='mmkdx::fashion_mnist/resnet18-tiny_fashion1000.py',
+    checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_30.pth',
+)
+custom_hooks = [
+    dict(type='EpochSeedHook'),
+    dict(_base_.what_was_distilled, interval=1, num_samples=300, base=base),
+]

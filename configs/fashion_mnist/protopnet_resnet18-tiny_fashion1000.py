@@ -1,0 +1,19 @@
+# The prototype student alone: it begins with the network of the student alone, and has the same 1,000
+# labelled images.
+_base_ = ['protopnet_resnet18_fashion.py', '../_base_/teachers/protopnet_resnet18_fashion.py']
+model = dict(
+    backbone=dict(
+        stem_channels=4,
+        base_channels=4,
+        init_cfg=dict(
+            checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_30.pth'
+        ),
+    ),
+    head=dict(in_channels=16),
+)
+train_dataloader = dict(dataset=dict(per_class=100))
+custom_hooks = [
+    dict(type='EpochSeedHook'),
+    *_base_.prototype_hooks,
+    dict(_base_.prototype_scores, num_samples=300, teacher={{_base_.teacher}}),
+]
