@@ -6,12 +6,11 @@ model = dict(
         stem_channels=4,
         base_channels=4,
         init_cfg=dict(
-            checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_30.pth'
+            checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_10.pth'
         ),
     ),
     head=dict(in_channels=16),
 )
-train_dataloader = dict(dataset=dict(per_class=100))
 custom_hooks = [
     dict(type='EpochSeedHook'),
     *_base_.prototype_hooks,

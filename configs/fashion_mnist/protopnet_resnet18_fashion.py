@@ -1,5 +1,5 @@
-# The prototype teacher: ProtoPNet (Chen et al., NeurIPS 2019) on the trained teacher's network, with 3,000
-# labelled images (300 of each class).
+# The prototype teacher: ProtoPNet (Chen et al., NeurIPS 2019) on the trained teacher's network, with 1,000
+# labelled images (100 of each class).
 _base_ = [
     '../_base_/models/resnet18_fashion.py',
     '../_base_/datasets/fashion_mnist_bs128.py',
@@ -11,7 +11,7 @@ model = dict(
     backbone=dict(
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/resnet18_fashion/epoch_4.pth',
+            checkpoint='work_dirs/resnet18_fashion/epoch_2.pth',
             prefix='backbone.',
         )
     ),
@@ -30,7 +30,7 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='ClassSubset',
-        per_class=300,
+        per_class=100,
         seed=0,
         dataset={{_base_.train_dataloader.dataset}},
     ),

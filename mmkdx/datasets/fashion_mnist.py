@@ -7,7 +7,7 @@ from typing import Any
 
 from mmpretrain import datasets
 
-from mmkdx.arguments import flag, text
+from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import existing
 from mmkdx.registry import DATASETS
 
@@ -31,8 +31,8 @@ class FashionMNIST(datasets.FashionMNIST):
         **kwargs: Other arguments of mmpretrain's ``FashionMNIST``, such as ``pipeline``.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is cut off, or images and labels differ in number.
+        FileNotFoundError: If a file is missing and ``download`` is False.
+        ValueError: If an argument is out of its range, or images and labels differ in number.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class FashionMNIST(datasets.FashionMNIST):
         **kwargs: Any,
     ) -> None:
         text('FashionMNIST.data_root', data_root, 'the path of a folder')
+        one_of('FashionMNIST.split', split, ('train', 'test'))
         flag('FashionMNIST.download', download)
         kwargs.setdefault('test_mode', split == 'test')
         super().__init__(data_root, split, download=download, **kwargs)
@@ -54,12 +55,14 @@ class FashionMNIST(datasets.FashionMNIST):
         files = [root / Path(name).stem for name, _ in self.train_list + self.test_list]
         advice = (
             "install Debian's package dataset-fashion-mnist and unpack its four files there: "
-            'for f in /usr/share/datasets/fashion-mnist/*.gz; do '
+            f'mkdir -p {root}; for f in /usr/share/datasets/fashion-mnist/*.gz; do '
             f'gunzip -c $f > {root}/$(basename $f .gz); done'
         )
-        for path in files if not self.download else ():
+        if self.download and not all(path.is_file() for path in files):
+            return super().load_data_list()
+        for path in files:
             existing(path, 'in data_root of FashionMNIST', advice)
-        for images, labels in (files[:2], files[2:]) if not self.download else ():
+        for images, labels in (files[:2], files[2:]):
             size, count = images.stat().st_size, labels.stat().st_size - LABEL_HEADER
             if size != IMAGE_HEADER + IMAGE_SIZE * count:
                 raise ValueError(
