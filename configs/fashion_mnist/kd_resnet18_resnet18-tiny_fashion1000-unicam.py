@@ -6,5 +6,5 @@ base = dict(
 )
 custom_hooks = [
     dict(type='EpochSeedHook'),
-    dict(_base_.what_was_distilled, interval=1, num_samples=300, base=base),
+    dict(_base_.what_was_distilled, interval=1, num_samples=200, base=base),
 ]

@@ -11,5 +11,5 @@ model = dict(
 custom_hooks = [
     dict(type='EpochSeedHook'),
     *_base_.proto2proto_hooks,
-    dict(_base_.prototype_scores, num_samples=300),
+    dict(_base_.prototype_scores, num_samples=200),
 ]

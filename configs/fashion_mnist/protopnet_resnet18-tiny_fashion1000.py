@@ -14,5 +14,5 @@ model = dict(
 custom_hooks = [
     dict(type='EpochSeedHook'),
     *_base_.prototype_hooks,
-    dict(_base_.prototype_scores, num_samples=300, teacher={{_base_.teacher}}),
+    dict(_base_.prototype_scores, num_samples=200, teacher={{_base_.teacher}}),
 ]

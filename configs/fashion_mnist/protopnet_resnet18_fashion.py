@@ -38,5 +38,5 @@ train_dataloader = dict(
 custom_hooks = [
     *_base_.custom_hooks,
     *_base_.prototype_hooks,
-    dict(_base_.prototype_scores, num_samples=300),
+    dict(_base_.prototype_scores, num_samples=200),
 ]
