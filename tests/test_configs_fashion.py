@@ -62,7 +62,7 @@ def test_terms_and_teachers(name):
 
 def test_students_have_the_same_thousand_images():
     alone = read('resnet18-tiny_fashion1000').train_dataloader
-    assert alone.dataset.views == read('resnet18-tiny_fashion1000').train_cfg.max_epochs
+    assert read('resnet18-tiny_fashion1000').train_cfg.max_epochs % alone.dataset.views == 0
     for name in TERMS:
         data = read(name).train_dataloader
         if name.startswith('proto2proto'):

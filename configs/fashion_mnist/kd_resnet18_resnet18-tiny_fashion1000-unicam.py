@@ -2,7 +2,7 @@
 _base_ = ['kd_resnet18_resnet18-tiny_fashion1000.py', '../_base_/explain/what_was_distilled.py']
 base = dict(
     model='mmkdx::fashion_mnist/resnet18-tiny_fashion1000.py',
-    checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_10.pth',
+    checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_20.pth',
 )
 custom_hooks = [
     dict(type='EpochSeedHook'),

@@ -6,7 +6,7 @@ model = dict(
         stem_channels=4,
         base_channels=4,
         init_cfg=dict(
-            checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_10.pth'
+            checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_20.pth'
         ),
     ),
     head=dict(in_channels=16),

@@ -11,7 +11,7 @@ model = dict(
     backbone=dict(
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/resnet18_fashion/epoch_2.pth',
+            checkpoint='work_dirs/resnet18_fashion/epoch_4.pth',
             prefix='backbone.',
         )
     ),
