@@ -84,7 +84,9 @@ def test_what_begins_with_a_trained_student():
 
 def test_caches_hold_what_terms_read():
     caches = {name: read(name).model.teacher.get('cache') for name in TERMS if 'il_' not in name}
-    common = {name for name, path in caches.items() if path == 'work_dirs/caches/resnet18_fashion1000'}
+    common = {
+        name for name, path in caches.items() if path == 'work_dirs/caches/resnet18_fashion1000'
+    }
     # The cache of e2kd holds logits and class maps
     assert common == {
         f'{method}_{TINY}1000{end}'

@@ -3,13 +3,11 @@
 _base_ = ['protopnet_resnet18_fashion.py', '../_base_/teachers/protopnet_resnet18_fashion.py']
 model = dict(
     backbone=dict(
-        stem_channels=4,
-        base_channels=4,
-        init_cfg=dict(
-            checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_20.pth'
-        ),
+        stem_channels=8,
+        base_channels=8,
+        init_cfg=dict(checkpoint='work_dirs/repeat/resnet18-tiny_fashion1000/seed_0/epoch_10.pth'),
     ),
-    head=dict(in_channels=16),
+    head=dict(in_channels=32),
 )
 custom_hooks = [
     dict(type='EpochSeedHook'),

@@ -1,5 +1,5 @@
-# The prototype teacher: ProtoPNet (Chen et al., NeurIPS 2019) on the trained teacher's network, with 1,000
-# labelled images (100 of each class).
+# The prototype teacher: ProtoPNet (Chen et al., NeurIPS 2019) on the network of the trained teacher, with
+# 1,000 labelled images (100 of each class).
 _base_ = [
     '../_base_/models/resnet18_fashion.py',
     '../_base_/datasets/fashion_mnist_bs128.py',
@@ -11,7 +11,7 @@ model = dict(
     backbone=dict(
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/resnet18_fashion/epoch_4.pth',
+            checkpoint='work_dirs/resnet18_fashion/epoch_2.pth',
             prefix='backbone.',
         )
     ),

@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/resnet18-tiny_fashion.py',
     '../_base_/datasets/fashion_mnist_1000.py',
-    '../_base_/schedules/fashion_20e.py',
+    '../_base_/schedules/fashion_10e.py',
     '../_base_/digits_runtime.py',
     '../_base_/teachers/resnet18_fashion.py',
     '../_base_/explain/cam_fashion.py',

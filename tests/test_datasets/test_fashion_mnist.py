@@ -47,7 +47,9 @@ def test_a_missing_file_is_one_sentence(tmp_path):
         FashionMNIST(str(folder))
 
 
-@pytest.mark.parametrize('name, count', [('t10k-images-idx3-ubyte', 20), ('t10k-labels-idx1-ubyte', 19)])
+@pytest.mark.parametrize(
+    'name, count', [('t10k-images-idx3-ubyte', 20), ('t10k-labels-idx1-ubyte', 19)]
+)
 def test_incomplete_files(name, count, tmp_path):
     write_fashion_mnist(tmp_path)
     content = (tmp_path / name).read_bytes()

@@ -1,5 +1,5 @@
-# Fashion-MNIST: 60,000 grey images of 28 x 28 pixels to train on, 10,000 to test on. They are small enough
-# for the main process.
+# Fashion-MNIST: 60,000 grey images of 28 x 28 pixels to train on, 10,000 to test on. They are small
+# enough for the main process.
 data_preprocessor = dict(num_classes=10, mean=[72.94], std=[90.02], to_rgb=False)
 train_pipeline = [
     dict(type='RandomCrop', crop_size=28, padding=2),
