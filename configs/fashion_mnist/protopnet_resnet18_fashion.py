@@ -1,5 +1,5 @@
-# The prototype teacher: ProtoPNet (Chen et al., NeurIPS 2019) on the network of the trained teacher, with
-# 1,000 labelled images (100 of each class).
+# The prototype teacher: ProtoPNet (Chen et al., NeurIPS 2019) on the network of the trained teacher,
+# with 1,000 labelled images (100 of each class).
 _base_ = [
     '../_base_/models/resnet18_fashion.py',
     '../_base_/datasets/fashion_mnist_bs128.py',
