@@ -18,7 +18,7 @@ TERMS = {
     f'kd_{TINY}1000': dict(kd=1.0),
     f'cat_{TINY}1000': dict(cat=1.0),
     f'at_{TINY}1000': dict(at1=1000.0, at2=1000.0, at3=1000.0),
-    f'exp_{TINY}1000': dict(expkd=10000.0),
+    f'exp_{TINY}1000': dict(expkd=100.0),
     f'e2kd_{TINY}1000': dict(kd=1.0, e2kd=5.0),
     'il_resnet18-tiny_fashion1000': dict(il=1.0),
     f'proto2proto_{TINY}1000': dict(prototypes=10.0, patches=10.0),
