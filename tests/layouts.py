@@ -136,3 +136,16 @@ def write_waterbirds(root: Path, size: tuple[int, int] = (40, 30)) -> list[dict]
         writer.writeheader()
         writer.writerows(rows)
     return rows
+
+
+def write_fashion_mnist(root: Path, n: int = 20) -> dict[str, np.ndarray]:
+    """Writes Fashion-MNIST's four unpacked files with labels 0 to 9; yields the images of each split."""
+    root.mkdir(parents=True, exist_ok=True)
+    pixels = {}
+    for seed, (split, name) in enumerate(dict(train='train', test='t10k').items()):
+        pixels[split] = images(n, 28, 28, seed=seed)[..., 0]
+        header = struct.pack('>4i', 2051, n, 28, 28)
+        (root / f'{name}-images-idx3-ubyte').write_bytes(header + pixels[split].tobytes())
+        labels = bytes(i % 10 for i in range(n))
+        (root / f'{name}-labels-idx1-ubyte').write_bytes(struct.pack('>2i', 2049, n) + labels)
+    return pixels

@@ -107,3 +107,8 @@ def losses(work_dir: Path) -> dict[int, dict]:
             if 'loss' in record:
                 found[record['iter']] = {k: v for k, v in record.items() if 'loss' in k}
     return found
+
+
+def same(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Whether tensors are equal to the last bit; what an automatic weight has not measured is NaN."""
+    return torch.allclose(one, two, rtol=0, atol=0, equal_nan=True)

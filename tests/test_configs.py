@@ -37,6 +37,8 @@ MORE = [
         and 'resnet32x4_resnet8x4' not in path.stem
     )
     or (path.parent.name == 'unicam' and path.stem.endswith(('plantvillage', 'cifar10')))
+    or (path.parent.name == 'fashion_mnist' and not path.stem.startswith(('cat_', 'proto2proto_')))
+    or path.stem.endswith(('fashion1000-unicam', 'tiny_fashion'))
     or 'resnet101' in path.stem
     or path.stem.startswith('kd_swin')
     or path.parent.name == 'transformers'

@@ -377,10 +377,11 @@ def test_python_runs(page, monkeypatch, tmp_path):
     assert not wrong
 
 
+FILE_COMMANDS = ('sudo', 'mkdir', 'cp', 'gunzip')
 #: What the commands of a page call: they are written down, one argument a line, and not run.
 RECORD = ''.join(
     f'{name}() {{ printf "%s\\0" {name} "$@"; echo; }}\n'
-    for name in ('python', 'bash', 'pip', 'pre-commit', 'pytest', 'source')
+    for name in ('python', 'bash', 'pip', 'mim', 'pre-commit', 'pytest', 'source', *FILE_COMMANDS)
 )
 
 

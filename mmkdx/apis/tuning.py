@@ -84,7 +84,7 @@ def own_weights(cfg: Config, ranges: Mapping[str, tuple[float, float]]) -> dict[
             'auto'.
     """
     terms = cfg.get('model', {}).get('terms') or {}
-    auto = [name for name, term in terms.items() if term.get('weight') == 'auto']
+    auto = [name for name, term in terms.items() if _is_auto(term.get('weight'))]
     if auto:
         raise ValueError(
             f"{cfg.filename}: model.terms.{auto[0]}.weight is 'auto', which sets itself in training; "
@@ -109,6 +109,10 @@ def own_weights(cfg: Config, ranges: Mapping[str, tuple[float, float]]) -> dict[
             )
         found[key] = float(value)
     return found
+
+
+def _is_auto(weight: Any) -> bool:
+    return weight == 'auto' or (isinstance(weight, dict) and weight.get('type') == 'auto')
 
 
 def spread(ranges: Mapping[str, tuple[float, float]]) -> list[dict[str, float]]:

@@ -5,6 +5,7 @@ from mmkdx.datasets.cifar import CIFAR10, CIFAR100
 from mmkdx.datasets.class_subset import class_subset
 from mmkdx.datasets.cub import CUB
 from mmkdx.datasets.digits import Digits
+from mmkdx.datasets.fashion_mnist import FashionMNIST
 from mmkdx.datasets.folds import StratifiedFold
 from mmkdx.datasets.image_list import ImageList
 from mmkdx.datasets.imagenet_segmentation import ImageNetSegmentation
@@ -34,6 +35,7 @@ __all__ = [
     'DeleteCell',
     'Digits',
     'DisturbLabel',
+    'FashionMNIST',
     'ImageList',
     'ImageNetSegmentation',
     'KeypointRegions',

@@ -47,6 +47,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._saved: tuple[int, int] | None = None  # the place, and the last validation it holds
         self._validated, self._batch = -1, 0
         self._progress: dict | None = None
+        self._place: dict[str, int] = {}
         self._loaded: dict = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -58,6 +59,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Adds where the run is."""
         if self._progress is not None:
             checkpoint['progress'] = self._progress
+            # FlexibleRunner takes each checkpoint for one at the end of a training epoch
+            checkpoint['meta'].update(self._place)
 
     def before_train(self, runner: Runner) -> None:
         """Brings a resumed run to where it was."""
@@ -147,6 +150,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         # Each process has its own statistics of batch norm, and a checkpoint holds those of the first
         for buffer in runner.model.buffers():
             broadcast(buffer)
+        self._place = {key: meta[key] for key in ('epoch', 'iter')}
         self._progress = dict(
             batch=self._batch,
             batches=len(runner.train_loop.dataloader),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from mmkdx.models.families import forward_tensor
+from mmkdx.models.families import forward_tensor, image_channels
 from mmkdx.models.intercept import fake_forward
 
 
@@ -67,7 +67,8 @@ def receptive_field(backbone: nn.Module, size: int = 224) -> ReceptiveField:
     ]
     try:
         with fake_forward(backbone):
-            output = forward_tensor(backbone, torch.empty(1, 3, size, size))
+            images = torch.empty(1, image_channels(backbone, 3), size, size)
+            output = forward_tensor(backbone, images)
     finally:
         for handle in handles:
             handle.remove()

@@ -15,7 +15,7 @@ import cv2
 import torch
 from mmengine.registry import DefaultScope
 from processes import Script
-from resumable import losses, run_config, with_a_teacher
+from resumable import losses, run_config, same, with_a_teacher
 
 from mmkdx.registry import MODELS
 
@@ -87,7 +87,7 @@ def _part(path: Path, key: str) -> object:
 def equal(one: object, two: object) -> bool:
     """Whether two states are equal to the last bit."""
     if isinstance(one, torch.Tensor):
-        return torch.equal(one, two)
+        return same(one, two)
     if isinstance(one, dict):
         return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
     if isinstance(one, (list, tuple)):

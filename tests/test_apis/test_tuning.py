@@ -67,8 +67,9 @@ def test_what_is_no_weight(key, message):
         own_weights(config(kd=dict(type='KLDivLoss', weight=1, flag=True)), {key: (2, 10)})
 
 
-def test_weights_that_set_themselves_are_not_searched():
-    cfg = config(kd=dict(weight=1), cat=dict(weight='auto'))
+@pytest.mark.parametrize('weight', ['auto', dict(type='auto', steps=9)])
+def test_weights_that_set_themselves_are_not_searched(weight):
+    cfg = config(kd=dict(weight=1), cat=dict(weight=weight))
     with pytest.raises(ValueError, match="model.terms.cat.weight is 'auto', which sets itself"):
         own_weights(cfg, {'terms.kd.weight': (0.1, 10)})
 

@@ -17,6 +17,7 @@ BUILT = [
     (DATASETS, 'UnlabelledImages', dict(data_root='x')),
     (DATASETS, 'Digits', {}),
     (DATASETS, 'STL10', {}),
+    (DATASETS, 'FashionMNIST', {}),
     (DATASETS, 'TinyImageNet', {}),
     (DATASETS, 'Waterbirds', {}),
     (DATASETS, 'CUB', {}),

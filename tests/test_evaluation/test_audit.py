@@ -336,7 +336,7 @@ def test_other_labels_are_refused(tmp_path):
 
 def test_other_classes_are_refused(tmp_path):
     second = dict(label=LABEL, student=TEACHER, classes=('dog', 'cat', 'fox'))
-    refused(tmp_path, "class 0 is 'cat' in .*and 'dog' in .*; the models have other cl", second)
+    refused(tmp_path, "class 0 is 'cat' in .*and 'dog' in .*; the models have different cl", second)
 
 
 def test_groups_on_one_side_are_refused(tmp_path):

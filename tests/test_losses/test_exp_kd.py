@@ -335,7 +335,8 @@ def test_maps_are_divided_on_both_sides_or_none():
     loss.check(lazy, lazy)
     loss.check(finished, ClassMaps(finished))
     for pair, side in (((lazy, finished), 'teacher'), ((ClassMaps(finished), lazy), 'student')):
-        with pytest.raises(ValueError, match=f"the maps of the {side} .* set channel_reduce='sum'"):
+        message = f"the class maps of the {side} .* set channel_reduce='sum'"
+        with pytest.raises(ValueError, match=message):
             loss.check(*pair)
         ExpKDLoss(channel_reduce='sum').check(*pair)
 

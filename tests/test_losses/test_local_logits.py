@@ -289,7 +289,7 @@ def test_two_classes():
     assert 0 < value(*maps, labels=labels) < torch.inf
     assert 0 < CellGramLoss((2,))(*maps).item() < torch.inf
     with pytest.raises(
-        ValueError, match='DKDLoss compares the classes other than the label, and with'
+        ValueError, match='DKDLoss needs two classes beside the label, and there are 2'
     ):
         value(*maps, labels=labels, inner=DKD)
 

@@ -317,9 +317,7 @@ def test_normalised_saturated_logits_stay_finite(dtype):
 
 
 def test_normalised_needs_three_classes_and_a_weight():
-    message = (
-        'NKDLoss compares the classes other than the label, and with 2 classes there are no two'
-    )
+    message = 'NKDLoss needs two classes beside the label, and there are 2 classes in all'
     with pytest.raises(ValueError, match=message):
         NKDLoss()(torch.zeros(6, 2), torch.zeros(6, 2), LABELS % 2)
     with pytest.raises(ValueError, match='gamma is -1; it must be a finite number of at least 0'):

@@ -99,6 +99,11 @@ def test_shortcuts_are_left_out():
     assert receptive_field(wide, 32) == (8, 4, 1 + 5 * 2 + (2 + 3 * 4) + (4 + 3 * 8), 0.5)
 
 
+def test_grey_images():
+    grey = ResNet(18, in_channels=1)
+    assert receptive_field(grey) == receptive_field(ResNet(18)) == (7, 32, 435, 0.5)
+
+
 def test_the_backbone_stays_as_it_was():
     backbone = ResNet(18)
     backbone.train()
