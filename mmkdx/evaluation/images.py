@@ -67,7 +67,8 @@ def read_batch(
         chosen (Collection[int], optional): The images to keep, if any. Defaults to None (all).
 
     Raises:
-        ValueError: If the batch has another form, or the images have no numbers.
+        ValueError: If the batch has another form, the images have no numbers, or they are normalised
+            already and the model would do so again.
     """
     model = unwrap(model)
     if isinstance(data, Mapping):
@@ -99,6 +100,11 @@ def read_batch(
     if preprocessor is None:
         inputs, raw = images.to(next(model.parameters(), images).device), {}
     else:
+        if getattr(preprocessor, 'mean', None) is not None and min(map(torch.amin, images)) < 0:
+            raise ValueError(
+                f"{owner}: the images have values below 0, and the model's data_preprocessor normalises "
+                'images itself; let the data loader yield images that are not normalised'
+            )
         inputs = preprocessor(dict(inputs=images, data_samples=samples), False)['inputs']
         raw = dict(loaded=images, bgr=getattr(preprocessor, 'to_rgb', False))
     return ImageBatch(inputs, index, {}, samples, expected.mean, expected.std, **raw)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from mmpretrain.structures import DataSample
+from tiny import build, classifier
 
-from mmkdx.evaluation.images import Facts
+from mmkdx.evaluation.images import Facts, read_batch
 from mmkdx.metrics import Explained, ExplainedBatch
 
 TEACHER, STUDENT = [[2.0, 0.0, -1.0]], [[1.0, 0.0, 0.0]]
@@ -61,3 +62,16 @@ def test_sigmoids_are_no_distribution():
 def test_groups_are_noted_where_samples_have_them():
     assert noted(student=STUDENT, group=3)['group'] == 3
     assert 'group' not in noted(student=STUDENT)
+
+
+def test_normalised_images_are_refused_by_a_model_that_normalises():
+    config = dict(classifier(4), data_preprocessor=dict(mean=[0.5] * 3, std=[0.2] * 3))
+    model, raw = build(config), torch.rand(2, 3, 8, 8)
+    batch = read_batch((raw, [0, 1]), model, 'evaluate', [0, 1])
+    assert torch.allclose(batch.inputs, (raw - 0.5) / 0.2)
+    with pytest.raises(
+        ValueError, match='^evaluate: the images have values below 0, and the model'
+    ):
+        read_batch((batch.inputs, [0, 1]), model, 'evaluate', [0, 1])
+    model.data_preprocessor = build(classifier(4)).data_preprocessor  # without mean and std
+    assert torch.equal(read_batch((-raw, [0, 1]), model, 'evaluate', [0, 1]).inputs, -raw)
