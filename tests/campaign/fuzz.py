@@ -145,6 +145,7 @@ NEEDED: dict[str, dict] = dict(
     ProtoPNetHead=HEAD,
     ProtoTreeHead=dict(HEAD, depth=2),
     SeededViews=dict(dataset=DIGITS, views=2),
+    StratifiedFold=dict(dataset=DIGITS),
     Teacher=TEACHER,
     WeightSchedule=dict(type='linear', end=4),
 )

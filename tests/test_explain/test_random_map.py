@@ -91,7 +91,9 @@ def test_its_size_is_that_of_the_layer_that_auto_finds(name):
 
 def test_mistakes_are_refused():
     for explainer in (RandomMap(), GradCAM()):
-        with pytest.raises(ValueError, match="layer 'auto' finds no layer .* in space are none"):
+        with pytest.raises(
+            ValueError, match="layer 'auto' finds no spatial layer .* spatial layers are none"
+        ):
             explainer(Plain(), images(), 1)
     with pytest.raises(ValueError, match='target 9 is no class of the model, which has 4'):
         RandomMap(3)(Plain(), images(), 9)

@@ -53,4 +53,5 @@ def test_in_a_term():
     term = build_term('fit', dict(type='CharbonnierLoss', at='features', eps=3.0, weight=2))
     student, teacher = torch.tensor([[5.0, -3.0, 7.0]]), torch.tensor([[1.0, 1.0, 7.0]])
     term.connect(student, teacher)
-    assert term(student, teacher).item() == pytest.approx(2 * 4 / 3, rel=1e-6)
+    weighted = term.weight(term(student, teacher))
+    assert weighted.item() == pytest.approx(2 * 4 / 3, rel=1e-6)
