@@ -54,6 +54,8 @@ def train(cfg, *hooks):
 
 def stop(cfg, hook, status=143):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    # A shell lets what it runs in the background ignore SIGINT, and so would the run
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as leave:
             train(cfg, hook)
