@@ -1,6 +1,7 @@
 """Options of distributed training, with two processes that exchange gradients by gloo."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -214,7 +215,7 @@ def test_a_signal_stops_both_processes_and_the_script_says_so(tmp_path):
     with log.open('w') as file:
         process = subprocess.Popen(command, env=env, stdout=file, stderr=file, cwd=tmp_path)
     end = time.monotonic() + 240
-    while 'Epoch(train) [2]' not in log.read_text():
+    while not re.search(r'Epoch\(train\) +\[ *2\]', log.read_text()):
         assert process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
