@@ -18,7 +18,7 @@ that touch mmengine, mmcv or mmpretrain run then, the first case of each, and co
 END
 }
 
-stack=openmmlab
+stack=openmmlab usual='not slow and not campaign and not tutorials'
 args=()
 while (($#)); do
     case $1 in
@@ -42,10 +42,10 @@ setup_env "$stack" tests
 if ((${#args[@]} == 0)); then
     case $stack in
         openmmlab) args=(tests --cov-fail-under=90) ;;
-        onedl) args=(tests --no-cov -m 'not slow and not campaign and not tutorials and families' --first-cases) ;;
+        onedl) args=(tests --no-cov -m "$usual and families" --first-cases) ;;
     esac
 fi
 # pytest takes the last of -m and -n, so those of the user replace these. A file's tests stay in one
 # process, as they share fixtures; in their order, which has long ones begin early.
-exec "$PYTHON" -m pytest --cov=mmkdx --cov-report=term -m 'not slow and not campaign and not tutorials' \
+exec "$PYTHON" -m pytest --cov=mmkdx --cov-report=term -m "$usual" \
     -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "${args[@]}"

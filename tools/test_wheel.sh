@@ -14,25 +14,18 @@ pip checks that the wheel's requirements are met.
 END
 }
 
-stack=openmmlab
-while (($#)); do
-    case $1 in
-        -h | --help)
-            usage
-            exit
-            ;;
-        --stack)
-            stack=${2:-}
-            shift
-            ;;
-        --stack=*) stack=${1#*=} ;;
-        *)
-            usage >&2
-            exit 1
-            ;;
-    esac
-    shift $(($# > 0))
-done
+case "$*" in
+    '') stack=openmmlab ;;
+    '--stack openmmlab' | '--stack onedl') stack=$2 ;;
+    -h | --help)
+        usage
+        exit
+        ;;
+    *)
+        usage >&2
+        exit 1
+        ;;
+esac
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null && pwd)
 source "$root/tools/setup_env.sh"

@@ -117,9 +117,8 @@ class Balance:
             checks.reached(term, gradients[weight.at] is not None, gradient is not None)
             rows.append(compare(gradients[weight.at], gradient))
         sums = torch.stack(rows)
-        all_reduce(
-            sums
-        )  # before roots and before what is valid: all processes get the same numbers
+        # Before roots and before what is valid, so that all processes get the same numbers
+        all_reduce(sums)
         self._scale.follow(sums[:, 0].isfinite().all())
         for term, each in zip(due.values(), sums):
             term.weight.scale.follow(each[1].isfinite())

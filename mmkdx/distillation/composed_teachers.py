@@ -104,7 +104,8 @@ class TeacherEnsemble(BaseTeacher):
             )
         self.weights = weights
         #: Whether each image has its own weights, and whether these depend on its label.
-        self.adaptive, self.by_labels = isinstance(weights, str), weights == BY_LABELS
+        self.adaptive, self.needs_labels = isinstance(weights, str), weights == BY_LABELS
+        self.settings = '' if weights is None else f'weights {weights}'
         shares = None if weights is None else self._checked_shares()
         self.register_buffer('_shares', shares, persistent=False)
 
@@ -147,7 +148,7 @@ class TeacherEnsemble(BaseTeacher):
                     f'teacher.weights is {self.weights!r}, which depends on the image, and tap {tap!r} '
                     f'has the shape {shapes[0]}, without a row for each image; use numbers'
                 )
-        if self.by_labels and values[0]:
+        if self.needs_labels and values[0]:
             wanted = Flow(describe(self._student[0]), inputs).logits.shape[1]
             if (count := values[0][LOGITS].shape[1]) != wanted:
                 raise ValueError(
@@ -177,7 +178,7 @@ class TeacherEnsemble(BaseTeacher):
         if not self.adaptive:
             return _mean(values, self._asked, self._shares)
         logits = torch.stack([value[LOGITS] for value in values])
-        if not self.by_labels:
+        if not self.needs_labels:
             return _mean(values, self._asked, agreement_weights(logits))
         labels = labels_of(data_samples)
         if not isinstance(labels, Tensor):
@@ -205,7 +206,7 @@ class TeacherEnsemble(BaseTeacher):
                 f'teacher.weights is {weights!r}, which takes the softmax of logits, and the members '
                 'have sigmoid heads; use numbers'
             )
-        least = 2 if self.by_labels else 3
+        least = 2 if self.needs_labels else 3
         if count < least:
             raise ValueError(
                 f'teacher.weights is {weights!r}, which needs {least} members or more, as '

@@ -29,6 +29,10 @@ class BaseTeacher(nn.Module):
 
     #: Whether the teacher changes while the student trains, so that a checkpoint must hold it.
     trained_along = False
+    #: Whether its outputs depend on the labels, which a cache does not hold.
+    needs_labels = False
+    #: What its outputs depend on beside its models, as a text by which a cache knows it again.
+    settings = ''
 
     def bind(
         self,

@@ -150,7 +150,11 @@ class CheckpointHook(MMEngineCheckpointHook):
         # Each process has its own statistics of batch norm, and a checkpoint holds those of the first
         for buffer in runner.model.buffers():
             broadcast(buffer)
-        self._place = {key: meta[key] for key in ('epoch', 'iter')}
+        if self.filename_tmpl != INTERRUPTED:
+            # As FlexibleRunner moved it on where mmengine's hook saved the best with the same dict
+            place = (step, runner.iter) if self.by_epoch else (runner.epoch, step)
+            meta.update(zip(('epoch', 'iter'), place))
+        self._place = dict(meta)
         self._progress = dict(
             batch=self._batch,
             batches=len(runner.train_loop.dataloader),
@@ -162,7 +166,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
             if is_main_process():
                 self.file_backend.remove(self.file_backend.join_path(self.out_dir, INTERRUPTED))
-        self._progress, self._saved = None, (meta['iter'], self._validated)
+        self._progress, self._saved = None, (self._place['iter'], self._validated)
 
     @contextmanager
     def _removing_last(self) -> Iterator[None]:

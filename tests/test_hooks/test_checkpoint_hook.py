@@ -12,6 +12,7 @@ from processes import run_ranks
 from resumable import losses, run_config, same, with_a_teacher
 
 from mmkdx.files import WriteError
+from mmkdx.hooks import CheckpointHook
 from mmkdx.registry import METRICS
 
 
@@ -203,6 +204,29 @@ def test_what_cannot_be_written_costs_nothing(tmp_path, told, monkeypatch, kind)
         train(config(with_a_teacher(tmp_path)))
     left = ['best_a_epoch_1.pth', 'epoch_1.pth' if kind == 'epoch_2' else 'epoch_2.pth']
     assert files(tmp_path) == left
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_a_runner_that_overwrites_the_place_does_not_move_it(tmp_path, told, monkeypatch, by_epoch):
+    """mmengine's FlexibleRunner takes each checkpoint for one inside the hook after training."""
+    save = Runner.save_checkpoint
+
+    def flexible(self, *args, meta, by_epoch, **options):
+        meta.update(epoch=self.epoch + by_epoch, iter=self.iter + (not by_epoch))
+        save(self, *args, meta=meta, by_epoch=by_epoch, **options)
+
+    monkeypatch.setattr(Runner, 'save_checkpoint', flexible)
+    if by_epoch:
+        cfg = config(with_a_teacher(tmp_path))
+        cfg.train_cfg.max_epochs, place = 1, (1, 4)
+    else:
+        loop, place = dict(by_epoch=False, max_iters=3, val_interval=3), (0, 3)
+        cfg = config(with_a_teacher(tmp_path), loop, by_epoch=False, interval=3)
+        cfg.train_dataloader.sampler = dict(type='InfiniteSampler', shuffle=True)
+    told(1)
+    hook = next(each for each in train(cfg).hooks if isinstance(each, CheckpointHook))
+    meta = torch.load(hook.last_ckpt, weights_only=False)['meta']
+    assert (meta['epoch'], meta['iter']) == place and hook.is_saved(place[1])
 
 
 def test_several_best_ones(tmp_path, told):

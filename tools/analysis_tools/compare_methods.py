@@ -14,6 +14,7 @@ from mmengine.registry import DefaultScope
 
 from mmkdx.apis import runs
 from mmkdx.apis.config_text import config_text
+from mmkdx.apis.held_out import cached_teachers
 from mmkdx.apis.methods import Method, methods
 from mmkdx.apis.new_config import METHODS
 from mmkdx.arguments import size
@@ -85,7 +86,7 @@ def main() -> None:
     }
     for name, method in chosen.items():
         write_config(folder / f'{name}.py', args.config, method)
-    if 'cache' in cfg.model.teacher:
+    if cached_teachers(cfg):
         terms = {f'{name}_{t}': term for name, m in chosen.items() for t, term in m.terms.items()}
         everything = folder / 'cache' / 'all.py'
         write_config(everything, args.config, Method('What all methods read', terms))

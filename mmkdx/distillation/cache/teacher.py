@@ -70,7 +70,7 @@ class CachedTeacher(BaseTeacher):
                 f'teacher.teacher: a {type(self.teacher).__name__} changes while the student trains, '
                 'so its outputs cannot be stored'
             )
-        if any(getattr(each, 'by_labels', False) for each in self.teacher.modules()):
+        if any(each.needs_labels for each in self._parts):
             raise ValueError(
                 "teacher.teacher: the weights 'cross_entropy' of a TeacherEnsemble depend on labels, "
                 "and a cache holds none; make each member a CachedTeacher, or use 'agreement'"
@@ -130,14 +130,18 @@ class CachedTeacher(BaseTeacher):
         """Compares the names of the teacher's classes with the data set's; see ``Teacher``."""
         self.teacher.match_classes(names)
 
+    @property
+    def _parts(self) -> list[BaseTeacher]:
+        """The teacher, and the members of an ensemble."""
+        return [each for each in self.teacher.modules() if isinstance(each, BaseTeacher)]
+
     def fingerprint(self) -> str:
         """A hash of all that the outputs depend on, beside the images."""
         found = hashlib.sha256(self._conversions.encode())
-        for member in self.teacher.modules():
-            if (weights := getattr(member, 'weights', None)) is not None:
-                found.update(f'weights {weights}'.encode())  # of an ensemble's members
+        for member in self._parts:
+            found.update(member.settings.encode())
             model = getattr(member, 'model', None)
-            if not isinstance(member, BaseTeacher) or not isinstance(model, nn.Module):
+            if not isinstance(model, nn.Module):
                 continue
             found.update(f'{type(model).__name__} {getattr(member, "dtype", None)}'.encode())
             # Buffers that no checkpoint has are the normalisation
