@@ -60,7 +60,7 @@ def run_config(work_dir: Path, **changes) -> Config:
                             type='KLDivLoss',
                             at='logits',
                             tau=2,
-                            weight=dict(type='auto', steps=3 * EPOCHS, at='features'),
+                            weight=dict(type='auto', steps=EPOCHS + 1, interval=2, at='features'),
                             schedule=dict(type='linear', end=EPOCHS),
                         ),
                         fit=dict(type='MSELoss', at='features'),

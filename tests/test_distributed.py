@@ -31,7 +31,7 @@ def train(norm, student_weight):
             at=dict(type='ATLoss', at='features'),
             fit=dict(
                 type='MSELoss', at='features',
-                weight=dict(type='auto', ratio=0.1, steps=3) if student_weight else 0.1)),
+                weight=dict(type='auto', ratio=0.1, steps=2, interval=2) if student_weight else 0.1)),
         student=classifier(4, norm=norm != 'none'), teacher=dict(model=classifier(8)),
         student_weight=student_weight).train()
     if norm == 'frozen':

@@ -99,6 +99,8 @@ class Balance:
     ) -> None:
         """Compares gradients for all weights that are due, which sets the automatic ones."""
         due = {name: term for name, term in terms.items() if term.weight.is_due}
+        for name in terms.keys() - due.keys():
+            terms[name].weight.skip()
         if not due:
             return
         own = [value.mean() for key, value in losses.items() if 'loss' in key]

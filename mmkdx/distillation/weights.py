@@ -45,7 +45,7 @@ class TermWeight(nn.Module):
         #: What multiplies the loss beside the schedule: a tensor while it is still being measured.
         self.number: float | Tensor = value
         self.at = at if at is None else text('weight.at', at, 'one tap of the student')
-        self.interval = integer('weight.cosine_interval', cosine_interval, 0)
+        self.cosine_interval = integer('weight.cosine_interval', cosine_interval, 0)
         self.schedule = None if schedule is None else build_schedule('schedule', schedule)
         self.scale = LossScale()
         #: Scalars that are logged as ``<term>.<key>``.
@@ -59,13 +59,16 @@ class TermWeight(nn.Module):
     @property
     def measures(self) -> bool:
         """Whether gradients are compared in some step."""
-        return self.interval > 0
+        return self.cosine_interval > 0
 
     @property
     def is_due(self) -> bool:
         """Whether gradients are compared in this step, by the runner's counter of iterations."""
         iteration = MessageHub.get_current_instance().get_info('iter', 0)
-        return self.interval > 0 and iteration % self.interval == 0
+        return self.cosine_interval > 0 and iteration % self.cosine_interval == 0
+
+    def skip(self) -> None:
+        """Takes note of a training step in which no gradients are compared."""
 
     def take(self, key: str, sums: Tensor) -> None:
         """Takes what is measured in a step.
@@ -92,39 +95,45 @@ class TermWeight(nn.Module):
 class AutoWeight(TermWeight):
     """A weight that gives the term's gradient ``ratio`` times the norm of that of the label loss.
 
-    Both norms are taken at one tap of the student. The weight is ``ratio`` times the lower median of
-    the measured ratios of norms, and is frozen after some steps. It is the same in all processes, and
-    a checkpoint holds the measured ratios, so a resumed run continues exactly.
+    Both norms are taken at one tap of the student, in one of every few training steps. The weight is
+    ``ratio`` times the lower median of the measured ratios of norms. After some measurements it is
+    frozen. It is the same in all processes. A checkpoint holds the ratios, so a resumed run continues
+    exactly.
 
     Args:
         schedule (dict, optional): The arguments of ``WeightSchedule``, which multiplies the weight and
             does not change what is measured. Defaults to None (constant).
         ratio (float): The norm of the term's gradient, in norms of that of the student's own losses.
             Defaults to 1.
-        steps (int): The number of training steps that are measured. Defaults to 100.
+        steps (int): The number of training steps that are measured. Defaults to 20.
+        interval (int): Every how many training steps one is measured, so that the mean step stays cheap.
+            Defaults to 5.
         at (str, optional): See ``TermWeight``.
         cosine_interval (int): Every how many iterations gradients are compared afterwards. Defaults to
             0 (never).
     """
 
-    options = ('type', 'ratio', 'steps', 'at', 'cosine_interval')
+    options = ('type', 'ratio', 'steps', 'interval', 'at', 'cosine_interval')
 
     def __init__(
         self,
         schedule: dict | None = None,
         ratio: float = 1.0,
-        steps: int = 100,
+        steps: int = 20,
+        interval: int = 5,
         at: str | None = None,
         cosine_interval: int = 0,
     ) -> None:
         super().__init__(schedule, at=at, cosine_interval=cosine_interval)
         self.number = self.ratio = positive('weight.ratio', ratio)
         self.steps = integer('weight.steps', steps, 1)
+        self.interval = integer('weight.interval', interval, 1)
         # NaN is what is not measured yet, or has no value
         nothing = torch.full((self.steps,), torch.nan, dtype=torch.float64)
         self.register_buffer('ratios', nothing)
-        self.register_buffer('count', torch.zeros((), dtype=torch.long))
-        self._done = 0  # count, without a wait for the device
+        for name in ('count', 'wait'):
+            self.register_buffer(name, torch.zeros((), dtype=torch.long))
+        self._done = self._wait = 0  # count and wait, without asking the device
 
     @property
     def frozen(self) -> bool:
@@ -139,20 +148,31 @@ class AutoWeight(TermWeight):
     @property
     def is_due(self) -> bool:
         """Whether gradients are compared in this step."""
-        return not self.frozen or super().is_due
+        # Its own count: a training loop without a runner has no other
+        return super().is_due if self.frozen else self._wait == 0
+
+    def skip(self) -> None:
+        """Takes note of a training step in which no gradients are compared."""
+        if not self.frozen:
+            self._set(self._done, self._wait - 1)
 
     def take(self, key: str, sums: Tensor) -> None:
         """Takes what is measured in a step, and sets the weight; see ``TermWeight``."""
         if not self.frozen:
             self.ratios[self._done] = gradient_ratio(*sums[:2])
-            self._done += 1
-            self.count.fill_(self._done)
+            self._set(self._done + 1, self.interval - 1)
             self._follow()
             if self.frozen:
                 self._report(key)
         super().take(key, sums)
-        if self.frozen and not self.interval:
+        if self.frozen and not self.cosine_interval:
             self.logs = {'weight': self.logs['weight']}
+
+    def _set(self, done: int, wait: int) -> None:
+        """Keeps how many steps are measured, and how many come before the next."""
+        self._done, self._wait = done, wait
+        self.count.fill_(done)
+        self.wait.fill_(wait)
 
     def _follow(self) -> None:
         """Computes the weight from the measured ratios. Waits for the device only where it is frozen."""
@@ -183,8 +203,7 @@ class AutoWeight(TermWeight):
         self._restart()
 
     def _restart(self) -> None:
-        self._done = 0
-        self.count.zero_()
+        self._set(0, 0)
         self.ratios.fill_(torch.nan)
 
     def _load_from_state_dict(self, state: dict, prefix: str, *args: Any) -> None:
@@ -203,7 +222,7 @@ class AutoWeight(TermWeight):
                 f'{len(found)} steps; set steps={len(found)}'
             )
         super()._load_from_state_dict(state, prefix, *args)
-        self._done = int(self.count)
+        self._done, self._wait = int(self.count), int(self.wait)
         self._follow()
 
     def __str__(self) -> str:

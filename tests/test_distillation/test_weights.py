@@ -321,7 +321,7 @@ def test_the_frozen_number_is_said_and_is_the_same_as_a_constant(said):
 
 def auto_model(steps=3, seed=0, **options):
     torch.manual_seed(seed)
-    weight = dict(dict(type='auto', steps=steps), **options)
+    weight = dict(dict(type='auto', steps=steps, interval=1), **options)
     terms = dict(
         kd=dict(type='KLDivLoss', at='logits', weight=weight),
         hint=dict(type='MSELoss', at='features', weight=dict(weight, at='backbone.stem')),
@@ -410,7 +410,7 @@ def test_tensors_that_are_overwritten_can_be_measured():
 
     def ratios(inplace):
         torch.manual_seed(0)
-        weight = dict(type='auto', steps=2, at='backbone.stem.1')
+        weight = dict(type='auto', steps=2, interval=1, at='backbone.stem.1')
         model = distiller(dict(kd=dict(type='KLDivLoss', at='logits', weight=weight))).train()
         for module in model.modules():
             if isinstance(module, nn.ReLU):
@@ -442,21 +442,34 @@ def resume(state, **options):
     return model
 
 
-@pytest.mark.parametrize('stop', [3, 5])
-def test_a_resumed_calibration_goes_on_bit_for_bit(stop):
-    whole, part = auto_model(steps=4), auto_model(steps=4)
+@pytest.mark.parametrize('interval, stop', [(1, 3), (1, 5), (2, 3), (2, 4)])
+def test_a_resumed_calibration_goes_on_bit_for_bit(interval, stop):
+    options = dict(steps=4 // interval, interval=interval)
+    whole, part = auto_model(**options), auto_model(**options)
     expected = train(whole, 6)
     train(part, stop)
     file = io.BytesIO()
     torch.save(part.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    assert {'ratios', 'count'} == {k.rpartition('.')[2] for k in state if 'distill.terms.kd.' in k}
-    model = resume(state, steps=4)
+    names = {key.rpartition('.')[2] for key in state if 'distill.terms.kd.' in key}
+    assert names == {'ratios', 'count', 'wait'}
+    model = resume(state, **options)
     model.teachers = part.teachers
     assert train(model, 6 - stop, stop) == expected[stop:]
     for key, value in whole.state_dict().items():
         assert torch.equal(model.state_dict()[key], value), key
+
+
+def test_every_few_steps_one_is_measured(monkeypatch):
+    model, measured = auto_model(steps=2, interval=3), []
+    take = AutoWeight.take
+    monkeypatch.setattr(AutoWeight, 'take', lambda *args: (measured.append(step), take(*args)))
+    for step in range(8):
+        train(model, 1, step)
+        model.eval().loss(*batch(seed=9))  # is no training step
+        model.train()
+    assert measured == [0, 0, 3, 3] and model.terms.kd.weight.frozen
 
 
 def test_another_ratio_acts_at_once_and_other_steps_are_refused(said):
@@ -512,7 +525,7 @@ def test_a_run_with_a_loss_in_other_units_has_the_same_losses(tmp_path):
         for key in ('val_dataloader', 'val_evaluator', 'val_cfg'):
             config[key] = None
         config.train_cfg = dict(by_epoch=True, max_epochs=2)
-        weight = dict(type='auto', steps=5, cosine_interval=2)
+        weight = dict(type='auto', steps=2, interval=3, cosine_interval=2)
         config.model.terms = dict(kd=dict(type=kind, at='logits', tau=2, weight=weight))
         config.model.teacher = config.model.teacher[:1]
         Runner.from_cfg(config).train()
@@ -544,7 +557,7 @@ def test_gradients_in_half_precision_do_not_vanish():
 
 
 def test_an_overflow_is_no_measurement_and_makes_the_factor_smaller():
-    balance, found = Balance(), term(dict(type='auto', steps=3))
+    balance, found = Balance(), term(dict(type='auto', steps=3, interval=1))
     for i in range(3):
         tap = torch.ones(2, 2, dtype=torch.float16, requires_grad=True)
         own, value = tap.float().sum() / 4, 4 * tap.float().sum()
@@ -574,7 +587,7 @@ from test_weights import example, term, weigh, F, TEACHER, LABELS
 
 path, rank, world = sys.argv[1], *map(int, sys.argv[2:])
 dist.init_process_group('gloo', 'file://' + path + '.store', rank=rank, world_size=world)
-found = term(dict(type='auto', steps=3))
+found = term(dict(type='auto', steps=3, interval=1))
 calls = []
 reduce = dist.all_reduce
 dist.all_reduce = lambda *args, **kwargs: (calls.append(1), reduce(*args, **kwargs))[1]
@@ -612,13 +625,17 @@ def test_two_processes_measure_the_whole_batch(tmp_path):
         (dict(type='auto', ratio=True), 'weight.ratio is True; it must be a finite number'),
         (dict(type='auto', steps=0), 'weight.steps is 0; it must be an integer of at least 1'),
         (
+            dict(type='auto', interval=0),
+            'weight.interval is 0; it must be an integer of at least 1',
+        ),
+        (
             dict(type='auto', cosine_interval=-1),
             'weight.cosine_interval is -1; it must be an integer',
         ),
         (dict(type='auto', at=['a', 'b']), r"weight.at is \['a', 'b'\]; it must be one tap"),
         (
             dict(type='auto', value=1),
-            'weight has value; it takes type, ratio, steps, at, cosine_int',
+            'weight has value; it takes type, ratio, steps, interval, at, cosine_int',
         ),
         (dict(type='constant', ratio=1), 'weight has ratio; it takes type, value, at, cosine_int'),
         (dict(type='best'), "weight.type is 'best'; it must be one of auto, constant"),

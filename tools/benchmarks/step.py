@@ -84,6 +84,8 @@ LOSSES = {
     'VkD': dict(type='VkDLoss', at='embedding'),
 }
 
+#: Steps from one measured step to the next: the default of automatic weights.
+CYCLE = 5
 #: What --weights measures: a config of the pair, and the tap where gradients are compared.
 WEIGHTS = {
     "KD, at 'logits'": ('kd/kd', 'logits'),
@@ -344,29 +346,30 @@ def stacked(classes: int, loss: dict) -> dict:
 def time_weights(file: Path, at: str, args: argparse.Namespace) -> list[str]:
     """A row: a step in ms, and by how much it is longer while a weight is measured, and afterwards."""
     (name,) = Config.fromfile(file).model.terms
-    runs, automatic = {}, dict(type='auto', at=at, _delete_=True)
+    runs, automatic = {}, dict(type='auto', at=at, interval=CYCLE, _delete_=True)
     for kind, steps in (('constant', None), ('before', 100), ('after', 1)):
         changes = steps and {f'model.terms.{name}.weight': dict(automatic, steps=steps)}
         case = Case(file, args, changes)
-        runs[kind] = case._step(case.distiller)
-        if kind == 'before':
-            runs[kind] = endless(runs[kind], case.distiller.terms[name].weight)
-    found = measure(runs, args.device, 5, args.seconds, block=10)
-    row = [f'{1e3 * found.median("constant"):.1f}']
+        weight = case.distiller.terms[name].weight if kind == 'before' else None
+        runs[kind] = cycle(case._step(case.distiller), weight)
+    found = measure(runs, args.device, 5, args.seconds, block=2)
+    row = [f'{1e3 * found.median("constant") / CYCLE:.1f}']
     for kind in ('before', 'after'):
         share, error = found.share(kind, ['constant'], ['constant'])
         row.append(f'{100 * share:+.2f} ± {100 * error:.2f} %')
     return row
 
 
-def endless(run: Run, weight: nn.Module) -> Run:
-    """A step whose weight is always in the middle of its measurement."""
+def cycle(run: Run, weight: nn.Module | None) -> Run:
+    """The steps from one measured step to the next; ``weight`` stays in its measurement."""
 
-    def measured() -> None:
-        weight._done = weight.steps // 2
-        run()
+    def steps() -> None:
+        if weight is not None:
+            weight._set(weight.steps // 2, 0)
+        for _ in range(CYCLE):
+            run()
 
-    return measured
+    return steps
 
 
 def nothing(student: Any, *args: Any, **kwargs: Any) -> Tensor:
