@@ -94,6 +94,56 @@ labels = torch.arange(16) % 4
 x = z = torch.rand(16, 3)
 """,
 }
+#: Where the tests or CI execute what a bash block calls, with small data: a file, and what it runs.
+EXECUTED = {
+    '.ci/run': 'tools/run_tests.sh tools/test_wheel.sh',
+    'tools/test_wheel.sh': 'mim',
+    'tests/test_apis/test_audit.py': 'tools/analysis_tools/audit.py',
+    'tests/test_apis/test_explain.py': 'tools/explain.py',
+    'tests/test_apis/test_prototypes.py': 'tools/analysis_tools/prototypes.py',
+    'tests/test_dataset_converters.py': 'tools/dataset_converters/prototype_folders.py',
+    'tests/test_dataset_converters_unicam.py': 'tools/dataset_converters/image_list.py',
+    'tests/test_efficientnet_lite0.py': 'tests/efficientnet_lite0.py',
+    'tests/test_tools/test_benchmarks/test_explainers.py': 'tools/benchmarks/explainers.py',
+    'tests/test_tools/test_benchmarks/test_introspective.py': 'tools/benchmarks/introspective.py',
+    'tests/test_tools/test_benchmarks/test_prototype_transfer.py': (
+        'tools/benchmarks/prototype_transfer.py'
+    ),
+    'tests/test_tools/test_benchmarks/test_step.py': 'tools/benchmarks/step.py',
+    'tests/test_tools/test_benchmarks/test_unicam.py': 'tools/benchmarks/unicam.py',
+    'tests/test_tools/test_cache_teacher.py': 'tools/cache_teacher.py',
+    'tests/test_tools/test_compare_explainers.py': 'tools/analysis_tools/compare_explainers.py',
+    'tests/test_tools/test_compare_methods.py': 'tools/analysis_tools/compare_methods.py',
+    'tests/test_tools/test_component_experiment.py': (
+        'tools/analysis_tools/component_experiment.py tools/analysis_tools/teacher_statistics.py'
+    ),
+    'tests/test_tools/test_convert_mdistiller.py': 'tools/model_converters/convert_mdistiller.py',
+    'tests/test_tools/test_export_student.py': 'tools/model_converters/export_student.py',
+    'tests/test_tools/test_misc_tools.py': (
+        'tools/misc/check_config.py tools/misc/collect_env.py tools/misc/print_config.py'
+    ),
+    'tests/test_tools/test_new_config.py': 'tools/new_config.py tests/drawn_images.py',
+    'tests/test_tools/test_publish_model.py': 'tools/model_converters/publish_model.py',
+    'tests/test_tools/test_repeat_runs.py': 'tools/analysis_tools/repeat_runs.py',
+    'tests/test_tools/test_runs.py': (
+        'tools/train.py tools/test.py tools/analysis_tools/compare_runs.py'
+    ),
+    'tests/test_tools/test_tune_weights.py': 'tools/analysis_tools/tune_weights.py',
+    'tests/test_tools_env.py': (
+        'tools/dist_train.sh tools/dist_test.sh tools/slurm_train.sh tools/slurm_test.sh '
+        'tools/benchmarks/gpu.sh'
+    ),
+}
+#: What nothing executes, and why.
+NOT_EXECUTED = {
+    '.ci/run': 'is what runs the tests',
+    'tools/quickstart.sh': 'trains for minutes; tests/test_quickstart.py (slow) trains the same',
+    'docs/en/make_gallery.py': 'needs minutes and weights; the page shows what it made',
+    'projects/example_plugin/tests': 'tests/test_plugins.py tests the plugin',
+    '-m': 'runs one of the slow tests',
+    'install': 'tools/setup_env.sh installs',
+    **dict.fromkeys(('sudo', 'mkdir', 'cp', 'gunzip', '.venv/bin/activate'), 'is of the system'),
+}
 #: Options of a term or a metric, beside those of what is built.
 COMMON = {'at', 'weight', 'schedule', 'adapter', 'teacher_target', 'teacher', 'augment', 'name'}
 
@@ -274,6 +324,13 @@ def test_the_blocks_that_do_not_run_are_there():
         assert any(line in text.splitlines() for text in fences), (page, line)
 
 
+@pytest.mark.parametrize('file, programs', EXECUTED.items())
+def test_what_bash_blocks_call_is_executed_elsewhere(file, programs):
+    text = (ROOT / file).read_text()
+    for program in programs.split():
+        assert re.search(rf'\b{Path(program).stem}\b', text), program
+
+
 def network() -> nn.Sequential:
     """A classifier of 4 classes for images of 32 x 32 pixels."""
     layers = nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
@@ -415,6 +472,8 @@ def test_commands_can_be_called(page, monkeypatch, capsys):
     assert done.returncode == 0, done.stderr
     for line in dict.fromkeys(done.stdout.splitlines()):
         program, *arguments = line.split('\0')[:-1]
+        known = {*' '.join(EXECUTED.values()).split(), *NOT_EXECUTED}
+        assert known & {program, *arguments[:1]}, f'nothing executes {line}'
         ours = re.compile(r'(configs|mmkdx|projects|tests|tools)/|\.ci/|requirements/')
         for path in filter(ours.match, arguments):
             assert (ROOT / path).exists(), line.replace('\0', ' ')
