@@ -242,8 +242,8 @@ class CellGramLoss(CellLoss):
 
     mean over samples, without a factor of :math:`\tau^2`. The loss is the weighted sum over scales. The
     scale 1 has one cell and adds nothing. Classes need not correspond, so the models may differ in their
-    order. A cell whose logits are 0 has the cosines 0, without a gradient. Each :math:`L_r` is logged as
-    ``<term>.scale_<r>``.
+    order. A cell whose logits are 0 has the cosines 0, without a gradient. Each other :math:`L_r` is
+    logged as ``<term>.scale_<r>``.
 
     Args:
         scales (Sequence[int]): The different r, one of them at least 2. Defaults to (2, 4).
@@ -305,6 +305,8 @@ class CellGramLoss(CellLoss):
         student, teacher = self.pair(student, teacher)
         total, self.logs = 0.0, {}
         for r, weight in zip(self.scales, self.weights):
+            if r == 1:  # one cell has no pairs
+                continue
             own, theirs = (self._log_rows(self.cell_logits(maps, r)) for maps in (student, teacher))
             part = divergences(own.flatten(0, 1), theirs.flatten(0, 1)).mean()
             part = part * r**2 if self.reduction == 'sum' else part
