@@ -49,11 +49,11 @@ def agreement(found: Findings) -> Iterator[Sentence]:
         between = f'{points(abs(more.value))} points'
         if sign := direction(more):
             word = 'less' if sign > 0 else 'more'
-            text += f'; the base model does so on {base}, {between} {word} ({_interval(more)})'
+            text += f'. The base model does so on {base}, {between} {word} ({_interval(more)})'
         else:
             text += (
-                f'; the base model does so on {base}, a difference that is not distinguishable from '
-                f'zero ({_interval(more)})'
+                f'. The base model does so on {base}. The difference is not distinguishable from zero '
+                f'({_interval(more)})'
             )
     yield _sentence(agreement, f'{text}.', agreement=found.fidelity, gain=found.gain)
 
@@ -79,9 +79,9 @@ def own_accuracy(found: Findings) -> Iterator[Sentence]:
         worst = family.worst_new
         low, high = rate_interval(round(worst.new * worst.n), worst.n)
         text += (
-            f'; its lowest is {title("class", worst)} with {share(worst.new)} (n = {worst.n}, '
-            f'{points(low)} to {points(high)}), the lowest of {len(family.changes)} and so partly '
-            'chance'
+            f'. Its lowest is {title("class", worst)} with {share(worst.new)} (n = {worst.n}, '
+            f'{points(low)} to {points(high)}). That is the lowest of {len(family.changes)}, and so '
+            'partly chance'
         )
     yield _sentence(own_accuracy, f'{text}.', accuracy=score, worst=family.worst_new)
 
@@ -106,8 +106,8 @@ def evidence(found: Findings) -> Iterator[Sentence]:
             )
         else:
             text = (
-                f"{where}, these images do not show the student's evidence nearer to the "
-                f"teacher's than the base model's {values}"
+                f"{where}, these images do not show that the student's evidence is nearer to the "
+                f"teacher's than the base model's is {values}"
             )
         if sign > 0:
             text += '. This does not show that the evidence is the right one'
@@ -167,7 +167,7 @@ def groups(found: Findings) -> Iterator[Sentence]:
         f"teacher's {share(before.old)} (group {before.name}; change {_interval(family.worst_change)})"
     )
     if drop.change < 0:
-        text += f'; the largest drop is {points(-drop.change)} points in group {drop.name}'
+        text += f'. The largest drop is {points(-drop.change)} points in group {drop.name}'
     yield _sentence(groups, f'{text}.', worst=family.worst_change, drop=family.drop)
     yield from _changed(groups, found.teacher, family, 'groups', 'group')
 
@@ -219,7 +219,9 @@ def exploratory(found: Findings) -> Iterator[Sentence]:
             )
             numbers['maps'] = dict(RW=lost, RR=kept, p=old.maps_p)
     if parts:
-        text = f'Exploratory, not corrected for multiple tests: {"; ".join(parts)}.'
+        text = (
+            f'Exploratory, not corrected for multiple tests: {". Also exploratory: ".join(parts)}.'
+        )
         yield _sentence(exploratory, text, **numbers)
 
 
@@ -238,13 +240,13 @@ def method(found: Findings) -> Iterator[Sentence]:
         word = 'more' if gained > 0 else 'less'
         text = (
             f'Over {counts}, each from its own training run, the students are {abs(gained):.1f} '
-            f'points {word} accurate on average ({test}): with these settings distillation changes '
+            f'points {word} accurate on average ({test}). With these settings, distillation changes '
             'the accuracy.'
         )
     else:
         text = (
             f'Over {counts}, each from its own training run, the mean accuracies differ by '
-            f'{signed(gained)} points, which is not distinguishable from zero with so few runs ({test}).'
+            f'{signed(gained)} points ({test}). With so few runs this is not distinguishable from zero.'
         )
     yield _sentence(method, text, runs=found.runs, t=t, degrees=degrees, p=p)
 
@@ -269,8 +271,8 @@ def limits(found: Findings) -> Iterator[Sentence]:
         yield _sentence(limits, text, n=n, flips=least)
     if 'teacher' in models and 'base' not in models:
         text = (
-            'Without a base model it is open how like its teacher the student would be if it had '
-            'been trained alone.'
+            'Without a base model we do not know how similar to its teacher a student trained alone '
+            'would be.'
         )
         yield _sentence(limits, text, models=len(models))
     if len(models) > 1 and found.runs is None:
@@ -305,7 +307,7 @@ def _compared(rule: Callable, found: Audit, subject: str) -> Sentence:
         )
     else:
         text = (
-            f'{subject} is right on {new} of the images and {WORDS[found.old]} on {old}; the difference '
+            f'{subject} is right on {new} of the images and {WORDS[found.old]} on {old}. The difference '
             f'is not distinguishable from zero ({test}).'
         )
     return _sentence(rule, text, difference=found.difference, p=found.p, alpha=found.alpha)
@@ -353,8 +355,8 @@ def _changed(
         f'flips of one {single}, all in one direction'
     )
     if family.too_small:
-        which = 'all' if family.too_small == count else str(family.too_small)
-        text += f', and {which} of the {plural} have fewer images'
+        which = 'All' if family.too_small == count else str(family.too_small)
+        text += f'. {which} of the {plural} have fewer images'
     lost = detectable_loss(middle, count, found.alpha)
     if not math.isnan(lost):
         text += (

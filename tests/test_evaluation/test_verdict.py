@@ -83,7 +83,7 @@ def test_a_significant_loss_and_gain():
 def test_no_significance_is_not_equality():
     for wrong in (SAME, OPEN):
         text = said(records(wrong=wrong), 'accuracy')
-        assert 'the difference is not distinguishable from zero (' in text
+        assert 'The difference is not distinguishable from zero (' in text
         assert not re.search('equal|same|identical|as accurate', text)
         assert tile(records(wrong=wrong), 'Accuracy').tone == 'neutral'
 
@@ -118,12 +118,12 @@ def test_agreement_with_the_teacher():
 @pytest.mark.parametrize(
     ('student', 'base', 'text', 'tone'),
     [
-        (range(12), range(50), 'the base model does so on 80.0 %, 19.0 points less (', 'good'),
-        (range(50), range(12), 'the base model does so on 99.0 %, 19.0 points more (', 'bad'),
+        (range(12), range(50), 'The base model does so on 80.0 %, 19.0 points less (', 'good'),
+        (range(50), range(12), 'The base model does so on 99.0 %, 19.0 points more (', 'bad'),
         (
             range(12),
             range(1, 12),
-            'on 98.5 %, a difference that is not distinguishable fr',
+            'on 98.5 %. The difference is not distinguishable fr',
             'neutral',
         ),
     ],
@@ -145,7 +145,7 @@ TRIO = dict(student=range(10), teacher=range(10), base=range(60))
     [
         (0.94, 0.51, "the student's evidence is nearer to the teacher's than the base", 'good'),
         (0.51, 0.94, "the student's evidence is farther from the teacher's than the b", 'bad'),
-        (0.7, 0.7, "these images do not show the student's evidence nearer to the te", 'neutral'),
+        (0.7, 0.7, "these images do not show that the student's evidence is nearer to ", 'neutral'),
     ],
 )
 def test_evidence_beside_the_base_model(student, base, text, tone):
@@ -222,10 +222,10 @@ def test_no_changed_class_tells_the_power():
 
 def test_classes_that_are_too_small():
     given = records(10, wrong=dict(student=(0,), teacher=()))
-    assert said(given, 'classes').endswith(', and all of the classes have fewer images.')
+    assert said(given, 'classes').endswith('. All of the classes have fewer images.')
     given.label[:9] = 0
     given.label[9] = 1
-    assert 'and 1 of the classes have fewer images. In a class of' not in said(given, 'classes')
+    assert '. 1 of the classes have fewer images. In a class of' not in said(given, 'classes')
 
 
 def test_one_class_is_no_family():
@@ -256,7 +256,7 @@ def test_groups():
     group = np.repeat([0, 1], 100)
     text = said(records(wrong=WORSE, group=group), 'groups')
     assert text.startswith('The accuracy of the worst group is 60.0 % (group 0), and its teacher')
-    assert 'the largest drop is 30.0 points in group 0. 1 of 2 groups changed, at a fam' in text
+    assert 'The largest drop is 30.0 points in group 0. 1 of 2 groups changed, at a fam' in text
     text = said(records(wrong=SAME, group=group), 'groups')
     assert 'largest drop' not in text and 'No group changed significantly. With 2 groups' in text
     assert not said(records(wrong=WORSE, group=np.zeros(200)), 'groups')
@@ -328,7 +328,9 @@ def test_few_images_are_called_few():
 
 
 def test_what_is_missing_is_said():
-    assert 'Without a base model it is open how like its teacher' in said(records(wrong=SAME))
+    assert 'Without a base model we do not know how similar to its teacher' in said(
+        records(wrong=SAME)
+    )
     assert 'Without a base model' not in said(records(wrong=TRIO))
     text = said(records(wrong=SAME, labelled=False))
     assert 'The images have no labels, so nothing is said of accuracy and errors.' in text
@@ -356,7 +358,7 @@ def test_several_runs_may_say_something_of_the_method():
     better = runs([0.719, 0.723, 0.717, 0.72, 0.724], [0.712, 0.708, 0.715, 0.71, 0.709])
     text = said(records(wrong=TRIO), 'method', **better)
     assert 'Over 5 students and 5 base models, each from its own training run, the studen' in text
-    assert '1.0 points more accurate on average (Welch t = 5.48, p < 0.001): with these se' in text
+    assert '1.0 points more accurate on average (Welch t = 5.48, p < 0.001). With these se' in text
     assert 'distillation changes the accuracy' in text
     assert 'one training run' not in said(records(wrong=TRIO), 'limits', **better)
     worse = runs(better['runs']['base'], better['runs']['student'])
@@ -366,7 +368,7 @@ def test_several_runs_may_say_something_of_the_method():
 def test_runs_that_do_not_differ_or_are_too_few():
     text = said(records(wrong=TRIO), 'method', **runs([0.7, 0.8, 0.9], [0.72, 0.79, 0.88]))
     assert (
-        'which is not distinguishable from zero with so few runs' in text and 'distill' not in text
+        'With so few runs this is not distinguishable from zero.' in text and 'distill' not in text
     )
     text = said(records(wrong=TRIO), 'method', **runs([0.9, 0.91], [0.5, 0.51]))
     assert text == (
@@ -386,8 +388,9 @@ def test_a_model_alone():
     given = records(wrong=dict(student=range(0, 40, 2)), student=0.9)
     text = said(given)
     assert text == (
-        'The model is right on 90.0 % of the images (n = 200, 95 % interval 85.1 to 93.4); its lowest '
-        "is class 'a' with 80.0 % (n = 100, 71.1 to 86.7), the lowest of 2 and so partly chance."
+        'The model is right on 90.0 % of the images (n = 200, 95 % interval 85.1 to 93.4). Its lowest '
+        "is class 'a' with 80.0 % (n = 100, 71.1 to 86.7). That is the lowest of 2, and so partly "
+        'chance.'
     )
     labels = [each.label for each in tiles(given, **FAST)]
     assert labels == ['Accuracy', 'Calibration error', 'Lowest class']
