@@ -78,7 +78,13 @@ def test_check_config(tmp_path, monkeypatch, capsys):
     # Of 5 x 5 convolutions to 6, 16 and 120 channels, and a linear layer
     parameters = 6 * 26 + 16 * (6 * 25 + 1) + 120 * (16 * 25 + 1) + 3 * 121
     assert f'| model | LeNet5       | {parameters:,} ' in printed
+    assert ' G | random ' in ' '.join(printed.split())
     assert 'One step in ' in printed and 'loss ' in printed
+
+    init = "model.update(init_cfg=[dict(type='Pretrained', checkpoint='lenet.pth')])"
+    path.write_text(f'{CHECKED}{init}\n')
+    tool('check_config')['main']()
+    assert ' G | lenet.pth ' in ' '.join(capsys.readouterr().out.split())
 
     path.write_text(CHECKED.partition('train_dataloader')[0])
     with pytest.raises(SystemExit) as error:

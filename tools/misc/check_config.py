@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from terminaltables import AsciiTable
+from torch import nn
 
 from mmkdx.apis.config_keys import check_keys
 from mmkdx.apis.dry_run import (
@@ -83,6 +84,16 @@ def settle_weights(teacher: Teacher, names: Sequence[str] | None) -> str:
     return where
 
 
+def first_weights(cfg: Config, model: nn.Module) -> str:
+    """Where the weights of the trained model come from: ``load_from``, or files of its ``init_cfg``."""
+    if cfg.get('load_from'):
+        return str(cfg.load_from)
+    found = [getattr(module, 'init_cfg', None) or [] for module in model.modules()]
+    each = [init for inits in found for init in (inits if isinstance(inits, list) else [inits])]
+    files = [str(init['checkpoint']) for init in each if init.get('type') == 'Pretrained']
+    return ', '.join(files) or 'random'
+
+
 def check(name: str, cfg: Config) -> None:
     """Prints what a config compares and costs, and what a step on made-up images yields."""
     check_keys(cfg)
@@ -114,7 +125,7 @@ def check(name: str, cfg: Config) -> None:
         rows.append([name, kind, f'{parameters:,}', f'{cost / 1e9:.3f} G', weights])
         return cost
 
-    cost = count('student' if distills else 'model', student, str(cfg.get('load_from') or 'random'))
+    cost = count('student' if distills else 'model', student, first_weights(cfg, student))
     names = config_class_names(first_dataloader(cfg).dataset)
     costs = []
     for i, teacher in enumerate(model.teachers if distills else ()):
