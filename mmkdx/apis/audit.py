@@ -1,4 +1,4 @@
-"""Auditing finished models: from runs, checkpoints, names or CSV files to findings and files."""
+"""Audits finished models, given as runs, checkpoints, names or CSV files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from mmkdx.models.libraries import names_network
 from mmkdx.version import __version__
 from mmkdx.visualization.records import append_values
 
-#: The ends of files that hold weights.
+#: The suffixes of files with weights.
 WEIGHTS = ('.pth', '.pt', '.bin')
 CONFIGS = ('.py', '.yml', '.yaml', '.json')
 
@@ -46,7 +46,7 @@ class Named:
 
     Args:
         model (dict | str): The model, in a form of ``Distiller.student``.
-        checkpoint (str, optional): Its weights. Defaults to None: it has its own.
+        checkpoint (str, optional): A file with its weights. Defaults to None: it has its own.
         data (str, optional): The work directory or config that has test images. Defaults to None.
     """
 
@@ -56,16 +56,16 @@ class Named:
 
 
 def find_model(name: str, key: str) -> Named:
-    """Finds a model by the work directory of its run, as CONFIG:CHECKPOINT, or by its name.
+    """Finds a model by its run's work directory, by CONFIG:CHECKPOINT or by its name.
 
     Args:
-        name (str): A finished run's work directory; a config and its checkpoint with ':' between; the
-            name of a network with its weights (``timm::resnet18``, a model of mmpretrain's zoo, or
-            ``module:callable``); or the name of a library's network and a checkpoint, with ':' between.
+        name (str): One of these: a finished run's work directory; ``CONFIG:CHECKPOINT``; a network
+            with its own weights (``timm::resnet18``, a model of mmpretrain's zoo,
+            ``module:callable``); or ``NETWORK:CHECKPOINT``, with the name of a library's network.
         key (str): The option, for messages.
 
     Raises:
-        ValueError: If it is nothing of these.
+        ValueError: If the name is none of these.
         FileNotFoundError: If a folder holds no run.
     """
     if Path(name).is_dir():
@@ -85,12 +85,12 @@ def find_model(name: str, key: str) -> Named:
 def load_test_images(
     source: str, groups: bool = False, changes: Mapping[str, Any] | None = None
 ) -> DataLoader:
-    """Builds the data loader of the test images of a run, or of a config.
+    """Builds a data loader of the test images of a run or config.
 
     Args:
-        source (str): A work directory, whose config is read as data, or a config.
-        groups (bool): Whether the data samples shall keep the images' 'group'. Defaults to False.
-        changes (Mapping[str, Any], optional): Changes of the config by key, such as
+        source (str): A config, or a work directory. The config in a work directory is not executed.
+        groups (bool): Whether the data samples keep the images' 'group'. Defaults to False.
+        changes (Mapping[str, Any], optional): Changes to the config by key, such as
             ``{'test_dataloader.dataset.mark': 'random'}``. Defaults to None.
 
     Raises:
@@ -136,19 +136,20 @@ def evaluate_models(
         student (str): See ``find_model``.
         teacher (str, optional): See ``find_model``. Defaults to None.
         base (str, optional): The student trained alone. Defaults to None.
-        data (str, optional): The work directory or config whose test images are taken. Defaults to
-            None: the first of the models' that has some.
+        data (str, optional): The work directory or config that gives the test images. Defaults to
+            None: the first model that has test images gives them.
         explainer (dict | str, optional): See ``ExplanationEvaluator``. Defaults to 'GradCAM'. None: the
             models only predict.
         num_samples (int, optional): Number of images. Defaults to None (all).
-        show_samples (int): Number of images that a report shows, those that flipped first. Defaults to
-            30.
-        groups (bool): Whether the images' groups are kept. Defaults to False.
+        show_samples (int): Number of random images that a report shows, after the images that
+            ``telling_images`` chooses. Defaults to 30.
+        groups (bool): Whether to keep the images' groups. Defaults to False.
         device (str): The device. Defaults to 'cpu'.
         changes (Mapping[str, Any], optional): See ``load_test_images``. Defaults to None.
 
     Raises:
-        ValueError: If models and data do not fit, or images have no group although asked for.
+        ValueError: If models and data do not fit together, or ``groups`` is set and images have no
+            group.
         FileNotFoundError: If a file or a run is missing.
     """
     given = dict(student=student, teacher=teacher, base=base)
@@ -158,7 +159,7 @@ def evaluate_models(
         raise ValueError('none of the models has test images; name a run or config by --data')
     loader = load_test_images(source, groups, changes)
     names = class_names(loader.dataset)
-    # Random maps of a given size take no forward, and nobody sees them
+    # Random maps of a fixed size need no forward pass, and no one sees them
     silent = dict(explainer=dict(type='RandomMap', size=2), metrics=())
     shown = dict(explainer=explainer, metrics=['MapAgreement'])
     evaluate = partial(
@@ -183,7 +184,7 @@ def evaluate_models(
 def run_accuracies(
     names: Sequence[str], source: str, device: str = 'cpu', changes: Mapping[str, Any] | None = None
 ) -> list[float]:
-    """The accuracies in [0, 1] of several runs of one method on the test images of a run or config."""
+    """Accuracies in [0, 1] of several runs of one method on the test images of ``source``."""
     found = []
     for name in names:
         rows = evaluate_models(
@@ -199,16 +200,19 @@ def write_audit(
     facts: Mapping[str, str],
     evaluation: Evaluation | None = None,
 ) -> None:
-    """Writes ``audit.json``, ``classes.csv`` and, of an evaluation, ``audit.csv`` and ``report.html``.
+    """Writes the files of an audit.
+
+    These are ``audit.json`` and ``classes.csv``, and with an evaluation ``audit.csv`` and
+    ``report.html``.
 
     Args:
         folder (str | Path): The folder; files of an earlier audit are replaced.
         findings (Findings): What the records say.
-        facts (Mapping[str, str]): What was compared: for each model its name.
-        evaluation (Evaluation, optional): The images. Defaults to None.
+        facts (Mapping[str, str]): The name of each compared model.
+        evaluation (Evaluation, optional): The evaluated images. Defaults to None.
 
     Raises:
-        WriteError: If a file cannot be written; those of an earlier audit stay.
+        WriteError: If a file cannot be written; the files of an earlier audit stay.
     """
     sentences = paragraph(findings)
     content = dict(
@@ -247,14 +251,14 @@ def audit_files(
     """Audits the CSV files of evaluations; see ``Records.from_csv`` and ``study``.
 
     Raises:
-        ValueError: If files do not fit each other, a name is no CSV file, or images have no group
-            although asked for.
+        ValueError: If the files do not fit together, a name is not a CSV file, or ``groups`` is set
+            and images have no group.
     """
     given = dict(student=student, teacher=teacher, base=base)
     given = {key: name for key, name in given.items() if name is not None}
     if others := [name for name in given.values() if Path(name).suffix != '.csv']:
         raise ValueError(
-            f'{others[0]} is no CSV file; a model by its values needs those of all models, as CSV files'
+            f'{others[0]} is not a CSV file; if one model is a CSV file, all must be CSV files'
         )
     records = Records.from_csv(given)
     if groups and records.group is None:
@@ -276,7 +280,7 @@ def load_student(named: Named, names: Sequence[str] | None) -> nn.Module:
 
 
 def teacher_spec(named: Named, names: Sequence[str] | None) -> dict[str, Any]:
-    """A teacher or base model as ``Distiller.teacher`` takes it."""
+    """A teacher or base model in a form that ``Distiller.teacher`` takes."""
     model = named.model
     if named.checkpoint is not None and names is not None and isinstance(model, str):
         if '::' in model and names_network(model):

@@ -1,4 +1,4 @@
-"""mmpretrain's command-line tools, so that mmkdx's take the same options in every version."""
+"""Runs mmpretrain's command-line tools, so mmkdx's tools have the installed version's options."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from mmkdx.data_configs import DataConfigError
 from mmkdx.files import WriteError, exit_on_write_error
 from mmkdx.lock import FolderInUseError, FolderLock
 
-#: The exit statuses of a run that a signal has stopped.
+#: The exit statuses of a run that a signal stopped.
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-#: Which variable of a launcher holds the number of the process.
+#: The environment variable that holds the process's rank, for each launcher.
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
-SIGNALS = """On SIGTERM or SIGINT (Ctrl-C) the current step ends, a checkpoint is written, and the
-exit status is 143 or 130; --resume then goes on with the next step. A second signal ends the run at
-once. On a cluster, let Slurm send the signal before the time is over: --signal=TERM@120 for srun, and
---signal=B:TERM@120 for a batch script that starts tools/dist_train.sh (see "Train at scale" in the
-docs)."""
+SIGNALS = """On SIGTERM or SIGINT (Ctrl-C) the run ends the current step, writes a checkpoint and
+exits with status 143 or 130. --resume then continues with the next step. A second signal ends it
+at once. On a cluster, let Slurm send the signal before the time limit: --signal=TERM@120 for
+srun, and --signal=B:TERM@120 for a batch script that starts tools/dist_train.sh (see "Train at
+scale" in the docs)."""
 
 
 def run_tool(name: str) -> None:
-    """Runs a script of mmpretrain's ``tools`` on a config that is made ready for this machine.
+    """Runs a script of mmpretrain's ``tools`` after preparing its config for this machine.
 
-    ``--resume`` without a checkpoint takes the last one that is whole, and a launcher on a machine
-    without CUDA connects its processes with gloo. 'test' takes ``--report``, ``--compare`` and
-    ``--base``, too. 'train' locks its work folder, saves by mmkdx's ``CheckpointHook``, and stops with a
-    checkpoint on SIGTERM and SIGINT.
+    ``--resume`` without a checkpoint takes the last complete one. On a machine without CUDA,
+    launchers use gloo. 'test' also takes ``--report``, ``--compare`` and ``--base``. 'train' locks
+    its work folder and saves with mmkdx's ``CheckpointHook``. On SIGTERM or SIGINT it writes a
+    checkpoint and stops.
 
     Args:
         name (str): 'train' or 'test'.
 
     Raises:
-        SystemExit: With a sentence, if another run trains in the work folder, a checkpoint cannot be
-            loaded, a config is no data or a file cannot be written; with status 143 or 130 after a
-            signal.
+        SystemExit: With a message, if another run trains in the work folder, the config has a
+            mistake, a checkpoint cannot be loaded or a file cannot be written. With status 143 or
+            130 after a signal.
     """
     own = _own_options(name)
     tool = mmpretrain_tool(name)
@@ -67,7 +67,7 @@ def run_tool(name: str) -> None:
             locks.append(FolderLock(cfg.work_dir, advice, own.force))
         prepare_cpu_launch(cfg, args.launcher)
         if name == 'test':
-            cfg.resume = False  # the config of a resumed run keeps it
+            cfg.resume = False  # the saved config of a resumed run says True
             _change_hooks(cfg, own)
         else:
             _add_hooks(cfg)
@@ -120,7 +120,7 @@ def mmpretrain_tool(name: str) -> ModuleType:
 
 
 def _own_options(name: str) -> argparse.Namespace:
-    """Takes options of ours out of the command line, since mmpretrain's parser refuses them."""
+    """Takes mmkdx's options out of ``sys.argv``, since mmpretrain's parser refuses them."""
     parser = argparse.ArgumentParser(
         add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -172,9 +172,9 @@ def _add_report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_hooks(cfg: Config) -> None:
-    """Gives a training our checkpoints and the reaction to signals.
+    """Adds mmkdx's ``CheckpointHook`` and ``InterruptionHook`` to a training config.
 
-    Configs of other scopes than mmkdx and mmpretrain cannot name them, and keep mmengine's checkpoints.
+    Configs with another scope than mmkdx or mmpretrain cannot name these hooks and do not change.
     """
     if cfg.get('default_scope') not in ('mmkdx', 'mmpretrain'):
         return
@@ -191,7 +191,7 @@ def _add_hooks(cfg: Config) -> None:
 
 
 def _change_hooks(cfg: Config, own: argparse.Namespace) -> None:
-    """Tells the config's ``ExplainHook`` what options of ours say."""
+    """Applies mmkdx's options to the config's ``ExplainHook``."""
     changes = {}
     if own.report:
         changes['report'] = dict(text.split('=', 1) for text in own.compare) or True

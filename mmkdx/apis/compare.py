@@ -1,4 +1,4 @@
-"""Comparing explainers of a model by its config or name."""
+"""Compares explainers on a model that is given by config or name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmkdx.registry import DATASETS
 
 
 class ImageFiles(Dataset):
-    """Image files, prepared as an inferencer prepares them, without labels."""
+    """Unlabelled image files, prepared by the pipeline of an inferencer."""
 
     def __init__(self, inferencer: ExplainInferencer, files: Sequence[str]) -> None:
         given = (inferencer._inputs_to_list(each) for each in files)
@@ -41,13 +41,13 @@ def compare_explainers_of(
     batch_size: int = 16,
     **options: Any,
 ) -> Comparison:
-    """Compares explainers of a model that is given as to ``ExplainInferencer``.
+    """Compares explainers on a model, given in a form that ``ExplainInferencer`` takes.
 
     Args:
         model (str | Config): A config of a distillation or of a classifier, a name of mmpretrain's zoo,
             or the name of a network of another library (``timm::resnet18``).
-        checkpoint (str | bool): A checkpoint, or, for a name, whether to take the weights of the zoo or
-            the library. Defaults to True.
+        checkpoint (str | bool): A checkpoint; or, for a model's name, whether to load the weights
+            of its zoo or library. Defaults to True.
         images (Sequence[str]): Images, or folders of images. Defaults to (): the test data of the
             config, with their labels and masks.
         device (str): The device. Defaults to 'cpu'.
@@ -57,7 +57,7 @@ def compare_explainers_of(
             ``seed`` of ``mmkdx.evaluation.compare_explainers``.
 
     Raises:
-        ValueError: If model, images, explainers and metrics do not fit.
+        ValueError: If model, images, explainers and metrics do not fit together.
     """
     teacher = 0 if which == 'teacher' else None
     inferencer = ExplainInferencer(model, checkpoint, device, teacher=teacher)
@@ -80,7 +80,7 @@ def compare_explainers_of(
 def with_options(
     explainers: Sequence[str] | None, metrics: Sequence[str] | None, options: dict[str, Any]
 ) -> tuple[list[dict] | None, list[dict] | None]:
-    """Configs of explainers and metrics from their types and from options like 'GradCAM.layer'.
+    """Builds configs of explainers and metrics from types and from options like 'GradCAM.layer'.
 
     Raises:
         ValueError: If an option belongs to none of them.
@@ -96,8 +96,8 @@ def with_options(
         fits = [config for config in configs if config['type'] == kind]
         if not dot or not fits:
             raise ValueError(
-                f'--options {key}: write EXPLAINER.OPTION or METRIC.OPTION, of one that --explainers or '
-                '--metrics names'
+                f'--options {key}: write EXPLAINER.OPTION or METRIC.OPTION, with a name that '
+                '--explainers or --metrics lists'
             )
         for config in fits:
             config[option] = value

@@ -1,4 +1,4 @@
-"""The parts of a new config, by rules that the guide *Your own model and data* lists."""
+"""Builds the parts of a new config, by the rules in the guide *Your own model and data*."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from mmkdx.datasets.survey import Survey
 from mmkdx.distillation.models import weights_source
 from mmkdx.models.libraries import names_network
 
-#: Mean and std of ImageNet in RGB, for networks that do not say theirs.
+#: Mean and std of ImageNet in RGB, for networks that do not state their own.
 IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-#: Images in a batch of training, at most and, where there are enough, at least.
+#: The largest training batch, and the smallest one if there are enough images.
 MAX_BATCH, MIN_BATCH = 64, 8
-#: The least number of steps in an epoch, which makes batches smaller.
+#: The least number of steps in an epoch; batches are made smaller to reach it.
 MIN_STEPS = 8
-#: The learning rate of a batch of ``MAX_BATCH``; it grows with the root of the batch size.
+#: The learning rate for ``MAX_BATCH`` images; it scales with the square root of the batch size.
 LEARNING_RATE = 2e-3
 
 
 @dataclass
 class Plan:
-    """What is chosen for the configs.
+    """The choices for the configs.
 
     Args:
         data (Survey): The images.
@@ -57,12 +57,12 @@ class Plan:
 
     @property
     def teacher_epochs(self) -> int:
-        """Epochs of a teacher that learns the classes."""
+        """Epochs of a teacher's training on the data."""
         return max(1, self.epochs // 5)
 
 
 def student_text(plan: Plan, method: Method, student: Network, teacher: Network, spec: dict) -> str:
-    """The config of the distillation, with ``spec`` for the teacher."""
+    """The text of the distillation's config, with ``spec`` as its teacher."""
     maps = all(each.has_maps(plan.side) for each in (student, teacher))
     hook = dict(
         type='ExplainHook',
@@ -77,7 +77,7 @@ def student_text(plan: Plan, method: Method, student: Network, teacher: Network,
     named = names_network(student.spec)
     model = dict(
         type='Distiller',
-        # The number of classes is that of data_preprocessor
+        # A named network takes the number of classes from data_preprocessor
         student=student.spec if named else student.with_classes(len(plan.data.classes)),
         teacher=spec,
         input_size=plan.side,
@@ -122,7 +122,7 @@ def student_text(plan: Plan, method: Method, student: Network, teacher: Network,
 
 
 def teacher_text(plan: Plan, teacher: Network, checkpoint: str | None) -> str:
-    """The config that trains the teacher on the data, from the weights that it has."""
+    """The text of the config that fine-tunes the teacher on the data."""
     count = len(plan.data.classes)
     spec = teacher.with_classes(count)
     if not names_network(teacher.spec):
@@ -158,7 +158,7 @@ def teacher_text(plan: Plan, teacher: Network, checkpoint: str | None) -> str:
 
 
 def normalisation(plan: Plan, network: Network) -> dict:
-    """The data preprocessor of a network, for images in BGR."""
+    """The config of a network's data preprocessor, for images in BGR."""
     known = network.facts.images
     mean, std, to_rgb = known.mean, known.std, known.order == 'rgb'
     if mean is None or std is None:
@@ -211,7 +211,7 @@ def images(plan: Plan) -> dict:
 
 
 def schedule(plan: Plan, epochs: int, rate: float) -> dict:
-    """Optimizer, learning rate, and how often is validated, saved and logged."""
+    """The optimizer, the learning rate, and how often to validate, save and log."""
     warm_up, interval = max(1, epochs // 20), -(-epochs // 4)
     rates = [dict(type='LinearLR', start_factor=0.01, end=warm_up)]
     if epochs > warm_up:

@@ -12,15 +12,15 @@ WIDTH = 100
 
 
 class Reference(str):
-    """A name in a config that stands for a value above it, such as ``val_dataloader``."""
+    """The name of a value that a config defines further up, such as ``val_dataloader``."""
 
 
 def config_text(head: Sequence[str], parts: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The text of a Python config.
 
     Args:
-        head (Sequence[str]): The comment at the top, a line each.
-        parts (Sequence[tuple[str, Mapping]]): A comment and the keys below it.
+        head (Sequence[str]): The lines of the comment at the top.
+        parts (Sequence[tuple[str, Mapping]]): Comments, each with the keys below it.
     """
     lines = [f'# {printable(line)}' for line in head]
     for comment, keys in parts:
@@ -34,13 +34,13 @@ def config_text(head: Sequence[str], parts: Sequence[tuple[str, Mapping[str, Any
 
 
 def render(value: Any, used: int = 0, depth: int = 0, after: int = 0) -> str:
-    """The source of a value: in one line where it fits, else with one part in each line.
+    """The Python source of a value, on one line if it fits, else with one part per line.
 
     Args:
         value (Any): Dicts, lists, tuples, texts, numbers, booleans, None and ``Reference``.
-        used (int): The characters before it in its line. Defaults to 0.
-        depth (int): The levels that it is indented by. Defaults to 0.
-        after (int): The characters after it in its line. Defaults to 0.
+        used (int): Number of characters before it on its line. Defaults to 0.
+        depth (int): Number of indentation levels. Defaults to 0.
+        after (int): Number of characters after it on its line. Defaults to 0.
     """
     if isinstance(value, Reference):
         return str(value)

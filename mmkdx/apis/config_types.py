@@ -1,4 +1,4 @@
-"""Options of any package, compared with the signature of what they build."""
+"""Checks a config's options against the signatures of the parts that they build."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mmkdx import registry
 from mmkdx.distillation.teachers import Teacher
 from mmkdx.models.libraries import near_names
 
-#: What a value may be, in words for messages.
+#: The types of values, in words for messages.
 WORDS = dict(
     boolean='True or False', number='a number', text='a text', list='a list', dict='a dict'
 )
 #: Options that may be infinite.
 INFINITE = ('norm_type',)
-#: Parts that are dicts with a type: in which lists and sections they stand, by the end of the path.
+#: Parts that are dicts with a type, in lists and in sections, each by the end of its path.
 LISTS = ('pipeline', '_evaluator', 'custom_hooks', 'param_scheduler')
 SECTIONS = dict(
     dataset=('_dataloader', '.dataset'), sampler='_dataloader', optimizer='optim_wrapper'
@@ -35,16 +35,16 @@ PARTS = ('backbone', 'neck', 'head', 'loss', *SECTIONS)
 
 
 def check_types(options: dict) -> None:
-    """Refuses options of a wrong kind, such as a text for a number, whoever reads them.
+    """Refuses options of a wrong type, such as a text for a number, in any part of a config.
 
-    The kinds are those of the annotation and the default in the signature of what is built. Where these
-    say nothing, anything is taken. NaN is refused, and infinity but for ``INFINITE``.
+    The annotation and the default in the part's signature give the types. Without them, any value
+    is accepted. NaN is refused, and so is infinity, except for the options in ``INFINITE``.
 
     Args:
         options (dict): A config.
 
     Raises:
-        ValueError: If there is one; the message names its path.
+        ValueError: If there is such an option; the message names its path.
     """
     for path, value in _dicts(options):
         reader = _reader(path, value)
@@ -54,7 +54,7 @@ def check_types(options: dict) -> None:
 
 
 def _mistake(path: str, key: str, value: Any, reader: Callable | None) -> str:
-    """What an option must be, in words, where it is not; else ''."""
+    """Says what a wrong option must be; '' for a right one."""
     if isinstance(value, float) and not (
         math.isfinite(value) or math.isinf(value) and key in INFINITE
     ):
@@ -74,7 +74,7 @@ def _mistake(path: str, key: str, value: Any, reader: Callable | None) -> str:
 
 
 def _dicts(value: Any, path: str = '') -> Iterator[tuple[str, dict]]:
-    """All dicts of a config, and its lists as dicts, with their paths."""
+    """Yields the path and the content of each dict of a config, and of each list as a dict."""
     if isinstance(value, dict | list | tuple):
         value = value if isinstance(value, dict) else dict(enumerate(value))
         yield path, value
@@ -83,7 +83,7 @@ def _dicts(value: Any, path: str = '') -> Iterator[tuple[str, dict]]:
 
 
 def _reader(path: str, value: dict) -> Callable | None:
-    """What reads a dict of options; None where that is unknown."""
+    """The class or function that reads a dict of options; None if it is unknown."""
     kind = value.get('type')
     if isinstance(kind, str):
         return _registered(kind)
@@ -102,7 +102,7 @@ def _reader(path: str, value: dict) -> Callable | None:
 
 @cache
 def _registered(name: str) -> Callable | None:
-    """What stands under a name in the registries, if that is one thing."""
+    """The object with this name in the registries, if there is exactly one."""
     registries = [each for each in vars(registry).values() if isinstance(each, Registry)]
     found = {id(kind): kind for each in registries if (kind := each.get(name)) is not None}
     return next(iter(found.values())) if len(found) == 1 else None
@@ -110,8 +110,8 @@ def _registered(name: str) -> Callable | None:
 
 @cache
 def _takes(reader: Callable, name: str) -> set[str] | None:
-    """The kinds of values that an option takes; None for anything, or where it is unknown."""
-    # Arguments that a class passes on are in the signature of a base
+    """The types that an option takes; None if it takes any type, or this is unknown."""
+    # Arguments that a class passes on are in a base class's signature
     for owner in inspect.getmro(reader) if inspect.isclass(reader) else (reader,):
         function = vars(owner).get('__init__') if inspect.isclass(owner) else owner
         if function is None:
@@ -130,7 +130,7 @@ def _takes(reader: Callable, name: str) -> set[str] | None:
 def _kinds(function: Callable, parameter: inspect.Parameter) -> set[str] | None:
     try:
         hint = typing.get_type_hints(function).get(parameter.name)
-    except Exception:  # of a name that is imported for type checkers alone
+    except Exception:  # the hint may be a name imported for type checkers only
         hint = None
     default = None if parameter.default is parameter.empty else _kind(parameter.default)
     kinds = _hinted(hint)
@@ -138,7 +138,7 @@ def _kinds(function: Callable, parameter: inspect.Parameter) -> set[str] | None:
         # Without an annotation, 1 may stand for True, and a dict for a list of dicts
         also = dict(number=(), boolean=('number',), list=('dict', 'None'), dict=('list', 'None'))
         return {default, *also[default]} if default in also else None
-    # None often stands for no dict where the default is one
+    # If the default is a dict, None often means no dict
     more = {None: set(), 'dict': {'dict', 'None'}}.get(default, {default})
     return kinds | more
 
@@ -167,7 +167,7 @@ def _hinted(hint: Any) -> set[str] | None:
 
 
 def _kind(value: Any) -> str | None:
-    """The kind of a value, 'None' or one of ``WORDS``; None for others."""
+    """The type of a value: 'None' or a key of ``WORDS``; None for other types."""
     if value is None or isinstance(value, bool):
         return 'None' if value is None else 'boolean'
     kinds = dict(number=Number, text=(str, PathLike), dict=Mapping, list=(list, tuple, set, range))

@@ -1,4 +1,4 @@
-"""What a config will do, found without data and without training."""
+"""Finds out what a config will do, without data and without training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build_from_config(cfg: Config) -> nn.Module:
 
 
 def build_rest(cfg: Config, model: nn.Module) -> None:
-    """Builds what a run has beside its model and data: optimizer, schedulers, evaluators and own hooks.
+    """Builds the optimizer, schedulers, evaluators and custom hooks of a run.
 
     Raises:
         ValueError: If one cannot be built; the message names its key in the config.
@@ -60,7 +60,7 @@ def build_rest(cfg: Config, model: nn.Module) -> None:
 
 @contextmanager
 def naming(key: str) -> Iterator[None]:
-    """A context whose errors become a ``ValueError`` of one line that begins with a config key."""
+    """Turns an error in a block into a one-line ``ValueError`` that begins with a config key."""
     try:
         yield
     except Exception as error:
@@ -69,7 +69,7 @@ def naming(key: str) -> Iterator[None]:
 
 
 def first_dataloader(cfg: Config) -> dict:
-    """The config of the data loader of training, else of validation or test.
+    """The config of the training data loader, else of the validation or test data loader.
 
     Raises:
         ValueError: If there is none.
@@ -78,7 +78,7 @@ def first_dataloader(cfg: Config) -> dict:
     loader = next((cfg[key] for key in keys if cfg.get(key)), None)
     if loader is None:
         raise ValueError(
-            f'the config has none of {", ".join(keys)}, whose transforms make the batch'
+            f'the config has none of {", ".join(keys)}; one of them must give the transforms'
         )
     return loader
 
@@ -98,12 +98,12 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
         ValueError: If the config has no data loader.
     """
     loader = first_dataloader(cfg)
-    # As the sampler would arrange them
+    # PairSampler puts the two images of a pair in a row
     in_a_row = 2 if type_name(loader.get('sampler') or {}) == 'PairSampler' else 1
     # The parts of a ConcatDataset may have different transforms
     steps = [file_pipeline(leaf, loaded=True) for leaf in leaf_configs(loader.dataset)]
     pipelines = [
-        # Made-up colours have no order
+        # Random images have no channel order
         compose(
             step
             for step in each
@@ -130,9 +130,9 @@ def synthetic_batch(cfg: Config, num_images: int = 2, seed: int = 0) -> dict:
 
 
 def multiply_adds(model: nn.Module, size: Sequence[int], channels: int = 3) -> int:
-    """Multiply-adds of one image's forward, which mmpretrain's model zoo lists as FLOPs.
+    """Multiply-adds of a forward pass with one image, which mmpretrain's model zoo lists as FLOPs.
 
-    Those of convolutions and matrix products count. ``size`` is height and width of the image.
+    Only convolutions and matrix products count. ``size`` is height and width of the image.
     """
     with fake_forward(model), FlopCounterMode(display=False) as counter:
         forward_tensor(model, torch.empty(1, channels, *size))
@@ -142,14 +142,15 @@ def multiply_adds(model: nn.Module, size: Sequence[int], channels: int = 3) -> i
 def floor_factor(student: int, teachers: Sequence[int]) -> float:
     """The least cost of a distillation step, in steps of the student alone.
 
-    A training step is about three forwards, a teacher adds one: ``1 + sum(F_t) / (3 F_s)``, with the
-    multiply-adds F of the student and of the teachers that run in a step.
+    A training step costs about three forward passes, and a teacher adds one:
+    ``1 + sum(F_t) / (3 F_s)``. F_s and F_t are the multiply-adds of the student and of each teacher
+    that runs in a step.
     """
     return 1 + sum(teachers) / (3 * student)
 
 
 def one_step(model: nn.Module, batch: dict) -> tuple[dict[str, float], list[str]]:
-    """Runs one training step of a model of mmengine on a batch, without an optimizer.
+    """Runs one training step of an mmengine model on a batch, without an optimizer.
 
     Returns:
         tuple[dict[str, float], list[str]]: The logged values, and the names of the parameters that
@@ -165,7 +166,7 @@ def one_step(model: nn.Module, batch: dict) -> tuple[dict[str, float], list[str]
 
 
 def term_rows(distiller: Distiller, size: Sequence[int]) -> list[list[str]]:
-    """What a distiller compares with what, for images of a height and width: a row for each term.
+    """Makes a table row for each term: what the distiller compares, for images of a given size.
 
     Returns:
         list[list[str]]: Name, loss, the student's tap and shape, the teacher's tap and shape, the

@@ -1,4 +1,4 @@
-"""Measuring the explanations of plain PyTorch modules."""
+"""Measures the explanations of plain PyTorch modules."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ def evaluate_explanations(
 ) -> Evaluation:
     """Explains models on images and measures the explanations, as ``ExplainHook`` does in a run.
 
-    The models come out as they were; a teacher and a base model move to the student's device.
+    The models do not change, but a teacher and a base model move to the student's device.
 
     Args:
         student (nn.Module | dict | str): The classifier; any module that ``mmkdx.models.describe``
             knows, or a name in the forms of ``Distiller.student``.
-        data (DataLoader): Yields (images, labels), the images as the student takes them. Its data set
-            is read by position, so its sampler does not matter.
+        data (DataLoader): Yields (images, labels), with images that are ready for the student. Its
+            data set is read by index, so its sampler does not matter.
         teacher (nn.Module | dict | str, optional): Another classifier of the same classes. Defaults
             to None.
         base (nn.Module | dict | str, optional): The student trained alone. Defaults to None.
         explainer (dict | str | Explainer): See ``ExplanationEvaluator``. Defaults to 'GradCAM'.
         metrics (Sequence[dict | str]): The metrics, each a type or a config. Defaults to
             ('DeletionInsertion', ).
-        out_dir (str | Path, optional): Where ``test.csv``, ``test.json``, ``test.txt`` and
-            ``report.html`` are written, in place of those of an earlier call. Defaults to None: no
-            files.
-        telling (bool): Whether the pictures also have the images that say most, see ``telling_images``.
-            Defaults to True.
+        out_dir (str | Path, optional): The folder for ``test.csv``, ``test.json``, ``test.txt`` and
+            ``report.html``. Files of an earlier call are replaced. Defaults to None: no files.
+        telling (bool): Whether to also show the images that ``telling_images`` chooses. Defaults to
+            True.
         **options: ``num_samples``, ``show_samples``, ``target``, ``unicam``, ``context_size``,
             ``seed`` and ``floor`` of ``ExplanationEvaluator``.
 
     Returns:
-        Evaluation: The ``scores`` by name, each image's values in ``rows``; printed it is a table.
+        Evaluation: ``scores`` by name, and each image's values in ``rows``. It prints as a table.
 
     Raises:
-        ValueError: If an argument is out of range, or models, data and metrics do not fit.
-        WriteError: If a file cannot be written; those of an earlier call stay.
+        ValueError: If an argument is out of range, or models, data and metrics do not fit
+            together.
+        WriteError: If a file cannot be written; the files of an earlier call stay.
     """
     owner = 'evaluate_explanations'
     if not isinstance(data, DataLoader) or not hasattr(data.dataset, '__getitem__'):
@@ -66,7 +66,7 @@ def evaluate_explanations(
     options.update(teacher=teacher, base=base, owner=owner)
     if not isinstance(student, nn.Module):
         student = build_model(student, 'student')
-        if isinstance(student, PlainClassifier):  # whose preprocessor would prepare images again
+        if isinstance(student, PlainClassifier):  # its preprocessor would normalise twice
             student = student.model
     evaluator = ExplanationEvaluator(explainer, metrics, **options)
     with _restored(teacher, base):
@@ -97,7 +97,7 @@ def evaluate_explanations(
 
 @contextmanager
 def _restored(*models: Any) -> Iterator[None]:
-    """A context after which modules have the modes and trainable parameters that they had before."""
+    """Restores the modes of modules and their trainable parameters after a block."""
     known = [model for model in models if isinstance(model, nn.Module)]
     before = [(each, 'training', each.training) for model in known for each in model.modules()]
     before += [(p, 'requires_grad', p.requires_grad) for m in known for p in m.parameters()]

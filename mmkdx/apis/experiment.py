@@ -1,4 +1,4 @@
-"""A whole experiment on one page: the runs of several methods, with one seed or several."""
+"""Compares the runs of several methods on the same test images."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from mmkdx.explain.base import undisturbed
 from mmkdx.models.families import describe
 from mmkdx.models.libraries import names_network
 
-#: The names of the models beside the methods.
+#: The names of the models to which the methods are compared.
 MARKS = ('teacher', 'base')
-#: Scores of a run's ``ExplainHook`` that the table shows where all runs of a method have them.
+#: Scores of ``ExplainHook`` that the table shows if all runs of a method have them.
 LOGGED = ('deletion', 'insertion')
 
 
 @dataclass
 class Picture:
-    """An image, and what all models see in it.
+    """An image with the maps and predictions of all models.
 
     Args:
         image (np.ndarray): RGB, uint8 of shape (H, W, 3).
@@ -44,7 +44,7 @@ class Picture:
         label (int): The label.
         predictions (dict[str, int]): What each model predicts.
         agreement (dict[str, float]): For each method the Pearson correlation of its map with the
-            teacher's.
+            teacher's map.
     """
 
     image: np.ndarray
@@ -56,16 +56,16 @@ class Picture:
 
 @dataclass
 class Experiment:
-    """What several methods did on the same test images.
+    """The results of several methods on the same test images.
 
     Args:
         groups (dict[str, list[str]]): The work directories of each method's runs.
         methods (dict[str, Method]): The runs' values.
-        marks (dict[str, Method]): Those of 'teacher' and, if there is one, 'base'.
+        marks (dict[str, Method]): The values of 'teacher' and, if there is one, 'base'.
         parameters (dict[str, int]): The number of parameters of each model.
-        logged (dict[str, dict[str, float]]): For each method the mean of its seconds of training, and of
-            those of ``LOGGED`` that its runs measured.
-        facts (dict[str, str]): What is to be known.
+        logged (dict[str, dict[str, float]]): For each method the mean training time in seconds, and
+            the mean of each score in ``LOGGED`` that all its runs have.
+        facts (dict[str, str]): The setup, such as the teacher and the explainer.
         images (int): Number of test images.
         mapped (int): Number of images whose maps were compared.
         classes (Sequence[str], optional): The names of the classes.
@@ -90,7 +90,7 @@ class Experiment:
 
     @property
     def details(self) -> list[Sentence]:
-        """What stands under it."""
+        """The sentences below the first paragraph."""
         return [each for each in self._sentences if each.rule.endswith('differences')]
 
     @cached_property
@@ -101,13 +101,13 @@ class Experiment:
 def group_runs(
     work_dirs: Sequence[str | Path], names: Sequence[str] | None = None
 ) -> dict[str, list[str]]:
-    """Groups the runs of one method with several seeds.
+    """Groups runs by method.
 
     Args:
         work_dirs (Sequence[str | Path]): The runs' work directories.
-        names (Sequence[str], optional): The method of each run; runs with one name are one method.
-            Defaults to None: folders ``seed_<k>`` in one folder are a method of that folder's name, as
-            ``run_seeds`` writes them, and any other run is a method.
+        names (Sequence[str], optional): The method of each run; runs with the same name are one
+            method. Defaults to None: the folders ``seed_<k>`` in one folder (see ``run_seeds``) are
+            one method with that folder's name. Any other run is a method of its own.
 
     Raises:
         ValueError: If a run is given twice, or names are missing or reserved.
@@ -128,8 +128,8 @@ def group_runs(
         groups.setdefault(name, []).append(str(path))
     if reserved := [name for name in groups if name in MARKS]:
         raise ValueError(
-            f'a method is called {reserved[0]!r}, as the page calls the model beside the methods; leave '
-            'the run out, or choose another name by --names'
+            f'a method is called {reserved[0]!r}, which is reserved for another model on the page; '
+            'leave the run out, or choose another name by --names'
         )
     return groups
 
@@ -149,20 +149,20 @@ def compare_methods(
     Args:
         groups (Mapping[str, Sequence[str]]): The work directories of each method's runs, see
             ``group_runs``.
-        teacher (str, optional): See ``find_model``. Defaults to None: the teacher of the distillations
-            among the runs, which must have the same one.
+        teacher (str, optional): See ``find_model``. Defaults to None: the teacher that all
+            distillations among the runs share.
         base (str, optional): The student trained alone, see ``find_model``. Defaults to None.
-        data (str, optional): The work directory or config whose test images are taken. Defaults to
-            None: the first run's.
+        data (str, optional): The work directory or config that gives the test images. Defaults to
+            None: the first run.
         explainer (dict | str, optional): See ``ExplanationEvaluator``. Defaults to 'GradCAM'. None: the
             models only predict.
         num_samples (int, optional): Number of images whose maps are compared, drawn at random with
             seed 0. Defaults to 100. None: all.
-        show_samples (int): How many of these the page shows. Defaults to 4.
+        show_samples (int): Number of these images that the page shows. Defaults to 4.
         device (str): The device. Defaults to 'cpu'.
 
     Raises:
-        ValueError: If models and data do not fit, or no teacher is known.
+        ValueError: If models and data do not fit together, or no teacher is known.
         FileNotFoundError: If a file or a run is missing.
     """
     named = {(name, run): find_model(run, 'RUN') for name, runs in groups.items() for run in runs}
@@ -174,12 +174,12 @@ def compare_methods(
     spec = _find_teacher(named, teacher, names)
     logged = {name: _logged(runs) for name, runs in groups.items()}
     found = Experiment(dict(groups), logged=logged, classes=names)
-    _check_classes(named, loader)  # before the long work
+    _check_classes(named, loader)  # before the long computation
     values: dict[str, list[dict[str, np.ndarray]]] = {}
     guide: np.ndarray | None = None
     for (name, _), each in named.items():
         student = load_student(each, names).to(device)
-        # Random maps of a given size take no forward, and nobody sees them
+        # Random maps of a fixed size need no forward pass, and no one sees them
         plain = _evaluate(
             student, loader, None if guide is not None else spec, dict(type='RandomMap', size=2)
         )
@@ -223,7 +223,7 @@ def compare_methods(
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """For each path its last part, or as many as are needed to tell different paths apart."""
+    """Shortens each path to the fewest last parts that tell different paths apart."""
 
     def tail(path: Path) -> str:
         for count in range(1, len(path.parts)):
@@ -238,13 +238,13 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
 def _find_teacher(
     named: Mapping[tuple[str, str], Named], teacher: str | None, names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """The teacher as ``Distiller.teacher`` takes it: the given one, or that of all distillations."""
+    """The given teacher, or the one of all distillations, in a form of ``Distiller.teacher``."""
     if teacher is not None:
         return teacher_spec(find_model(teacher, '--teacher'), names)
     known: list[Any] = []
     for each in named.values():
         spec = each.model.get('teacher') if isinstance(each.model, dict) else None
-        while isinstance(spec, dict) and 'teacher' in spec:  # whose outputs were cached
+        while isinstance(spec, dict) and 'teacher' in spec:  # cached outputs of a teacher
             spec = spec['teacher']
         if spec is not None and spec not in known:
             known.append(spec)
@@ -260,14 +260,14 @@ def _find_teacher(
 
 
 def _teacher_text(spec: Any) -> str:
-    """How a page calls a teacher: by its checkpoint, or else by its name."""
+    """The name of a teacher on a page: its checkpoint, or else its model."""
     if isinstance(spec, dict):
         return str(spec.get('checkpoint') or spec.get('model') or spec.get('type'))
     return str(spec)
 
 
 def _check_classes(named: Mapping[tuple[str, str], Named], loader: DataLoader) -> None:
-    """Refuses runs whose classes are not those of the test images, by a forward of one image."""
+    """Checks, with one image, that each run has the classes of the test images."""
     names = class_names(loader.dataset)
     wanted, whose = (0, '') if names is None else (len(names), 'the test images')
     first = loader.collate_fn([loader.dataset[min(images(loader.dataset).values())]])
@@ -311,7 +311,7 @@ def _evaluate(
 
 
 def _keep_pictures(pictures: dict[int, Picture], name: str, found: Evaluation) -> None:
-    """Adds a method's maps to the pictures; those of the first method bring the teacher's."""
+    """Adds a method's maps to the pictures; the first method also adds the teacher's maps."""
     for index, (image, maps) in found.maps.items():
         row = found.rows[index]
         picture = pictures.setdefault(index, Picture(image, int(row['label'])))
@@ -323,7 +323,7 @@ def _keep_pictures(pictures: dict[int, Picture], name: str, found: Evaluation) -
 
 
 def _logged(runs: Sequence[str]) -> dict[str, float]:
-    """The means over runs of the seconds of training and of logged scores that all of them have."""
+    """Means over runs of the training seconds and of the logged scores that all runs have."""
     found: dict[str, list[float]] = {}
     for run in runs:
         parts = training_parts(Path(run))

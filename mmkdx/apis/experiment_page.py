@@ -1,4 +1,4 @@
-"""The page of a whole experiment."""
+"""Writes the page of an experiment."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def write_experiment(path: str | Path, found: Experiment) -> Path:
         size = '-' if count is None else f'{count:,}'
         rows.append([name, '-' if name in MARKS else str(method.seeds), size, *cells])
     note = (
-        'Means with 95 % intervals: over seeds, and of one run over images. A star is the teacher and a '
-        'cross the base model. Seconds are of the training, evaluations included.'
+        'Means with 95 % intervals over seeds, or over images for a single run. A star marks the '
+        'teacher, a cross the base model. Seconds are the training time, evaluations included.'
     )
     if logged:
         note += (
@@ -67,7 +67,7 @@ def write_experiment(path: str | Path, found: Experiment) -> Path:
 
 
 def _mark(name: str, method: Method, key: str) -> Mark:
-    """A method in a scatter plot; the teacher agrees with itself."""
+    """A method's mark in a scatter plot; the teacher fully agrees with itself."""
     accuracy, measure = MEASURES['accuracy'], MEASURES[key]
     x, fixed = method.score('accuracy'), name if name in MARKS else ''
     text = f'{accuracy.head} {accuracy.cell(x)}'
@@ -86,7 +86,7 @@ def _percent(score: Score) -> Score:
 
 
 def _gallery_item(found: Experiment, index: int) -> GalleryItem:
-    """A picture with each model's map, the base model after the teacher."""
+    """A picture with the maps of the teacher, the base model and the methods, in this order."""
     picture = found.pictures[index]
     order = [name for name in (*MARKS, *found.methods) if name in picture.maps]
     captions = {

@@ -1,4 +1,4 @@
-"""Explaining images, with a model by name, config or object."""
+"""Explains images with a model that is given by name, config or object."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ from mmkdx.visualization.rendering import label_text, write_picture
 class ExplainInferencer(ImageClassificationInferencer):
     """Explains images: where a student and its teacher look.
 
-    Image files are loaded and prepared as the config's test data set loads and prepares its own.
+    Image files go through the test pipeline of the config.
 
     Args:
-        model (str | Config | BaseModel): A model name of mmpretrain's zoo, the name of a network of
-            another library (``timm::resnet18``), a config (of a distillation or of a plain classifier)
-            or its path, or a model object of mmpretrain or mmkdx. For another library's network the
-            middle of an image is taken, 87.5 % of its shorter side.
-        pretrained (bool | str): A checkpoint, or, for a name, whether to take the weights of the zoo or
-            the library. Defaults to True.
+        model (str | Config | BaseModel): A model name of mmpretrain's zoo, the name of another
+            library's network (``timm::resnet18``), a config or its path, or a model object of
+            mmpretrain or mmkdx. A config is of a distillation or of a plain classifier. Another
+            library's network gets the centre crop of an image: 87.5 % of its shorter side.
+        pretrained (bool | str): A checkpoint; or, for a model's name, whether to load the weights
+            of its zoo or library. Defaults to True.
         device (str | torch.device, optional): The device. Defaults to None (the CPU).
         explainer (dict | str | Explainer): See ``ExplainHook``. Defaults to 'GradCAM'.
         teacher (int | dict | str | None): See ``ExplainHook``. Defaults to 0.
         base (dict | str, optional): See ``ExplainHook``. Defaults to None.
-        classes (Sequence[str], optional): The names of the classes. Defaults to None: those of the
-            checkpoint, of the test data set or of the model.
-        **kwargs: Changes of the model's config for a name of the zoo, the library's arguments for one of
-            another library.
+        classes (Sequence[str], optional): The names of the classes. Defaults to None: the names in
+            the checkpoint, the test data set or the model.
+        **kwargs: For a name of the zoo, changes to the model's config. For a network of another
+            library, its arguments.
 
     Example:
         >>> inferencer = ExplainInferencer('resnet18_8xb32_in1k', explainer='LayerCAM')
@@ -64,7 +64,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         >>> result['pred_class'], result['maps']['student'].shape
 
     Raises:
-        ValueError: If the explainer, the teacher or the model is not to be had.
+        ValueError: If the explainer, the teacher or the model cannot be found or built.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         if self.classes is None:
             dataset = self.config.test_dataloader.dataset
             self.classes = config_class_names(dataset) or describe(self.model).classes
-        #: What pictures and tables call the model: a plain one by its name.
+        #: The model's name in pictures and tables; a plain classifier has its own name.
         self.student = 'student'
         if not isinstance(self.model, Distiller) and len(self.subjects) == 1:
             self.student = Path(self.config.filename or describe(self.model).name).stem
@@ -113,23 +113,25 @@ class ExplainInferencer(ImageClassificationInferencer):
             inputs (str | np.ndarray | Sequence): An image, its path or URL, a folder, or several of
                 these. Arrays are of shape (H, W, 3) in BGR, as OpenCV reads them.
             target (int | str | Callable, optional): The class to explain: its index, or 'teacher',
-                'student' or 'own' for that which is predicted; or a function from the logits of a
-                batch to scores (N, ), see ``Explainer``. Defaults to None: the teacher's prediction,
-                without a teacher the model's own.
+                'student' or 'own' for a predicted class. It may also be a function from a batch's
+                logits to scores (N, ), see ``Explainer``. Defaults to None: the teacher's
+                prediction, or the model's own if there is no teacher.
             batch_size (int): Number of images explained at once. Defaults to 8.
-            show_dir (str, optional): The folder for a picture of each image, named as the image. It
-                replaces a file of an earlier call, but no image that is explained. Defaults to None.
+            show_dir (str, optional): The folder for a picture of each image, named after the image.
+                Files of an earlier call are replaced, but never an explained image. Defaults to
+                None.
 
         Returns:
-            list[dict]: For each image 'input'; the student's 'pred_label', 'pred_score' (its
-            probability: the sigmoid's for a network with one logit or several labels) and, where class
-            names are known, 'pred_class'; for each model under 'predictions' the class and its score,
-            under 'targets' the explained class or the function's name, under 'maps' the raw map of
-            shape (h, w), under 'degenerate' whether it says nothing; and 'picture', the path, with
-            ``show_dir``. An image that cannot be read has 'input' and 'error' alone.
+            list[dict]: One dict for each image. 'input' is the image. 'pred_label', 'pred_class'
+            (if class names are known) and 'pred_score' are the student's class and its probability:
+            a sigmoid for a network with one logit or several labels. Four entries are dicts by
+            model. 'predictions' has the class and its score, 'targets' the explained class or the
+            function's name, 'maps' the raw map (h, w), and 'degenerate' whether the map is constant
+            or not finite. 'picture' is the path, with ``show_dir``. An image that cannot be read
+            has only 'input' and 'error'.
 
         Raises:
-            ValueError: If the target is no class of the model, or there is no image in a folder.
+            ValueError: If the target is not a class of the model, or a folder has no image.
             WriteError: If a picture cannot be written.
         """
         return list(self.stream(inputs, target, batch_size, show_dir))
@@ -141,7 +143,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         batch_size: int = 8,
         show_dir: str | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """The results of ``__call__`` one by one, in memory that does not grow with the images.
+        """Yields the results of ``__call__`` one by one; memory does not grow with their number.
 
         A batch's pictures are written before its results are yielded.
         """
@@ -164,7 +166,7 @@ class ExplainInferencer(ImageClassificationInferencer):
                 except (OSError, ValueError, cv2.error) as error:
                     result['error'] = f'{error}'
                     print_log(f'Left out: {error}', logger='current')
-            # Images of different sizes, where the pipeline leaves them so, are explained one by one.
+            # If the pipeline yields images of different sizes, they are explained one by one.
             sizes = {data['inputs'].shape for _, data, _ in loaded}
             for group in [loaded] if len(sizes) == 1 else [[each] for each in loaded]:
                 self._explain(group, target)
@@ -174,7 +176,7 @@ class ExplainInferencer(ImageClassificationInferencer):
             yield from batch
 
     def _inputs_to_list(self, inputs: str | Path | np.ndarray) -> list[str | np.ndarray]:
-        """An image, or those of a folder in order."""
+        """An image, or the images of a folder in sorted order."""
         if isinstance(inputs, np.ndarray):
             return [inputs]
         if not os.path.isdir(inputs):  # pathlib raises if a name is too long
@@ -187,7 +189,7 @@ class ExplainInferencer(ImageClassificationInferencer):
     def _init_pipeline(self, cfg: Config) -> Compose:
         dataset = cfg.test_dataloader.dataset
         steps = file_pipeline(dataset)
-        # Pictures are drawn of what comes out of the pipeline
+        # Pictures show the pipeline's output
         self._bgr = not any(
             step['type'] == 'ChannelOrder'
             or (step['type'] == 'Normalize' and step.get('to_rgb', True))
@@ -208,7 +210,7 @@ class ExplainInferencer(ImageClassificationInferencer):
         loader, *steps = self.pipeline.transforms
         try:
             data = loader(dict(img_path=image))
-        except Exception as error:  # each backend raises its own
+        except Exception as error:  # each backend raises its own type
             known = '://' in image or os.path.exists(image)
             reason = f'{error}' if known else 'there is no such file'
             raise ValueError(f'cannot read image {printable(image)}: {reason}') from error
@@ -250,7 +252,7 @@ class ExplainInferencer(ImageClassificationInferencer):
                     name: target_name(each) if callable(each) else int(each[i])
                     for name, each in targets.items()
                 },
-                # A copy, as a row of a batch's maps would keep them all
+                # A copy, since a view would keep the maps of the whole batch
                 maps={name: values[i].numpy().copy() for name, values in maps.items()},
                 degenerate={
                     name: bool(degenerate_maps(values[i : i + 1])) for name, values in maps.items()
@@ -282,10 +284,10 @@ class ExplainInferencer(ImageClassificationInferencer):
 
 
 def _names(images: Sequence[str | np.ndarray], folder: str | None) -> Iterator[str]:
-    """The names of the pictures of images: their stems, with a number where a stem is taken.
+    """Yields the name of each image's picture: its stem, with a number if the stem is taken.
 
-    Images that lie in the folder of the pictures take names, too. Names differ on every file system,
-    also where case and Unicode's normal form do not count.
+    Images in the folder of the pictures take names, too. Names also differ on file systems that
+    ignore case or Unicode's normal form.
     """
 
     def key(name: str) -> str:
@@ -299,7 +301,7 @@ def _names(images: Sequence[str | np.ndarray], folder: str | None) -> Iterator[s
         while len(stem.encode(errors='surrogatepass')) > 200:  # 255 with all that is added
             stem = stem[:-1]
         name = stem
-        while key(name) in taken:  # folders may hold files of one name
+        while key(name) in taken:  # folders may hold files of the same name
             name = f'{stem}_{i}'
             i += 1
         taken.add(key(name))
@@ -307,12 +309,12 @@ def _names(images: Sequence[str | np.ndarray], folder: str | None) -> Iterator[s
 
 
 def _same(one: Path, other: str | None) -> bool:
-    """Whether both are the path of one folder."""
+    """Whether both paths are the same folder."""
     return other is not None and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _named(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> BaseModel:
-    """A network of another library, as mmpretrain's ``get_model`` leaves a model."""
+    """Builds a network of another library in the form of mmpretrain's ``get_model``."""
     if pretrained is True and '::' in name:
         arguments = dict(arguments, pretrained=True)
     model = build_model(dict(type=name, **arguments), 'model')
@@ -328,7 +330,7 @@ def _named(name: str, pretrained: bool | str, arguments: dict[str, Any]) -> Base
 
 
 def _build(config: str | Path | Config, checkpoint: bool | str) -> BaseModel:
-    """A model from its config, as mmpretrain's ``get_model`` leaves it, in mmkdx's scope."""
+    """Builds a model from its config, in mmkdx's scope and in the form of ``get_model``."""
     if not isinstance(config, Config):
         config = read_config(str(config), 'model')
     model = copy.deepcopy(config.model)

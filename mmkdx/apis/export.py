@@ -1,4 +1,4 @@
-"""Writing a trained classifier for use without mmkdx, checked before it is written."""
+"""Exports a trained classifier for use without mmkdx, and checks it before writing."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def export_model(
     images: Tensor,
     classes: Sequence[str] | None = None,
 ) -> Path:
-    """Writes a classifier in a format of its library or of a run time.
+    """Exports a classifier in the format of its library or of a runtime.
 
-    What is written is read back and compared first: weights must be equal, and logits to 1e-4.
+    The content is read back and compared before it is written. Weights must be equal. Logits may
+    differ by 1e-4 of the largest logit.
 
     Args:
         model (nn.Module): The classifier.
@@ -41,15 +42,15 @@ def export_model(
             'onnx' or 'torch.export' (``.pt2``). The last two take normalised images (N, C, H, W) of one
             height and width, with any N, and yield logits (N, K).
         images (Tensor): Two or more normalised images (N, C, H, W), to compare with.
-        classes (Sequence[str], optional): The names of the classes. Defaults to None: those that the
-            model knows.
+        classes (Sequence[str], optional): The names of the classes. Defaults to None: the names
+            that the model knows.
 
     Returns:
         Path: The file.
 
     Raises:
-        ValueError: If there is no such format, the model has no library, a package is missing, or what
-            was written is not the model.
+        ValueError: If there is no such format, the model has no library, a package is missing, or
+            the content differs from the model.
         WriteError: If the file cannot be written.
     """
     if format not in FORMATS:
@@ -64,10 +65,10 @@ def export_model(
 
 
 def metadata(facts: ModelFacts, classes: Sequence[str] | None, inputs: Tensor) -> dict[str, Any]:
-    """What a user of the file must know; what is unknown is left out.
+    """The metadata that a user of the file needs; unknown values are left out.
 
-    ``mean`` and ``std`` are in units of 0..255. ``size`` is height and width of the inputs, which may
-    differ from those that the library names.
+    ``mean`` and ``std`` are in units of 0..255. ``size`` is height and width of the inputs. It may
+    differ from the size that the library names.
     """
     images = facts.images
     found = dict(
@@ -94,7 +95,7 @@ class _Logits(nn.Module):
 
 
 def _library_model(facts: ModelFacts) -> nn.Module:
-    """The network of another library that a classifier holds, else the classifier itself."""
+    """The other library's network in a classifier, else the classifier itself."""
     wrappers = PlainClassifier, TimmClassifier, HuggingFaceClassifier
     return facts.model.model if isinstance(facts.model, wrappers) else facts.model
 
@@ -115,7 +116,7 @@ def _library(facts: ModelFacts, images: Tensor, known: dict) -> bytes:
 
 def _safetensors(facts: ModelFacts, images: Tensor, known: dict) -> bytes:
     network = _library_model(facts)
-    # It holds no two tensors of one memory, as tied weights are
+    # safetensors refuses tensors that share memory, such as tied weights
     tensors = {key: value.clone().contiguous() for key, value in network.state_dict().items()}
     data = safetensors.torch.save(tensors, {'format': 'pt', **_texts(known)})
     _compare_weights(network, safetensors.torch.load(data))
@@ -138,7 +139,7 @@ def _program(facts: ModelFacts, images: Tensor) -> torch.export.ExportedProgram:
         return torch.export.export(
             _Logits(facts), (images,), dynamic_shapes=(any_number,), strict=False
         )
-    except Exception as error:  # of many kinds, and the reason stands in the first line
+    except Exception as error:  # of many types; the first line has the reason
         raise ValueError(
             f'format: torch.export cannot take the {type(_library_model(facts)).__name__}: '
             f'{str(error).strip().partition(chr(10))[0]}'
@@ -180,7 +181,7 @@ def _onnx(facts: ModelFacts, images: Tensor, known: dict) -> bytes:
 def _compare_logits(
     facts: ModelFacts, loaded: Callable[[Tensor], Tensor], images: Tensor, name: str
 ) -> None:
-    """Compares with another number of images, too, as the batch was one number when it was recorded."""
+    """Compares with all images, and with one, since the export saw only one batch size."""
     for batch in (images, images[:1]):
         expected, found = facts.logits(batch).cpu(), loaded(batch).cpu()
         apart = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
@@ -190,7 +191,7 @@ def _compare_logits(
             )
 
 
-#: What makes the content of a file, and its suffix.
+#: For each format the function that makes the file's content, and the suffix.
 FORMATS: dict[str, tuple[Callable[[ModelFacts, Tensor, dict], bytes], str]] = {
     'library': (_library, '.pth'),
     'safetensors': (_safetensors, '.safetensors'),

@@ -1,4 +1,4 @@
-"""What class maps say of a head: what kind of function it is, and how much of a logit they hold."""
+"""Describes a head: which kind of function it is, and how much of a logit its maps hold."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mmkdx.models.intercept import evaluating
 
 @torch.no_grad()
 def head_rows(distiller: Distiller, data: dict) -> list[list[str]]:
-    """The heads behind the class maps that terms compare: a row for each.
+    """Makes a table row for each head whose class maps the terms compare.
 
     Args:
         distiller (Distiller): The distiller.
         data (dict): A preprocessed batch: ``inputs`` and ``data_samples``.
 
     Returns:
-        list[list[str]]: Model, kind of head ('affine', 'piecewise linear' or 'neither'), and the share
-            of the predicted class's logit that is the mean of its map; the rest is a bias, or what a
-            curved head has beside its slope.
+        list[list[str]]: The model, the kind of head ('affine', 'piecewise linear' or 'neither'),
+            and the share of the class map's mean in the predicted class's logit. The rest is a
+            bias, or for a curved head what its slope leaves out.
     """
     inputs, samples = data['inputs'], data.get('data_samples')
     student = distiller.student

@@ -1,4 +1,4 @@
-"""Turning a config into one that validates and tests on a part of its training data."""
+"""Changes a config so that it validates and tests on a part of its training data."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mmkdx.datasets.wrappers import config_pipeline, leaf_configs, type_name
 
 
 def fold_config(cfg: Config, fold: int, num_folds: int, caches: Path) -> Config:
-    """A config that trains on all folds of its training data but one, and validates and tests on that.
+    """Makes a config that holds out one fold of its training data to validate and test on.
 
-    The caches of teachers are of other data, so they get folders of their own.
+    A fold's cached teachers see other data, so their caches get folders of their own.
 
     Args:
         cfg (Config): The config of a distillation.
@@ -25,15 +25,15 @@ def fold_config(cfg: Config, fold: int, num_folds: int, caches: Path) -> Config:
         caches (Path): The folder for the caches of all folds.
 
     Raises:
-        ValueError: If the config has no data to train on or no transforms for a test, or something
-            else of it reads the test data.
+        ValueError: If the config has no training data or no test transforms, or if another part of
+            it reads the test data.
     """
     cfg = copy.deepcopy(cfg)
     loader = cfg.get('val_dataloader') or cfg.get('test_dataloader')
     if not cfg.get('train_dataloader') or not loader:
         raise ValueError(
-            f'{cfg.filename}: a search needs train_dataloader, whose images it divides, and '
-            'val_dataloader or test_dataloader, whose transforms the held-out images get'
+            f'{cfg.filename}: a search needs train_dataloader for its images, and val_dataloader '
+            'or test_dataloader for the transforms of the held-out images'
         )
     data, others = cfg.train_dataloader.dataset.to_dict(), []
     for key in ('val_dataloader', 'test_dataloader'):
@@ -59,7 +59,7 @@ def fold_config(cfg: Config, fold: int, num_folds: int, caches: Path) -> Config:
 
 
 def cached_teachers(cfg: Config) -> list[dict]:
-    """The configs of the teachers whose outputs are computed once, into files."""
+    """The configs of the teachers with cached outputs."""
     return [each for each in _dicts(cfg.model) if type_name(each) == 'CachedTeacher']
 
 

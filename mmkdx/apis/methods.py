@@ -1,4 +1,4 @@
-"""The methods of distillation that are the same terms for every pair of networks."""
+"""Distillation methods with the same terms for every pair of networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Method(NamedTuple):
 
 
 def methods(side: int, batch_size: int, num_images: int, epochs: int) -> dict[str, Method]:
-    """The methods that are the same terms for every pair of networks, with published weights.
+    """The methods with the same terms for every pair of networks, with published weights.
 
     Args:
         side (int): Height and width of the images.
@@ -28,7 +28,7 @@ def methods(side: int, batch_size: int, num_images: int, epochs: int) -> dict[st
         return Method(title, {name: dict(type=loss, at=at, **options)}, student_weight)
 
     warm_up = dict(type='linear', start_factor=0.05, end=min(20, max(2, epochs // 5)))
-    # WKD's transport falls from epoch 150 of 240
+    # The weight of WKD's transport falls from epoch 150 of 240 on
     fall = dict(type='cosine', start_factor=1, end_factor=0, begin=epochs * 5 // 8 - 1, end=epochs)
     maps, last = 'cam', 'features'
     kd = dict(type='KLDivLoss', at='logits', tau=4, weight=0.9)

@@ -1,4 +1,4 @@
-"""Configs of a distillation from a folder of images and the names of two networks."""
+"""Writes configs of a distillation for a folder of images and the names of two networks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NewConfig:
 
     Args:
         configs (list[Path]): The configs, in the order in which they are trained.
-        checkpoints (list[Path]): For each the checkpoint at the end of its training.
+        checkpoints (list[Path]): The checkpoint at the end of each training.
         sentences (list[str]): What the user should know: the data, the choices, open questions.
         export_format (str): The format of ``export_student.py`` for the student.
     """
@@ -65,7 +65,7 @@ def new_config(
 ) -> NewConfig:
     """Writes the config of a distillation, and lists of the images, into a folder.
 
-    The config is ``student.py``. If the teacher's classes are others than those of the data,
+    The config is ``student.py``. If the teacher's classes differ from the classes of the data,
     ``teacher.py`` trains the teacher on the data first. Images stay where they are.
 
     Args:
@@ -74,7 +74,7 @@ def new_config(
         student (str): The student, in the same forms. It starts with random weights.
         out (str | Path): The folder for configs, lists and runs.
         checkpoint (str | Path, optional): The file or URL of the teacher's weights. Defaults to None:
-            those of its library, which are downloaded when the training starts.
+            the weights of its library, which are downloaded when the training starts.
         method (str): The method, one of ``METHODS``. Defaults to 'kd'.
         epochs (int): Epochs of the student. Defaults to 100.
         seed (int): The random seed of the split and of the training. Defaults to 0.
@@ -84,8 +84,8 @@ def new_config(
 
     Raises:
         FileNotFoundError: If there are no images, or no checkpoint.
-        ValueError: If an option names nothing, the parts do not fit together, or the folder has other
-            configs.
+        ValueError: If an option has an unknown value, the parts do not fit together, or the folder
+            has other configs.
         WriteError: If a file cannot be written.
     """
     integer('--epochs', epochs, 1)
@@ -149,7 +149,7 @@ def new_config(
 
 
 def _write(out: Path, data: Survey, texts: Mapping[str, str]) -> None:
-    """Writes configs and lists, unless the folder has other ones, which somebody may have changed."""
+    """Writes configs and lists, but never over other content, which a user may have written."""
     files = {
         'train.txt': list_text(data.train),
         'val.txt': list_text(data.val),

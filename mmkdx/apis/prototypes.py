@@ -1,4 +1,4 @@
-"""Looking at the prototypes of a trained network, and of its teacher."""
+"""Shows the prototypes of a trained network and of its teacher."""
 
 from __future__ import annotations
 
@@ -28,29 +28,30 @@ from mmkdx.visualization.rendering import write_picture
 from mmkdx.visualization.report import write_report
 from mmkdx.visualization.sections import PictureSection
 
-#: What the pictures of the global analysis and of transfer show.
+#: What the pictures of the global analysis and of the transfer show.
 GLOBAL_NOTE = (
     'Where each prototype comes from, and the patches of other images that are nearest to it. The dot '
     'is the patch, the box the region that is similar. A prototype stands for one thing if its patches '
     'show the same part.'
 )
 TRANSFER_NOTE = (
-    "Each of the teacher's prototypes beside one of the student's, matched one to one so that over all "
-    'test images their nearest patches are most often at the same place.'
+    "Each of the teacher's prototypes beside the student's prototype that matches it. The matching "
+    'is one to one: over all test images, the nearest patches of matched prototypes are in the '
+    'same place as often as possible.'
 )
 
 
 class PrototypeAnalysis:
-    """Shows the prototypes of a trained network, by which it decides, and what its teacher's became.
+    """Shows a network's prototypes, how they decide on images, and how they match its teacher's.
 
     Each part is a method that returns pictures and numbers; ``write`` makes files of them.
 
     Args:
-        config (Config | str | Path): The config of the training, of a network with a prototype head or
-            of its distillation, with its ``PrototypePushHook``.
+        config (Config | str | Path): The training config of a network with a prototype head, or of
+            its distillation. It must have a ``PrototypePushHook``.
         checkpoint (str | Path): A checkpoint from after a push.
         teacher (dict | str, optional): A teacher in any form that ``Distiller`` takes. Defaults to
-            None: the first of the config's, if it is of a distillation.
+            None: the first teacher of the config, if it is a distillation.
         device (str | torch.device): The device. Defaults to 'cpu'.
         cmap (str): See ``heat_map``. Defaults to 'viridis'.
 
@@ -60,8 +61,8 @@ class PrototypeAnalysis:
         >>> analysis.write('prototypes', images=['bird.png'])
 
     Raises:
-        ValueError: If the config has no ``PrototypePushHook``, or the checkpoint no prototypes that
-            were projected by it.
+        ValueError: If the config has no ``PrototypePushHook``, or the checkpoint has prototypes
+            that were not projected.
         FileNotFoundError: If the checkpoint does not exist.
     """
 
@@ -94,18 +95,18 @@ class PrototypeAnalysis:
     ) -> list[tuple[np.ndarray, dict[str, Any]]]:
         """The global analysis: prototypes with their nearest patches of training and test images.
 
-        Each has a picture and its numbers.
+        Each prototype has a picture and its numbers.
 
         Args:
-            prototypes (Sequence[int], optional): Which. Defaults to None: some, spread over all.
+            prototypes (Sequence[int], optional): Indices. Defaults to None: some, spread over all.
             num (int): Number of prototypes, if they are not given. Defaults to 10.
-            k (int): Number of patches of each. Defaults to 5.
+            k (int): Number of patches of each prototype. Defaults to 5.
 
         Raises:
             ValueError: If there is no such prototype.
         """
         chosen = self.sheets.chosen(prototypes, num)
-        # One more, as the nearest training image is mostly the source itself
+        # One more, since the nearest training image is mostly the prototype's source
         sets = (('training', self.push_data, k + 1), ('test', self.test_data, k))
         neighbours = {
             name: (data.dataset, find_nearest_patches(self.model, data, count))
@@ -116,7 +117,7 @@ class PrototypeAnalysis:
     def images(
         self, images: Sequence[int | str | Path] | None = None, num: int = 10, rows: int = 10
     ) -> list[tuple[list[np.ndarray], dict[str, Any]]]:
-        """The local analysis: what speaks for the predicted class of an image, and for the next one.
+        """The local analysis: the prototypes that support the predicted class, and the next class.
 
         Each image has two pictures and their numbers.
 
@@ -127,7 +128,7 @@ class PrototypeAnalysis:
             rows (int): Number of prototypes in each picture. Defaults to 10.
 
         Raises:
-            ValueError: If an image cannot be read, or logits are no sum over prototypes.
+            ValueError: If an image cannot be read, or logits are not a sum over prototypes.
         """
         dataset = self.test_data.dataset
         if images is None:
@@ -146,13 +147,13 @@ class PrototypeAnalysis:
     def transfer(
         self, prototypes: Sequence[int] | None = None, num: int = 10
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """The teacher's prototypes beside those of the student that match them on the test data.
+        """The teacher's prototypes beside the student's that match them on the test data.
 
         There is one picture; its numbers hold all matches.
 
         Args:
-            prototypes (Sequence[int], optional): Which of the teacher's. Defaults to None: some, spread
-                over all.
+            prototypes (Sequence[int], optional): The teacher's prototypes. Defaults to None: some,
+                spread over all.
             num (int): Number of prototypes, if they are not given. Defaults to 10.
 
         Raises:
@@ -160,8 +161,8 @@ class PrototypeAnalysis:
         """
         if self.teacher is None:
             raise ValueError(
-                'there is no teacher whose prototypes could be compared: give one, or take the config '
-                'of a distillation'
+                'there is no teacher to compare with; give one, or take the config of a '
+                'distillation'
             )
         teacher = build_teacher(self.teacher)
         if not isinstance(teacher, Teacher):
@@ -171,7 +172,7 @@ class PrototypeAnalysis:
         teacher.bind(self.model, {}, 'teacher')
         teacher.load()
         teacher.to(self.device)
-        # A teacher that is named by the config of its training has images of its own
+        # A teacher that is given by its training config has push images of its own
         model = self.teacher.get('model') if isinstance(self.teacher, dict) else self.teacher
         data = self.push_data
         if isinstance(model, (str, Path)):
@@ -208,18 +209,18 @@ class PrototypeAnalysis:
         prototypes: Sequence[int] | None = None,
         num: int = 10,
     ) -> Path:
-        """Writes pictures, their numbers, and a page with all of them, whose path it returns.
+        """Writes pictures, their numbers and a page with all of them, and returns the page's path.
 
         Args:
             folder (str | Path): The folder; it is made if there is none.
-            parts (Sequence[str], optional): Of 'global', 'local' and 'transfer'. Defaults to None: the
-                first two, and the third where there is a teacher.
+            parts (Sequence[str], optional): Some of 'global', 'local' and 'transfer'. Defaults to
+                None: the first two, and the third if there is a teacher.
             images (Sequence, optional): See ``images``. Defaults to None.
             prototypes (Sequence[int], optional): See ``prototypes``. Defaults to None.
-            num (int): Number of each, if they are not given. Defaults to 10.
+            num (int): Number of images and of prototypes, if they are not given. Defaults to 10.
 
         Raises:
-            WriteError: If a file cannot be written; those of an earlier call stay.
+            WriteError: If a file cannot be written; the files of an earlier call stay.
         """
         if parts is None:
             parts = ['global', 'local', *(['transfer'] if self.teacher is not None else [])]
@@ -280,12 +281,12 @@ class PrototypeAnalysis:
             raise ValueError(f'images: there is no file {name}')
         try:
             return compose(file_pipeline(self.config.test_dataloader.dataset))(dict(img_path=name))
-        except Exception as error:  # each backend raises its own
+        except Exception as error:  # each backend raises its own type
             raise ValueError(f'images: cannot read {name}: {error}') from error
 
     @torch.no_grad()
     def _cells(self, teacher: Teacher) -> list[torch.Tensor]:
-        """The flat cells (N, P) of the nearest patches in the test data, of teacher and student."""
+        """Flat cells (N, P) of the nearest patches in the test data, for teacher and student."""
         cells = []
         with evaluating(self.model):
             for batch in self.test_data:
@@ -298,8 +299,8 @@ class PrototypeAnalysis:
                         for each in maps
                     ]
                     raise ValueError(
-                        f'the teacher has {sizes[0]} and the student {sizes[1]}; only alike ones can '
-                        'be matched'
+                        f'the teacher has {sizes[0]} and the student {sizes[1]}; both must be '
+                        'equal to be matched'
                     )
                 cells.append([each.flatten(2).argmin(2) for each in maps])
         return [torch.cat(each) for each in zip(*cells)]

@@ -1,4 +1,4 @@
-"""Running the tools with several seeds, and reading what finished runs have written."""
+"""Runs the tools with several seeds, and reads the files of finished runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmkdx.distillation.models import shipped_folder
 from mmkdx.files import write_file
 from mmkdx.visualization.records import read_parts
 
-#: When mmengine wrote a line of a log.
+#: The time stamp of a line of mmengine's log.
 STAMP = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - mmengine', re.MULTILINE)
 
 
@@ -62,10 +62,10 @@ def call_tool(tool: str, *arguments: object, log: Path) -> None:
 def run_seeds(
     runs: Mapping[str, tuple[Path, Sequence[str]]], seeds: Sequence[int], work_dir: Path, jobs: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Trains and tests configs with several seeds; a run that was tested before is only read.
+    """Trains and tests configs with several seeds; runs with a result are not repeated.
 
     Args:
-        runs (Mapping[str, tuple[Path, Sequence[str]]]): By the name of a folder in ``work_dir``, a
+        runs (Mapping[str, tuple[Path, Sequence[str]]]): For each folder name in ``work_dir`` a
             config and its changes as ``key=value``.
         seeds (Sequence[int]): The random seeds.
         work_dir (Path): The folder of all runs.
@@ -101,18 +101,18 @@ def run_seeds(
 
 
 def _read_result(path: Path) -> dict[str, float] | None:
-    """The metrics of a test; None where there was none, or a crash tore the file."""
+    """The metrics of a test; None if there was no test, or a crash damaged the file."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:
-        print(f'{path} is torn, so this run is done again', file=sys.stderr)
+        print(f'{path} is damaged, so the run is repeated', file=sys.stderr)
         return None
 
 
 def metric_cells(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:
-    """For each metric mean and deviation over the seeds that have it, like '71.25 ± 0.31', or ''."""
+    """Each metric's mean and deviation over the seeds that have it: '71.25 ± 0.31', or ''."""
     cells = []
     for metric in metrics:
         values = [each[metric] for each in results if each.get(metric) is not None]
@@ -175,10 +175,11 @@ def metric_values(parts: list[tuple[Path, list[dict]]], metric: str) -> list[flo
 def read_run_model(path: Path) -> dict[str, Any]:
     """The model dict of a config that mmengine wrote for a run, with its data preprocessor.
 
-    The file is read as data. A config is a program, and a run may be somebody else's.
+    The config is not executed, since a run may come from someone else.
 
     Raises:
-        ValueError: If the config is more than data, or names another config or what is not registered.
+        ValueError: If the config is not plain data, or names another config or a part that is not
+            registered.
     """
     model, preprocessor = _read_run(path, 'model', 'data_preprocessor')
     if preprocessor := model.get('data_preprocessor') or preprocessor:
@@ -187,11 +188,11 @@ def read_run_model(path: Path) -> dict[str, Any]:
 
 
 def read_run_test_data(work_dir: str) -> tuple[dict[str, Any], str]:
-    """The test data loader of a run and the scope of its names, read as ``read_run_model`` reads.
+    """The test data loader of a run, and the scope of its names; see ``read_run_model``.
 
     Raises:
         FileNotFoundError: If the folder holds no config.
-        ValueError: If the config is more than data, or has no test data.
+        ValueError: If the config is not plain data, or has no test data.
     """
     path = _run_config(work_dir)
     loader, scope = _read_run(path, 'test_dataloader', 'default_scope')
@@ -199,7 +200,7 @@ def read_run_test_data(work_dir: str) -> tuple[dict[str, Any], str]:
 
 
 def _read_run(path: Path, key: str, other: str) -> tuple[dict[str, Any], Any]:
-    """A dict of a run's config, which must be there, and another value, which may be missing."""
+    """A required dict of a run's config, and another value that may be missing."""
     try:
         content = ast.parse(path.read_text(encoding='utf-8')).body
         config = {each.targets[0].id: _data(each.value) for each in content}
@@ -209,17 +210,17 @@ def _read_run(path: Path, key: str, other: str) -> tuple[dict[str, Any], Any]:
             raise ValueError(f'{key}.student is {found["student"]!r}')
     except (AttributeError, KeyError, SyntaxError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f'{path} is not executed, since it may be of a foreign run, and it is not plain data with '
-            f'a {key}: {error}'
+            f'{path} is not executed, since the run may come from someone else; it must be plain '
+            f'data with a {key}: {error}'
         ) from error
     return found, config.get(other)
 
 
 def _data(node: ast.expr) -> Any:
-    """The value of an expression of constants, lists, tuples and dicts; ``dict(...)`` is one, too."""
+    """The value of an expression of constants, lists, tuples, dicts and ``dict(...)``."""
     match node:
         case ast.Call(func=ast.Name(id='dict'), args=[ast.Dict() as only], keywords=[]):
-            return _data(only)  # keys that are no names
+            return _data(only)  # for keys that are not identifiers
         case ast.Call(func=ast.Name(id='dict'), args=[], keywords=items) if all(
             item.arg for item in items
         ):
@@ -235,13 +236,13 @@ def _data(node: ast.expr) -> Any:
 
 
 def find_run(work_dir: str) -> tuple[dict[str, Any], str]:
-    """The model and the best checkpoint of a run; the last checkpoint where none is the best.
+    """The model and the best checkpoint of a run, or the last checkpoint if none is the best.
 
     The run's config is not executed; see ``read_run_model``.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the run's config is more than data.
+        FileNotFoundError: If there is no config or checkpoint.
+        ValueError: If the run's config is not plain data.
     """
     folder, config = Path(work_dir), _run_config(work_dir)
     best = sorted(folder.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
@@ -262,7 +263,7 @@ def _run_config(work_dir: str) -> Path:
 
 
 def find_term(cfg: Config) -> str:
-    """The name of the term with a ``teacher_target``, or else of the one of ``KLDivLoss``.
+    """The name of the term with a ``teacher_target``, or else of the ``KLDivLoss`` term.
 
     Raises:
         ValueError: If there is not exactly one.

@@ -1,8 +1,8 @@
-"""Searching the weights of terms on held-out training data, and comparing them with the config's own.
+"""Searches term weights on held-out training data, and compares them with the config's own.
 
-The test set is never read. The search trains on all folds of the training data but the first and
-validates on that one, with one seed. The comparison of the found weights with the config's own ones
-uses other seeds, each with another fold held out, on whose images nothing was chosen.
+The test set is never read. The search holds out the first fold of the training data and uses one
+seed. The comparison uses other seeds, and holds out other folds. So no weight was chosen on the
+images that it measures.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from mmkdx.metrics.scores import Score, mean_score
 
 #: The seed and the fold of the search; the comparison uses others.
 SEARCH = 0
-#: How many trials after the first are spread evenly over the ranges, before optuna models the values.
+#: Number of trials after the first that cover the ranges evenly; optuna chooses the later ones.
 SPREAD = 4
 
 
 def read_ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Reads ranges like ``terms.kd.weight=0.1..100``, by the key below ``model``.
+    """Parses ranges like ``terms.kd.weight=0.1..100``, with keys below ``model``.
 
     Raises:
-        ValueError: If one has another form, is empty or not above 0, or a key stands twice.
+        ValueError: If a range has another form, is empty or not above 0, or a key is given twice.
     """
     found: dict[str, tuple[float, float]] = {}
     for text in texts:
@@ -59,8 +59,8 @@ def read_ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
             ) from None
         if not 0 < low < high < math.inf:
             raise ValueError(
-                f'--weights {text}: the range must begin above 0 and end above its begin, since '
-                'weights are drawn on a logarithmic scale'
+                f'--weights {text}: LOW must be above 0 and HIGH above LOW, since weights are '
+                'drawn on a logarithmic scale'
             )
         if key in found:
             raise ValueError(f'--weights gives two ranges for {key}')
@@ -69,15 +69,16 @@ def read_ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Refuses seeds that are given twice, and the search's own."""
+    """Refuses seeds that are given twice, and the seed of the search."""
     if SEARCH in seeds or len(set(seeds)) < len(seeds):
         raise ValueError(
-            f'--seeds {" ".join(map(str, seeds))}: give each once, and not the {SEARCH} of the search'
+            f'--seeds {" ".join(map(str, seeds))}: give each seed once, and not {SEARCH}, the seed '
+            'of the search'
         )
 
 
 def own_weights(cfg: Config, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """The config's own weights at some keys.
+    """The config's own weights at the keys of ``ranges``.
 
     Raises:
         ValueError: If there is no number at a key, or it is outside its range, or a term's weight is
@@ -123,13 +124,13 @@ def spread(ranges: Mapping[str, tuple[float, float]]) -> list[dict[str, float]]:
 
 
 class WeightSearch:
-    """A search of weights in a folder, which goes on where it was interrupted.
+    """A search of weights that keeps its state in a folder and resumes from it.
 
     Args:
         cfg (Config): The config of a distillation, with all changes.
         ranges (Mapping): For each key below ``model`` the least and the greatest value.
         work_dir (Path): The folder of all runs and results.
-        metric (str): The metric to be maximised, as in the log of a test.
+        metric (str): The metric to maximise, named as in the log of a test.
         num_folds (int): The number of folds of the training data. Defaults to 5.
 
     Raises:
@@ -183,15 +184,15 @@ class WeightSearch:
 
     @property
     def best(self) -> int:
-        """The number of the best trial; of equal ones the first, which is the config's own weights."""
+        """The number of the best trial, the first of equal ones; 0 has the config's own weights."""
         values = [-math.inf if each.value is None else each.value for each in self.trials]
         return int(np.argmax(values))
 
     def search(self, count: int) -> None:
         """Runs trials until there are ``count``, the config's own weights first.
 
-        The first trials have fixed weights, and later ones those of optuna's sampler with their number
-        as its seed. So an interrupted search ends as if it had not been interrupted.
+        The first trials have fixed weights. Later trials take weights from optuna's sampler, seeded
+        with the trial's number. So an interrupted search ends with the same result.
 
         Raises:
             RuntimeError: If the run with the config's own weights fails.
@@ -219,10 +220,10 @@ class WeightSearch:
             write_file(self.work_dir / 'trials.csv', self._trial_text())
 
     def compare(self, seeds: Sequence[int], jobs: int = 1) -> dict[str, list[dict[str, float]]]:
-        """The metrics of the config's own and of the found weights, for each seed.
+        """Trains and tests the config's own weights and the found weights with each seed.
 
-        The i-th seed holds out fold 1 + i mod (folds - 1). If no trial was better than the config's own
-        weights, these run alone.
+        The i-th seed holds out fold 1 + i mod (folds - 1). If no trial was better than the config's
+        own weights, only these run.
         """
         arms = dict(own=self.own)
         if self.best:
@@ -289,11 +290,12 @@ class WeightSearch:
 
 
 def conclusion(results: Mapping[str, Sequence[dict]], metric: str) -> tuple[str, Score | None]:
-    """Whether the found weights are better than the config's own, in a sentence the numbers support.
+    """Says whether the numbers show that the found weights are better than the config's own.
 
     Returns:
-        tuple[str, Score | None]: The sentence, and the mean difference found - own, paired over seeds,
-        with its 95 % interval of Student's t distribution; None where nothing was found.
+        tuple[str, Score | None]: The sentence, and the mean difference found - own, paired over
+        seeds, with its 95 % interval of Student's t distribution. The score is None if nothing was
+        found.
     """
     if 'found' not in results:
         return (

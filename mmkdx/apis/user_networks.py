@@ -1,4 +1,4 @@
-"""The networks that a user names for a new config: what they take, and whose classes they know."""
+"""The networks that a user names for a new config: their input sizes and their classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmkdx.models.intercept import fake_forward
 from mmkdx.models.libraries import names_network, near_names
 from mmkdx.models.taps import TapSet
 
-#: The height and width of networks that do not say theirs, in pixels.
+#: Height and width of images, in pixels, for networks that do not state their own.
 USUAL_SIDE = 224
 #: The least height and width of a config's images: most networks then have maps of 4 x 4.
 LEAST_SIDE = 128
@@ -35,9 +35,9 @@ class Network:
     Args:
         spec (str): The name, with absolute paths.
         key (str): The option that names it, for messages.
-        facts (ModelFacts): What it is.
+        facts (ModelFacts): Its properties.
         num_classes (int): The number of its classes; 0 if it has no classifier.
-        config (Any): What a config calls it, as it is.
+        config (Any): The network in the form for a config, with its own classes.
     """
 
     spec: str
@@ -52,7 +52,7 @@ class Network:
         return (self.facts.images.size or (USUAL_SIDE,))[0]
 
     def with_classes(self, count: int) -> Any:
-        """The network with ``count`` classes, as a config calls it.
+        """The network with ``count`` classes, in the form for a config.
 
         Raises:
             ValueError: If its number of classes cannot be set.
@@ -78,12 +78,12 @@ class Network:
         return model
 
     def takes(self, side: int) -> bool:
-        """Whether it takes images (3, side, side)."""
+        """Whether it takes images of shape (3, side, side)."""
         model = self.facts.model
         try:
             with fake_forward(model):
                 forward_tensor(model, torch.empty(2, 3, side, side))
-        except Exception:  # of many kinds
+        except Exception:  # of many types
             return False
         return True
 
@@ -99,12 +99,12 @@ class Network:
 
 
 def absolute(path: str | Path) -> str:
-    """A path that holds in any folder; URLs stay."""
+    """Makes a path absolute; URLs stay as they are."""
     return str(path) if '://' in str(path) else str(Path(path).expanduser().absolute())
 
 
 def user_network(name: str, key: str) -> Network:
-    """Builds a network, to learn what it is.
+    """Builds a network and finds out its properties.
 
     Args:
         name (str): ``timm::NAME``, ``torchvision::NAME``, ``hf::NAME``, ``module:callable``, a model of
@@ -140,11 +140,14 @@ def _described(model: nn.Module, name: str, key: str, config: Any) -> Network:
 def with_weights(
     network: Network, checkpoint: str, key: str
 ) -> tuple[Network, Sequence[str] | None]:
-    """The network with as many classes as a checkpoint has, and their names, if the file has them.
+    """Loads a checkpoint into a network, which gets the checkpoint's number of classes.
+
+    Returns:
+        tuple[Network, Sequence[str] | None]: The network, and the names of its classes if known.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If its tensors are not the network's.
+        ValueError: If its tensors do not fit the network.
     """
     try:
         state = CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu')
@@ -167,10 +170,10 @@ def with_weights(
 
 
 def common_side(short_side: float, *networks: Network) -> int:
-    """Height and width of the images in pixels.
+    """Chooses the height and width of the images in pixels.
 
-    It is the short side of the images to the nearest 32, at least ``LEAST_SIDE`` and at most what the
-    networks were made for; or the size that a network takes alone.
+    It is the short side of the images, rounded to a multiple of 32. It is at least ``LEAST_SIDE``,
+    but not above a size that a network was made for. A network that takes only one size sets it.
 
     Raises:
         ValueError: If there is no size that all networks take.
@@ -202,8 +205,8 @@ def class_map(
         names (Sequence[str], optional): The names of its classes.
 
     Returns:
-        tuple[Any, str]: It, '' if it need not be set, None if there is nothing; and a sentence that
-            says why.
+        tuple[Any, str]: The value, which is '' if it need not be set and None if there is no value;
+            and a sentence that says why.
     """
     count = teacher.num_classes
     if not count:

@@ -1,4 +1,4 @@
-"""Checkpoints that a crash cannot damage, and runs that go on where they were."""
+"""Checkpoints that a crash cannot damage, and runs that resume where they stopped."""
 
 from __future__ import annotations
 
@@ -30,40 +30,42 @@ INTERRUPTED = 'interrupted.pth'
 class CheckpointHook(MMEngineCheckpointHook):
     """mmengine's ``CheckpointHook`` for runs that may be killed at any moment.
 
-    An outdated checkpoint is removed after the new one is whole. A checkpoint also holds the state of
-    the random generators, the number of batches of the unfinished epoch, and which validation was done.
-    A resumed run skips these batches. A validation that was due at the checkpoint and is missing runs
-    first. The checkpoint is written again after the validation. All processes of a distributed run go on
-    with the buffers that the checkpoint holds, such as the statistics of batch norm.
+    An outdated checkpoint is removed after the new one is complete. A checkpoint also holds the
+    state of the random generators, the number of finished batches in the epoch, and which
+    validation was done last. A resumed run skips these batches. If a validation was due at the
+    checkpoint and is missing, it runs first. A checkpoint is written again after its validation.
+    All processes of a distributed run continue with the checkpoint's buffers, such as the
+    statistics of batch norm.
 
     Args:
-        *args: As of mmengine's hook.
-        **kwargs: As of mmengine's hook, such as ``interval``, ``save_best`` and ``max_keep_ckpts``.
+        *args: Arguments of mmengine's hook.
+        **kwargs: Arguments of mmengine's hook, such as ``interval``, ``save_best`` and
+            ``max_keep_ckpts``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Places in a run are counted in iterations that are done
-        self._saved: tuple[int, int] | None = None  # the place, and the last validation it holds
+        # Positions in a run are counted in finished iterations
+        self._saved: tuple[int, int] | None = None  # its position and last validation
         self._validated, self._batch = -1, 0
         self._progress: dict | None = None
         self._place: dict[str, int] = {}
         self._loaded: dict = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Notes where the run was."""
+        """Keeps the run's position from the checkpoint."""
         found = checkpoint.get('progress')
         self._loaded = found if isinstance(found, dict) else {}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Adds where the run is."""
+        """Adds the run's position."""
         if self._progress is not None:
             checkpoint['progress'] = self._progress
-            # FlexibleRunner takes each checkpoint for one at the end of a training epoch
+            # FlexibleRunner assumes that each checkpoint is from the end of a training epoch
             checkpoint['meta'].update(self._place)
 
     def before_train(self, runner: Runner) -> None:
-        """Brings a resumed run to where it was."""
+        """Brings a resumed run to its position."""
         super().before_train(runner)
         loop, found = runner.train_loop, self._loaded
         if not runner.iter:
@@ -78,7 +80,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         last = runner.message_hub.runtime_info.get('last_ckpt')
         if last is not None and Path(last).name != INTERRUPTED:
             self.last_ckpt, self._saved = last, (runner.iter, self._validated)
-            if is_main_process():  # what a kill has left no time to remove
+            if is_main_process():  # a killed run had no time to remove them
                 self._remove(list(map(str, found.get('outdated') or ())))
         states = found.get('random', ())
         if len(states) == get_world_size():
@@ -92,24 +94,24 @@ class CheckpointHook(MMEngineCheckpointHook):
         _skip(loop, self._batch, lambda: set_random_state(state))
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Counts batches anew."""
+        """Resets the count of batches."""
         self._batch = 0
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Counts the batch; saves where checkpoints are by iteration."""
+        """Counts the batch, and saves if checkpoints are by iteration."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             self._batch = batch_idx + 1
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Saves where checkpoints are by epoch."""
+        """Saves if checkpoints are by epoch."""
         self._batch = 0
         super().after_train_epoch(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Saves the best, and the checkpoint again, which now holds the validation."""
+        """Saves the best checkpoint, and the last one again with its validation."""
         if not hasattr(self, 'file_backend'):  # no training
             super().after_val_epoch(runner, metrics)
             return
@@ -122,16 +124,16 @@ class CheckpointHook(MMEngineCheckpointHook):
                 self._save_checkpoint_with_step(runner, step, meta)
 
     def is_saved(self, iterations: int) -> bool:
-        """Whether the last checkpoint is from this place."""
+        """Whether the last checkpoint is from this iteration."""
         return self._saved is not None and self._saved[0] == iterations
 
     def save_interrupted(self, runner: Runner, epoch: int, iterations: int) -> str:
-        """Saves a run that is to stop, unless the last checkpoint holds all.
+        """Saves a run before it stops, unless the last checkpoint is up to date.
 
         Args:
             runner (Runner): The runner.
-            epoch (int): The number of epochs that are done.
-            iterations (int): The number of iterations that are done.
+            epoch (int): The number of finished epochs.
+            iterations (int): The number of finished iterations.
 
         Returns:
             str: The checkpoint.
@@ -147,11 +149,11 @@ class CheckpointHook(MMEngineCheckpointHook):
         return self.last_ckpt
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        # Each process has its own statistics of batch norm, and a checkpoint holds those of the first
+        # Batch norm statistics differ between processes; a checkpoint holds the first process's
         for buffer in runner.model.buffers():
             broadcast(buffer)
         if self.filename_tmpl != INTERRUPTED:
-            # As FlexibleRunner moved it on where mmengine's hook saved the best with the same dict
+            # FlexibleRunner has changed this dict if mmengine's hook saved the best with it
             place = (step, runner.iter) if self.by_epoch else (runner.epoch, step)
             meta.update(zip(('epoch', 'iter'), place))
         self._place = dict(meta)
@@ -170,7 +172,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     @contextmanager
     def _removing_last(self) -> Iterator[None]:
-        """Removes outdated files when new ones are whole, and no file outside the folder."""
+        """Removes outdated files only after new ones are complete."""
         backend = self.file_backend
         if isinstance(backend, _Postponed):
             yield
@@ -183,11 +185,11 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._remove(postponed.removed)
 
     def _remove(self, paths: Sequence[str]) -> None:
-        """Removes outdated checkpoints."""
+        """Removes outdated checkpoints, but no file outside the folder."""
         best = getattr(self, 'best_ckpt_path_dict', {}).values()
         new = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
         for path in paths:
-            # A checkpoint names those before it, and may name anything
+            # A loaded checkpoint names earlier ones, and may name any file
             inside = Path(path).parent == Path(self.out_dir) and Path(path).suffix == '.pth'
             if path not in new and inside:
                 if self.file_backend.isfile(path):
@@ -197,7 +199,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
 
 class _Postponed:
-    """A file backend that only notes what is to be removed."""
+    """A file backend that only lists the files to remove."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -207,14 +209,14 @@ class _Postponed:
         return getattr(self.backend, name)
 
     def remove(self, path: str) -> None:
-        """Notes a file or a folder."""
+        """Lists a file or a folder."""
         self.removed.append(path)
 
     rmtree = remove
 
 
 def random_state() -> dict[str, Any]:
-    """The state of this process's random generators, of types that load without running code."""
+    """The state of this process's random generators, in types that load without running code."""
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     return dict(
         python=random.getstate(),
@@ -225,7 +227,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Puts this process's random generators into a state that ``random_state`` returned."""
+    """Sets this process's random generators to a state from ``random_state``."""
     random.setstate(state['python'])
     np.random.set_state(state['numpy'])
     torch.set_rng_state(state['torch'].cpu())  # a checkpoint is loaded to the model's device
@@ -234,7 +236,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def _validation_is_due(runner: Runner) -> bool:
-    """Whether mmengine's loop would have validated where the run is."""
+    """Whether mmengine's loop validates at the run's position."""
     loop = runner.train_loop
     if runner.val_loop is None or not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
         return False
@@ -245,7 +247,7 @@ def _validation_is_due(runner: Runner) -> bool:
 
 
 def _skip(loop: Any, batches: int, then: Callable[[], None]) -> None:
-    """Lets a loop draw the batches before its place without training, and calls ``then``."""
+    """Makes a loop draw the finished batches without training, and then call ``then``."""
     if isinstance(loop, IterBasedTrainLoop):  # mmengine skips by itself
         if not getattr(loop, 'fast_forward_on_resume', False):
             loop.dataloader_iterator = _Advanced(loop.dataloader_iterator, loop.iter, then)
@@ -253,7 +255,7 @@ def _skip(loop: Any, batches: int, then: Callable[[], None]) -> None:
 
         def pass_over(index: int, data: Any) -> None:
             if index == batches - 1:
-                del loop.run_iter  # that of the class is back
+                del loop.run_iter  # so the method of the class is back
                 then()
 
         loop.run_iter = pass_over

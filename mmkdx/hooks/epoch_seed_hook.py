@@ -12,10 +12,10 @@ from mmkdx.registry import HOOKS
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Seeds Python, NumPy and torch anew at the start of each training epoch, by seed, epoch and rank.
+    """Reseeds Python, NumPy and torch at the start of each training epoch, by seed, epoch and rank.
 
-    A run then draws the same numbers in an epoch whatever came before, such as another number of
-    validations. mmkdx's ``CheckpointHook`` restores the state of the generators inside an epoch.
+    So an epoch draws the same numbers whatever came before, such as another number of validations.
+    mmkdx's ``CheckpointHook`` restores the state of the generators inside an epoch.
     mmengine seeds worker processes: with ``persistent_workers=True`` their numbers depend on the epochs
     before.
     """
@@ -25,6 +25,6 @@ class EpochSeedHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seeds this epoch."""
-        # A hash, so that no two of a study's runs share an epoch's numbers.
+        # A hash, so that two runs of a study never share an epoch's numbers.
         words = np.random.SeedSequence([runner.seed, runner.epoch, get_rank()]).generate_state(1)
         set_random_seed(int(words[0]))

@@ -21,27 +21,27 @@ from mmkdx.registry import HOOKS
 
 @HOOKS.register_module()
 class ExplainHook(Hook):
-    """Shows and measures at every evaluation where a student and its teacher look.
+    """Shows and measures where a student and its teacher look, at every evaluation.
 
     It explains a fixed sample of the validation or test images with an ``ExplanationEvaluator``. The
-    scores are called ``explain/…`` in the log, in ``scalars.json`` and in the ``metrics`` of the
-    evaluation, so ``save_best='explain/…'`` works, with a ``rule``. A printed table and
-    ``<log_dir>/explain/<val|test>.json`` hold them with their 95 % confidence intervals, and
-    ``<val|test>.csv`` beside it each image's values. Pictures of some images go to the run's visualizer.
+    scores are named ``explain/…`` in the log, in ``scalars.json`` and in the ``metrics`` of the
+    evaluation. So ``save_best='explain/…'`` works, with a ``rule``. A printed table and
+    ``<log_dir>/explain/<val|test>.json`` show the scores with 95 % confidence intervals. The file
+    ``<val|test>.csv`` beside it has each image's values. The run's visualizer gets some pictures.
 
-    Before training one image goes through all of this, files and the evaluator's metrics included, so
-    that a mistake in the config shows at once. Data samples must have 'sample_idx', as ``PackInputs``
-    packs it. Without a run use ``mmkdx.apis.evaluate_explanations``.
+    Before training, one image goes through all of this, files and metrics included. So a mistake in
+    the config shows at once. Data samples must have 'sample_idx', which ``PackInputs`` packs. To
+    explain without a run, use ``mmkdx.apis.evaluate_explanations``.
 
     Args:
-        interval (int): Explain at every so many-th evaluation in training. Defaults to 1.
+        interval (int): Explain at every ``interval``-th evaluation in training. Defaults to 1.
         report (bool | dict): Whether a test writes ``<log_dir>/explain/report.html``; a dict of names
             and work directories adds the curves of these runs. Defaults to False.
-        enable (bool): Whether to do all this. Defaults to True.
+        enable (bool): Whether the hook is active. Defaults to True.
         out_dir (str, optional): The folder of the files. Defaults to None (``<log_dir>/explain``).
         **options: ``explainer``, ``metrics``, ``num_samples``, ``show_samples``, ``target``,
             ``teacher``, ``base``, ``unicam``, ``context_size``, ``seed``, ``floor`` of
-            ``ExplanationEvaluator``. The floor is measured in tests alone.
+            ``ExplanationEvaluator``. The floor is measured only in tests.
 
     Raises:
         ValueError: If an argument is out of range; before the first iteration, if model, data or a
@@ -65,7 +65,7 @@ class ExplainHook(Hook):
             text('ExplainHook.out_dir', out_dir, 'the path of a folder')
         self.out_dir = out_dir
         self._active, self._mode = False, 'val'
-        #: The names of the classes in the checkpoint that is loaded last.
+        #: The names of the classes in the checkpoint that was loaded last.
         self._classes: tuple[str, ...] | None = None
 
     def before_train(self, runner: Runner) -> None:
@@ -74,14 +74,14 @@ class ExplainHook(Hook):
             self._try(runner, runner.val_loop, 'val')
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Notes the names of the checkpoint's classes."""
+        """Keeps the names of the checkpoint's classes."""
         self._classes = classes_in(checkpoint)
 
     def before_test(self, runner: Runner) -> None:
         """Evaluates one image on trial."""
         if self._classes:
             model = unwrap(runner.model)
-            # As mmpretrain's get_model does; a training may begin with a file of other classes
+            # As mmpretrain's get_model does; a training may start from a file of other classes
             getattr(model, 'student', model)._dataset_meta = dict(classes=self._classes)
         self._try(runner, runner.test_loop, 'test')
 
@@ -89,7 +89,7 @@ class ExplainHook(Hook):
         """Draws the sample."""
         if mode == 'train':
             return
-        # What an evaluation leaves out must not be logged again
+        # Scores that an evaluation leaves out must not be logged again
         scalars = runner.message_hub.log_scalars
         for name in [each for each in scalars if each.startswith(f'{mode}/explain/')]:
             del scalars[name]
@@ -108,12 +108,12 @@ class ExplainHook(Hook):
     def _after_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any, mode: str = 'train'
     ) -> None:
-        """Explains those images of the batch that are in the sample."""
+        """Explains the images of the batch that are in the sample."""
         if mode != 'train' and self._active:
             self.evaluator.process(data_batch)
 
     def _try(self, runner: Runner, loop: Any, mode: str) -> None:
-        """One image through the metrics and through all that an evaluation explains and writes."""
+        """Runs one image through the metrics and through all steps of an evaluation."""
         if not self.enable:
             return
         try:
@@ -135,7 +135,7 @@ class ExplainHook(Hook):
             metric.results.clear()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Reports, and adds the scores to ``metrics``."""
+        """Writes the results, and adds the scores to ``metrics``."""
         if not self._active:
             return
         found = self.evaluator.finish(telling=bool(self.report) and self._mode == 'test')
@@ -152,7 +152,7 @@ class ExplainHook(Hook):
     after_test_epoch = after_val_epoch
 
     def _write(self, runner: Runner, mode: str, found: Evaluation) -> None:
-        """The files of an evaluation, and its pictures."""
+        """Writes the files and pictures of an evaluation."""
         folder = self._folder(runner)
         unit, step = _step(runner)
         write_files(folder, mode, found, **{unit: step})
@@ -164,7 +164,7 @@ class ExplainHook(Hook):
                 add(key.format(mode=mode), picture, step)
         if not self.report or mode != 'test':
             return
-        # Another hook may know more, such as the images that prototypes come from
+        # Other hooks may add sections, such as the images that prototypes come from
         offers = [hook.report_sections for hook in runner.hooks if hasattr(hook, 'report_sections')]
         shown = list(self.evaluator.shown_items(8)) if offers else []
         for offer in offers:
@@ -183,7 +183,7 @@ class ExplainHook(Hook):
 
 
 def _step(runner: Runner) -> tuple[str, int]:
-    """What evaluations are counted by, and where the training is."""
-    # Not `runner.train_loop`, which would be built for a test
+    """The unit that counts evaluations, and the number of units done in training."""
+    # Not `runner.train_loop`, which would build a loop in a test
     epochs = not isinstance(runner._train_loop, IterBasedTrainLoop)
     return ('epoch', runner.epoch) if epochs else ('iter', runner.iter)

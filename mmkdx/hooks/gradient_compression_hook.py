@@ -1,4 +1,4 @@
-"""Gradients that cross the network in fewer bytes."""
+"""Compresses gradients that processes exchange."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ TYPES = dict(
 
 @HOOKS.register_module()
 class GradientCompressionHook(Hook):
-    """Lets ``DistributedDataParallel`` exchange compressed gradients, by torch's own functions.
+    """Makes ``DistributedDataParallel`` exchange compressed gradients, by torch's own functions.
 
-    It is worth its rounding where processes wait for the network. With one process it does nothing.
-    Checkpoints do not hold PowerSGD's state: a resumed run begins with plain gradients again, until
-    ``start_powerSGD_iter``.
+    Use it if processes wait for the network, since it rounds gradients. With one process it does
+    nothing. Checkpoints do not hold PowerSGD's state. So a resumed run begins with plain gradients
+    again, until ``start_powerSGD_iter``.
 
     Source of 'power_sgd': Vogels et al., "PowerSGD", NeurIPS 2019.
 
     Args:
-        kind (str): 'fp16' or 'bf16', which halve the bytes, or 'power_sgd', a low rank that carries the
-            error of a step over to the next. Defaults to 'bf16'.
+        kind (str): 'fp16' or 'bf16', which halve the bytes; or 'power_sgd', a low-rank
+            approximation that adds each step's error to the next step. Defaults to 'bf16'.
         **options: For 'power_sgd', the arguments of torch's ``PowerSGDState``, such as
             ``matrix_approximation_rank`` and ``start_powerSGD_iter``.
 
     Raises:
         ValueError: If ``kind`` or an option is unknown; before training, if there are several processes
-            and their model is no ``DistributedDataParallel``.
+            and their model is not a ``DistributedDataParallel``.
     """
 
     def __init__(self, kind: str = 'bf16', **options: Any) -> None:
@@ -57,7 +57,7 @@ class GradientCompressionHook(Hook):
                 self.state = powerSGD_hook.PowerSGDState(None, **options)
 
     def before_train(self, runner: Runner) -> None:
-        """Tells the model's wrapper."""
+        """Registers the compression with the model's wrapper."""
         if get_world_size() == 1:
             return
         if not isinstance(runner.model, DistributedDataParallel):

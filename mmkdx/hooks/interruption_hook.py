@@ -1,4 +1,4 @@
-"""Stopping a run by a signal without losing what it has done."""
+"""Stops a run on a signal without losing its progress."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from torch import distributed
 from mmkdx.hooks.checkpoint_hook import CheckpointHook
 from mmkdx.registry import HOOKS
 
-#: Signals that are this close belong together: launchers send them to a group and to each process.
+#: Signals within so many seconds count as one: launchers signal a group and each process.
 TOGETHER = 2.0
 
 
 @HOOKS.register_module()
 class InterruptionHook(Hook):
-    """Ends a training on SIGTERM or SIGINT with a checkpoint, as clusters send them.
+    """Ends a training with a checkpoint on SIGTERM or SIGINT, which clusters send.
 
     The current step ends, the ``CheckpointHook`` of mmkdx saves the run, and the process exits with
     status 143 (SIGTERM) or 130 (SIGINT). All processes of a distributed run stop at the same step. With
-    gradient accumulation the steps up to the next update are done, too. A second signal, two seconds
+    gradient accumulation the run first goes on to the next update. A second signal, two seconds
     later or more, ends the process at once.
 
-    A validation is broken off if the run is one process and a checkpoint is from this place, since a
-    resumed run validates first. Any other validation ends before the run stops.
+    A run of one process breaks off a validation if its last checkpoint is from this iteration,
+    because a resumed run validates first. Any other validation is finished before the run stops.
 
     ``tools/train.py`` adds this hook.
 
@@ -49,12 +49,12 @@ class InterruptionHook(Hook):
         self._pending: tuple[Any, torch.Tensor] | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Connects the processes."""
+        """Creates a group in which the processes share signals."""
         if get_world_size() > 1:
             self._group = distributed.new_group(backend='gloo')
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Takes signals over; before the first step a signal has nothing to save."""
+        """Installs the signal handlers; before the first step there is nothing to save."""
         if self._old is None:
             self._old = {}
             if threading.current_thread() is threading.main_thread():
@@ -83,7 +83,7 @@ class InterruptionHook(Hook):
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Stops in one process if nothing is to save; others may be at another batch."""
+        """Stops a run of one process if it is saved; several may be at different batches."""
         hook = _checkpoint_hook(runner)
         if self._signal and self._group is None and hook and hook.is_saved(runner.iter):
             self._stop(runner, runner.epoch, runner.iter, saved=hook.last_ckpt)
@@ -98,7 +98,7 @@ class InterruptionHook(Hook):
             self._stop(runner, runner.epoch, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
-        """Gives the signals back."""
+        """Restores the earlier signal handlers."""
         for number, handler in (self._old or {}).items():
             signal.signal(number, handler)
         self._old = None
@@ -106,7 +106,7 @@ class InterruptionHook(Hook):
     def _note(self, process: int, number: int, frame: Any) -> None:
         """Handles a signal."""
         if os.getpid() != process:
-            return  # a worker that has just begun
+            return  # a worker that has just started
         if not self._signal:
             self._signal, self._since = number, time.monotonic()
         elif time.monotonic() - self._since > TOGETHER:
@@ -114,9 +114,9 @@ class InterruptionHook(Hook):
             os.kill(process, number)
 
     def _agree(self) -> int:
-        """The signal that any process had got at the last call; in one process, until now.
+        """The signal of any process up to the last call; with one process, up to now.
 
-        The exchange goes on during the next step, so no step waits for it.
+        The exchange runs during the next step, so no step waits for it.
         """
         if self._group is None:
             return self._signal
@@ -133,7 +133,7 @@ class InterruptionHook(Hook):
         return found
 
     def _stop(self, runner: Runner, epoch: int, iterations: int, saved: str | None = None) -> None:
-        """Saves and leaves."""
+        """Saves and exits."""
         number = self._signal or self._stopping
         hook = _checkpoint_hook(runner)
         if saved is None and hook is not None:
@@ -152,11 +152,11 @@ class InterruptionHook(Hook):
 
 
 def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
-    """The run's checkpoint hook, if it is ours."""
+    """The run's checkpoint hook, if it is mmkdx's."""
     return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
 
 
 def _is_updated(runner: Runner) -> bool:
-    """Whether no gradients wait for an update, which a checkpoint does not hold."""
+    """Whether no gradients wait for an update; a checkpoint does not hold gradients."""
     ask = getattr(runner.optim_wrapper, 'should_update', None)
     return ask is None or ask()

@@ -1,4 +1,4 @@
-"""Projecting prototypes onto patches of training images while a network is trained."""
+"""Projects prototypes onto patches of training images during training."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from mmkdx.visualization.sections import PictureSection
 class PrototypePushHook(Hook):
     """Projects every prototype onto the nearest patch of a training image, and tunes the last layer.
 
-    The last epoch is followed by a push, too. A prototype moves to the nearest patch, over all ranks, of
-    the images that it may come from (those of its class in ``ProtoPNetHead``), and then knows its source
-    (see ``PrototypeHead``). The student's own losses tune the last layer with Adam. Validation scores
-    are logged as ``prototypes/<pre_push | pushed | tuned>/<score>``.
+    A push also follows the last epoch. A prototype moves to the nearest patch of its allowed
+    images, over all ranks. In ``ProtoPNetHead`` these are the images of its class. The prototype
+    then knows its source (see ``PrototypeHead``). The student's own losses tune the last layer with
+    Adam. Validation scores are logged as ``prototypes/<pre_push | pushed | tuned>/<score>``.
 
-    With ``prune`` the last push drops prototypes. A ``ProtoPNetHead`` loses those whose k nearest
-    training images hold fewer than ``min_same_class`` of the prototype's class, and its last layer is
-    tuned for ``tune_epochs`` more. A ``ProtoTreeHead`` loses, before the push, the subtrees without a
-    leaf whose largest probability is above ``threshold``.
+    With ``prune`` the last push drops prototypes. A ``ProtoPNetHead`` drops a prototype if fewer
+    than ``min_same_class`` of its k nearest training images are of its class. Its last layer is
+    then tuned for ``prune['tune_epochs']`` more. Before the push, a ``ProtoTreeHead`` drops each
+    subtree in which no leaf has a probability above ``threshold``.
 
     Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2.2, and Nauta et al., "Neural
-    Prototype Trees", CVPR 2021, from their public code, where batch norm statistics move while the last
+    Prototype Trees", CVPR 2021. In their public code, batch norm statistics change while the last
     layer is tuned (``norm_eval=False``).
 
     Args:
@@ -48,16 +48,17 @@ class PrototypePushHook(Hook):
         interval (int): Number of epochs from one push to the next. Defaults to 10.
         dataloader (dict, optional): The images to project onto, without augmentation. Defaults to None:
             ``push_dataloader`` of the config if there is one, else the training data set with the
-            pipeline of the validation.
-        tune_epochs (int): How many passes over the training data tune the last layer. Defaults to 20.
-        tune_lr (float): Their learning rate. Defaults to 1e-4.
+            validation pipeline.
+        tune_epochs (int): Number of passes over the training data to tune the last layer. Defaults
+            to 20.
+        tune_lr (float): The learning rate of these passes. Defaults to 1e-4.
         norm_eval (bool): Whether the network is in eval mode in these passes. Defaults to True.
         prune (dict, optional): 'k' (6), 'min_same_class' (3) and 'tune_epochs' (100) for a
             ``ProtoPNetHead``, or 'threshold' (0.01) for a ``ProtoTreeHead``. Defaults to None.
 
     Raises:
         ValueError: If an argument is out of range; before training, if the images are augmented, or a
-            class has none.
+            class has no images.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class PrototypePushHook(Hook):
         return regular or epoch == max_epochs
 
     def before_train(self, runner: Runner) -> None:
-        """Builds the push data and checks them."""
+        """Builds and checks the push data."""
         head = prototype_head(models_of(runner)[1], 'PrototypePushHook')
         tree = not isinstance(head, ProtoPNetHead)
         known = ('threshold',) if tree else ('k', 'min_same_class', 'tune_epochs')
@@ -116,7 +117,7 @@ class PrototypePushHook(Hook):
             self._warn_of_small_classes(runner, head)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Pushes, and tunes the last layer, where it is time."""
+        """Pushes and tunes the last layer if a push is due."""
         epoch = runner.epoch + 1
         if not self.pushes_after(epoch, runner.max_epochs):
             return
@@ -153,7 +154,10 @@ class PrototypePushHook(Hook):
     def report_sections(
         self, runner: Runner, shown: Sequence[tuple[str, dict]], classes: Sequence[str] | None
     ) -> list[PictureSection]:
-        """The prototypes that decide on images, given by name and item, for ``ExplainHook``'s report."""
+        """Sections for ``ExplainHook``'s report: the prototypes that decide on some images.
+
+        Each image of ``shown`` is a name and a sample.
+        """
         student = models_of(runner)[1]
         if not isinstance(getattr(student, 'head', None), ProtoPNetHead) or not shown:
             return []
@@ -167,7 +171,7 @@ class PrototypePushHook(Hook):
             return []
 
     def _warn_of_small_classes(self, runner: Runner, head: ProtoPNetHead) -> None:
-        """Names the classes of too few images for any of their prototypes to be kept."""
+        """Warns of classes that have too few images to keep any of their prototypes."""
         least = self.prune.get('min_same_class', 3)
         dataset = self.dataloader.dataset
         counts = images_of_classes(dataset, head.num_classes)
@@ -181,7 +185,7 @@ class PrototypePushHook(Hook):
             )
 
     def _prune(self, runner: Runner, student: nn.Module, prune: dict) -> None:
-        """Drops prototypes of a ``ProtoPNetHead``, and says of which classes."""
+        """Drops prototypes of a ``ProtoPNetHead``, and logs their classes."""
         head: ProtoPNetHead = student.head
         before = head.alive.clone()
         nearest = find_nearest_patches(student, self.dataloader, prune.get('k', 6))
@@ -198,7 +202,7 @@ class PrototypePushHook(Hook):
 
     @torch.no_grad()
     def _evaluate(self, runner: Runner) -> dict[str, float]:
-        """The scores of the validation, without its hooks."""
+        """The scores of a validation that calls no hooks."""
         loop = runner.val_loop
         if loop is None:
             return {}
@@ -208,7 +212,7 @@ class PrototypePushHook(Hook):
         return loop.evaluator.evaluate(len(loop.dataloader.dataset))
 
     def _tune(self, runner: Runner, student: nn.Module, epochs: int) -> None:
-        """Trains the last layer alone."""
+        """Trains only the last layer."""
         if not epochs:
             return
         weight = student.head.last_layer.weight

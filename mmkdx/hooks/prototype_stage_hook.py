@@ -1,4 +1,4 @@
-"""Training a prototype network in stages."""
+"""Trains a prototype network in stages."""
 
 from __future__ import annotations
 
@@ -34,26 +34,28 @@ class PrototypeStageHook(Hook):
     """Trains the parts of a prototype network in stages.
 
     A part that a stage does not train stays exactly as it is: it has no gradients, and its batch norms
-    keep their running statistics. The optimizer forgets its moments at the start of a stage, as each
-    stage of the public code has its own optimizer. Set the parts' learning rates and weight decays by
-    ``optim_wrapper.paramwise_cfg.custom_keys`` for 'backbone', 'add_on', 'prototype_layer' and
-    'last_layer'. In distributed training set ``find_unused_parameters = True``.
+    keep their running statistics. The optimizer forgets its moments at the start of a stage,
+    because each stage of the public code has its own optimizer. Set the parts' learning rates and
+    weight decays in ``optim_wrapper.paramwise_cfg.custom_keys``. Its keys are 'backbone', 'add_on',
+    'prototype_layer' and 'last_layer'. In distributed training set
+    ``find_unused_parameters = True``.
 
     Source: Chen et al., "This Looks Like That", NeurIPS 2019, and Keswani et al., "Proto2Proto", CVPR
-    2022, from their public code, where batch norm statistics move in all stages (``norm_eval=False``).
+    2022. In their public code, batch norm statistics change in all stages (``norm_eval=False``).
 
     Args:
-        stages (Sequence[dict]): The stages in order, each with ``train``, the parts (of 'backbone',
-            'add_on', 'prototypes', 'last_layer'), ``epochs``, its length (the last takes the rest of
-            the training), and optionally ``student_weight``, which replaces the distiller's.
+        stages (Sequence[dict]): The stages in order. ``train`` lists the trained parts: some of
+            'backbone', 'add_on', 'prototypes' and 'last_layer'. ``epochs`` is the length; the last
+            stage may omit it and then takes the rest of the training. ``student_weight`` is
+            optional and replaces the distiller's.
         norm_eval (bool): Whether the batch norms of parts that are not trained are in eval mode.
             Defaults to True.
-        copy_last_layer (bool): Whether the student begins with the last layer of its teacher. Defaults
+        copy_last_layer (bool): Whether the student starts with its teacher's last layer. Defaults
             to False.
 
     Raises:
-        ValueError: If a stage is not as above; before training, if the model, its teacher or the config
-            do not allow it.
+        ValueError: If a stage has another form; before training, if the model, its teacher or the
+            config do not fit.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class PrototypeStageHook(Hook):
         self._student_weight: float | None = None
 
     def stage_at(self, epoch: int) -> tuple[int, bool]:
-        """Which stage an epoch, counted from 0, belongs to, and whether it is the stage's first."""
+        """The stage of an epoch, counted from 0, and whether the epoch is the stage's first."""
         ends = list(accumulate(stage['epochs'] for stage in self.stages[:-1]))
         return bisect_right(ends, epoch), epoch in (0, *ends)
 
@@ -97,14 +99,14 @@ class PrototypeStageHook(Hook):
         head = prototype_head(student, 'PrototypeStageHook')
         if is_model_wrapper(runner.model) and not runner.cfg.get('find_unused_parameters'):
             raise ValueError(
-                'PrototypeStageHook trains some parts only, for which distributed training needs '
+                'PrototypeStageHook trains only some parts, so distributed training needs '
                 'find_unused_parameters = True in the config'
             )
         if isinstance(model, Distiller):
             self._student_weight = model.student_weight
         elif any('student_weight' in stage for stage in self.stages):
             raise ValueError(
-                'PrototypeStageHook.stages: student_weight is of a Distiller, and the model is a '
+                'PrototypeStageHook.stages: student_weight needs a Distiller, and the model is a '
                 f'{type(model).__name__}'
             )
         for name in {name for stage in self.stages for name in stage['train']}:
@@ -116,7 +118,7 @@ class PrototypeStageHook(Hook):
             self._copy_last_layer(runner, model, head)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Begins a stage, where one begins, and sets what is trained."""
+        """Starts a stage if one begins here, and sets which parts are trained."""
         number, first = self.stage_at(runner.epoch)
         stage = self.stages[number]
         model, student = models_of(runner)
@@ -154,8 +156,8 @@ class PrototypeStageHook(Hook):
             raise ValueError(f'{key}: student and teacher must both have a ProtoPNetHead')
         if not torch.equal(theirs.class_identity.cpu(), head.class_identity.cpu()):
             raise ValueError(
-                f'{key}: the prototypes of the student belong to other classes than those of the '
-                'teacher; set student.head.num_classes and prototypes_per_class to those of the teacher'
+                f"{key}: the student's prototypes belong to other classes than the teacher's; set "
+                "student.head.num_classes and prototypes_per_class to the teacher's values"
             )
         names = class_names(runner.train_dataloader.dataset)
         known = getattr(teachers[0], 'classes', None)
@@ -163,8 +165,8 @@ class PrototypeStageHook(Hook):
             pairs = enumerate(zip_longest(names, known))
             i = next(i for i, (name, other) in pairs if name != other)
             raise ValueError(
-                f'{key}: the classes of the training data and those that the teacher was trained on '
-                f'have another order or other names, first at class {class_text(i, names)}'
+                f"{key}: the training data's classes have another order or other names than the "
+                f"teacher's classes, first at class {class_text(i, names)}"
             )
         if runner.iter == 0:  # not after a resume
             with torch.no_grad():
@@ -172,7 +174,7 @@ class PrototypeStageHook(Hook):
 
 
 def models_of(runner: Runner) -> tuple[nn.Module, nn.Module]:
-    """A runner's model without its wrapper, and the student in it."""
+    """A runner's model without its wrapper, and the model's student."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     return model, model.student if isinstance(model, Distiller) else model
 

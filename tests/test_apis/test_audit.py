@@ -253,7 +253,9 @@ def test_the_tool_prints_and_writes(runs, monkeypatch, capsys, tmp_path):
     assert {path.name for path in again.iterdir()} == {'audit.json', 'classes.csv'}
     with pytest.raises(SystemExit, match="^--groups: the images in .*audit.csv have no 'group'$"):
         run(monkeypatch, *[out / 'audit.csv'] * 2, '--groups')
-    with pytest.raises(SystemExit, match='student is no CSV file; a model by its values needs tho'):
+    with pytest.raises(
+        SystemExit, match='student is not a CSV file; if one model is a CSV file, all'
+    ):
         run(monkeypatch, out / 'audit.csv', runs['student'])
 
 

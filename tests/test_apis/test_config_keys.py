@@ -29,15 +29,13 @@ def test_a_misspelt_key_is_named_with_the_one_that_is_meant(wrong, right):
     with pytest.raises(ValueError) as error:
         check_keys(Config({'model': {}, wrong: dict(type='x')}))
     assert str(error.value) == (
-        f'{wrong} is no key that is read; do you mean {right}? A variable of your own needs another name'
+        f'{wrong} is an unknown key; do you mean {right}? A variable of your own needs another name'
     )
 
 
 def test_a_misspelt_key_may_have_the_value_of_another():
     evaluator = dict(type='Accuracy')
-    with pytest.raises(
-        ValueError, match='^val_evlauator is no key that is read; do you mean val_ev'
-    ):
+    with pytest.raises(ValueError, match='^val_evlauator is an unknown key; do you mean val_ev'):
         check_keys(Config(dict(val_evlauator=evaluator, test_evaluator=evaluator)))
 
 

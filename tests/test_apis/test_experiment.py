@@ -121,12 +121,12 @@ def test_equal_given_names_join_runs():
         (
             ['a', 'b'],
             ['KD', 'teacher'],
-            "a method is called 'teacher', as the page calls the model be",
+            "a method is called 'teacher', which is reserved for another m",
         ),
         (
             ['x/base'],
             None,
-            "a method is called 'base', as the page calls the model beside the methods",
+            "a method is called 'base', which is reserved for another model on the page",
         ),
     ],
 )

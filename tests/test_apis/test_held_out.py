@@ -44,8 +44,8 @@ def test_caches_of_folds_have_folders_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     'change, message',
     [
-        (dict(train_dataloader=None), 'a search needs train_dataloader, .* and val_dataloader'),
-        (dict(val_dataloader=None, test_dataloader=None), 'a search needs train_dataloader'),
+        (dict(train_dataloader=None), 'a search needs train_dataloader for .* and val_dataloader'),
+        (dict(val_dataloader=None, test_dataloader=None), 'a search needs train_dataloader for'),
         (
             dict(custom_hooks=[dict(type='Hook', data=[dict(type='NoSuchDataSet')])]),
             'custom_hooks reads the test data, which a search must not see; remove it',

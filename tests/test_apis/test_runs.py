@@ -101,7 +101,7 @@ def test_a_runs_test_data_are_read_as_data(tmp_path):
     assert runs.read_run_test_data(str(folder)) == (loader, 'mmkdx')
     for text in ('x = 1', 'test_dataloader = dict(type=open("evil", "w").name)'):
         (folder / 'config.py').write_text(text)
-        message = 'config.py is not executed, .* not plain data with a test_dataloader: '
+        message = 'config.py is not executed, .* must be plain data with a test_dataloader: '
         with pytest.raises(ValueError, match=message):
             runs.read_run_test_data(str(folder))
 
@@ -152,7 +152,7 @@ def test_a_runs_config_that_is_a_program_is_not_executed(tmp_path, monkeypatch, 
     checkpoint(folder / 'epoch_1.pth')
     (tmp_path / 'evil.py').write_text('open("evil", "w")\nmodel = dict(type="A")')
     with pytest.raises(
-        ValueError, match=f'^{folder}/config.py is not executed, since it may be of a'
+        ValueError, match=f'^{folder}/config.py is not executed, since the run may come'
     ):
         runs.find_run(str(folder))
     assert not (tmp_path / 'evil').exists()

@@ -20,9 +20,9 @@ def test_ranges():
     [
         (['terms.kd.weight'], r'--weights terms.kd.weight: write KEY=LOW..HIGH'),
         (['a=1..b'], r'--weights a=1..b: write KEY=LOW..HIGH'),
-        (['a=0..1'], 'must begin above 0 and end above its begin'),
-        (['a=2..1'], 'must begin above 0 and end above its begin'),
-        (['a=1..inf'], 'must begin above 0'),
+        (['a=0..1'], 'LOW must be above 0 and HIGH above LOW'),
+        (['a=2..1'], 'LOW must be above 0 and HIGH above LOW'),
+        (['a=1..inf'], 'LOW must be above 0'),
         (['a=1..2', 'model.a=1..3'], 'gives two ranges for a'),
     ],
 )
@@ -76,7 +76,9 @@ def test_weights_that_set_themselves_are_not_searched(weight):
 
 @pytest.mark.parametrize('seeds', [[0, 1], [1, 1]])
 def test_seeds_of_the_comparison(seeds):
-    with pytest.raises(ValueError, match='--seeds .*: give each once, and not the 0 of the search'):
+    with pytest.raises(
+        ValueError, match='--seeds .*: give each seed once, and not 0, the seed of the'
+    ):
         check_seeds(seeds)
 
 

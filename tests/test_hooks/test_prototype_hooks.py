@@ -665,7 +665,7 @@ def test_a_head_without_prototypes(tmp_path, hook):
 def test_student_weight_needs_a_distiller(tmp_path):
     stages = [dict(train=['add_on'], student_weight=0)]
     with pytest.raises(
-        ValueError, match='student_weight is of a Distiller, and the model is a Image'
+        ValueError, match='student_weight needs a Distiller, and the model is a Image'
     ):
         begin(tmp_path, dict(type='PrototypeStageHook', stages=stages))
 
@@ -683,7 +683,7 @@ def test_prototypes_of_other_classes(tmp_path):
     cfg.model.teacher.model.head.update(num_classes=6, prototypes_per_class=3)
     runner = Runner.from_cfg(cfg)
     hook = next(hook for hook in runner.hooks if isinstance(hook, PrototypeStageHook))
-    with pytest.raises(ValueError, match='the prototypes of the student belong to other classes'):
+    with pytest.raises(ValueError, match="the student's prototypes belong to other classes"):
         hook.before_train(runner)
 
 
@@ -706,7 +706,7 @@ def test_another_order_of_classes(tmp_path, change, first):
         hook.before_train(runner)
         return
     with pytest.raises(
-        ValueError, match=rf'another order .* first at class {names[first]} \({first}\)'
+        ValueError, match=rf'another order .* than the .* first at class {names[first]} \({first}\)'
     ):
         hook.before_train(runner)
 
@@ -725,7 +725,9 @@ def test_distributed_training_needs_unused_parameters(tmp_path, monkeypatch):
     runner = Runner.from_cfg(config(tmp_path, [dict(type='PrototypeStageHook', stages=STAGES)]))
     runner.model = SimpleNamespace(module=runner.model)
     hook = next(hook for hook in runner.hooks if isinstance(hook, PrototypeStageHook))
-    with pytest.raises(ValueError, match='find_unused_parameters = True in the config'):
+    with pytest.raises(
+        ValueError, match='trains only some parts, .* find_unused_parameters = True'
+    ):
         hook.before_train(runner)
 
 

@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_the_earlier_files(run, home, tmp_path, monkeypatch):
         (['--explainers', 'Cam'], "^compare_explainers.explainers: there is no explainer 'Cam'"),
         (['--images', 'missing.png'], '^cannot read image missing.png: there is no such file$'),
         (['--options', 'ROAD.noise=1'], '^--options ROAD.noise: write EXPLAINER.OPTION or METRIC'),
-        (['--options', 'layer=1'], '^--options layer: write EXPLAINER.OPTION or METRIC.OPTION, of'),
+        (['--options', 'layer=1'], '^--options layer: write EXPLAINER.OPTION or METRIC.OPTION, wi'),
         (['--options', 'GradCAM.layr=a'], '^compare_explainers.explainers: .*layr'),
     ],
 )

@@ -90,15 +90,15 @@ def test_check_config(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as error:
         tool('check_config')['main']()
     assert str(error.value) == (
-        f'{path}: the config has none of train_dataloader, val_dataloader, test_dataloader, whose '
-        'transforms make the batch'
+        f'{path}: the config has none of train_dataloader, val_dataloader, test_dataloader; one '
+        'of them must give the transforms'
     )
 
 
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ("modle = dict(type='x')", 'modle is no key that is read; do you mean model?'),
+        ("modle = dict(type='x')", 'modle is an unknown key; do you mean model?'),
         (
             "optim_wrapper = dict(optimizer=dict(type='SGD', lrr=1))",
             r"optim_wrapper: .*argument 'lrr'",

@@ -231,7 +231,7 @@ def test_compare_runs(run, monkeypatch, capsys):
     for config in other.glob('*/vis_data/config.py'):
         config.write_text(f'{config.read_text()}\nopen({str(other / "evil")!r}, "w")\n')
     monkeypatch.setattr('sys.argv', ['compare_runs.py', str(other)])
-    with pytest.raises(SystemExit, match='config.py is not executed, since it may be of a foreign'):
+    with pytest.raises(SystemExit, match='config.py is not executed, since the run may come from'):
         compare.main()
     assert not (other / 'evil').exists()
 
