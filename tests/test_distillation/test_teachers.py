@@ -100,7 +100,10 @@ def test_loading_can_be_lenient_but_never_empty(tmp_path):
     'spec, message',
     [
         (dict(model=classifier(), dtype='int8'), "teacher.dtype is 'int8'"),
-        (dict(model=classifier(), pretrained=True), 'teacher.pretrained=True needs a model name'),
+        (
+            dict(model=classifier(), pretrained=True),
+            'teacher.pretrained=True needs a teacher.model',
+        ),
         (
             dict(model='resnet18_8xb32_in1k', pretrained=True, checkpoint='x.pth'),
             'two sources of weights',
