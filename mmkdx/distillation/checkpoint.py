@@ -1,4 +1,4 @@
-"""Names of a distiller's tensors in a checkpoint: the student's are those of plain mmpretrain."""
+"""Names of a distiller's tensors in a checkpoint; the student's are as in plain mmpretrain."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class ClassNames:
         self._earlier = _dataset_meta()  # left by a run before the teacher was built
 
     def meet(self, student: nn.Module) -> None:
-        """Stores the student, whose classes count if no other names are known."""
+        """Stores the student; its class names count if no others are known."""
         self._student = (student,)  # a tuple is not a sub-module
 
     @contextmanager
@@ -220,8 +220,8 @@ def reorder(
     """Replaces a model's classes in place; each new class is one old class or several together.
 
     The logit of several classes is the log-sum-exp of their logits. Its softmax is then the sum of
-    their probabilities among the chosen classes. If the logits are a linear layer's output and each
-    new class is one old class, rows of the layer are chosen, so class maps in closed form stay
+    their probabilities among the chosen classes. If a linear layer yields the logits and each new
+    class is one old class, rows of the layer are chosen. Then class maps in closed form stay
     possible. Otherwise the logits are mapped at each forward.
 
     Args:

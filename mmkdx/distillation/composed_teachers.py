@@ -86,9 +86,9 @@ class TeacherEnsemble(BaseTeacher):
             weights).
 
     Raises:
-        ValueError: If there is no member, a member is trained along with the student, or members
-            have heads of different kinds or (from ``resolve``) different shapes at a tap. Also if
-            weights do not fit the members, the taps or (from ``forward``) the labels.
+        ValueError: If there is no member, or a member is trained along with the student. If heads
+            are of different kinds, or (from ``resolve``) shapes differ at a tap. If weights do not
+            fit the members, the taps or (from ``forward``) the labels.
     """
 
     def __init__(self, teachers: list, weights: str | Sequence[float] | None = None) -> None:

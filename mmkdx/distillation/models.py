@@ -194,8 +194,8 @@ def load_weights(
 
     Args:
         model (nn.Module): The model.
-        checkpoint (dict): A checkpoint of mmengine, or a state dict. The student's weights are
-            taken from that of a distillation run.
+        checkpoint (dict): A checkpoint of mmengine, or a state dict. From a
+            distillation run, the student's weights are taken.
         source (str): Where it comes from, for messages.
         strict (bool): Whether every tensor must match. Defaults to True.
         hint (str): Advice in the message if tensors do not match. Defaults to ''.

@@ -165,9 +165,9 @@ class Term(nn.Module):
             student (Tensor | ClassMaps | list): What the student's tap holds.
             teacher (Tensor | ClassMaps | list, optional): What the teacher's tap holds.
             target (Tensor | list[Tensor], optional): The labels; see ``labels_of``.
-            **given: All else that a loss may need: ``index``, the positions of the samples in the
-                data set, of shape (N, ); ``inputs``, the preprocessed images (N, C, H, W);
-                ``model``, the student; ``teacher_model``, the teacher.
+            **given: Other inputs of losses. ``index``: the samples' positions in the data set, of
+                shape (N, ). ``inputs``: the preprocessed images (N, C, H, W). ``model``: the
+                student. ``teacher_model``: the teacher.
 
         Raises:
             ValueError: If the batch lacks labels or positions that the loss needs, or the loss returns

@@ -26,7 +26,7 @@ def flip_table(label: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarra
 def mcnemar_exact(b: np.ndarray | int, g: np.ndarray | int, mid: bool = False) -> np.ndarray:
     """The two-sided p value of McNemar's exact test that both kinds of flips are equally likely.
 
-    It is that of ``scipy.stats.binomtest(min(b, g), b + g)``, for arrays. It is 1 without flips.
+    It equals that of ``scipy.stats.binomtest(min(b, g), b + g)``, for arrays. No flips give 1.
 
     Args:
         b (np.ndarray | int): Numbers of negative flips.

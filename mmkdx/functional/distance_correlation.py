@@ -16,7 +16,7 @@ independent features it is 0 on average, and thus negative half of the time. It 
 nor square-rooted.
 
 No epsilon is added, so undefined values are NaN. Examples are the correlation with labels that are
-all the same, and that of a residual which is 0 because another model has the same features.
+all the same, and with a residual of 0. A residual is 0 if another model has the same features.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def region_boxes(
         )
     ends = []
     for index, count, extent in zip((cells // width, cells % width), grid, image_size):
-        # The centre less half a side, in whole numbers
+        # The centre minus half a side, in whole numbers
         low = ((2 * index + 1) * extent - side * count).div(2 * count, rounding_mode='floor')
         ends += [low.clamp(0, extent), (low + side).clamp(0, extent)]
     return torch.stack(ends, -1)
@@ -153,8 +153,9 @@ def consistency(covered: Tensor, shown: Tensor, own: Tensor, threshold: float = 
     """Whether a prototype covers one and the same part in most images.
 
     Source: Huang et al., "Evaluation and improvement of interpretability for self-explainable
-    part-prototype networks", ICCV 2023. A prototype's value is 1 if it covers some part in at
-    least the share ``threshold``, in (0, 1], of its class's images that show this part; else 0.
+    part-prototype networks", ICCV 2023. A prototype's value is 1 or 0. It is 1 if the
+    prototype covers some part in at least the share ``threshold``, in (0, 1], of its class's images
+    that show this part.
 
     Raises:
         ValueError: If ``threshold`` is out of its range, or shapes do not fit.
@@ -186,7 +187,7 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _check(covered: Tensor, **others: tuple[Tensor, str]) -> None:
-    """Refuses tensors whose images, prototypes or parts differ from those of ``covered``."""
+    """Refuses tensors with other numbers of images, prototypes or parts than ``covered``."""
     if covered.ndim != 3 or not covered.numel():
         raise ValueError(
             f'covered has the shape {tuple(covered.shape)}; it must be (images, prototypes, parts), '

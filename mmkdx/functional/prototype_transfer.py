@@ -46,9 +46,9 @@ def patch_similarity(
     """The Jaccard index of the sets of active cells of two models, for each image.
 
     The mean over images is AJS, the average Jaccard similarity. With a large ``tau`` (see
-    ``active_patches``) nearly all cells are active, so any two models look alike. A small one tells
-    more. As in the authors' code, the index is 0, not 1, if neither model has an active cell. The
-    numbers of prototypes may differ.
+    ``active_patches``) nearly all cells are active, so any two models look alike. A small one is
+    more informative. As in the authors' code, the index is 0, not 1, if neither model has an active
+    cell. The numbers of prototypes may differ.
     """
     _check(teacher_cells=teacher_cells, student_cells=student_cells)
     count = _count(teacher_cells, student_cells)

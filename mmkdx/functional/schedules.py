@@ -65,7 +65,7 @@ class WeightSchedule:
         return self.start_factor + (self.end_factor - self.start_factor) * progress
 
     def __call__(self) -> float:
-        """The current factor by the runner's counters; without a runner, that of the start."""
+        """The current factor by the runner's counters; without a runner, the one at the start."""
         hub = MessageHub.get_current_instance()
         if self.by_epoch and hub.get_info('max_epochs') == 1 and not self._warned:
             self._warned = True

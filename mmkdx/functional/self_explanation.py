@@ -34,7 +34,7 @@ def class_similarity(
     center: bool = True,
     relu: bool = False,
 ) -> Tensor:
-    """The cosine between each image's explanation of its label and that of every class.
+    """The cosine between each image's explanations of its label and of every class.
 
     It has a closed form and is differentiable in features and weight. The cosine of a zero
     explanation is 0.
@@ -158,7 +158,7 @@ def gradient_similarity(
     """``class_similarity`` from the gradients of the logits, for any head and any layer.
 
     Each class takes one vector-Jacobian product from the logits to the features. If GAP + linear
-    follows, the result is that of the closed form. The parameters' gradients and the graph stay
+    follows, the result equals the closed form. The parameters' gradients and the graph stay
     unchanged. Images must not mix between the features and the logits, as they do in a batch norm
     in training mode.
 
@@ -240,11 +240,11 @@ def gradient_products(
 ) -> tuple[Tensor, Tensor]:
     """The inner products of the label's gradient with all classes' gradients (one VJP, one JVP).
 
-    With J the Jacobian of the logits, :math:`g_y = J^T e_y` is one backward pass, and :math:`J g_y`
-    holds the products with all :math:`g_k` at once, whatever the number of classes.
+    With J the Jacobian of the logits, :math:`g_y = J^T e_y` is one backward pass. Then
+    :math:`J g_y` holds the products with all :math:`g_k` at once, for any number of classes.
 
     Args:
-        function (Callable): Computes logits (N, K); an image's logits depend on it alone.
+        function (Callable): Computes logits (N, K); an image's logits depend only on it.
         inputs (Tensor): Images of shape (N, 3, H, W).
         labels (Tensor): Classes of shape (N, ).
         multiply (bool): Whether gradients are multiplied by the images. Defaults to False.

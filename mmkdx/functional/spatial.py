@@ -15,7 +15,7 @@ def tokens_to_map(tokens: Tensor, image: Sequence[int] = (1, 1)) -> Tensor:
 
     Args:
         tokens (Tensor): Tokens of shape (N, L, C).
-        image (Sequence[int]): Height and width of the images. Defaults to those of a square.
+        image (Sequence[int]): Height and width of the images. Defaults to a square.
 
     Returns:
         Tensor: A map of shape (N, C, h, w), h * w <= L.

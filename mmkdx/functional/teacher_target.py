@@ -69,7 +69,7 @@ def component_target(
         similarity_tau (float): The temperature of the softmax of 'weightsim'. Defaults to 0.25.
 
     Returns:
-        Tensor: Probabilities of shape (N, K), with rows that sum to 1 as those of t do.
+        Tensor: Probabilities of shape (N, K), whose rows sum to 1 as in t.
 
     Raises:
         ValueError: If there is no such kind or anchor.

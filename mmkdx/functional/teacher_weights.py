@@ -35,10 +35,10 @@ def cross_entropy_weights(logits: Tensor, target: Tensor) -> Tensor:
 def agreement_weights(logits: Tensor) -> Tensor:
     """Weights by how well each teacher agrees with the others on an image, without labels.
 
-    a_k is the cosine similarity between teacher k's probabilities and the mean of the other teachers'
-    probabilities, and w_k = a_k / sum of all a. This is a plain rule of mmkdx and no published method:
-    Du et al., "Agree to Disagree" (AE-KD), NeurIPS 2020, find weights without labels from the gradients
-    of the losses.
+    a_k is the cosine similarity between teacher k's probabilities and the mean probabilities of the
+    other teachers. The weights are w_k = a_k / sum of all a. This is a simple rule of mmkdx, not a
+    published method. Du et al., "Agree to Disagree" (AE-KD), NeurIPS 2020, find weights without
+    labels from the gradients of the losses.
 
     Args:
         logits (Tensor): The logits of T >= 2 teachers, of shape (T, N, K). With T = 2 both weights are

@@ -183,7 +183,7 @@ class CacheReader:
             )
         part, row = np.divmod(positions, size)
         number = np.array(views) * -(-samples // size) + part
-        # Samples of one shard stand together in this order
+        # This order groups the samples of a shard
         order = number.argsort()
         groups = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
         found = [(self._open(int(number[places[0]])), places) for places in groups]

@@ -44,8 +44,8 @@ class CachedTeacher(BaseTeacher):
     Args:
         teacher (dict | str | nn.Module): The teacher, in any form that ``Distiller`` takes.
         cache (str): The folder.
-        top_k (int, optional): The number of largest logits to store. One number stands for all
-            others, the logarithm of their mean exponential. So the probabilities of the largest
+        top_k (int, optional): The number of largest logits to store. All others become one number,
+            the logarithm of their mean exponential. So the probabilities of the largest
             logits are exact at temperature 1. Defaults to None (all).
         resolution (int, optional): The side to which the features of class maps (the tap 'cam') are
             average-pooled. This is exact for ``CATLoss`` of that resolution. Defaults to None (not
