@@ -11,22 +11,23 @@ from mmkdx.models.projection import OrthogonalProjection
 
 
 class Adapter(nn.Module):
-    """Brings a student's activation to the shape of its teacher's; trained with the student.
+    """Brings a student's activation to its teacher's shape; trained with the student.
 
-    A linear layer (for maps a 1×1 convolution) matches channels; an orthogonal one is there for equal
-    channels, too. Pooling or interpolation matches sizes. Tokens become maps on both sides if maps are
-    asked for, if only one side has tokens, or if their numbers differ.
+    A linear layer (for maps a 1×1 convolution) matches the channels. An orthogonal one is used for
+    equal channels, too. Pooling or interpolation matches sizes. Tokens of both sides become maps
+    if ``channels`` is False, if only one side has tokens, or if the numbers of tokens differ.
 
     Args:
         student (Tensor): A student's activation of shape (N, C, H, W), (N, L, C) or (N, C), real or
             fake.
-        teacher (Tensor): The teacher's.
-        channels (bool): Whether channels must match; else maps of one size are asked for. Defaults to
-            True.
+        teacher (Tensor): The teacher's activation.
+        channels (bool): Whether the channels must match; else both sides become maps of one size.
+            Defaults to True.
         kind (str): 'auto' or 'orthogonal'; see ``OrthogonalProjection``. Defaults to 'auto'.
 
     Raises:
-        ValueError: If only one side is a vector, or both are and maps are asked for.
+        ValueError: If only one side is a vector, both are and ``channels`` is False, or tokens do not
+            fill a square grid.
     """
 
     def __init__(
@@ -53,21 +54,21 @@ class Adapter(nn.Module):
     def check(
         self, student: Tensor, teacher: Tensor, images: Sequence[Sequence[int] | None]
     ) -> None:
-        """Refuses to lay out tokens of images that are not square.
+        """Checks that tokens that become maps come from square images.
 
         Args:
             student (Tensor): A student's activation.
-            teacher (Tensor): The teacher's.
+            teacher (Tensor): The teacher's activation.
             images (Sequence[Sequence[int] | None]): Height and width of the student's images, and of
                 the teacher's.
 
         Raises:
-            ValueError: If the grid does not follow from the number of tokens.
+            ValueError: If images are not square, so that the number of tokens does not give the grid.
         """
         for value, image in zip((student, teacher), images):
             if self.as_maps and value.dim() == 3 and image and image[0] != image[1]:
                 raise ValueError(
-                    f'the grid of {value.shape[1]} tokens is known for square images alone, and these '
+                    f'the grid of {value.shape[1]} tokens is known only for square images, and these '
                     f'are {image[0]}x{image[1]}'
                 )
 

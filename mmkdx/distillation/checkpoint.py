@@ -1,4 +1,4 @@
-"""How the tensors of a distiller are named in a checkpoint: the student's as in plain mmpretrain."""
+"""Names of a distiller's tensors in a checkpoint; the student's are as in plain mmpretrain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def to_checkpoint(
     for i, teacher in enumerate(distiller.teachers):
         if teacher.trained_along:
             teacher.state_dict(destination=state, prefix=f'{prefix}distill.teachers.{i}.')
-    # The version numbers of the modules, which guide the conversion of old files.
+    # The modules' version numbers, which guide the conversion of old files.
     versions = getattr(state, '_metadata', {})
     inner = f'{prefix}student.'
     taken = {key: versions.pop(key) for key in list(versions) if f'{key}.'.startswith(inner)}
@@ -37,10 +37,10 @@ def to_checkpoint(
 def from_checkpoint(
     distiller: Distiller, state: dict[str, Tensor], prefix: str, *args: Any
 ) -> None:
-    """Takes a checkpoint of a distillation or a plain student's, and says how much of it fits."""
+    """Adapts a checkpoint of a distillation or of a plain student, and logs how much of it fits."""
     _rename(state, prefix, 'distill.', 'student.')
     versions = getattr(state, '_metadata', None) or {}
-    # A PlainClassifier inside another model is not given these
+    # Inside another model, the hook of a PlainClassifier does not get these versions
     inner = getattr(distiller.student, '_fsdp_wrapped_module', distiller.student)
     plain = isinstance(inner, PlainClassifier)
     owner = 'student.model' if plain else 'student'
@@ -68,8 +68,8 @@ def from_checkpoint(
 
 
 def _rename(state: dict[str, Tensor], prefix: str, off: str, on: str) -> None:
-    """Takes ``off`` from the names that begin with it, and puts ``on`` before all others."""
-    # All first, as a part of the student may be called `student`, too
+    """Removes the prefix ``off`` from the names that have it, and adds ``on`` to all others."""
+    # All are taken out first, as a part of the student may be called `student`, too
     taken = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
     for key, value in taken.items():
         name = key.removeprefix(prefix)

@@ -1,7 +1,7 @@
-"""What is refused: losses, models and values that do not belong together.
+"""Checks that losses, models and values fit together.
 
-To be read as ``checks.head(term, ...)``. Each function returns None, or raises a ``ValueError`` of one
-sentence that names the config key.
+Call a check as ``checks.head(term, ...)``. Each function returns None, or raises a ``ValueError``
+with one sentence that names the config key.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from mmkdx.models.path_tap import find_tap
 if TYPE_CHECKING:
     from mmkdx.distillation.terms import Term
 
-#: What a term reads of a loss; see ``mmkdx.losses.base.DistillLoss``.
+#: The attributes of a loss that a term reads; see ``mmkdx.losses.base.DistillLoss``.
 CONTRACT = ('compares', 'needs', 'connect', 'check', 'locate', 'logs')
 
-#: The shapes of what a loss compares, where classes are compared one by one.
+#: The shapes that a loss takes if it compares classes one by one.
 SHAPES = dict(logits='(N, K)', class_maps='(N, K, H, W)')
 
 
 def terms(
     terms: Any, teachers: Sequence[nn.Module], student_weight: float, student: nn.Module
 ) -> None:
-    """Refuses terms that are no dict, and none where there is nothing else to train with."""
+    """Refuses wrong or missing terms, and a student that cannot have a loss of its own."""
     if not isinstance(terms, dict | None) or (teachers and not terms):
         raise ValueError(
             f'terms is {terms!r}; it must be a dict of terms'
-            + (', of which a model with a teacher needs one' if teachers else '')
+            + ('; a model with a teacher needs at least one' if teachers else '')
         )
     if not terms and not student_weight:
         raise ValueError('student_weight is 0 and there are no terms, so nothing is trained')
@@ -48,7 +48,7 @@ def terms(
 
 
 def teacher_config(config: Mapping, kind: type) -> None:
-    """Refuses what are not the arguments of a teacher of a kind that has a model."""
+    """Refuses a teacher's config that has no model, or arguments that ``kind`` does not take."""
     known = list(inspect.signature(kind).parameters)
     if set(config) - set(known) or 'model' not in config:
         raise ValueError(
@@ -57,7 +57,7 @@ def teacher_config(config: Mapping, kind: type) -> None:
 
 
 def term_config(name: str, config: Any) -> None:
-    """Refuses what are not the arguments of a term."""
+    """Refuses a term's config that is not a dict, lacks a key, or has a name with 'loss'."""
     if not isinstance(config, dict):
         raise ValueError(
             f'terms.{name} is {config!r}; it must be a dict of the arguments of a term'
@@ -74,13 +74,13 @@ def term_config(name: str, config: Any) -> None:
             )
     if 'loss' in name:
         raise ValueError(
-            f"terms.{name}: a term's name must not contain 'loss', by which mmengine knows what it "
-            'sums up'
+            f"terms.{name}: a term's name must not contain 'loss', because mmengine adds up "
+            "all values with 'loss' in their names"
         )
 
 
 def weight(key: str, value: float, allow_negative: bool) -> None:
-    """Refuses a weight below 0 unless it is meant."""
+    """Refuses a weight below 0 unless ``allow_negative`` is True."""
     if value < 0 and not allow_negative:
         raise ValueError(
             f'{key} is {value:g}, which trains the student away from what the loss asks for; set '
@@ -107,7 +107,7 @@ def measured_tap(term: Term, student_weight: float) -> None:
 
 
 def own_loss(term: Term, there: bool) -> None:
-    """Refuses to compare a term's gradient with that of no loss."""
+    """Refuses to compare a term's gradient with the student's own loss if there is none."""
     if not there:
         raise ValueError(
             f"{term.key}.weight compares the term's gradient with that of the student's own loss, and "
@@ -116,10 +116,10 @@ def own_loss(term: Term, there: bool) -> None:
 
 
 def measured(term: Term, value: Tensor) -> None:
-    """Refuses a tap at which no gradient is known."""
+    """Refuses a tap that has no gradient."""
     if not value.requires_grad:
         raise ValueError(
-            f'{term.key}.weight: what stands at tap {term.weight.at!r} is made of frozen parameters, so '
+            f'{term.key}.weight: the value at tap {term.weight.at!r} is made of frozen parameters, so '
             'there is no gradient to compare'
         )
 
@@ -135,14 +135,14 @@ def reached(term: Term, own: bool, distilled: bool) -> None:
 
 
 def places(term: Term) -> None:
-    """Refuses lists of taps for a loss that compares one place with one, and needless projections."""
+    """Refuses lists of taps for a loss of single taps, and projections that a loss cannot use."""
     taps = (term.student_tap, term.teacher_tap)
     if term.compares != 'anything' and any(isinstance(tap, tuple) for tap in taps):
-        raise ValueError(f'at is {taps!r}, and {term.loss_name} compares one place with one')
+        raise ValueError(f'at is {taps!r}, and {term.loss_name} takes single taps, not lists')
     if term.bridge == 'orthogonal' and not (term.taught and term.compares == 'shape'):
         raise ValueError(
             "adapter is 'orthogonal', which projects the student's features to the teacher's, and "
-            f'{term.loss_name} compares none that must have one shape; remove it'
+            f'{term.loss_name} does not compare features of one shape; remove it'
         )
 
 
@@ -158,26 +158,26 @@ def contract(term: Term) -> None:
 
 
 def teacher_target(term: Term) -> None:
-    """Refuses a ``teacher_target`` beside a loss that takes no softmax of a teacher's logits."""
+    """Refuses a ``teacher_target`` for a loss without the softmax of a teacher's logits."""
     if not term.taught or term.compares != 'logits' or term.activation != 'softmax':
         raise ValueError(
-            'teacher_target is for the logits of a teacher, of which the loss takes the softmax, and '
-            f'{term.loss_name} takes none'
+            "teacher_target needs a loss that takes the softmax of a teacher's logits, and "
+            f'{term.loss_name} does not'
         )
 
 
 def head(term: Term, owner: str, activation: str) -> None:
-    """Refuses a loss of softmax probabilities for a model of sigmoids, or the other way round."""
+    """Refuses a softmax loss for a model with a sigmoid head, and the reverse."""
     if term.activation not in (None, activation):
         advice = "type='KLDivLoss'" + (", activation='sigmoid'" if activation == 'sigmoid' else '')
         raise ValueError(
             f'{term.key}: {term.loss_name} takes the {term.activation} of logits, and the {owner} has '
-            f'a {activation} head (of one logit or several labels, if it is sigmoid); use dict({advice})'
+            f'a {activation} head (one logit or several labels mean sigmoid); use dict({advice})'
         )
 
 
 def teacher(term: Term, teachers: int) -> None:
-    """Refuses a term that compares with a teacher that is not there."""
+    """Refuses a term whose teacher does not exist."""
     if term.taught and not teachers:
         raise ValueError(f'{term.key} compares with a teacher and there is none: set teacher')
     if term.taught and term.teacher >= teachers:
@@ -188,7 +188,7 @@ def teacher(term: Term, teachers: int) -> None:
 
 
 def values(term: Term, values: Sequence[Any]) -> None:
-    """Refuses values that are not of the kind that a loss compares, or of other classes."""
+    """Refuses values of another kind or shape than a loss compares, or with different classes."""
     if term.compares in ('shape', 'map_size') and any(isinstance(v, ClassMaps) for v in values):
         raise ValueError(
             f"{term.key}.at: {term.loss_name} compares tensors, and tap 'cam' holds class maps"
@@ -212,10 +212,10 @@ def values(term: Term, values: Sequence[Any]) -> None:
 
 
 def loss(term: Term, values: Sequence[Any], size: Sequence[int] | None, models: Mapping) -> None:
-    """Lets a loss refuse what it cannot compare. One that needs the teacher tries it on an image."""
+    """Lets a loss refuse what it cannot compare; one that needs the teacher gets a test image."""
     given = {}
     if 'teacher_model' in term.needs and size is not None:
-        # A constant image may move no logit; the generator is the image's own
+        # Random, as a constant image may change no logit; the global random state stays as it is
         channels = image_channels(models['model'], 3)
         image = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
         given = dict(models, inputs=image.to(next(models['model'].parameters())))
@@ -224,7 +224,7 @@ def loss(term: Term, values: Sequence[Any], size: Sequence[int] | None, models: 
 
 
 def maps(term: Term, maps: Any, student: nn.Module, images: Tensor) -> None:
-    """Refuses a student's features (N, C, H, W) where the maps of its classes should be."""
+    """Refuses features (N, C, H, W) for a loss of class maps if C is not the number of classes."""
     if term.compares != 'class_maps' or not isinstance(maps, Tensor) or maps.dim() != 4:
         return
     classes = Flow(describe(student), images).logits.shape[1]
@@ -236,9 +236,9 @@ def maps(term: Term, maps: Any, student: nn.Module, images: Tensor) -> None:
 
 
 def labels(labels: Labels | None, activation: str) -> None:
-    """Refuses a batch without labels for a student's own loss, and for softmax several labels an image.
+    """Refuses a student's own loss without labels, or softmax with several labels for an image.
 
-    mmpretrain's heads would join the labels, and so give them to other images.
+    mmpretrain's heads would concatenate several labels, and so assign them to other images.
     """
     if labels is None:
         raise ValueError(
@@ -272,7 +272,7 @@ def target(term: Term, labels: Labels | None) -> None:
 
 
 def index(term: Term, positions: Tensor | None) -> None:
-    """Refuses a batch whose positions in the data set are unknown, where a loss needs them."""
+    """Refuses a batch without positions in the data set if a loss needs them."""
     if 'index' in term.needs and positions is None:
         raise ValueError(
             f'{term.key}: {term.loss_name} needs the position of each sample in the data set, and the '
@@ -281,7 +281,7 @@ def index(term: Term, positions: Tensor | None) -> None:
 
 
 def scalar(term: Term, loss: Any) -> None:
-    """Refuses what is no scalar tensor."""
+    """Refuses a loss that is not a scalar tensor."""
     if not isinstance(loss, Tensor) or loss.dim():
         tensor = isinstance(loss, Tensor)
         kind = f'tensor of shape {tuple(loss.shape)}' if tensor else type(loss).__name__
@@ -289,11 +289,11 @@ def scalar(term: Term, loss: Any) -> None:
 
 
 def gradients(term: Term, student: Mapping[str, Any], loss: Tensor) -> None:
-    """Refuses a term that would train nothing, as with frozen layers or a detached explanation."""
+    """Refuses a term that trains nothing, for example with frozen layers or detached values."""
     taps = names_of(term.student_tap)
     dead = all(not getattr(student[tap], 'requires_grad', True) for tap in taps)
     if dead or not loss.requires_grad:
-        what = f'what stands at tap {", ".join(map(repr, taps))}' if dead else 'its loss'
+        what = f'the value at tap {", ".join(map(repr, taps))}' if dead else 'its loss'
         raise ValueError(
             f'{term.key}: no gradient flows from it into the student, so it would train nothing; {what} '
             'is detached or made of frozen parameters'

@@ -1,4 +1,4 @@
-"""Comparing the names of a teacher's classes with the data set's, and putting them in its order."""
+"""Compares the names of a teacher's classes with the data set's, and reorders the classes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def classes_in(checkpoint: dict) -> tuple[str, ...] | None:
 
 
 class ClassNames:
-    """What the names of a teacher's classes are compared with; ``classes`` is as for ``Teacher``."""
+    """Compares a teacher's class names with the data set's; ``classes`` is as for ``Teacher``."""
 
     def __init__(self, classes: str | Sequence[str] | Mapping | None) -> None:
         self.map = _checked_map(classes) if isinstance(classes, Mapping) else {}
@@ -39,21 +39,22 @@ class ClassNames:
         #: The teacher's names, where they are given.
         self.given = tuple(map(str, classes)) if listed else None
         self.by_name = classes is not None
-        #: The data set's names: those that are given, else those of the run, else the student's.
+        #: The data set's names, if they are given; else ``settle`` takes the run's or the
+        #: student's.
         self.wanted: Sequence[str] | None = None
         self._student: tuple[nn.Module, ...] = ()
         self._compared: Sequence[str] | None = None
-        self._earlier = _dataset_meta()  # of a run before the teacher was built
+        self._earlier = _dataset_meta()  # left by a run before the teacher was built
 
     def meet(self, student: nn.Module) -> None:
-        """Learns whose teacher it is."""
+        """Stores the student; its class names count if no others are known."""
         self._student = (student,)  # a tuple is not a sub-module
 
     @contextmanager
     def foreseen(self, model: nn.Module, inputs: Tensor) -> Iterator[None]:
-        """A context in which a model whose classes are to be mapped has as many as the student.
+        """A context in which a model that needs mapping has as many classes as the student.
 
-        ``inputs`` are fake images (N, C, H, W) of the student's.
+        ``inputs`` are fake images (N, C, H, W) for the student.
         """
         if not self.by_name or self._compared:
             yield
@@ -69,7 +70,10 @@ class ClassNames:
     def settle_without_weights(
         self, model: nn.Module, names: Sequence[str], known: Sequence[str] | None
     ) -> None:
-        """Maps classes as ``settle`` does; any of the model's stand for those that only a file names."""
+        """Maps classes as ``settle`` does, in a model that keeps its random weights.
+
+        If the names of its classes are only in a checkpoint, its first class stands for all.
+        """
         meant = [each for name in names for each in self.map.get(name, (name,))]
         if known is None and any(isinstance(each, str) for each in meant):
             groups: Any = [0] * len(names)
@@ -87,8 +91,8 @@ class ClassNames:
         If only features are read from the model (``taps``), the order of its classes does not matter.
 
         Raises:
-            ValueError: See ``class_groups`` and ``compare_order``; or if the data set's names are
-                unknown and to be matched.
+            ValueError: If the data set's names are unknown and must be matched, or names do not fit
+                (see ``class_groups`` and ``compare_order``).
         """
         owner = taps.owner if taps else 'teacher'
         meta = _dataset_meta()
@@ -102,7 +106,7 @@ class ClassNames:
             )
         if not names or names == self._compared:
             return known
-        # An evaluation reads no tap, and needs the order all the same
+        # An evaluation reads no tap, but still needs the order
         if not self.by_name and taps and taps.names and not taps.explained:
             by_class = {'logits', 'cam', 'prototypes', describe(model).logits_path}
             if by_class.isdisjoint(taps.names):
@@ -117,7 +121,7 @@ class ClassNames:
             return known
         reorder(model, groups, owner)
         print_log(
-            f"{owner}: {len(names)} classes are made of {sum(map(len, groups))} of the model's",
+            f"{owner}: {len(names)} classes are mapped from {sum(map(len, groups))} of the model's",
             logger='current',
         )
         return tuple(names)
@@ -129,14 +133,14 @@ def class_groups(
     mapped: Mapping[str, Sequence[str | int]] | None = None,
     owner: str = 'teacher',
 ) -> list[list[int]] | None:
-    """The teacher's classes that make up each class of a data set; None where all are the same.
+    """Finds the teacher's classes for each class of a data set; None if both lists are the same.
 
     Args:
         names (Sequence[str]): The names of the data set's classes.
         known (Sequence[str], optional): The names of the teacher's classes.
-        mapped (Mapping, optional): For some of the data set's classes the teacher's, by name or index.
-            The others have the same name in both. Defaults to None.
-        owner (str): How messages call the teacher. Defaults to 'teacher'.
+        mapped (Mapping, optional): Names or indices of the teacher's classes, by the name of the
+            data set's class. All other classes have the same name in both. Defaults to None.
+        owner (str): The teacher's name in messages. Defaults to 'teacher'.
 
     Raises:
         ValueError: If a name is unknown or stands for several classes, or a class belongs to two.
@@ -180,12 +184,12 @@ def class_groups(
 
 
 def compare_order(names: Sequence[str], known: Sequence[str] | None, owner: str) -> None:
-    """Refuses a teacher with the same names of classes as the data set in another order.
+    """Refuses a teacher that has the data set's classes in another order.
 
-    Other names, and unknown ones, are warned of: they count as the same classes in the same order.
+    Different or unknown names cause a warning. They count as the same classes in the same order.
 
     Raises:
-        ValueError: If a class has another index.
+        ValueError: If a class has another index in the teacher.
     """
     if known is None:
         _warn(
@@ -213,24 +217,24 @@ def compare_order(names: Sequence[str], known: Sequence[str] | None, owner: str)
 def reorder(
     model: nn.Module, groups: Sequence[int | Sequence[int]], owner: str = 'teacher'
 ) -> Callable[[], None]:
-    """Gives a model other classes, in place, each made of one or several of its own.
+    """Replaces a model's classes in place; each new class is one old class or several together.
 
-    The logit of several classes is the log-sum-exp of theirs, so that its softmax is the sum of their
-    probabilities among the chosen classes. Where the logits are a linear layer's output and each class
-    is one of the model's, its rows are chosen, so that class maps in closed form stay possible. Else
-    the logits are mapped at each forward.
+    The logit of several classes is the log-sum-exp of their logits. Its softmax is then the sum of
+    their probabilities among the chosen classes. If a linear layer yields the logits and each new
+    class is one old class, rows of the layer are chosen. Then class maps in closed form stay
+    possible. Otherwise the logits are mapped at each forward.
 
     Args:
         model (nn.Module): The model.
-        groups (Sequence): For each new class the old ones' indices, or the index of one.
-        owner (str): How messages call the model. Defaults to 'teacher'.
+        groups (Sequence): For each new class, the indices of the old classes, or the index of one.
+        owner (str): The model's name in messages. Defaults to 'teacher'.
 
     Returns:
-        Callable[[], None]: Undoes it.
+        Callable[[], None]: A function that undoes the change.
 
     Raises:
-        ValueError: If the model has prototypes or no such class, or several classes of a head of
-            sigmoids are to be one.
+        ValueError: If the model has prototypes, lacks such a class, or has a sigmoid head and
+            several classes would become one.
     """
     facts = describe(model)
     groups = [[each] if isinstance(each, int) else list(each) for each in groups]
@@ -242,8 +246,8 @@ def reorder(
         )
     if merged and facts.activation == 'sigmoid':
         raise ValueError(
-            f'{owner}.classes: the teacher has a head of sigmoids, whose probabilities have no sum; map '
-            'each class to one of its classes'
+            f"{owner}.classes: the probabilities of the teacher's sigmoid head cannot be added; "
+            'map each class to one of its classes'
         )
     linear, width = None, facts.num_classes
     try:
@@ -276,7 +280,7 @@ def reorder(
 
 
 def _choose_rows(linear: nn.Linear, order: list[int]) -> Callable[[], None]:
-    """Chooses rows of a linear layer in place, and returns what undoes it."""
+    """Chooses rows of a linear layer in place, and returns a function that undoes it."""
     before = dict(linear._parameters), linear.out_features
     for name, old in before[0].items():
         if old is not None:
@@ -304,7 +308,7 @@ def _mapped(module: nn.Module, args: tuple, output: Any) -> Any:
     if isinstance(output, Tensor):
         return mapped(output)
     if isinstance(output, (tuple, list)):
-        # Branches, whose sum are the logits
+        # Several branches; the logits are their sum
         return type(output)(map(mapped, output)) if index.shape[1] == 1 else mapped(sum(output))
     output.logits = mapped(output.logits)
     return output
@@ -329,9 +333,9 @@ def _checked_map(classes: Mapping) -> dict[str, list[str | int]]:
 
 
 def _dataset_meta() -> dict | None:
-    # mmengine's Runner tells the Visualizer the classes before it initialises weights, one dict for each
-    # loop. A model never gets its Runner, and a hook would have to stand in each config. Without an
-    # instance there is nothing to ask, and asking would leave a lock behind.
+    # mmengine's Runner gives the classes to the Visualizer before it initialises weights, one dict
+    # for each loop. A model has no access to its Runner, and a hook would have to be in each
+    # config. Without an instance there is nothing to read, and the call would leave a lock behind.
     return Visualizer.get_current_instance().dataset_meta if Visualizer._instance_dict else None
 
 

@@ -1,4 +1,4 @@
-"""Teachers that are made of other models: the student's average, and the mean of several teachers."""
+"""Teachers made of other models: the student's average, and the mean of several teachers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmkdx.models.flow import Flow
 from mmkdx.models.path_tap import find_tap
 from mmkdx.registry import MODELS
 
-#: The tap by which members are weighted, and the weights that need labels.
+#: The tap that gives the members' weights, and the kind of weights that needs labels.
 LOGITS, BY_LABELS = 'logits', 'cross_entropy'
 
 
@@ -29,13 +29,13 @@ class EMATeacher(BaseTeacher):
 
     Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017, Sec. 2.
 
-    It is updated before each training step from the student as the step before left it (also between
-    the steps of a gradient accumulation, as mmengine's ``EMAHook`` does), and checkpoints hold it
-    under ``distill.``. Its buffers are the student's.
+    It is updated with the student before each training step, also within a gradient accumulation,
+    as mmengine's ``EMAHook`` does. Checkpoints hold it under ``distill.``. Its buffers are copies
+    of the student's.
 
     Args:
-        momentum (float): The share of the student in each update, above 0 and below 1: 0.001 stands
-            for a decay of 0.999. Defaults to 0.001.
+        momentum (float): The share of the student in each update, above 0 and below 1: 0.001 means
+            a decay of 0.999. Defaults to 0.001.
     """
 
     trained_along = True
@@ -50,12 +50,12 @@ class EMATeacher(BaseTeacher):
         return self.average.module
 
     def prepare(self, student: nn.Module) -> None:
-        """Begins as a copy of the student."""
+        """Starts the average as a copy of the student."""
         self.average = ExponentialMovingAverage(student, momentum=self.momentum)
         self.train()
 
     def _apply(self, fn: Any, recurse: bool = True) -> EMATeacher:
-        # mmengine's average looks at its number of updates each time, which would wait for a GPU
+        # mmengine's average reads its number of updates each time; on a GPU it would wait for that
         steps = self.average.steps
         super()._apply(fn, recurse)
         self.average.steps = steps
@@ -64,29 +64,30 @@ class EMATeacher(BaseTeacher):
     def update(self, student: nn.Module) -> None:
         """Moves the average towards the student."""
         self.average.update_parameters(student)
-        self.train()  # some backbones prepare for eval mode by their weights
+        self.train()  # in eval mode some backbones use values computed from their weights
 
 
 @MODELS.register_module()
 class TeacherEnsemble(BaseTeacher):
-    """Several frozen teachers as one: each tap is the mean over the members.
+    """Combines several frozen teachers: each tap is the mean over the members.
 
-    Members may differ in architecture as long as every tap exists in each and has one shape. With
-    ``weights`` it is a weighted mean. The mean at the tap 'logits' is one of logits. CA-MKD, from
-    which the weights by cross entropy come, weights the losses of the members instead, and finds other
-    weights for features; here all taps have those of the logits.
+    Members may differ in architecture if every tap exists in each member with the same shape. With
+    ``weights`` the mean is weighted. At the tap 'logits' it is the mean of logits, not of
+    probabilities. The weights by cross entropy come from CA-MKD, which weights the members' losses
+    instead and has other weights for features. Here all taps use the weights of the logits.
 
     Args:
         teachers (list): The members, each in any form that ``Distiller`` takes for a teacher.
-        weights (str | Sequence[float], optional): What the members count. 'cross_entropy': for each
-            image by their cross entropy with its label, see ``cross_entropy_weights``. 'agreement': for
-            each image by their agreement with the other members, of which there must be two or more,
-            see ``agreement_weights``. Or a number of at least 0 for each member; the numbers are
-            divided by their sum. Defaults to None: all members count alike.
+        weights (str | Sequence[float], optional): The weights of the members. 'cross_entropy': for
+            each image, from the cross entropy with its label; for two members or more, see
+            ``cross_entropy_weights``. 'agreement': for each image, from the agreement with the
+            other members; for three members or more, see ``agreement_weights``. Or a number of at
+            least 0 for each member; the numbers are divided by their sum. Defaults to None (equal
+            weights).
 
     Raises:
-        ValueError: If there is no member, a member is trained along with the student, members have
-            heads of different kinds or (from ``resolve``) different shapes at a tap, or weights do not
+        ValueError: If there is no member, or a member is trained along with the student. If heads
+            are of different kinds, or (from ``resolve``) shapes differ at a tap. If weights do not
             fit the members, the taps or (from ``forward``) the labels.
     """
 
@@ -116,11 +117,11 @@ class TeacherEnsemble(BaseTeacher):
         owner: str = 'teacher',
         explained: Collection[str] = (),
     ) -> None:
-        """Binds each member; ``explained`` taps are an error, as a mean has no gradient by a mean."""
+        """Binds each member; ``explained`` taps are an error, as means have no such gradient."""
         if explained:
             raise ValueError(
-                f'{owner} is an ensemble, whose mean logits have no gradient by the mean of '
-                f"{', '.join(sorted(explained))}; use the tap 'cam', or one teacher"
+                f'{owner} is an ensemble; its mean logits have no gradient with respect to the '
+                f"mean of {', '.join(sorted(explained))}; use the tap 'cam', or one teacher"
             )
         self._asked, self._student = tuple(taps), (student,)  # a tuple is not a sub-module
         if self.adaptive and taps:
@@ -135,7 +136,7 @@ class TeacherEnsemble(BaseTeacher):
             member.bind(student, taps, f'{owner}, member {i},')
 
     def resolve(self, inputs: Tensor) -> dict[str, Any]:
-        """Finds the taps in each member, where they must have one shape."""
+        """Finds the taps in each member, and checks that their shapes are the same."""
         values = [member.resolve(inputs) for member in self.members]
         for tap in values[0]:
             shapes = [tuple(value[tap].shape) for value in values]
@@ -190,7 +191,7 @@ class TeacherEnsemble(BaseTeacher):
         return _mean(values, self._asked, cross_entropy_weights(logits, labels))
 
     def _checked_shares(self) -> Tensor | None:
-        """The weights that are numbers, so that their sum is 1; None where they depend on the image."""
+        """Numeric weights, scaled to a sum of 1; None if the weights depend on the image."""
         weights, count = self.weights, len(self.members)
         if not self.adaptive:
             listed = numbers('teacher.weights', weights, 0)
@@ -209,8 +210,8 @@ class TeacherEnsemble(BaseTeacher):
         least = 2 if self.needs_labels else 3
         if count < least:
             raise ValueError(
-                f'teacher.weights is {weights!r}, which needs {least} members or more, as '
-                f'{"one has" if least == 2 else "two have"} the same weight always, and there '
+                f'teacher.weights is {weights!r}, which needs {least} members or more, because '
+                f'{"one has a fixed weight" if least == 2 else "two have fixed ones"}, and there '
                 f'{"is 1" if count == 1 else f"are {count}"}; remove it'
             )
         return None
@@ -219,9 +220,9 @@ class TeacherEnsemble(BaseTeacher):
 def _mean(
     values: list[dict[str, Any]], taps: Sequence[str], weights: Tensor | None = None
 ) -> dict[str, Any]:
-    """The mean of taps' tensors or class maps over the members of an ensemble.
+    """The mean over the members of an ensemble of the tensors or class maps at each tap.
 
-    ``weights`` are of shape (T, ), or (T, N) for each image.
+    ``weights`` have the shape (T, ), or (T, N) if each image has its own.
     """
     means = {}
     for tap in taps:

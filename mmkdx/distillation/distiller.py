@@ -33,17 +33,17 @@ from mmkdx.registry import MODELS
 class Distiller(BaseModel):
     """Trains a student with its own loss and any number of terms, with or without teachers.
 
-    In ``tensor`` and ``predict`` mode it *is* the student. Its state dict is the student's, without a
-    prefix; what else training needs (adapters, an EMA teacher) stands under ``distill.``. So plain
-    mmpretrain loads a checkpoint of a distillation, and ``load_from`` takes a plain student file.
+    In ``tensor`` and ``predict`` mode it *is* the student. Its state dict has the student's names,
+    without a prefix. Other parts (adapters, an EMA teacher) have the prefix ``distill.``. So plain
+    mmpretrain loads a checkpoint of a distillation, and ``load_from`` takes a plain student's file.
 
     All parts are built in the scope ``mmkdx``, whatever the config's ``default_scope``.
 
     Args:
         student (dict | str | nn.Module): A classifier: a model dict, a config path, ``pkg::path``, a
-            model name of mmpretrain's zoo (without its weights) or of a network of another library
-            (``timm::resnet18``), or a module. What lacks mmpretrain's interface, gets it from
-            ``PlainClassifier``.
+            model name of mmpretrain's zoo (without its weights), a network of another library
+            (``timm::resnet18``), or a module. ``PlainClassifier`` wraps a network that lacks
+            mmpretrain's interface.
         teacher (dict | str | nn.Module | list, optional): The arguments of ``Teacher``, another
             teacher's type and arguments, or a model as for the student; or a list of these. Defaults
             to None (no teacher).
@@ -52,14 +52,14 @@ class Distiller(BaseModel):
         student_weight (float): The weight of the student's own losses. With 0 they are not computed
             and labels are not used. Defaults to 1.
         input_size (int | Sequence[int], optional): Height and width of the images, for finding the
-            shapes at the taps. Defaults to None: that which the student is known to take, else 224. The
-            terms are checked again for a batch of another size.
+            shapes at the taps. Defaults to None: the student's input size if it is known, else 224.
+            The terms are checked again for a batch of another size.
         data_preprocessor (dict, optional): The preprocessor of a student whose config has none.
         channels_last (bool): Whether the student, the teachers and the images use channels-last memory,
             which convolutions on a GPU with tensor cores prefer. Defaults to False.
         compile (bool | dict): Whether ``torch.compile`` compiles the student and the teachers between
-            the taps; or its arguments. Defaults to False.
-        init_cfg (dict, optional): The initialisation, as of mmengine's ``BaseModule``.
+            the taps, or a dict of its arguments. Defaults to False.
+        init_cfg (dict, optional): The initialisation, as for mmengine's ``BaseModule``.
 
     Raises:
         ValueError: If the parts do not fit together; the message names the config key.
@@ -80,7 +80,7 @@ class Distiller(BaseModel):
         built = build_student(student, data_preprocessor)
         super().__init__(data_preprocessor=built.data_preprocessor, init_cfg=init_cfg)
         self.student = built
-        # A student that comes as a module keeps its weights.
+        # A student that is given as a module keeps its weights.
         self.student.is_init = isinstance(student, nn.Module)
         teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
         # A tuple is not a sub-module: teachers stay out of state dict, optimizer, DDP and train().
@@ -108,7 +108,7 @@ class Distiller(BaseModel):
             self._taps.compile(self.student, **arguments)
             for teacher in self._compared.values():
                 teacher.compile_model(**arguments)
-        #: Also for a wrapper that has to name tensors after it has collected them.
+        #: The hook's handle; ``FullyShardedDistiller`` removes it and names the tensors itself.
         self.checkpoint_names = self.register_state_dict_post_hook(to_checkpoint)
         self.register_load_state_dict_pre_hook(from_checkpoint)
 
@@ -151,7 +151,7 @@ class Distiller(BaseModel):
         losses, terms = {}, {}
         if self.student_weight:
             for key, value in output.items():
-                # The prefix keeps a head's key `loss` from hiding mmengine's total of that name
+                # Without the prefix, a head's key `loss` would hide mmengine's total of that name
                 losses[f'student.{key}'] = value * self.student_weight if 'loss' in key else value
         for name, term in self.terms.items():
             given = dict(index=index, inputs=inputs, **self._models(term))
@@ -165,13 +165,14 @@ class Distiller(BaseModel):
         return {**losses, **{f'loss_{name}': value for name, value in terms.items()}, **logs}
 
     def probe(self, size: Sequence[int]) -> dict[str, tuple[Any, Any]]:
-        """Finds, without computing, what each term compares for images (height, width), and checks it.
+        """Finds and checks, without computing, what each term compares for images (height, width).
 
         Returns:
-            dict[str, tuple]: For each term the student's and the teacher's fake values of two images.
+            dict[str, tuple]: For each term, the student's and the teacher's fake values of two
+                images.
 
         Raises:
-            ValueError: If a tap is missing, or a term cannot compare what is there.
+            ValueError: If a tap is missing, or a term cannot compare the values at its taps.
         """
         # Autocast would keep fake copies of the weights for the next real forward.
         with no_autocast(next(self.student.parameters())), fake_forward(self.student):
@@ -230,7 +231,7 @@ class Distiller(BaseModel):
 
 
 def _taps(places: list[tuple[Term, Place]]) -> tuple[dict[str, str], set[str]]:
-    """The taps at places, each with its config key, and those by which gradients are taken."""
+    """The taps of places with their config keys, and the taps that gradients are taken for."""
     taps = {tap: f'{term.key}.at' for term, place in places for tap in names_of(place)}
     explains = {tap for term, place in places if term.explains for tap in names_of(place)}
     return taps, {tap for tap in explains if find_tap(tap).starts_graph}

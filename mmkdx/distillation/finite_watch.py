@@ -1,4 +1,4 @@
-"""Stopping a training whose losses are no longer finite."""
+"""Stops training when a loss is no longer finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmkdx.functional import full_precision
 
-#: What to do about each of what is watched; the others are terms.
+#: The advice of the message, by the first part of a value's name.
 ADVICE = dict(
     images='look at data_preprocessor (a std of 0) and at the data',
     student='lower the learning rate, or look at the labels and the student',
@@ -21,23 +21,23 @@ ADVICE = dict(
 class FiniteWatch:
     """Stops training with the name of the first value that is not finite.
 
-    On an accelerator the flags are copied in the background and read when they have arrived, a step
-    or two later, so that the check never waits for the device.
+    On an accelerator the flags are copied in the background. They are read a step or two later, so
+    the check never waits for the device.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[tuple[str, ...], Tensor, torch.cuda.Event | None] | None = None
 
     def __call__(self, values: Mapping[str, Any]) -> None:
-        """Looks at a step's values.
+        """Checks the values of a step.
 
         Args:
-            values (Mapping[str, Any]): Tensors on one device, by the names in messages: 'images',
-                'student.<key>' and 'terms.<name>', each after those that it is computed from. What is
-                no tensor is left out.
+            values (Mapping[str, Any]): Tensors on one device, by their names in messages: 'images',
+                'student.<key>' and 'terms.<name>'. A value must come after the values that it is
+                computed from. What is not a tensor is ignored.
 
         Raises:
-            FloatingPointError: If one is NaN or infinite, or was a step or two ago.
+            FloatingPointError: If a value is NaN or infinite, or was a step or two ago.
         """
         self._report()
         if self._pending is None and values:

@@ -1,4 +1,4 @@
-"""Turning images in a student's form into a teacher's: normalisation, channel order, size."""
+"""Converts a student's images for a teacher: normalisation, channel order, size."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class InputBridge(nn.Module):
         shift (Sequence[float]): What is added to each channel. Defaults to (0,).
         flip (bool): Whether RGB becomes BGR, or BGR becomes RGB. Defaults to False.
         size (tuple[int, int], optional): Height and width of the result. Defaults to None (as it is).
-        raw (str): Who needs values of 0..255, which are checked until a batch shows them. Defaults to
-            '' (no check).
+        raw (str): The teacher's name in messages, if images must have values of 0..255. Batches are
+            checked until one is not black. Defaults to '' (no check).
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class InputBridge(nn.Module):
         """Converts images of shape (N, C, H, W).
 
         Raises:
-            ValueError: If the images are to hold values of 0..255 and the batch has others.
+            ValueError: If the images must have values of 0..255 and the batch has others.
         """
         if self.raw and not isinstance(images, FakeTensor):
             self._check(images)
@@ -71,7 +71,7 @@ class InputBridge(nn.Module):
         self.raw = self.raw if high == 0 else ''  # a black batch shows nothing
 
     def extra_repr(self) -> str:
-        """What it does, by which a cache of teacher outputs tells that it is another."""
+        """The conversion as text; a cache of teacher outputs compares it."""
         scale, shift = (each.flatten().tolist() for each in (self.scale, self.shift))
         return f'scale={scale}, shift={shift}, flip={self.flip}, size={self.size}'
 
@@ -83,20 +83,21 @@ def input_bridge(
     size: tuple[int, int] | None = None,
     owner: str = 'teacher',
 ) -> nn.Module:
-    """What turns the student's preprocessed images into the teacher's (the identity if they agree).
+    """Builds the conversion of the student's preprocessed images to the teacher's.
 
-    A student whose preprocessor has no mean gets what the pipeline makes. For a teacher with a known
-    normalisation these images count as values of 0..255, and the first batch is checked for it.
+    It is the identity if both are the same. If the student's preprocessor has no mean, its images
+    are the pipeline's. For a teacher with a known normalisation they count as values of 0..255, and
+    the first batch is checked.
 
     Args:
         student (nn.Module): The student.
         teacher (nn.Module): The teacher's model.
         normalize (dict | str, optional): As for ``Teacher``. Defaults to None.
         size (tuple[int, int], optional): Height and width of the result. Defaults to None (as it is).
-        owner (str): How messages call the teacher. Defaults to 'teacher'.
+        owner (str): The teacher's name in messages. Defaults to 'teacher'.
 
     Raises:
-        ValueError: If a normalisation is asked for, and the student's is not known.
+        ValueError: If ``normalize`` is a dict, and the student's normalisation is unknown.
     """
     source, goal = describe(student), describe(teacher)
     # mmpretrain loads images as BGR, which a preprocessor without to_rgb passes on
@@ -129,7 +130,7 @@ def input_bridge(
     if flip and ours != theirs and normalize is None:
         _warn(
             f'{owner}: images of a data_preprocessor without to_rgb count as BGR, as mmpretrain loads '
-            f'them, and become RGB or the reverse for the teacher; if they are RGB, {_ADVICE}'
+            f'them, and their channels are flipped for the teacher; if they are RGB, {_ADVICE}'
         )
     if not flip and size is None and (given.mean, given.std) == (wanted.mean, wanted.std):
         return nn.Identity()

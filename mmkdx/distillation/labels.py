@@ -9,7 +9,7 @@ from mmkdx.distillation.places import Labels
 
 
 def labels_of(data_samples: list | None) -> Labels | None:
-    """The labels of mmpretrain's data samples as its heads read them: mixed ones first."""
+    """The labels of mmpretrain's data samples; as in its heads, mixed labels come first."""
     if not data_samples:
         return None
     if 'gt_score' in data_samples[0]:
@@ -28,7 +28,7 @@ def index_of(data_samples: list | None) -> Tensor | None:
 
 
 def multi_hot(labels: Labels, classes: int) -> Tensor:
-    """Labels as a target of sigmoids: 1 for each class of an image, of shape (N, classes)."""
+    """Labels as sigmoid targets of shape (N, classes), with 1 for each class of an image."""
     if isinstance(labels, Tensor) and labels.dim() > 1:
         return labels
     rows = [torch.zeros(classes, device=each.device).index_fill_(0, each, 1) for each in labels]

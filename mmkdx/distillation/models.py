@@ -1,4 +1,4 @@
-"""Building a student or a teacher from any of the forms a user may name it in."""
+"""Builds a student or a teacher from any form that a config may have."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_model(spec: ModelSpec, key: str, data_preprocessor: dict | None = None
 
 
 def build_student(spec: ModelSpec, data_preprocessor: dict | None = None) -> BaseModel:
-    """Builds a model that can be trained; one without mmengine's interface in a ``PlainClassifier``."""
+    """Builds a model to train; ``PlainClassifier`` wraps one without mmengine's interface."""
     if data_preprocessor is not None:
         options('data_preprocessor', data_preprocessor)
     model = build_model(spec, 'student', data_preprocessor)
@@ -53,20 +53,20 @@ def build_part(config: dict) -> Any:
 
 
 def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | None = None) -> dict:
-    """The model dict that a spec stands for, as a copy with its data preprocessor where one is known.
+    """Returns a copy of a spec's model dict, with its data preprocessor if one is known.
 
-    The config of a distillation run stands for its student, so a distilled model can teach in turn.
+    The config of a distillation run means its student, so a distilled model can be a teacher.
 
     Args:
         spec (dict | str | Path): A model dict, the path of a config file, ``pkg::path`` for the config
             of an installed package, a model name of mmpretrain's zoo, or the name of a network of
-            another library. In a model dict such a name is the type, and the library's arguments stand
+            another library. A model dict has such a name as its type, and the library's arguments
             beside it: ``dict(type='timm::resnet18', num_classes=10)``.
         key (str): The config key that error messages name.
         data_preprocessor (dict, optional): The preprocessor of a model whose config has none.
 
     Raises:
-        ValueError: If the spec is of no known form, or names nothing.
+        ValueError: If the form of the spec is unknown, or what it names does not exist.
     """
     if names_network(spec):
         spec = dict(type=spec)
@@ -84,10 +84,10 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
     if 'student' in spec:
         return model_config(spec['student'], key, data_preprocessor)
     spec = copy.deepcopy(spec)
-    # Left by a base config of another package; mmkdx's scope finds those parts, and its own.
+    # A base config of another package leaves this; mmkdx's scope finds the parts of both.
     spec.pop('_scope_', None)
     if names_network(spec['type']):
-        find_network(spec['type'], key)  # which refuses what is not there
+        find_network(spec['type'], key)  # raises if there is no such network
         spec = dict(spec, type='PlainClassifier', network=spec['type'])
     if data_preprocessor is not None:
         spec['data_preprocessor'] = copy.deepcopy(data_preprocessor)
@@ -97,7 +97,7 @@ def model_config(spec: dict | str | Path, key: str, data_preprocessor: dict | No
 def read_config(name: str, key: str) -> Config:
     """Reads a config from a path, from ``pkg::path`` or from the entry of mmpretrain's zoo."""
     check_named_config(name, key)
-    if name.startswith('mmkdx::'):  # found in a checkout that is not installed, too
+    if name.startswith('mmkdx::'):  # also found in a checkout that is not installed
         name = str(shipped_folder('configs') / name.removeprefix('mmkdx::'))
     if '::' in name:
         try:
@@ -114,7 +114,7 @@ def read_config(name: str, key: str) -> Config:
 
 
 def shipped_folder(name: str) -> Path:
-    """Where mmkdx's 'configs' or 'tools' are: in the installed package, or else in the checkout."""
+    """The folder of mmkdx's 'configs' or 'tools', in the installed package or in the checkout."""
     package = Path(__file__).parents[1]
     installed = package / '.mim' / name
     return installed if installed.is_dir() else package.parent / name
@@ -134,10 +134,10 @@ def zoo_entry(name: str, key: str) -> Any:
 
 
 def weights_source(model: ModelSpec, checkpoint: str | None, pretrained: bool) -> str | dict | None:
-    """What ``load_file`` loads for a teacher; see ``Teacher`` for the arguments.
+    """Finds the weights that ``load_file`` loads for a teacher; ``Teacher`` has the arguments.
 
     Returns:
-        str | dict | None: The checkpoint; or, with ``pretrained``, the URL of the zoo's weights or the
+        str | dict | None: The checkpoint. With ``pretrained`` the URL of the zoo's weights, or the
         model dict of a library's network with its weights.
     """
     if not flag('teacher.pretrained', pretrained):
@@ -154,14 +154,14 @@ def weights_source(model: ModelSpec, checkpoint: str | None, pretrained: bool) -
     weights = zoo_entry(model, 'teacher.model').weights if isinstance(model, str) else None
     if not weights:
         raise ValueError(
-            "teacher.pretrained=True needs a model name of mmpretrain's zoo or of another library as "
-            'teacher.model, which has weights; else set teacher.checkpoint'
+            "teacher.pretrained=True needs a teacher.model with weights, by a name of mmpretrain's "
+            'zoo or of another library; else set teacher.checkpoint'
         )
     return weights
 
 
 def load_file(model: nn.Module, name: str | dict | None, strict: bool = True) -> dict:
-    """Loads a teacher's checkpoint, see ``weights_source``, into its model, returns it."""
+    """Loads the weights that ``weights_source`` found into a teacher; returns the checkpoint."""
     if name is None:
         raise ValueError(
             'the teacher has no weights: set teacher.checkpoint to a file or URL, or '
@@ -194,11 +194,11 @@ def load_weights(
 
     Args:
         model (nn.Module): The model.
-        checkpoint (dict): A checkpoint of mmengine, or a state dict. Of a distillation run the
-            student's weights are taken.
+        checkpoint (dict): A checkpoint of mmengine, or a state dict. From a
+            distillation run, the student's weights are taken.
         source (str): Where it comes from, for messages.
         strict (bool): Whether every tensor must match. Defaults to True.
-        hint (str): What the message advises where tensors do not match. Defaults to ''.
+        hint (str): Advice in the message if tensors do not match. Defaults to ''.
 
     Raises:
         ValueError: If shapes differ, no tensor matches, or with ``strict`` not all do.
@@ -219,10 +219,10 @@ def load_weights(
     except RuntimeError as error:
         first = str(error).splitlines()[1:2] or [str(error)]
         raise ValueError(f'{source} does not fit the model: {first[0].strip()}') from error
-    # Where a model takes a prefix off its state dict, as mmpretrain's of timm does, torch reports it
+    # mmpretrain's timm models remove a prefix from their state dict, but torch reports it
     missing = [each if each in known else each.removeprefix('model.') for each in missing]
     unexpected = [each if each in state else each.removeprefix('model.') for each in unexpected]
-    # Batch norm makes up its counter where a file has none, without calling it missing.
+    # Batch norm creates its counter if a file has none, and torch does not report it as missing.
     names = [key for key in model.state_dict() if not key.endswith('num_batches_tracked')]
     total, matched = len(names), len(set(names) - set(missing))
     if not matched:

@@ -1,4 +1,4 @@
-"""Where a term reads."""
+"""The taps that a term reads."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mmkdx.functional import ClassMaps
 
 #: One tap, or several whose values come as a list.
 Place = str | tuple[str, ...]
-#: Classes (N, ); class probabilities (N, K); or the indices of each image's classes, where an image
-#: has not exactly one.
+#: Classes (N, ); class probabilities (N, K); or a list of each image's class indices, if an image
+#: does not have exactly one.
 Labels = Tensor | list[Tensor]
 
-#: What is read there; None where there is no teacher.
+#: The value at a place; None if there is no teacher.
 Value = Tensor | ClassMaps | list | None
 
 
 def places(at: Any, taught: bool, loss: str) -> tuple[Place, Place | None]:
-    """The student's place and the teacher's, None without a teacher, that a term's ``at`` names."""
+    """The student's and the teacher's place in a term's ``at``; None without a teacher."""
     pair = (at, None) if not taught else (at, at) if isinstance(at, str) else at
     is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
     if not is_pair or not all(map(_is_place, pair[: 1 + taught])):
@@ -49,6 +49,6 @@ def value_at(values: Mapping[str, Any], place: Place | None) -> Value:
 
 
 def shape_text(value: Value) -> str:
-    """The shape of what is at a place, as text."""
+    """The shape, or shapes, of a place's value as text."""
     shapes = value if isinstance(value, list) else [value]
     return ', '.join(str(tuple(each.shape)) for each in shapes)

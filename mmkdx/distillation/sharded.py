@@ -1,4 +1,4 @@
-"""A distiller whose student is shared out over several devices."""
+"""A distiller whose student is sharded over several devices."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from mmkdx.registry import MODEL_WRAPPERS
 
 @MODEL_WRAPPERS.register_module()
 class FullyShardedDistiller(MMFullyShardedDataParallel):
-    """torch's ``FullyShardedDataParallel`` around a ``Distiller``, whose checkpoints are the student's.
+    """torch's ``FullyShardedDataParallel`` around a ``Distiller``, with the student's checkpoints.
 
-    Teachers are no part of the module: each process has them as a whole.
+    Teachers are not part of the module, so they are not sharded: each process has whole teachers.
 
     Args:
         module (Distiller): The distiller.
-        **kwargs: As of mmengine's ``MMFullyShardedDataParallel``.
+        **kwargs: The arguments of mmengine's ``MMFullyShardedDataParallel``.
 
     Raises:
-        ValueError: If a teacher is made of the student's weights, which no process has as a whole, or
-            a term reads weights of a module that ``auto_wrap_policy`` shares out by itself.
+        ValueError: If a teacher averages the student's weights, as no process has all of them. Also
+            if a term reads weights of a module that ``auto_wrap_policy`` shards on its own.
     """
 
     def __init__(self, module: Distiller, **kwargs: Any) -> None:
         if any(teacher.trained_along for teacher in module.teachers):
             raise ValueError(
-                'teacher: an EMATeacher averages the whole student, of which each process of '
-                'FullyShardedDistiller has a part; use MMDistributedDataParallel'
+                'teacher: an EMATeacher averages the whole student, and each process of '
+                'FullyShardedDistiller has only a part of it; use MMDistributedDataParallel'
             )
         student = module.student
         plain = isinstance(student, PlainClassifier)
@@ -41,9 +41,9 @@ class FullyShardedDistiller(MMFullyShardedDataParallel):
             read = [path for path in module.weights_read if f'{path}.'.startswith(f'{unit}.')]
             if unit and read and isinstance(part, FullyShardedDataParallel):
                 raise ValueError(
-                    f"model_wrapper.auto_wrap_policy shares out the student's {read[0]!r} by itself, "
-                    "whose weights the tap 'cam' or 'prototypes' reads after its forward; let it take "
-                    'larger modules only'
+                    f"model_wrapper.auto_wrap_policy shards the student's {read[0]!r} on its "
+                    "own, and the tap 'cam' or 'prototypes' reads its weights later; let "
+                    'the policy wrap larger modules only'
                 )
         # FSDP expects the tensors of a state dict under their names in the module
         module.checkpoint_names.remove()

@@ -1,4 +1,4 @@
-"""A teacher's logits with some of what is in them taken out."""
+"""Removes a part of the information in a teacher's logits."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ OPTION = 'teacher_target.statistics'
 
 
 class TeacherTarget(nn.Module):
-    """Replaces a teacher's logits by some whose probabilities keep only a part of what it knows.
+    """Replaces a teacher's logits by logits that keep only a part of their information.
 
-    It stands between any teacher and any loss of logits: ``teacher_target=dict(kind='permute')`` in a
-    term. For the probabilities t' that are left it returns tau log t', whose softmax over tau is t'. A
-    probability of 0 becomes the smallest normal number (1.2e-38 in fp32), so that all logits are finite.
-    'full' returns the very logits it gets.
+    It works between any teacher and any loss of logits: ``teacher_target=dict(kind='permute')`` in
+    a term. For the probabilities t' that remain it returns the logits tau log t'. Their softmax at
+    the temperature tau is t'. A probability of 0 becomes the smallest normal number (1.2e-38 in
+    fp32), so that all logits are finite. 'full' returns its input unchanged.
 
     A loss that divides logits by tau, as ``KLDivLoss``, ``DKDLoss`` and ``DISTLoss`` do, compares with
-    t' exactly. One that scales them otherwise, as ``LogitStdLoss`` and the label's part of ``NKDLoss``
-    and ``RLDLoss``, compares with a t' at another temperature.
+    t' exactly. A loss that scales them in another way compares with a t' at another temperature.
+    This holds for ``LogitStdLoss`` and for the label's part of ``NKDLoss`` and ``RLDLoss``.
 
     Args:
         kind (str): What is kept; see ``mmkdx.functional.teacher_target.component_target``.
         statistics (str, optional): The file that ``tools/analysis_tools/teacher_statistics.py`` makes,
             for 'meanmass', 'weightsim', 'classmean' and 'classmean_instmass'. Defaults to None.
-        tau (float, optional): The temperature of the teacher's probabilities. Defaults to None: that of
-            the term's loss.
-        anchor (str): Which class keeps its probability: the 'label', or 'argmax', the teacher's
-            prediction, for which no labels are needed. Defaults to 'label'.
+        tau (float, optional): The temperature of the teacher's probabilities. Defaults to None (the
+            temperature of the term's loss).
+        anchor (str): The class that keeps its probability: the 'label', or 'argmax', the teacher's
+            prediction, which needs no labels. Defaults to 'label'.
         similarity_tau (float): The temperature of the cosines of 'weightsim'. Defaults to 0.25.
 
     Raises:
@@ -63,8 +63,8 @@ class TeacherTarget(nn.Module):
         """Changes logits (N, K) to logits (N, K) in fp32 or more; ``target`` has the classes (N, ).
 
         Raises:
-            ValueError: If there is no temperature, labels are missing or soft, or the statistics are of
-                another temperature or of other classes.
+            ValueError: If there is no temperature, labels are missing or soft, or the statistics
+                have another temperature or other classes.
         """
         if self.kind == 'full':
             return logits
@@ -93,8 +93,8 @@ class TeacherTarget(nn.Module):
         value = found[NEEDS[self.kind]]
         if value is None:
             raise ValueError(
-                f'teacher_target.kind is {self.kind!r}, and the teacher of {self.file} has no linear '
-                'classifier, whose weights it compares'
+                f'teacher_target.kind is {self.kind!r}, which compares the weights of a linear '
+                f'classifier, and the teacher of {self.file} has none'
             )
         self._found = found
         # Neither trained nor part of a checkpoint, but on the model's device

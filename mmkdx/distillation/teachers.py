@@ -1,4 +1,4 @@
-"""Frozen models that say what a student should do."""
+"""Frozen models that a student learns from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmkdx.registry import MODELS
 
 
 class BaseTeacher(nn.Module):
-    """What all teachers share: always in eval mode, without gradients, and never part of a student.
+    """Base class of teachers: always in eval mode, without gradients, never part of a student.
 
     A deep copy of a distiller (mmengine's ``EMAHook`` makes one) shares the teacher.
     """
@@ -31,7 +31,7 @@ class BaseTeacher(nn.Module):
     trained_along = False
     #: Whether its outputs depend on the labels, which a cache does not hold.
     needs_labels = False
-    #: What its outputs depend on beside its models, as a text by which a cache knows it again.
+    #: What its outputs depend on beside its models, as text that a cache compares.
     settings = ''
 
     def bind(
@@ -41,19 +41,19 @@ class BaseTeacher(nn.Module):
         owner: str = 'teacher',
         explained: Collection[str] = (),
     ) -> None:
-        """Tells the teacher, once, whose teacher it is and what will be read from it.
+        """Gives the teacher, once, its student and the taps that will be read.
 
         Args:
             student (nn.Module): The student.
             taps (Mapping[str, str]): The taps, each with the config key that asks for it.
-            owner (str): How error messages call the teacher. Defaults to 'teacher'.
-            explained (Collection[str]): The taps by which gradients will be taken.
+            owner (str): The teacher's name in error messages. Defaults to 'teacher'.
+            explained (Collection[str]): The taps for which gradients of the logits will be taken.
         """
         self.taps = TapSet(taps, owner, explained, f'resize of the {owner}, or model.input_size,')
         self.prepare(student)
 
     def prepare(self, student: nn.Module) -> None:
-        """Does what depends on whose teacher it is; at the end of ``bind``."""
+        """Does what depends on the student; called at the end of ``bind``."""
 
     def activations(self) -> set[str]:
         """What turns the logits of its models into probabilities: 'softmax', 'sigmoid' or both."""
@@ -65,17 +65,17 @@ class BaseTeacher(nn.Module):
         return self.taps.resolve(self.model, self.convert(inputs))
 
     def compile_model(self, **kwargs: Any) -> None:
-        """Compiles what no tap stands in; see ``TapSet.compile``. After ``resolve``."""
+        """Compiles the parts between taps, after ``resolve``; see ``TapSet.compile``."""
         self.taps.compile(self.model, **kwargs)
 
     def load(self) -> None:
         """Loads the weights, once, before training."""
 
     def match_classes(self, names: Sequence[str] | None) -> None:
-        """Compares the names of the teacher's classes with the data set's, where it has some."""
+        """Compares the names of the teacher's classes, if it has any, with the data set's."""
 
     def update(self, student: nn.Module) -> None:
-        """Takes part in a training step, before it."""
+        """Updates the teacher before a training step, if it changes with the student."""
 
     def convert(self, inputs: Tensor) -> Tensor:
         """Brings the student's preprocessed images (N, 3, H, W) to the form that ``model`` takes."""
@@ -86,12 +86,12 @@ class BaseTeacher(nn.Module):
         """Runs the teacher on the student's preprocessed images (N, 3, H, W).
 
         Returns:
-            dict[str, Any]: A tensor or class maps for each tap, without gradients but those by the
-            explained taps.
+            dict[str, Any]: A tensor or class maps for each tap. They have no gradients, except with
+            respect to the explained taps.
         """
         inputs = self.convert(inputs)
-        # Inference mode saves what autograd notes of each tensor. Its tensors cannot be saved for a
-        # backward pass, so those that are read are copied.
+        # Inference mode avoids autograd's bookkeeping. Its tensors cannot be saved for a backward
+        # pass, so the tensors that terms read are copied.
         with torch.inference_mode(not self.taps.explained), self.taps.record(self.model) as values:
             forward_tensor(self.model, inputs)
         return {name: map_tensors(_plain, value) for name, value in values.items()}
@@ -108,14 +108,14 @@ class BaseTeacher(nn.Module):
 class Teacher(BaseTeacher):
     """A trained, frozen model.
 
-    The student's images are converted to the teacher's normalisation, as far as ``describe`` knows it.
+    The student's images are converted to the teacher's normalisation if ``describe`` knows it.
     The classes of the teacher and of the data set are compared by name before training.
 
     Args:
         model (dict | str | nn.Module): The model, in the forms of ``Distiller.student``. A module is
             taken over: it is frozen and put into eval mode.
-        checkpoint (str, optional): A file or URL with its weights; that of a distillation run gives
-            the student's. Defaults to None.
+        checkpoint (str, optional): A file or URL with its weights. The student's weights are taken
+            from a checkpoint of a distillation run. Defaults to None.
         pretrained (bool): Whether to download the weights that mmpretrain's zoo, or the library that
             ``model`` names, has for it. Defaults to False.
         strict (bool): Whether the weights must fit exactly. Defaults to True.
@@ -123,18 +123,19 @@ class Teacher(BaseTeacher):
             'float32' runs it in full precision also under autocast. Defaults to None: fp32 weights,
             and autocast as for the student.
         normalize (dict | str, optional): The teacher's normalisation, ``dict(mean=..., std=...,
-            to_rgb=...)`` as in a data preprocessor, or 'same' for the student's. Defaults to None: what
-            the model knows; a warning names this key where it is unknown.
+            to_rgb=...)`` as in a data preprocessor, or 'same' for the student's. Defaults to None:
+            the model's own; a warning names this key if it is unknown.
         resize (int | Sequence[int], optional): Height and width to which the student's images are
-            resized for the teacher. Defaults to None (they are not).
-        classes (str | Sequence[str] | dict, optional): 'match' takes the data set's classes out of the
-            teacher's by their names in the checkpoint; a list gives the teacher's names. A dict has for
-            classes of the data set the name or index of the teacher's class, or a list of these, whose
-            probabilities are summed: ``dict(cat=['tabby', 'tiger cat'], dog=range(151, 269))``.
-            Defaults to None: another order is an error.
+            resized for the teacher. Defaults to None (not resized).
+        classes (str | Sequence[str] | dict, optional): 'match' selects the data set's classes among
+            the teacher's by the names in the checkpoint. A list gives the teacher's names. A dict
+            maps classes of the data set to the teacher's, by name or index. A list of these sums
+            their probabilities: ``dict(cat=['tabby', 'tiger cat'], dog=range(151, 269))``. Defaults
+            to None: another order is an error.
 
     Raises:
-        ValueError: If an argument fits no other, names nothing, or the weights do not fit.
+        ValueError: If arguments do not fit together, a name does not exist, or the weights do not
+            fit.
         FileNotFoundError: If the checkpoint file does not exist (from ``load``).
     """
 
@@ -157,7 +158,7 @@ class Teacher(BaseTeacher):
         self.checkpoint = weights_source(model, checkpoint, pretrained)
         has_weights = isinstance(model, nn.Module) or has_own_weights(model)
         self._own_weights = has_weights and self.checkpoint is None
-        #: Whether the weights are those that the config names, in the order of classes that it names.
+        #: Whether the config's weights are loaded and its order of classes is applied.
         self.loaded = self._own_weights and classes is None
         self.dtype = dtype and getattr(torch, dtype)
         self.model = unwrap(build_model(model, 'teacher.model'))
@@ -168,7 +169,7 @@ class Teacher(BaseTeacher):
         self.requires_grad_(False).train()
 
     def prepare(self, student: nn.Module) -> None:
-        """Learns the form of the student's images and the names of its classes."""
+        """Prepares the conversion of the student's images and the comparison of its classes."""
         owner = self.taps.owner
         self.bridge = input_bridge(student, self.model, self.normalize, self.size, owner).eval()
         self._names.meet(student)
@@ -181,10 +182,10 @@ class Teacher(BaseTeacher):
             return super().resolve(inputs)
 
     def load(self) -> None:
-        """Loads the weights, unless that is done, and compares the names of classes."""
+        """Loads the weights if they are not loaded yet, and compares the names of classes."""
         if not self.loaded and not self._own_weights:
             state = load_file(self.model, self.checkpoint, self.strict)
-            self.train()  # some backbones prepare for eval mode by their weights
+            self.train()  # in eval mode some backbones use values computed from their weights
             self.classes = self._names.given or classes_in(state) or self.classes
         self.classes = self._names.settle(self.model, self.classes, getattr(self, 'taps', None))
         self.loaded = True
@@ -193,13 +194,13 @@ class Teacher(BaseTeacher):
         """Compares the names of the teacher's classes with a data set's, and matches them if asked.
 
         Raises:
-            ValueError: If the order is another and no match is asked for, or names do not correspond.
+            ValueError: If the order differs and ``classes`` is None, or names do not correspond.
         """
         self._names.wanted = names
         self.load()
 
     def keep_random_weights(self, names: Sequence[str] | None) -> None:
-        """Does without weights, in a dry run, and maps its classes as far as names are known."""
+        """Keeps random weights, for a dry run, and maps the classes as far as names are known."""
         self.loaded = True
         if names and self._names.by_name:
             self._names.settle_without_weights(self.model, names, self.classes)
@@ -218,7 +219,7 @@ class Teacher(BaseTeacher):
 
 
 def build_teacher(spec: Any) -> BaseTeacher:
-    """Builds a teacher, without its weights, in the forms of ``Distiller.teacher``."""
+    """Builds a teacher, without its weights, from any form of ``Distiller.teacher``."""
     if isinstance(spec, BaseTeacher):
         return spec
     kind = spec.get('type') if isinstance(spec, dict) else None

@@ -37,15 +37,16 @@ class Term(nn.Module):
         weight (float | str | dict): The weight, 'auto', or the options of either; see
             ``mmkdx.distillation.weights``. Defaults to 1.
         allow_negative (bool): Whether the weight may be below 0, which trains the student away from what
-            the loss asks for. Defaults to False, as that is nearly always a slip.
+            the loss asks for. Defaults to False, as that is nearly always a mistake.
         schedule (dict, optional): The arguments of ``WeightSchedule``. Defaults to None (constant).
-        teacher (int): Which teacher, where there are several. Defaults to 0.
-        teacher_target (dict, optional): The arguments of ``TeacherTarget``, which leaves a part of what
-            the teacher says. Defaults to None (all of it).
+        teacher (int): The index of the teacher, if there are several. Defaults to 0.
+        teacher_target (dict, optional): The arguments of ``TeacherTarget``, which keeps a part of
+            the teacher's information. Defaults to None (all of it).
         **loss_args: The arguments of the loss.
 
     Raises:
-        ValueError: If an argument is missing, unknown or out of range, or the loss declares nothing.
+        ValueError: If an argument is missing, unknown or out of range, or the loss does not declare
+            what it needs.
     """
 
     def __init__(
@@ -74,9 +75,9 @@ class Term(nn.Module):
         self.needs = frozenset(self.loss.needs)
         #: Whether it compares with a teacher.
         self.taught = 'teacher' in self.needs
-        #: Whether the loss takes gradients of the logits by what is at the other taps.
+        #: Whether the loss takes gradients of the logits with respect to the other taps.
         self.explains = 'gradients' in self.needs
-        #: What turns logits into probabilities in the loss; None where it makes none.
+        #: What turns logits into probabilities in the loss; None if it computes none.
         default = 'softmax' if self.compares == 'logits' else None
         self.activation = getattr(self.loss, 'activation', default)
         self.student_tap, self.teacher_tap = places(at, self.taught, self.loss_name)
@@ -90,7 +91,7 @@ class Term(nn.Module):
         self._connected = False
 
     def values(self, student: Mapping, teachers: Mapping[int, Mapping]) -> tuple[Value, Value]:
-        """What is at the taps in the student and, for a loss that needs it, in its teacher."""
+        """The values at the taps in the student and, if the loss needs it, in its teacher."""
         theirs = teachers.get(self.teacher)
         return value_at(student, self.student_tap), value_at(theirs, self.teacher_tap)
 
@@ -106,11 +107,12 @@ class Term(nn.Module):
         images: Sequence[Sequence[int] | None] = (None, None),
         **models: nn.Module | None,
     ) -> None:
-        """Checks that the loss takes what is at the taps and, the first time, builds what is missing.
+        """Checks that the loss takes the values at the taps, and builds missing parts once.
 
-        That is the adapter, and the layers of the loss's own. Then a copy of the term is run on random
-        values, so that mistakes show before training. A loss that needs the images or a model is not
-        run, and neither is one that takes gradients of the logits, as random values have none.
+        These are the adapter and the loss's own layers. Then a copy of the term runs on random
+        values, so that mistakes show before training. A loss that needs the images or a model does
+        not run. One that takes gradients of the logits does not run either, as random values have
+        none.
 
         Args:
             student (Tensor | ClassMaps | list): What the student's tap holds, real or fake.
@@ -121,7 +123,7 @@ class Term(nn.Module):
                 needs them.
 
         Raises:
-            ValueError: If the two cannot be bridged, or the loss cannot take such values.
+            ValueError: If no adapter fits the two, or the loss cannot take such values.
         """
         sides = (student, teacher)[: 1 + self.taught]
         if not self._connected:
@@ -163,9 +165,9 @@ class Term(nn.Module):
             student (Tensor | ClassMaps | list): What the student's tap holds.
             teacher (Tensor | ClassMaps | list, optional): What the teacher's tap holds.
             target (Tensor | list[Tensor], optional): The labels; see ``labels_of``.
-            **given: What else a loss may need: ``index``, the positions of the samples in the data set,
-                of shape (N, ); ``inputs``, the preprocessed images (N, C, H, W); ``model``, the student;
-                ``teacher_model``, the teacher.
+            **given: Other inputs of losses. ``index``: the samples' positions in the data set, of
+                shape (N, ). ``inputs``: the preprocessed images (N, C, H, W). ``model``: the
+                student. ``teacher_model``: the teacher.
 
         Raises:
             ValueError: If the batch lacks labels or positions that the loss needs, or the loss returns
@@ -190,7 +192,7 @@ class Term(nn.Module):
 
 
 def _full_precision(value: Value) -> Value:
-    # Class maps are in fp32 by themselves, and terms share what they have computed
+    # Class maps compute in fp32 on their own, and terms share the results
     return value if isinstance(value, ClassMaps) else map_tensors(full_precision, value)
 
 

@@ -9,18 +9,18 @@ from mmkdx.functional.precision import full_precision
 
 
 def high_activation_boxes(maps: Tensor, percentile: float = 95.0) -> Tensor:
-    """The tightest box round all pixels that reach a percentile of their map.
+    """The tightest box around all pixels that reach a percentile of their map.
 
-    There is one box a map, also where the pixels lie apart; of a constant map it is the whole map.
-    Source: Chen et al., "This Looks Like That", NeurIPS 2019, as in the authors' public code, which
-    enlarges maps to the image by cubic interpolation before.
+    Each map has one box, also if the pixels lie apart. The box of a constant map is the whole map.
+    Source: Chen et al., "This Looks Like That", NeurIPS 2019, as in the authors' public code. That
+    code first enlarges maps to the image by cubic interpolation.
 
     Args:
         maps (Tensor): Maps of shape (N, H, W).
-        percentile (float): Of the pixels of a map, in [0, 100]. Defaults to 95.
+        percentile (float): The percentile of a map's pixels, in [0, 100]. Defaults to 95.
 
     Returns:
-        Tensor: Integers of shape (N, 4): x0, y0, x1, y1; x1 and y1 are outside of the box.
+        Tensor: Integers of shape (N, 4): x0, y0, x1, y1; x1 and y1 are exclusive.
     """
     maps = full_precision(maps)
     threshold = torch.quantile(maps.flatten(1), percentile / 100, dim=1)

@@ -1,7 +1,7 @@
-"""Statistics that compare two classifiers on the same images; NumPy and SciPy alone.
+"""Statistics that compare two classifiers on the same images, with NumPy and SciPy only.
 
-``b`` is the number of images that the old model gets right and the new one wrong (negative flips), ``g``
-the number of those that only the new one gets right (positive flips). Intervals have 95 %.
+``b`` is the number of negative flips: images that only the old model gets right. ``g`` is the
+number of positive flips: images that only the new model gets right. Intervals have 95 %.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ CELLS = ('RR', 'RW', 'WR', 'WW')
 
 
 def flip_table(label: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """For each image its position in ``CELLS``, from labels and two models' predictions, each (n, )."""
+    """Each image's index in ``CELLS``, from labels and two models' predictions, each (n, )."""
     label, old, new = (np.asarray(each) for each in (label, old, new))
     return 2 * (old != label) + (new != label)
 
 
 def mcnemar_exact(b: np.ndarray | int, g: np.ndarray | int, mid: bool = False) -> np.ndarray:
-    """The two-sided p of McNemar's exact test, that negative and positive flips are as likely.
+    """The two-sided p value of McNemar's exact test that both kinds of flips are equally likely.
 
-    It is that of ``scipy.stats.binomtest(min(b, g), b + g)``, for arrays. Without flips it is 1.
+    It equals that of ``scipy.stats.binomtest(min(b, g), b + g)``, for arrays. No flips give 1.
 
     Args:
         b (np.ndarray | int): Numbers of negative flips.
         g (np.ndarray | int): Numbers of positive flips, of the same shape.
-        mid (bool): Whether to count only half of the probability of the observed split. Such a p is less
-            conservative and its errors are not bounded by the level. Defaults to False.
+        mid (bool): Whether to count only half of the probability of the observed split. Such a p
+            value is less conservative, and the level does not bound its error rate. Defaults to
+            False.
     """
     b, g = np.asarray(b), np.asarray(g)
     least = np.minimum(b, g)
@@ -60,13 +61,15 @@ def holm(p: np.ndarray | Sequence[float]) -> np.ndarray:
 
 
 def minimum_flips(classes: int, alpha: float = 0.05) -> int:
-    """How many flips, all in one direction, make one of so many classes significant."""
+    """The number of flips, all in one direction, that makes one of ``classes`` significant."""
     integer('classes', classes, 1)
     return int(np.ceil(1 - np.log2(check_alpha(alpha) / classes)))
 
 
 def detectable_loss(n: int, classes: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The share of a class's images that must be lost, and none gained, to be found with this power.
+    """The smallest loss of a class that is found with this power, as a share of its images.
+
+    It assumes that no image is gained.
 
     Args:
         n (int): Images of the class.
@@ -75,7 +78,7 @@ def detectable_loss(n: int, classes: int, alpha: float = 0.05, power: float = 0.
         power (float): The probability of finding the loss. Defaults to 0.8.
 
     Returns:
-        float: The share in [0, 1]; NaN where no loss could be found, since the images are too few.
+        float: The share in [0, 1]; NaN if the images are too few to find any loss.
     """
     flips = minimum_flips(classes, alpha)
     # P(Binomial(n, q) >= d) is the beta distribution's cdf at q
@@ -83,7 +86,7 @@ def detectable_loss(n: int, classes: int, alpha: float = 0.05, power: float = 0.
 
 
 def rate_interval(k: int, n: int, method: str = 'wilson') -> tuple[float, float]:
-    """The interval of a rate ``k / n``: Wilson's, or with 'exact' that of Clopper and Pearson.
+    """The interval of a rate ``k / n``: Wilson's, or Clopper and Pearson's if 'exact'.
 
     Without images it is (NaN, NaN).
     """
@@ -107,9 +110,9 @@ def paired_difference(b: int, g: int, n: int) -> tuple[float, float, float]:
 
 
 def kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Cohen's kappa of two raters (n, ): agreement beyond that of independent raters of these rates.
+    """Cohen's kappa of two raters (n, ): their agreement beyond chance.
 
-    It is NaN where both always say the same one thing.
+    It is NaN if both raters always give the same single value.
     """
     first, second = np.asarray(first), np.asarray(second)
     values = np.union1d(first, second)
@@ -118,12 +121,12 @@ def kappa(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def error_consistency(observed: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Kappa of right and wrong, after Geirhos et al., "Beyond accuracy", NeurIPS 2020.
+    """Cohen's kappa of two models' errors, after Geirhos et al., "Beyond accuracy", NeurIPS 2020.
 
     Args:
-        observed (np.ndarray): Share of images that both models get right or both wrong.
-        old (np.ndarray): Accuracy of the one model, in [0, 1].
-        new (np.ndarray): Accuracy of the other.
+        observed (np.ndarray): Share of images that both models get right or both get wrong.
+        old (np.ndarray): Accuracy of one model, in [0, 1].
+        new (np.ndarray): Accuracy of the other model.
 
     Returns:
         np.ndarray: In [-1, 1]; NaN where both are always right, or always wrong.
@@ -138,10 +141,10 @@ def _kappa(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def calibration_gaps(confidence: np.ndarray, hits: np.ndarray, bins: int = 15) -> np.ndarray:
-    """What each image adds to the calibration error: hit minus confidence, in the column of its bin.
+    """Each image's part of the calibration error: hit minus confidence, in the column of its bin.
 
-    Bins have equal widths and are closed above. The expected calibration error is the sum of the
-    absolute column means, see ``calibration_error``.
+    Bins have equal widths and include their upper edges. The expected calibration error is the sum
+    of the absolute column means; see ``calibration_error``.
 
     Args:
         confidence (np.ndarray): Probabilities of the predicted classes, (n, ).
@@ -181,14 +184,14 @@ def paired_bootstrap(
     All columns of an image are drawn together, so comparisons of models are paired.
 
     Args:
-        statistic (Callable): Yields statistics (..., k) of sums (..., m) of the columns.
+        statistic (Callable): Computes statistics (..., k) from sums (..., m) of the columns.
         columns (np.ndarray): Values of images, (n, m).
         draws (int): Number of samples. Defaults to 2000.
         seed (int): The random seed. Defaults to 0.
 
     Returns:
         tuple[np.ndarray, np.ndarray]: The ends of the intervals, (k, ) each. Samples in which a
-        statistic has no value (NaN) do not count for it.
+        statistic is NaN do not count for this statistic.
     """
     columns = np.asarray(columns, dtype=float)
     n, random = len(columns), np.random.default_rng(seed)
@@ -208,17 +211,17 @@ def stratified_bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As ``paired_bootstrap``, with as many images of each group in each sample as there are.
+    """As ``paired_bootstrap``, but each sample keeps the number of images of each group.
 
     Args:
-        statistic (Callable): Yields statistics (..., k) of counts (..., G, 4).
-        cells (np.ndarray): How many images of each of G groups are in each of ``CELLS``, (G, 4).
+        statistic (Callable): Computes statistics (..., k) from counts (..., G, 4).
+        cells (np.ndarray): Number of images of each of G groups in each of ``CELLS``, (G, 4).
         draws (int): Number of samples. Defaults to 2000.
         seed (int): The random seed. Defaults to 0.
     """
     cells = np.asarray(cells)
     sizes = cells.sum(1)
-    # To draw the images of a group is to draw the counts of its cells
+    # Drawing the images of a group is the same as drawing the counts of its cells
     drawn = np.random.default_rng(seed).multinomial(
         sizes, cells / sizes[:, None], size=(draws, len(cells))
     )
@@ -240,8 +243,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float
         tuple[float, float, float]: t of the first minus the second arm, the degrees of freedom, and p.
 
     Raises:
-        ValueError: If an arm has one seed, which says nothing of a method, or in both all values are
-            equal.
+        ValueError: If an arm has only one seed, or the values within each arm are all equal.
     """
     if min(len(first), len(second)) < 2:
         raise ValueError('a claim over seeds needs at least two runs in each arm')
@@ -255,5 +257,5 @@ def welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, float
 
 
 def check_alpha(alpha: float) -> float:
-    """Checks a level of significance, in (0, 0.5]."""
+    """Checks a significance level, in (0, 0.5]."""
     return number('alpha', alpha, 0, 0.5, open_low=True)

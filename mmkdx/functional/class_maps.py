@@ -16,19 +16,19 @@ from mmkdx.functional.precision import full_precision, no_autocast
 class ClassMaps:
     """Lazy class activation maps (CAM; Zhou et al., CVPR 2016, Eq. 2).
 
-    For a classifier whose logits are ``W · GAP(A) + b`` the map of class k is ``sum_c W[k, c] A[c]``,
-    and its mean over space is the logit without the bias. The projection acts on channels and pooling
-    on space, so they commute: pooled maps are projected *after* pooling, and the maps of few classes
-    use only their rows of ``W``. Results are computed when asked for, without a backward pass, and are
-    differentiable in A, W and b; they are in fp32 at least, also under autocast.
+    If the logits are ``W · GAP(A) + b``, the map of class k is ``sum_c W[k, c] A[c]``. Its mean
+    over space is the logit without the bias. The projection acts on channels and pooling acts on
+    space, so they commute: pooled maps are projected *after* pooling. Maps of a few classes use
+    only their rows of ``W``. Results are computed on demand, without a backward pass. They are
+    differentiable in A, W and b, and in fp32 at least, also under autocast.
 
     Args:
-        features (Tensor): A, what enters global average pooling, of shape (N, C, H, W).
+        features (Tensor): A, the input of global average pooling, of shape (N, C, H, W).
         weight (Tensor, optional): W, the weight of the linear classifier, of shape (K, C). Defaults to
             None: ``features`` are the class maps themselves, of shape (N, K, H, W).
         bias (Tensor, optional): b, of shape (K, ). Defaults to None (zero).
-        keep (bool): Whether the maps of all classes are kept once they are computed, so that all losses
-            of one training step share them. Defaults to False.
+        keep (bool): Whether to keep the maps of all classes, so that all losses of a training step
+            share them. Defaults to False.
         head (LinearisedHead, optional): Any other head in place of W and b; see ``linearised``.
     """
 
@@ -42,23 +42,23 @@ class ClassMaps:
     ) -> None:
         self.features, self.weight, self.bias = features, weight, bias
         self.keep, self.head = keep, head
-        # By resolution, and by whether they have a graph
+        # The keys are the resolution, and whether the maps have a graph
         self._kept: dict[tuple[int | None, bool], Tensor] = {}
 
     @classmethod
     def of(cls, maps: ClassMaps | Tensor) -> ClassMaps:
-        """Takes class maps as they are, and a plain tensor of shape (N, K, H, W) as finished maps."""
+        """Returns class maps as they are; wraps a tensor (N, K, H, W) as finished maps."""
         return cls(maps) if isinstance(maps, Tensor) else maps
 
     @classmethod
     def linearised(
         cls, features: Tensor, head: Head, norm: str = 'frozen', detach: str = 'none', **kwargs: Any
     ) -> ClassMaps:
-        """The class maps of any head behind pooling, by its derivatives; see ``LinearisedHead``.
+        """The class maps of any head after pooling, from its derivatives; see ``LinearisedHead``.
 
         Args:
-            features (Tensor): A, what enters global average pooling, of shape (N, C, H, W).
-            head (Callable): What comes after it: logits (n, K) of pooled features (n, C).
+            features (Tensor): A, the input of global average pooling, of shape (N, C, H, W).
+            head (Callable): The part after pooling: computes logits (n, K) from features (n, C).
             norm (str): See ``LinearisedHead``. Defaults to 'frozen'.
             detach (str): See ``LinearisedHead``. Defaults to 'none'.
             **kwargs: ``pooled`` of ``LinearisedHead``; ``keep`` of this class.
@@ -69,7 +69,7 @@ class ClassMaps:
         return cls(features, keep=keep, head=LinearisedHead(head, norm, detach, **kwargs))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ClassMaps:
-        """The class maps with a function applied to each of their tensors."""
+        """Returns class maps with a function applied to each of their tensors."""
         tensors = (map_tensors(function, e) for e in (self.features, self.weight, self.bias))
         return ClassMaps(*tensors, keep=self.keep, head=self.head)
 
@@ -92,7 +92,8 @@ class ClassMaps:
     def pooled(self, resolution: int | None) -> Tensor:
         """The maps of all classes, average-pooled to (N, K, resolution, resolution), without the bias.
 
-        This costs resolution² positions a class in place of H · W. None leaves the maps as they are.
+        The projection then costs resolution² positions per class instead of H · W. None means full
+        resolution.
         """
         maps = self._kept.get((resolution, torch.is_grad_enabled()))
         if maps is None:
@@ -109,7 +110,7 @@ class ClassMaps:
         return maps
 
     def classes(self, index: Tensor) -> Tensor:
-        """The maps (N, n, H, W), without the bias, of classes (N, n) that each sample chooses."""
+        """The maps (N, n, H, W), without the bias, of each sample's chosen classes (N, n)."""
         features = full_precision(self.features)
         if self.head:
             return self.head.classes(features, index)
@@ -126,7 +127,7 @@ class ClassMaps:
         return logits if self.bias is None or not bias else logits + full_precision(self.bias)
 
     def remainder(self) -> Tensor | None:
-        """What logits have beside the mean of maps: the bias (K, ), or that of any head (N, K)."""
+        """The logits minus the means of the maps: the bias (K, ), or (N, K) for any other head."""
         return self.logits() - self.pooled(1).flatten(1) if self.head else self.bias
 
 
@@ -140,6 +141,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def first_tensor(value: Any) -> Tensor:
-    """The first tensor of a tap's value, which tells its device, precision and batch size."""
+    """The first tensor of a tap's value, for its device, precision and batch size."""
     value = value[0] if isinstance(value, list) else value
     return getattr(value, 'features', value)

@@ -1,20 +1,22 @@
-r"""How much features of one model tell about those of another, or about labels, by distances.
+r"""Distance correlation between the features of two models, or between features and labels.
 
 Sources: Székely and Rizzo, "The distance correlation t-test of independence in high dimension",
 Journal of Multivariate Analysis 2013 (the bias-corrected estimate and its test), and "Partial distance
 correlation with methods for dissimilarities", Annals of Statistics 2014 (U-centring, projection, partial
 correlation). Zhen et al., "On the versatile uses of partial distance correlation in deep learning", ECCV
-2022, compare networks by it; Adhane et al., "On explaining knowledge distillation: measuring and
-visualising the knowledge transfer process", WACV 2025, Eq. 1-4, a student and its base model.
+2022, compare networks with it. Adhane et al., "On explaining knowledge distillation: measuring and
+visualising the knowledge transfer process", WACV 2025, Eq. 1-4, compare a student with its base
+model.
 
-Features of n samples are compared only through their (n, n) matrices of distances, so that widths may
-differ. With :math:`P` the U-centred distances and :math:`\langle P, Q \rangle` their inner product, the
-correlation is :math:`R^* = \langle P, Q \rangle / \sqrt{\langle P, P \rangle \langle Q, Q \rangle}`, the
-estimate of the *squared* distance correlation without its bias. For independent features it is 0 on
-average, and thus negative half of the time: it is neither clamped nor rooted.
+Features of n samples are compared only by their (n, n) distance matrices, so their widths may
+differ. Let :math:`P` and :math:`Q` be U-centred distances and :math:`\langle P, Q \rangle` their
+inner product. The correlation is :math:`R^* = \langle P, Q \rangle / \sqrt{\langle P, P \rangle
+\langle Q, Q \rangle}`, the bias-corrected estimate of the *squared* distance correlation. For
+independent features it is 0 on average, and thus negative half of the time. It is neither clamped
+nor square-rooted.
 
-Nothing adds an epsilon. What is undefined is NaN: the correlation with labels that all are the same, or
-with what is left of features that another model has, too.
+No epsilon is added, so undefined values are NaN. Examples are the correlation with labels that are
+all the same, and with a residual of 0. A residual is 0 if another model has the same features.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ from torch import Tensor
 from mmkdx.functional.distances import pairwise_distances
 from mmkdx.functional.precision import full_precision
 
-#: Up to this share of the mean squared distance, U-centred distances are nothing but rounding.
+#: Up to this share of the mean squared distance, U-centred distances are only rounding errors.
 _VANISHED = 1e-12
-#: Below this share of the energy, a residual is nothing but rounding.
+#: Below this share of the energy, a residual is only a rounding error.
 _REMOVED = 1e-6
 
 
 def u_center(distances: Tensor) -> Tensor:
     """U-centring of distances (n, n) in fp64: all rows and columns sum to 0, and the diagonal is 0.
 
-    Source: Székely and Rizzo 2014; Adhane et al., Eq. 2. It removes whatever has the form
-    ``u[i] + u[j]``: also the distances between one-hot labels that are all the same, all different, or
-    all the same but one. What remains of them is rounding, for which the result is exactly 0.
+    Source: Székely and Rizzo 2014; Adhane et al., Eq. 2. It removes every part of the form
+    ``u[i] + u[j]``. So it removes the distances between one-hot labels that are all the same, all
+    different, or all the same but one. If only rounding errors remain, the result is exactly 0.
 
     Raises:
         ValueError: If n is below 5.
@@ -54,9 +56,10 @@ def u_center(distances: Tensor) -> Tensor:
 
 
 def u_inner(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of U-centred matrices (n, n): the sum off the diagonal, over n (n - 3).
+    """The inner product of U-centred matrices (n, n): the sum off the diagonal over n (n - 3).
 
-    Source: Székely and Rizzo 2014; Adhane et al., Eq. 4. Of a matrix with itself it is its energy.
+    Source: Székely and Rizzo 2014; Adhane et al., Eq. 4. A matrix's energy is its product
+    with itself.
     """
     product = a * b
     return (product.sum() - product.trace()) / (len(a) * (len(a) - 3))
@@ -68,7 +71,7 @@ def u_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def remove(p: Tensor, given: Tensor) -> Tensor:
-    """What a U-centred matrix holds beyond another: the residual of its projection on it.
+    """The residual of a U-centred matrix after its projection on another one.
 
     Source: Székely and Rizzo 2014; Adhane et al., Eq. 3. A residual whose share (``residual_share``) is
     below 1e-6 is rounding and becomes exactly 0. If ``given`` is 0, nothing is removed.
@@ -80,7 +83,7 @@ def remove(p: Tensor, given: Tensor) -> Tensor:
 
 
 def residual_share(p: Tensor, given: Tensor) -> Tensor:
-    """The share of the energy of a U-centred matrix that another one leaves, 1 - R*²; NaN if p is 0."""
+    """The share of a U-centred matrix's energy in its residual, 1 - R*²; NaN if p is 0."""
     rest = _residual(p, given)
     return u_inner(rest, rest) / u_inner(p, p)
 
@@ -89,7 +92,7 @@ def bias_corrected_dcor(x: Tensor, y: Tensor) -> Tensor:
     """R*, the bias-corrected estimate of the squared distance correlation.
 
     Source: Székely and Rizzo 2013 and 2014. It does not change when features are shifted, rotated or
-    scaled. Labels enter as features, too: one-hot, or an embedding of the classes.
+    scaled. Labels are given as features, too: one-hot, or an embedding of the classes.
 
     Args:
         x (Tensor): Features of shape (n, ...).
@@ -106,30 +109,31 @@ def bias_corrected_dcor(x: Tensor, y: Tensor) -> Tensor:
 
 
 def part_dcor(x: Tensor, y: Tensor, given: Tensor) -> Tensor:
-    """R* of y and of what x holds beyond ``given``: the part (semi-partial) correlation.
+    """The part (semi-partial) correlation: R* of y and the residual of x beyond ``given``.
 
-    The public code of both papers on networks calls it the partial one. It becomes strongly *negative*
-    if ``given`` tells of y what x does not. Values and errors are those of ``bias_corrected_dcor``.
+    The public code of both papers on networks calls it partial correlation. It becomes strongly
+    *negative* if ``given`` has information on y that x lacks. Values and errors are as in
+    ``bias_corrected_dcor``.
     """
     p, q, z = _centred(x=x, y=y, given=given)
     return u_correlation(remove(p, z), q)
 
 
 def partial_dcor(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """The partial distance correlation: R* of what x and of what y hold beyond z.
+    """The partial distance correlation: R* of the residuals of x and y beyond z.
 
-    Source: Székely and Rizzo 2014. Values and errors are those of ``bias_corrected_dcor``.
+    Source: Székely and Rizzo 2014. Values and errors are as in ``bias_corrected_dcor``.
     """
     p, q, given = _centred(x=x, y=y, z=z)
     return u_correlation(remove(p, given), remove(q, given))
 
 
 def biased_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """The squared distance correlation with its bias (the V-statistic), to compare with other work only.
+    """The biased squared distance correlation (V-statistic), only to compare with other work.
 
     Source: Székely, Rizzo and Bakirov, "Measuring and testing dependence by correlation of distances",
-    Annals of Statistics 2007. It says nothing about features of networks: in high dimension it tends
-    to 1 for whatever is compared. Independent normal features, 1024 of 32 samples, have 0.99.
+    Annals of Statistics 2007. It says nothing about features of networks, as it tends to 1 in high
+    dimension for any features. For 32 samples of 1024 independent normal features it is 0.99.
 
     Args:
         a (Tensor): Distances in fp64 of shape (n, n).
@@ -150,17 +154,19 @@ def biased_correlation(a: Tensor, b: Tensor) -> Tensor:
 def pair_correlations(
     student: Tensor, base: Tensor, labels: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """All correlations of the features of two models and of the labels.
+    """All correlations between the features of two models and the labels.
 
     Args:
         student (Tensor): The student's features as U-centred distances of shape (n, n).
-        base (Tensor): Those of a base model.
-        labels (Tensor, optional): Those of the labels. Defaults to None: only what needs none.
+        base (Tensor): The U-centred distances of a base model.
+        labels (Tensor, optional): The U-centred distances of the labels. Defaults to None (only
+            values that need no labels).
 
     Returns:
-        dict[str, Tensor]: Scalars: ``similarity`` of both models, and ``rho``, their ``residual_share``;
-            with labels, for the student, and with ``base_`` in front for the base model, ``relevance``,
-            ``part`` (see ``part_dcor``) and ``partial`` (see ``partial_dcor``) without the other model.
+        dict[str, Tensor]: Scalars: ``similarity`` of both models, and ``rho``, their
+            ``residual_share``. With labels also the student's ``relevance``, and its
+            ``part`` (see ``part_dcor``) and ``partial`` (see ``partial_dcor``) given the other
+            model. The base model's values have ``base_`` in front.
     """
     values = dict(similarity=u_correlation(student, base), rho=residual_share(student, base))
     for prefix, own, other in (('', student, base), ('base_', base, student)):
@@ -175,8 +181,8 @@ def pair_correlations(
 def dcor_standard_error(n: int) -> float:
     """The standard error of R* of independent features in high dimension.
 
-    Source: the variance of the limit distribution of Székely and Rizzo 2013, with n samples in a batch:
-    0.046 for n = 32. Scores of dependent features vary in another way.
+    Source: the variance of the limit distribution of Székely and Rizzo 2013, with n samples in a
+    batch. It is 0.046 for n = 32. It does not hold for dependent features.
 
     Raises:
         ValueError: If n is below 5.
@@ -187,7 +193,7 @@ def dcor_standard_error(n: int) -> float:
 def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """An embedding (C, d) of classes from features (N, d) and their labels (N, ), in fp32 or more.
 
-    Features are scaled to length 1 and averaged by class, and the averages scaled to length 1.
+    Features are scaled to length 1 and averaged by class. The averages are then scaled to length 1.
 
     Raises:
         ValueError: If a class has no samples, or a label is no class.
@@ -199,9 +205,9 @@ def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> Tens
         )
     counts = labels.bincount(minlength=num_classes)
     if missing := (counts == 0).nonzero().flatten().tolist():
-        raise ValueError(f'class {missing[0]} has no samples, of which a prototype is the average')
+        raise ValueError(f'class {missing[0]} has no samples to average into a prototype')
     directions = F.normalize(full_precision(features), dim=1)
-    # The second scaling undoes a division by the number of samples
+    # No division by the number of samples, as the second scaling would undo it
     sums = directions.new_zeros(num_classes, features.shape[1]).index_add_(
         0, labels.long(), directions
     )
@@ -214,7 +220,7 @@ def _residual(p: Tensor, given: Tensor) -> Tensor:
 
 
 def _centred(**features: Tensor) -> list[Tensor]:
-    """U-centred distances of features, once it is sure that they are of the same samples."""
+    """U-centred distances of features, after a check that they have the same number of samples."""
     sizes = {name: len(each) for name, each in features.items()}
     if len(set(sizes.values())) > 1:
         text = ', '.join(f'{name} has {size}' for name, size in sizes.items())

@@ -1,6 +1,6 @@
-"""Euclidean distances between samples, and their gradient, without rounding that shows.
+"""Euclidean distances between samples, and their gradient, without visible rounding errors.
 
-Distances and sums are in fp64 and memory grows with n d + n², for n samples of d features.
+Distances and sums are in fp64. Memory grows with n d + n², for n samples of d features.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _CLOSE = 1e-4
 def pairwise_distances(x: Tensor) -> Tensor:
     """Euclidean distances between samples, in memory that grows with n d + n² and not with n² d.
 
-    The Gram matrix of features less their mean is summed over blocks of columns: products in fp32 (fp64
-    for fp64 and integers) without TF32, sums in fp64. Samples much closer to each other than to the rest
-    are compared directly, so that equal ones have a distance of exactly 0. The gradient is the closed
-    form of ``distance_gradient``; it has no gradient itself.
+    The Gram matrix of centred features is summed over blocks of columns. Products are in fp32
+    without TF32 (fp64 for fp64 and integers), and sums in fp64. Samples much closer to each other
+    than to the rest are compared directly, so that equal ones have a distance of exactly 0. The
+    gradient is the closed form of ``distance_gradient``; it has no gradient itself.
 
     Args:
         x (Tensor): Features of shape (n, ...), of any type.
@@ -35,26 +35,27 @@ def pairwise_distances(x: Tensor) -> Tensor:
         Tensor: Distances in fp64 of shape (n, n), symmetric, with an exact 0 on the diagonal; all NaN
             if any feature is not finite.
     """
-    # The order of columns does not matter: in that of memory, channels_last needs no copy either
+    # The order of columns does not matter; in memory order channels_last needs no copy either
     x = x[:, None]
     order = sorted(range(1, x.ndim), key=lambda axis: -x.stride(axis))
     return _Distances.apply(x.permute(0, *order).flatten(1))
 
 
 def distance_gradient(weights: Tensor, distances: Tensor, features: Tensor) -> Tensor:
-    r"""The gradient of features, from that of their distances.
+    r"""The gradient with respect to features, from that with respect to their distances.
 
     With :math:`Q = (W + W^T) / 2D` it is :math:`\sum_j (W_{ij} + W_{ji}) / D_{ij} \, (x_i - x_j) = 2
-    (\mathrm{diag}(Q 1) - Q) X`. As that is linear in X, features averaged over positions yield the
-    gradient's average over positions, with the same W and D. Distances of 0 have the subgradient 0.
+    (\mathrm{diag}(Q 1) - Q) X`. This is linear in X. So, with the same W and D, features averaged
+    over positions yield the gradient averaged over positions. At a distance of 0 the
+    subgradient is 0.
 
     Args:
-        weights (Tensor): W, the derivative by each distance, of shape (n, n).
+        weights (Tensor): W, the derivatives with respect to the distances, of shape (n, n).
         distances (Tensor): D, of shape (n, n).
         features (Tensor): X, of shape (n, m).
 
     Returns:
-        Tensor: Of the shape of the features and their type, but at least fp32.
+        Tensor: The gradient, with the features' shape and type, but at least fp32.
     """
     return _gradient(weights, distances, features, _working_type(features))
 
@@ -89,7 +90,7 @@ class _Distances(torch.autograd.Function):
 
 
 def _close_pairs(squares: Tensor, energy: Tensor) -> Tensor:
-    """Pairs of shape (2, P) so close that their difference drowns in the rounding of matrix products."""
+    """Pairs (2, P) that are so close that matrix products would round their difference away."""
     return (squares < _CLOSE * (energy[:, None] + energy)).triu(1).nonzero().T
 
 
@@ -121,7 +122,7 @@ def _gradient(
     with _exact_products(features):
         for columns, out in zip(_blocks(features), _blocks(gradient)):
             block = columns.to(dtype)
-            # Rows of the matrix sum to 0 but for rounding, which a common offset would multiply
+            # Rows of the matrix sum to 0 up to rounding, which a common offset would amplify
             product = matrix @ (block - block.mean(0))
             for (first, second), factor in zip(pairs.split(n, dim=1), factors.split(n)):
                 change = factor * (block[first] - block[second])
@@ -143,7 +144,7 @@ def _working_type(features: Tensor) -> torch.dtype:
 
 @contextmanager
 def _exact_products(tensor: Tensor) -> Iterator[None]:
-    """Matrix products without autocast, and in fp32 without TF32 or bf16 inside."""
+    """A context for matrix products without autocast, and in fp32 without TF32 or bf16."""
     with no_autocast(tensor), ExitStack() as stack:
         try:
             precision = torch.get_float32_matmul_precision()
@@ -151,7 +152,7 @@ def _exact_products(tensor: Tensor) -> Iterator[None]:
                 torch.set_float32_matmul_precision('highest')
                 stack.callback(torch.set_float32_matmul_precision, precision)
         except RuntimeError:
-            # The newer switches were used, and the two do not mix
+            # The newer switches were used, and torch does not allow both kinds
             for switch in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
                 stack.callback(setattr, switch, 'fp32_precision', switch.fp32_precision)
                 switch.fp32_precision = 'ieee'

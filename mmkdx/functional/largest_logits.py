@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def largest_logits(logits: Tensor, k: int) -> dict[str, Tensor]:
-    """The k largest of logits (N, K > k), from which their probabilities at temperature 1 are exact.
+    """The k largest of logits (N, K > k); their probabilities at temperature 1 stay exact.
 
     Returns:
-        dict[str, Tensor]: 'values' and 'index' of shape (N, k), and the 'rest' of shape (N, 1), the
-        logarithm of the others' mean exponential.
+        dict[str, Tensor]: 'values' and 'index' of shape (N, k), and 'rest' of shape (N, 1), the
+        logarithm of the other logits' mean exponential.
     """
     values, index = logits.topk(k, dim=1)
     others = logits.scatter(1, index, -math.inf)
@@ -24,6 +24,6 @@ def largest_logits(logits: Tensor, k: int) -> dict[str, Tensor]:
 
 
 def all_logits(largest: Mapping[str, Tensor], classes: int) -> Tensor:
-    """The logits (N, classes) of what ``largest_logits`` returned; all but the largest are equal."""
+    """Restores logits (N, classes) from ``largest_logits``; all but the largest are equal."""
     rest = largest['rest'].expand(-1, classes)
     return rest.scatter(1, largest['index'].long(), largest['values'])

@@ -1,4 +1,4 @@
-"""The Jacobian of a classifier's head, and class maps that are made of it."""
+"""The Jacobian of a classifier's head, and class maps from it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from mmkdx.arguments import one_of
 from mmkdx.functional.norms import WrittenNorms
 from mmkdx.functional.precision import full_precision, no_autocast
 
-#: Logits (n, K) of pooled features (n, C), or of features (n, C, H, W) for a head that pools itself.
+#: Computes logits (n, K) from pooled features (n, C), or from (n, C, H, W) if the head pools
+#: itself.
 Head = Callable[[Tensor], Tensor]
 
 
 def head_jacobian(
     head: Head, pooled: Tensor, index: Tensor | None = None, norm: str = 'frozen'
 ) -> Tensor:
-    """The derivatives of logits by what enters the head, for each image.
+    """The derivatives of the logits with respect to the head's input, for each image.
 
     Args:
-        head (Callable): The head, whose logits (n, K) of an image depend on this image alone. Dropout
-            is left out.
-        pooled (Tensor): What enters it, of shape (N, C), or (N, C, H, W) for a head that pools itself.
+        head (Callable): The head. The logits of an image must depend on this image alone. Dropout
+            is skipped.
+        pooled (Tensor): The head's input (N, C), or (N, C, H, W) if the head pools itself.
         index (Tensor, optional): The classes, of shape (N, n). Defaults to None (all K).
-        norm (str): 'frozen' takes the divisors of layer norm, group norm, RMS norm and vector norms as
-            numbers; 'full' differentiates them. Defaults to 'frozen'.
+        norm (str): 'frozen' treats the divisors of layer norm, group norm, RMS norm and vector
+            norms as constants; 'full' differentiates them. Defaults to 'frozen'.
 
     Returns:
         Tensor: Of shape (N, n, C), or (N, n, C, H, W). It can be differentiated again.
@@ -81,9 +82,10 @@ def head_logits(head: Head, points: Tensor) -> Tensor:
 
 
 def degenerate_points(head: Head, points: Tensor) -> Tensor:
-    """Whether a norm of the head divides by (almost) its eps alone, of shape (N, ).
+    """Whether a norm of the head divides by (almost) only its eps, of shape (N, ).
 
-    It does for a zero vector, or a constant one before a layer norm. The maps are then far too large.
+    This happens for a zero vector, or for a constant one before a layer norm. The maps are then far
+    too large.
     """
 
     def one(point: Tensor) -> Tensor:
@@ -96,7 +98,7 @@ def degenerate_points(head: Head, points: Tensor) -> Tensor:
 
 
 class HeadKind(NamedTuple):
-    """What a head is: 'affine', 'piecewise linear' or 'neither', and whether it ignores the scale."""
+    """A head's form ('affine', 'piecewise linear', 'neither'), and whether it ignores the scale."""
 
     form: str
     scale_free: bool
@@ -104,12 +106,12 @@ class HeadKind(NamedTuple):
 
 @torch.no_grad()
 def head_kind(head: Head, points: Tensor, norm: str = 'frozen') -> HeadKind:
-    """Finds out, by a few values, what kind of function a head is.
+    """Tests on a few values what kind of function a head is.
 
     Args:
         head (Callable): See ``head_jacobian``.
-        points (Tensor): What enters it for some images, of shape (N, C).
-        norm (str): 'frozen' takes the divisors of norms as numbers, those of each point. Defaults to
+        points (Tensor): The head's input for some images, of shape (N, C).
+        norm (str): 'frozen' treats the divisors of norms at each point as constants. Defaults to
             'frozen'.
     """
     random = torch.Generator().manual_seed(0)
@@ -128,7 +130,7 @@ _FORMS = ['affine', 'piecewise linear', 'neither']
 
 
 def _form(head: Head, points: Tensor, steps: Tensor, norm: str) -> str:
-    """What the head is between points and points that are some steps away."""
+    """The form of the head between ``points`` and ``points + steps``."""
 
     def one(point: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         function = _at(head, point, norm, False)
@@ -148,7 +150,7 @@ def _form(head: Head, points: Tensor, steps: Tensor, norm: str) -> str:
 
 
 def check_head(head: Head) -> None:
-    """Refuses a head whose batch norms are in training, where images depend on each other."""
+    """Refuses a head with a batch norm in training mode, where images depend on each other."""
     modules = head.modules() if isinstance(head, nn.Module) else ()
     if any(isinstance(each, _BatchNorm) and each.training for each in modules):
         raise ValueError(
@@ -158,24 +160,26 @@ def check_head(head: Head) -> None:
 
 
 class LinearisedHead:
-    """Class maps by the derivatives J of any head: ``sum_c J[k, c] A[c]``.
+    """Class maps from the derivatives J of any head: ``sum_c J[k, c] A[c]``.
 
-    With ``r = f(p) - J · p``, the remainder, ``f(p)`` is the mean of the maps over space plus r. For a
-    head that pools itself (flattened, GeM, max) J depends on the position, and the maps are multiplied
-    by H · W so that this holds, too.
+    The logits ``f(p)`` are the mean of the maps over space plus the remainder ``r = f(p) - J · p``.
+    If the head pools itself (flattened, GeM, max), J depends on the position. Then the maps are
+    multiplied by H · W, so that this holds, too.
 
-    All maps come from derivatives in the directions of positions (forward mode), or from those of the
-    classes that are asked for (reverse mode), whichever are fewer.
+    Maps take one derivative for each position (forward mode) or for each requested class (reverse
+    mode), whichever are fewer.
 
     Args:
         head (Callable): See ``head_jacobian``.
         norm (str): See ``head_jacobian``.
-        detach (str): What a loss of the maps cannot train: 'none'; 'jacobian', the head and its input
-            as far as J depends on them; or 'features', A as a factor. Defaults to 'none'.
-        pooled (bool): Whether the head takes the mean of A over space, and not A. Defaults to True.
+        detach (str): What a loss of the maps does not train. 'none': nothing is detached.
+            'jacobian': J, with respect to the head and its input. 'features': A as a factor.
+            Defaults to 'none'.
+        pooled (bool): Whether the head takes the mean of A over space, else A. Defaults to True.
 
     Raises:
-        ValueError: If an argument is none of these, or a batch norm of the head is in training.
+        ValueError: If an argument has no such value, or a batch norm of the head is in training
+            mode.
     """
 
     def __init__(
@@ -204,7 +208,7 @@ class LinearisedHead:
         """The maps of all classes (N, K, H, W), or average-pooled to (N, K, resolution, resolution).
 
         Raises:
-            ValueError: If a 1 × 1 map is asked for and is zero for all images (``norm='full'``).
+            ValueError: If the resolution is 1 and all maps would be zero (``norm='full'``).
         """
         size = features.shape[2:] if resolution is None else (resolution, resolution)
         classes = self.num_classes(features)
@@ -235,7 +239,7 @@ class LinearisedHead:
             return (rows * values[:, None]).sum(2) * values[0, 0].numel()
 
     def classes(self, features: Tensor, index: Tensor) -> Tensor:
-        """The maps (N, n, H, W) of classes (N, n) that each sample chooses."""
+        """The maps (N, n, H, W) of each sample's chosen classes (N, n)."""
         classes = self.num_classes(features)
         if index.shape[1] < features[0, 0].numel():
             return self.weighted(features, F.one_hot(index, classes))
@@ -256,7 +260,7 @@ class LinearisedHead:
         return features.mean((2, 3)) if self.mean_pooled else features
 
     def _both(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What enters the head, and A as the factor of J."""
+        """The head's input, and A as the factor of J."""
         point, values = self._points(features), full_precision(features)
         parts = zip((point, values), self._trains)
         return tuple(each if trained else each.detach() for each, trained in parts)
@@ -275,7 +279,7 @@ def _run(head: Head, point: Tensor, norms: WrittenNorms) -> Tensor:
 
 
 def _at(head: Head, point: Tensor, norm: str, detach: bool) -> Head:
-    """The head as a function of one image's input (C, ), with the divisors of a point's norms."""
+    """The head as a function of one image's input (C, ); frozen norms have the point's divisors."""
     kept = None
     if norm == 'frozen':
         norms = WrittenNorms(detach=detach)

@@ -1,4 +1,4 @@
-"""What all explanation maps share: which of them say nothing, and how they are normalised."""
+"""Normalises and resizes explanation maps, and finds maps without information."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from mmkdx.functional.spatial import resize_map
 
 
 def degenerate_maps(maps: Tensor, tolerance: float = 1e-6) -> Tensor:
-    """Which maps (N, H, W) say nothing, of shape (N, ): those not finite, zero, or constant.
+    """Finds maps (N, H, W) that are not finite, zero or constant; booleans of shape (N, ).
 
     A map is constant when its range is at most ``tolerance`` times its largest magnitude. Normalising
     it would turn rounding errors into a picture.
     """
     flat = full_precision(maps).flatten(1)
     low, high = flat.amin(1), flat.amax(1)
-    # Written as a negation, so that NaN, which is never larger, counts
+    # Written as a negation, so that NaN counts: no comparison with NaN is true
     return ~(high - low > tolerance * torch.maximum(high.abs(), low.abs()))
 
 
 def normalize_maps(maps: Tensor, relu: bool = False) -> Tensor:
     """Scales each map (N, H, W) to [0, 1] by its own minimum and maximum.
 
-    With ``relu`` negative evidence is set to 0 before. A map that says nothing (see
-    ``degenerate_maps``) is all 0.
+    With ``relu``, negative values are set to 0 first. A degenerate map (see ``degenerate_maps``)
+    becomes all 0.
     """
     maps = full_precision(maps)
     if relu:

@@ -1,4 +1,4 @@
-"""Norms that are written out, so that their divisors can be kept and differentiated rightly."""
+"""Norms as elementary operations, so that their divisors can be kept and differentiated."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_map_only
 
 
 class WrittenNorms(TorchFunctionMode):
-    """Writes norms out, keeps their divisors or takes those that were kept, and leaves out dropout.
+    """Computes norms by elementary operations, records or reuses divisors, and skips dropout.
 
-    The library's layer norm has a wrong gradient where reverse mode follows forward mode.
+    torch's own layer norm has a wrong gradient if reverse mode follows forward mode.
 
     Args:
-        kept (Iterable[Tensor], optional): The divisors, in the order of the calls. Defaults to None
-            (those of the values).
-        detach (bool): Whether parameters are constants. Defaults to False.
+        kept (Iterable[Tensor], optional): The divisors to reuse, in the order of the calls.
+            Defaults to None (computed from the values).
+        detach (bool): Whether parameters are treated as constants. Defaults to False.
     """
 
     def __init__(self, kept: Iterable[Tensor] | None = None, detach: bool = False) -> None:
@@ -45,7 +45,7 @@ class WrittenNorms(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def divisor(self, value: Tensor, least: float) -> Tensor:
-        """A divisor, whose least possible value is given."""
+        """Records a divisor, or returns the kept one; ``least`` is its smallest possible value."""
         if self._kept is not None:
             return next(self._kept)
         self.divisors.append(value)
@@ -131,7 +131,7 @@ _WRITTEN_OUT = {
     F.normalize: _normalize,
     F.cosine_similarity: _cosine_similarity,
 }
-#: Roots, too: norms that a model writes out by itself divide by them.
+#: Roots are included, as norms that a model computes on its own divide by them.
 _DIVISORS = {
     *(torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm),
     *(torch.sqrt, Tensor.sqrt, torch.rsqrt, Tensor.rsqrt, torch.std, Tensor.std),

@@ -1,4 +1,4 @@
-"""Which pixels an explanation takes away, and what is put in their place."""
+"""Ranks pixels by an explanation, and replaces pixels of images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cell_numbers(size: Sequence[int], grid: int, owner: str) -> Tensor:
     Args:
         size (Sequence[int]): H and W.
         grid (int): The number of cells in each direction.
-        owner (str): What error messages call ``grid``.
+        owner (str): The name of ``grid`` in error messages.
 
     Raises:
         ValueError: If there are fewer pixels than cells in a direction.
@@ -55,8 +55,7 @@ def keep_relevant(images: Tensor, maps: Tensor, share: float) -> Tensor:
     An image whose map has no positive evidence is left as it is.
 
     Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML
-    2022, without its noise; pixels of equal relevance are told apart by rank, so that exactly the share
-    is kept.
+    2022, without its noise. Ranks break ties between pixels, so that exactly the share is kept.
 
     Args:
         images (Tensor): Images of shape (N, C, H, W).
@@ -74,11 +73,12 @@ def keep_relevant(images: Tensor, maps: Tensor, share: float) -> Tensor:
 
 
 def blur(images: Tensor) -> Tensor:
-    """Blurs normalised images (N, C, H, W) as RISE does: a kernel of 11 × 11 with sigma 5, zeros around.
+    """Blurs normalised images (N, C, H, W) as RISE does: 11 × 11 kernel, sigma 5, zero padding.
 
     Source: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC
-    2018. The kernel of github.com/eclique/RISE is what scipy makes of an impulse amid 11 × 11 pixels.
-    Its tails are reflected at the border, so that it is flatter than a Gaussian that is cut off.
+    2018. The kernel of github.com/eclique/RISE is scipy's filter of an impulse in the middle of
+    11 × 11 pixels. Its tails are reflected at the border, so it is flatter than a truncated
+    Gaussian.
     """
     row = images.new_tensor(_rise_kernel())
     kernel = (row * row[:, None]).expand(images.shape[1], 1, -1, -1)
@@ -96,9 +96,9 @@ def linear_imputation(
 ) -> Tensor:
     """Fills missing pixels so that each is the weighted mean of its neighbours.
 
-    The four direct neighbours weigh 1/6 each and the four diagonal ones 1/12; at the border of the image
-    the weights that are left are scaled to sum to 1. Conjugate gradients solve these equations for all
-    images and channels at once, each stopping by itself.
+    The four direct neighbours have weight 1/6 each, and the four diagonal ones 1/12. At the border
+    of the image the remaining weights are scaled to sum to 1. Conjugate gradients solve these
+    equations for all images and channels at once; each channel stops on its own.
 
     Source: Rong et al., "A Consistent and Efficient Evaluation Strategy for Attribution Methods", ICML
     2022 (noisy linear imputation, here without the noise).
@@ -106,9 +106,9 @@ def linear_imputation(
     Args:
         images (Tensor): Images of shape (N, C, H, W).
         missing (Tensor): Which pixels are missing, booleans of shape (N, H, W).
-        tolerance (float): The norm of the residual at which a channel is done, as a share of its norm
-            when the missing pixels are the mean of the others. Defaults to 1e-5.
-        max_iterations (int): The most iterations. Defaults to 2000.
+        tolerance (float): The share of the initial residual norm at which a channel is done. At the
+            start the missing pixels are the mean of the others. Defaults to 1e-5.
+        max_iterations (int): The maximum number of iterations. Defaults to 2000.
 
     Returns:
         Tensor: Images of the same shape; pixels that are not missing are unchanged.
@@ -137,7 +137,7 @@ def linear_imputation(
     limit = tolerance**2 * energy
     for iteration in range(max_iterations):
         active = energy > limit
-        # Asking the device each time would make it wait
+        # This check waits for the device, so it is not made in each iteration
         if iteration % 16 == 0 and not active.any():
             break
         change = inside * (weights * direction - _smooth(direction))
@@ -151,11 +151,11 @@ def linear_imputation(
 
 
 def _smooth(images: Tensor) -> Tensor:
-    """The weighted sum of 3 × 3 pixels with weights 1 2 1, 2 4 2, 1 2 1 (by 1/16), zeros around.
+    """The sum of 3 × 3 pixels with weights 1 2 1, 2 4 2, 1 2 1 (times 1/16) and zero padding.
 
-    Those are the weights of the neighbours but for a factor that all equations share; the pixel itself
-    stands on both sides of its equation. A convolution would do the same, but on some devices with
-    rounded factors (TF32), with which conjugate gradients do not converge.
+    These are the neighbours' weights up to a factor that all equations share. The pixel itself is
+    on both sides of its equation. A convolution would do the same, but some devices round its
+    factors (TF32), and then conjugate gradients do not converge.
     """
     return F.avg_pool2d(F.avg_pool2d(F.pad(images, (1, 1, 1, 1)), 2, 1), 2, 1)
 
@@ -163,5 +163,5 @@ def _smooth(images: Tensor) -> Tensor:
 def sample_generators(
     index: Sequence[int], seed: int, device: torch.device
 ) -> list[torch.Generator]:
-    """One generator for each sample at some positions of the data set, apart from any global state."""
+    """One generator for each position of the data set, independent of any global state."""
     return [torch.Generator(device).manual_seed(seed + int(i)) for i in index]

@@ -1,4 +1,4 @@
-"""The precision of losses, and the derivatives that they need of attention."""
+"""The precision of losses, and the second derivatives of attention."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,7 +17,7 @@ def full_precision(tensor: Tensor) -> Tensor:
 
 
 def no_autocast(tensor: Tensor) -> torch.autocast:
-    """A context without autocast on a tensor's device, which would take products in half precision."""
+    """A context without autocast, and so without half precision, on a tensor's device."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 

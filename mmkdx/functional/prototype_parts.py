@@ -1,13 +1,17 @@
-"""Whether prototypes stand for the parts of an object, by annotations of parts.
+"""Scores whether prototypes stand for annotated parts of objects.
 
-A prototype *covers* a part of an image when at least half of the part's points in the image lie in the
-prototype's region, a square around the cell where it is nearest. A key point is a part of one point, a
-mask one of many. Boxes are [y0, y1, x0, x1], from y0 up to, and without, y1.
+A prototype *covers* a part of an image if at least half of the part's points in the image lie in
+the prototype's region. The region is a square around the cell where the prototype is nearest. A key
+point is a part with one point; a mask is a part with many. Boxes are [y0, y1, x0, x1]; y1 and x1
+are exclusive.
 
-There are N images, P prototypes and K parts. The booleans ``covered`` (N, P, K) say whether a prototype
-covers a part, ``shown`` (N, K) whether an image shows it, and ``own`` (N, P) whether an image counts
-for a prototype: in the papers whether it is of the prototype's class. A score is the ``nanmean`` of the
-values (P, ): NaN stands for a prototype that no image counts for.
+There are N images, P prototypes and K parts, and three kinds of booleans:
+
+- ``covered`` (N, P, K): whether a prototype covers a part;
+- ``shown`` (N, K): whether an image shows a part;
+- ``own`` (N, P): whether an image counts for a prototype; in the papers, if it is of its class.
+
+A score is the ``nanmean`` of the values (P, ). NaN means that no image counts for the prototype.
 """
 
 from __future__ import annotations
@@ -27,8 +31,9 @@ def region_boxes(
 ) -> Tensor:
     """Squares around the centres of cells.
 
-    EvalProtoPNet takes 72 pixels of 224 for consistency and stability, around the highest pixel of the
-    resized map, some pixels away from the cell's centre; PIP-Net takes 32 for purity.
+    EvalProtoPNet takes 72 pixels of 224 for consistency and stability. There the centre is the
+    highest pixel of the resized map, some pixels away from the cell's centre. PIP-Net takes 32 for
+    purity.
 
     Args:
         cells (Tensor): Flat indices ``row * width + column``, integers of any shape.
@@ -37,7 +42,7 @@ def region_boxes(
         side (int): The side of the squares in pixels. Defaults to 72.
 
     Returns:
-        Tensor: Boxes [y0, y1, x0, x1], int64 of the shape of ``cells`` and 4, clipped to the image.
+        Tensor: Boxes [y0, y1, x0, x1], int64 of shape ``(*cells.shape, 4)``, clipped to the image.
 
     Raises:
         ValueError: If ``side`` is below 1, or a cell is not in the grid.
@@ -51,7 +56,7 @@ def region_boxes(
         )
     ends = []
     for index, count, extent in zip((cells // width, cells % width), grid, image_size):
-        # The centre less half a side, in whole numbers
+        # The centre minus half a side, in whole numbers
         low = ((2 * index + 1) * extent - side * count).div(2 * count, rounding_mode='floor')
         ends += [low.clamp(0, extent), (low + side).clamp(0, extent)]
     return torch.stack(ends, -1)
@@ -60,7 +65,7 @@ def region_boxes(
 def covered_parts_from_points(
     points: Tensor, visible: Tensor, boxes: Tensor, image_size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Which parts prototypes cover, where a part is a key point.
+    """Finds the parts that prototypes cover, if parts are key points.
 
     Args:
         points (Tensor): Positions (x, y) in pixels, of shape (N, K, 2); the first pixel reaches from
@@ -84,9 +89,9 @@ def covered_parts_from_points(
 def covered_parts_from_label_map(
     label_maps: Tensor, parts: Sequence[int], boxes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Which parts prototypes cover, where a part is the pixels of a label.
+    """Finds the parts that prototypes cover, if a part is all pixels of a label.
 
-    Memory is that of N × K maps in int32.
+    Memory holds N × K maps in int32.
 
     Args:
         label_maps (Tensor): Labels of pixels, integers of shape (N, H, W).
@@ -97,7 +102,7 @@ def covered_parts_from_label_map(
         tuple[Tensor, Tensor]: ``covered`` and ``shown``.
 
     Raises:
-        ValueError: If there are no parts, or boxes reach out of the maps.
+        ValueError: If there are no parts, or boxes extend beyond the maps.
     """
     if not len(parts):
         raise ValueError('parts is empty; list the labels of the parts')
@@ -125,14 +130,14 @@ def covered_parts_from_label_map(
 
 
 def purity(distances: Tensor, covered: Tensor, shown: Tensor, k: int = 10) -> Tensor:
-    """How often a prototype's nearest images show it at one and the same part.
+    """The share of a prototype's nearest images in which it covers the same part.
 
     Source: Nauta et al., "PIP-Net: Patch-based intuitive prototypes for interpretable image
-    classification", CVPR 2023, as its public code counts: of the k images (all, where there are fewer)
-    that are nearest to a prototype, by its smallest distances (N, P), the share in which it covers a
-    part, among those that show the part; the largest share of all parts, in [0, 1]. It is 0 where none
-    of the k images shows a part. Left and right parts are merged there, and a patch has the size that
-    the backbone's stride suggests.
+    classification", CVPR 2023, as its public code counts. The k images nearest to a prototype are
+    found by its smallest distances (N, P); all images count if there are fewer. Among those that
+    show a part, the share in which the prototype covers it is computed. The value is the largest
+    share of all parts, in [0, 1]. It is 0 if none of the k images shows a part. In the paper left
+    and right parts are merged, and a patch has the size that the backbone's stride suggests.
 
     Raises:
         ValueError: If k is below 1, or shapes do not fit.
@@ -148,8 +153,9 @@ def consistency(covered: Tensor, shown: Tensor, own: Tensor, threshold: float = 
     """Whether a prototype covers one and the same part in most images.
 
     Source: Huang et al., "Evaluation and improvement of interpretability for self-explainable
-    part-prototype networks", ICCV 2023. A prototype's value is 1 when, for some part, it covers it in at
-    least ``threshold``, in (0, 1], of the images of its class that show it; else 0.
+    part-prototype networks", ICCV 2023. A prototype's value is 1 or 0. It is 1 if the
+    prototype covers some part in at least the share ``threshold``, in (0, 1], of its class's images
+    that show this part.
 
     Raises:
         ValueError: If ``threshold`` is out of its range, or shapes do not fit.
@@ -162,10 +168,10 @@ def consistency(covered: Tensor, shown: Tensor, own: Tensor, threshold: float = 
 
 
 def stability(covered: Tensor, noisy: Tensor, own: Tensor) -> Tensor:
-    """The share of images in which a prototype covers the same parts when noise is added to them.
+    """The share of images in which a prototype covers the same parts after noise is added.
 
-    ``noisy`` is ``covered`` of the images with noise. Source: see ``consistency``; there the noise is
-    normal with a standard deviation of 0.2, clipped to ±0.25, and added after normalisation.
+    ``noisy`` is ``covered`` for the images with noise. Source: see ``consistency``. There the noise
+    is normal with a standard deviation of 0.2, clipped to ±0.25, and added after normalisation.
 
     Raises:
         ValueError: If shapes do not fit.
@@ -176,12 +182,12 @@ def stability(covered: Tensor, noisy: Tensor, own: Tensor) -> Tensor:
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """Over the first axis, how many of the whole are in the part; 0 of nothing."""
+    """The share of ``whole`` that is in ``part``, over the first axis; 0 if ``whole`` is empty."""
     return (part & whole).sum(0) / whole.sum(0).clamp(min=1)
 
 
 def _check(covered: Tensor, **others: tuple[Tensor, str]) -> None:
-    """Refuses tensors that are of other images, prototypes or parts than ``covered``."""
+    """Refuses tensors with other numbers of images, prototypes or parts than ``covered``."""
     if covered.ndim != 3 or not covered.numel():
         raise ValueError(
             f'covered has the shape {tuple(covered.shape)}; it must be (images, prototypes, parts), '

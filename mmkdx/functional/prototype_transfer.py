@@ -1,10 +1,12 @@
-"""How far a student's prototypes look at the places that its teacher's look at.
+"""Measures whether a student's prototypes look at the same places as its teacher's.
 
 Source: Keswani et al., "Proto2Proto: Can you recognize the car, the way I do?", CVPR 2022, and its
-public code, by which the details are settled. Of each image and each prototype it takes the smallest
-distance over the cells of a grid, and the cell where that is: the prototype's *patch*. Cells are flat
-indices ``row * width + column``; of one grid, where two models are compared. For N images and P
-prototypes, distances and cells have the shape (N, P); other values are refused with a ``ValueError``.
+public code, which settles the details. For each image and prototype it takes the smallest distance
+over the cells of a grid. The cell with that distance is the prototype's *patch*.
+
+Cells are flat indices ``row * width + column``. Two models that are compared must have the same
+grid. For N images and P prototypes, distances and cells have the shape (N, P). Other values raise a
+``ValueError``.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ _BLOCK = 2**23
 def active_patches(distances: Tensor, cells: Tensor, tau: float | None = None) -> Tensor:
     """The number of different cells that are the patch of an active prototype, for each image.
 
-    The mean over images is AAP, the average number of active patches. It belongs to one model; a
-    student's should be near its teacher's. A prototype is active where its distance is at most ``tau``,
-    by default everywhere. The whole numbers (N, ) are in fp32.
+    The mean over images is AAP, the average number of active patches. It describes one model; a
+    student's AAP should be near its teacher's. A prototype is active if its distance is at most
+    ``tau``; by default it always is. The result (N, ) has whole numbers in fp32.
     """
     _check(cells=cells)
     return _active_cells(distances, cells, tau, _count(cells)).sum(1).float()
@@ -44,9 +46,9 @@ def patch_similarity(
     """The Jaccard index of the sets of active cells of two models, for each image.
 
     The mean over images is AJS, the average Jaccard similarity. With a large ``tau`` (see
-    ``active_patches``) nearly all cells are active, and any two models come out alike; small ones tell
-    more. As in the authors' code the index is 0, and not 1, where neither model has an active cell.
-    The numbers of prototypes may differ.
+    ``active_patches``) nearly all cells are active, so any two models look alike. A small one is
+    more informative. As in the authors' code, the index is 0, not 1, if neither model has an active
+    cell. The numbers of prototypes may differ.
     """
     _check(teacher_cells=teacher_cells, student_cells=student_cells)
     count = _count(teacher_cells, student_cells)
@@ -56,31 +58,32 @@ def patch_similarity(
 
 
 def cell_agreement(teacher_cells: Tensor, student_cells: Tensor) -> Tensor:
-    """In how many images prototypes of two models have the same patch: int64 of shape (P, P').
+    """The number of images in which two models' prototypes share a patch: int64 of shape (P, P').
 
-    It is the product of one-hot cells, summed over blocks of images, so that memory does not grow
-    with their number.
+    It is the product of one-hot cells, summed over blocks of images. So memory does not grow with
+    the number of images.
     """
     _check(teacher_cells=teacher_cells, student_cells=student_cells)
     count = _count(teacher_cells, student_cells)
     size = max(1, _BLOCK // (count * max(teacher_cells.shape[1], student_cells.shape[1])))
     grid = torch.arange(count, dtype=torch.int32, device=teacher_cells.device)[:, None]
-    # Whole numbers are exact in fp32 up to 2^24 images; zeros and ones are in TF32, too
+    # Whole numbers are exact in fp32 up to 2^24 images; zeros and ones are exact also in TF32
     total = torch.zeros(teacher_cells.shape[1], student_cells.shape[1], device=teacher_cells.device)
     for block in zip(teacher_cells.split(size), student_cells.split(size)):
         teacher, student = (
             (cells.int()[:, None] == grid).flatten(0, 1).to(total.dtype) for cells in block
         )
-        total.addmm_(teacher.T, student)  # in place, where autocast does nothing
+        total.addmm_(teacher.T, student)  # autocast does not change operations in place
     return total.long()
 
 
 def matching_caps(num_images: int, caps: int = 10, legacy: bool = False) -> range:
     """The caps of ``prototype_matching_score``: multiples of a share of the images.
 
-    With the step ⌊N / caps⌋ they are 1, 2, … ``caps`` steps. Of fewer images than ``caps``, the step
-    is 1 and they are 1 … N. With ``legacy``, as in the authors' code, they are all multiples below N: 9
-    where 10 divides N and 10 elsewhere, but up to 18 for fewer than 90 images.
+    They are 1, 2, … ``caps`` times the step ⌊N / caps⌋. With fewer images than ``caps``, the step
+    is 1 and they are 1 … N. With ``legacy``, as in the authors' code, they are all multiples of the
+    step below N. For 10 caps these are 9 if 10 divides N and 10 if not. With fewer than 90
+    images they are up to 18.
 
     Raises:
         ValueError: If ``caps`` is below 1, or there are too few images for any.
@@ -103,16 +106,16 @@ def prototype_matching_score(
 
     .. math:: J_c(j, k) = \min(1, I_{jk} / c), \quad I_{jk} = |\{i : a^t_{ij} = a^s_{ik}\}|.
 
-    For each cap, prototypes are assigned one to one so that the sum is largest, on the CPU; the score is
-    the mean over pairs and caps. The paper has the caps 0.1 N, 0.2 N, … N; its code has slightly others,
-    ``matching_caps(N, legacy=True)``. Prototypes at random cells do not score 0: 200 of them on 49
-    cells reach about 0.1.
+    For each cap, prototypes are assigned one to one so that the sum is largest, on the CPU. The
+    score is the mean over pairs and caps. The paper has the caps 0.1 N, 0.2 N, … N. Its code has
+    slightly different ones, ``matching_caps(N, legacy=True)``. Prototypes at random cells do not
+    score 0: 200 of them on 49 cells reach about 0.1.
 
     Args:
         teacher_cells (Tensor): The teacher's cells, integers of shape (N, P).
         student_cells (Tensor): The student's, of the same shape.
-        caps (int | Sequence[int]): How many caps (see ``matching_caps``), or the caps themselves, in
-            images, from 1 to N. Defaults to 10.
+        caps (int | Sequence[int]): The number of caps (see ``matching_caps``), or the caps
+            themselves as numbers of images, from 1 to N. Defaults to 10.
 
     Returns:
         float: The score in [0, 1]; 1 for the same prototypes in any order.
@@ -121,7 +124,7 @@ def prototype_matching_score(
     num_images, num_prototypes = teacher_cells.shape
     caps = matching_caps(num_images, caps) if isinstance(caps, int) else caps
     if not caps or min(caps) < 1 or max(caps) > num_images:
-        raise ValueError(f'caps is {caps}; of {num_images} images caps are 1 to {num_images}')
+        raise ValueError(f'caps is {caps}; for {num_images} images caps are 1 to {num_images}')
     scores = []
     for cap in caps:
         capped = np.minimum(agreement, cap)
@@ -133,10 +136,11 @@ def prototype_matching_score(
 def match_prototypes(teacher_cells: Tensor, student_cells: Tensor) -> Tensor:
     """Pairs prototypes of the teacher and the student one to one, to show them side by side.
 
-    The pairs have the most patches in common, without a cap, which would make pairs equal that are not.
+    The pairs share as many patches as possible. There is no cap, as it would make different pairs
+    equal.
 
     Returns:
-        Tensor: For each of the teacher's prototypes the index of the student's, int64 of shape (P, ).
+        Tensor: The index of the student's prototype for each of the teacher's, int64 (P, ).
     """
     agreement = _square_agreement(teacher_cells, student_cells)
     columns = linear_sum_assignment(agreement, maximize=True)[1]
@@ -164,7 +168,7 @@ def _active_cells(
             f'{tuple(cells.shape)}; they must be the same'
         )
     active = distances <= (math.inf if tau is None else tau)
-    # Prototypes that are not active mark a column of their own, which is dropped
+    # Prototypes that are not active mark an extra column, which is dropped
     index = torch.where(active, cells.long(), count)
     marks = torch.zeros(len(cells), count + 1, dtype=torch.bool, device=cells.device)
     return marks.scatter_(1, index, True)[:, :count]
@@ -175,7 +179,7 @@ def _count(*cells: Tensor) -> int:
 
 
 def _check(**arguments: Tensor) -> None:
-    """Refuses what are no cells, and cells of different numbers of images."""
+    """Refuses values that are not cells, and cells of different numbers of images."""
     for name, cells in arguments.items():
         if cells.ndim != 2 or not cells.numel():
             raise ValueError(

@@ -15,13 +15,14 @@ class WeightSchedule:
 
     The arguments are those of mmengine's parameter schedulers. The warm-up ``min(epoch / W, 1)`` of many
     papers, with epochs counted from 1, is ``dict(type='linear', start_factor=1 / W, end=W)``. The state
-    is the runner's own epoch and iteration, so a resumed run goes on where it stopped.
+    is the runner's own epoch and iteration, so a resumed run continues where it stopped.
 
     Args:
-        type (str): The curve: 'linear', 'cosine' (half a period), or 'sigmoid', exp(-5 (1 - t)^2) of the
-            progress t, as in the code of ONE (Lan et al., NeurIPS 2018), which begins at 0.0067.
-        begin (int): The epoch or iteration, counted from 0, where the change begins; -1 has the first
-            one changed already. Defaults to 0.
+        type (str): The curve: 'linear', 'cosine' (half a period) or 'sigmoid'. 'sigmoid' is
+            exp(-5 (1 - t)^2) of the progress t, as in the code of ONE (Lan et al., NeurIPS 2018).
+            It begins at 0.0067.
+        begin (int): The epoch or iteration, counted from 0, where the change begins. With -1 the
+            first one is already changed. Defaults to 0.
         end (int): The epoch or iteration before which the change is complete.
         start_factor (float): The factor up to ``begin``. Defaults to 0.
         end_factor (float): The factor from ``end - 1`` on. Defaults to 1.
@@ -64,7 +65,7 @@ class WeightSchedule:
         return self.start_factor + (self.end_factor - self.start_factor) * progress
 
     def __call__(self) -> float:
-        """The factor now, by the runner's counters (the start of training without a runner)."""
+        """The current factor by the runner's counters; without a runner, the one at the start."""
         hub = MessageHub.get_current_instance()
         if self.by_epoch and hub.get_info('max_epochs') == 1 and not self._warned:
             self._warned = True
@@ -85,7 +86,7 @@ class WeightSchedule:
 
 
 def schedule(name: str, arguments: dict) -> WeightSchedule:
-    """A schedule of its arguments; errors name the option that holds them.
+    """Builds a schedule from its arguments; errors name the option that holds them.
 
     Raises:
         ValueError: If an argument is missing, unknown or out of its range.

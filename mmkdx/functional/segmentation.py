@@ -1,4 +1,4 @@
-"""How maps and regions of an image meet: batches, in fp32 or more."""
+"""Compares maps with regions of images, in batches and in fp32 or more."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def dilate(regions: Tensor, radius: float) -> Tensor:
 
 
 def rank_accuracy(maps: Tensor, regions: Tensor, kept: Tensor) -> Tensor:
-    """The share of a region among as many highest positions as the region has.
+    """The share of the k highest positions that lie in a region of k positions.
 
     Source: Arras et al., "CLEVR-XAI: A benchmark dataset for the ground truth evaluation of neural
-    network explanations", Information Fusion 2022. Where positions tie for the last places, it is
-    the mean over all ways to choose among them.
+    network explanations", Information Fusion 2022. If positions tie for the last places, it is the
+    mean over all ways to choose among them.
 
     Args:
         maps (Tensor): Maps of shape (N, H, W).
         regions (Tensor): Booleans of the same shape, true only where ``kept`` is.
-        kept (Tensor): Booleans of the same shape; other positions do not exist.
+        kept (Tensor): Booleans of the same shape; all other positions are ignored.
 
     Returns:
         Tensor: Values of shape (N, ) in [0, 1]; NaN where the region is empty.
@@ -58,7 +58,7 @@ def average_precision(scores: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
     Args:
         scores (Tensor): Scores of shape (N, L).
         labels (Tensor): Booleans of the same shape, true only where ``kept`` is.
-        kept (Tensor): Booleans of the same shape; other elements do not exist.
+        kept (Tensor): Booleans of the same shape; all other elements are ignored.
 
     Returns:
         Tensor: Values of shape (N, ) in [0, 1]; NaN where no label is true.
@@ -66,7 +66,7 @@ def average_precision(scores: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
     ordered, order = full_precision(scores).sort(1, descending=True)
     labels = labels.gather(1, order)
     hits, seen = labels.cumsum(1), kept.gather(1, order).cumsum(1)
-    # Equal scores have one threshold: the precision of each is that after the last of them
+    # Equal scores share one threshold, so each has the precision after the last of them
     place = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     change = ordered[:, 1:] != ordered[:, :-1]
     last = torch.cat([change, torch.ones_like(ordered[:, :1], dtype=torch.bool)], 1)

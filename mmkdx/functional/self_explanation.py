@@ -1,8 +1,8 @@
-"""Soft targets from how alike a model's explanations of its classes are.
+"""Soft targets from the similarity of a model's explanations of its classes.
 
-A reading of Gu, Wu and Tresp, "Introspective Learning by Distilling Knowledge from Online
-Self-explanation", ACCV 2020. We could read its abstract alone: what is explained, how explanations are
-compared and how targets are made of that are our choices.
+An interpretation of Gu, Wu and Tresp, "Introspective Learning by Distilling Knowledge from Online
+Self-explanation", ACCV 2020. We could read only its abstract. So it is our choice what is
+explained, how explanations are compared, and how similarities become targets.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from mmkdx.arguments import number, one_of, positive
 from mmkdx.functional.precision import full_precision, no_autocast
 from mmkdx.functional.teacher_target import shuffle_others
 
-#: Explanations of class k of a GAP + linear classifier: its weights (the gradient by the features), its
-#: class activation map, or gradient times activation.
+#: Explanations of class k of a GAP + linear classifier: its weights (the gradient with respect to
+#: the features), its class activation map, or gradient times activation.
 EXPLAINERS = ('weight', 'cam', 'grad_act')
 
-#: How targets are made of similarities.
+#: The ways to compute targets from similarities.
 MODES = ('mass', 'softmax')
 
 
@@ -34,26 +34,27 @@ def class_similarity(
     center: bool = True,
     relu: bool = False,
 ) -> Tensor:
-    """The cosine between each image's explanation of its label and that of every class.
+    """The cosine between each image's explanations of its label and of every class.
 
-    All in closed form, differentiable in features and weight. Where an explanation is zero, its cosine
-    is 0.
+    It has a closed form and is differentiable in features and weight. The cosine of a zero
+    explanation is 0.
 
     Args:
         features (Tensor): What enters global average pooling, of shape (N, C, H, W).
         weight (Tensor): The weight of the linear classifier, of shape (K, C).
         labels (Tensor): Classes of shape (N, ).
         explainer (str): One of ``EXPLAINERS``. Defaults to 'cam'.
-        center (bool): Whether a logit is explained less the mean of all. Like the softmax, centred
-            cosines do not change when the same is added to all rows of the weight. Defaults to True.
-        relu (bool): Whether class activation maps keep their positive part alone, as Grad-CAM's.
+        center (bool): Whether to explain a logit minus the mean of all logits. Like the softmax,
+            centred cosines do not change if the same vector is added to all rows of the weight.
+            Defaults to True.
+        relu (bool): Whether class activation maps keep only their positive part, as in Grad-CAM.
             Opposite maps are then no further apart than unrelated ones. Defaults to False.
 
     Returns:
         Tensor: Cosines in fp32 at least, of shape (N, K), with 1 at the label.
 
     Raises:
-        ValueError: If there is no such explainer, or ``relu`` is set for another than 'cam'.
+        ValueError: If there is no such explainer, or ``relu`` is set and it is not 'cam'.
     """
     one_of('explainer', explainer, EXPLAINERS)
     if relu and explainer != 'cam':
@@ -76,15 +77,15 @@ def class_similarity(
 
 
 def cosines(products: Tensor, squares: Tensor, labels: Tensor) -> Tensor:
-    """The cosines (N, K) of explanations to the label's: 1 there, and 0 where one is zero.
+    """The cosines (N, K) of explanations with the label's: 1 at the label, 0 if one is zero.
 
     Args:
-        products (Tensor): Their inner products with the label's, of shape (N, K).
-        squares (Tensor): Their squared norms, of shape (N, K).
+        products (Tensor): The explanations' inner products with the label's, of shape (N, K).
+        squares (Tensor): The explanations' squared norms, of shape (N, K).
         labels (Tensor): Classes of shape (N, ).
     """
     own = labels[:, None]
-    # The root's gradient at zero would be infinite, also where it is not chosen
+    # The root's gradient at zero would be infinite, also if its value is not chosen
     norms = torch.where(squares > 0, squares, 1).sqrt()
     there = (squares > 0) & (squares.gather(1, own) > 0)
     found = torch.where(there, products / (norms * norms.gather(1, own)), 0)
@@ -99,20 +100,22 @@ def soft_targets(
     tau: float = 0.25,
     permute: bool = False,
 ) -> Tensor:
-    """Targets over all classes that follow how alike explanations are.
+    """Targets over all classes from the similarity of explanations.
 
-    - 'mass': the label gets 1 - eps; eps goes to the other classes by the softmax of their similarities
-      over tau. As tau grows it becomes label smoothing over the other classes; eps = 0 is the label.
-    - 'softmax': the softmax of all similarities over tau, as if they were a teacher's logits.
+    - 'mass': the label gets 1 - eps. The other classes share eps by the softmax of their
+      similarities at temperature tau. With a large tau this is label smoothing over the other
+      classes. With eps = 0 it is the label.
+    - 'softmax': the softmax of all similarities at temperature tau, as if they were a teacher's
+      logits.
 
     Args:
         similarity (Tensor): Of shape (N, K), 1 at the label.
         labels (Tensor): Classes of shape (N, ).
         mode (str): 'mass' or 'softmax'. Defaults to 'mass'.
-        eps (float): What goes to the other classes, in [0, 1]. Defaults to 0.1.
+        eps (float): The probability of all other classes together, in [0, 1]. Defaults to 0.1.
         tau (float): The temperature, above 0. Defaults to 0.25.
-        permute (bool): Whether each image's similarities of the other classes are shuffled, which keeps
-            all but their meaning. Defaults to False.
+        permute (bool): Whether to permute each image's similarities of the other classes. This
+            keeps their values, but not their meaning. Defaults to False.
 
     Returns:
         Tensor: Probabilities of shape (N, K).
@@ -133,7 +136,7 @@ def soft_targets(
 
 
 def tau_for_mass(classes: int, eps: float, mean: float = 0.0) -> float:
-    """The temperature of mode 'softmax' with which the label gets 1 - eps, with eps in (0, 1).
+    """The temperature at which mode 'softmax' gives the label 1 - eps, for eps in (0, 1).
 
     ``mean`` is the mean similarity of the other classes.
     """
@@ -152,24 +155,27 @@ def gradient_similarity(
     create_graph: bool = False,
     to_map: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> Tensor:
-    """``class_similarity`` by the gradients of the logits, for any head and any layer.
+    """``class_similarity`` from the gradients of the logits, for any head and any layer.
 
-    One class is one vector-Jacobian product from the logits to the features. Where GAP + linear follows,
-    the result is that of the closed form. The parameters' gradients and the graph are left alone. Images
-    must not mix between the features and the logits, as they do in a batch norm that trains.
+    Each class takes one vector-Jacobian product from the logits to the features. If GAP + linear
+    follows, the result equals the closed form. The parameters' gradients and the graph stay
+    unchanged. Images must not mix between the features and the logits, as they do in a batch norm
+    in training mode.
 
     Args:
         logits (Tensor): Of shape (N, K), with a graph.
-        features (Tensor): What they were made of: a layer's activations, or pixels.
+        features (Tensor): The values that the logits depend on: a layer's activations, or pixels.
         labels (Tensor): Classes of shape (N, ).
         explainer (str): 'weight' explains by the gradient, 'grad_act' by gradient times activation,
-            'cam' by the activations weighed with the gradient's mean over positions. Defaults to 'cam'.
+            'cam' by the activations weighted by the gradient's mean over positions. Defaults to
+            'cam'.
         center (bool): See ``class_similarity``. Defaults to True.
         relu (bool): See ``class_similarity``. Defaults to False.
-        chunk (int): How many classes go through one backward pass together. Memory holds the features so
-            many times. Defaults to 16.
-        candidates (int, optional): How many classes of the highest logits are explained, beside the
-            label. The others get the mean of their similarities. Defaults to None (all).
+        chunk (int): The number of classes in one backward pass. Memory holds the features so many
+            times. Defaults to 16.
+        candidates (int, optional): The number of classes with the highest logits to explain,
+            beside the label. All other classes get the mean similarity of these. Defaults to None
+            (all).
         create_graph (bool): Whether the result has a graph. Defaults to False.
         to_map (Callable): Brings the features, and their gradients, to the shape (N, C, H, W), which
             'cam' needs. Defaults to leaving them as they are.
@@ -232,13 +238,13 @@ def gradient_products(
     multiply: bool = False,
     center: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The inner products of the label's gradient with those of all classes, by one VJP and one JVP.
+    """The inner products of the label's gradient with all classes' gradients (one VJP, one JVP).
 
-    With J the Jacobian of the logits, :math:`g_y = J^T e_y` is one backward pass, and :math:`J g_y`
-    holds the products with all :math:`g_k` at once, whatever the number of classes.
+    With J the Jacobian of the logits, :math:`g_y = J^T e_y` is one backward pass. Then
+    :math:`J g_y` holds the products with all :math:`g_k` at once, for any number of classes.
 
     Args:
-        function (Callable): Yields logits (N, K), each image's by that image alone.
+        function (Callable): Computes logits (N, K); an image's logits depend only on it.
         inputs (Tensor): Images of shape (N, 3, H, W).
         labels (Tensor): Classes of shape (N, ).
         multiply (bool): Whether gradients are multiplied by the images. Defaults to False.
@@ -268,7 +274,8 @@ def gradient_norms(
     """Estimates of the squared norms of all classes' gradients, by Hutchinson's method.
 
     Each is the mean of :math:`(J v)_k^2` over ``probes`` normal random v. Cosines made of them have an
-    error of about 0.03 with 8 probes, and of 0.01 with 32. See ``gradient_products`` for the others.
+    error of about 0.03 with 8 probes, and of 0.01 with 32. Other arguments: see
+    ``gradient_products``.
     """
     squares = [
         _push(function, inputs, torch.randn_like(inputs), multiply, center).square()
@@ -284,7 +291,7 @@ def _push(
     multiply: bool,
     center: bool,
 ) -> Tensor:
-    """How the logits (N, K) change with the inputs in a direction."""
+    """The derivative of the logits (N, K) with respect to the inputs, in a direction."""
     direction = direction * inputs if multiply else direction
     change = torch.func.jvp(function, (inputs,), (direction,))[1]
     return change - change.mean(1, keepdim=True) if center else change

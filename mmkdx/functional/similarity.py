@@ -1,4 +1,4 @@
-"""How alike two maps are: batches (N, H, W) of one size, in fp32 or more; values (N, )."""
+"""Similarity of maps: from batches (N, H, W) of one size to values (N, ), in fp32 or more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SSIM_WINDOW = 7
 
 def cosine_similarity(first: Tensor, second: Tensor) -> Tensor:
     """The cosine of the angle between maps, in [-1, 1]; NaN where a map is all 0."""
-    # torch bounds norms from below, which would count for maps with values near 1e-8
+    # torch bounds norms from below, which would affect maps with values near 1e-8
     scaled = (_flat(maps) / _flat(maps).abs().amax(1, keepdim=True) for maps in (first, second))
     return F.cosine_similarity(*scaled, dim=1)
 
@@ -28,7 +28,7 @@ def pearson_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1 of rows (N, L) without NaN; equal values share the mean of theirs.
+    """Ranks from 1 within rows (N, L) that have no NaN; equal values get their mean rank.
 
     As ``scipy.stats.rankdata``, on any device.
     """
@@ -36,7 +36,7 @@ def average_ranks(values: Tensor) -> Tensor:
     place = torch.arange(1, values.shape[1] + 1, device=values.device).expand_as(order)
     change = ordered[:, 1:] != ordered[:, :-1]
     edge = torch.ones_like(ordered[:, :1], dtype=torch.bool)
-    # The first and the last place of the run of equal values that each value stands in
+    # The first and the last place of each value's run of equal values
     first = place.where(torch.cat([edge, change], 1), 0).cummax(1).values
     last = place.where(torch.cat([change, edge], 1), values.shape[1]).flip(1).cummin(1).values
     ranks = (first + last.flip(1)).to(ordered.dtype) / 2
@@ -67,7 +67,7 @@ def structural_similarity(first: Tensor, second: Tensor) -> Tensor:
         )
     x, y = full_precision(first), full_precision(second)
     moments = torch.stack([x, y, x * x, y * y, x * y], 1)
-    # Rows, then columns: a seventh of the work of whole windows for each
+    # Rows, then columns: each takes a seventh of the work of whole windows
     rows = F.avg_pool2d(moments, (1, SSIM_WINDOW), stride=1)
     mx, my, xx, yy, xy = F.avg_pool2d(rows, (SSIM_WINDOW, 1), stride=1).unbind(1)
     unbiased = SSIM_WINDOW**2 / (SSIM_WINDOW**2 - 1)
@@ -87,7 +87,7 @@ def jensen_shannon_divergence(first: Tensor, second: Tensor) -> Tensor:
     """
     p, q = (_flat(maps) / _flat(maps).sum(1, keepdim=True) for maps in (first, second))
     middle = (p + q) / 2
-    # Both logarithms of a position at once: their sum is never negative, so nothing cancels
+    # Both terms of a position are added first: their sum is never negative, so nothing cancels
     terms = sum(torch.xlogy(x, torch.where(x == 0, 1, x / middle)) for x in (p, q))
     return terms.sum(1) / 2
 
@@ -95,8 +95,8 @@ def jensen_shannon_divergence(first: Tensor, second: Tensor) -> Tensor:
 def top_iou(first: Tensor, second: Tensor) -> Tensor:
     """The intersection over union of the highest tenths of maps, in [0, 1].
 
-    A map's set is a tenth of its positions, rounded up, and all others that tie with the lowest of
-    them: a tie broken by position would make maps alike that are not.
+    A map's set is the highest tenth of its positions, rounded up, and all others that tie with the
+    lowest of them. Ties broken by position would make unlike maps look alike.
     """
     k = math.ceil(first[0].numel() / 10)
     one, two = (

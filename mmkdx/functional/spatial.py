@@ -1,4 +1,4 @@
-"""Bringing activations of different layouts to one layout."""
+"""Brings activations of different layouts to one layout."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from torch import Tensor
 def tokens_to_map(tokens: Tensor, image: Sequence[int] = (1, 1)) -> Tensor:
     """Lays transformer tokens out on a grid that has exactly the proportions of the images.
 
-    Class and distillation tokens come first and are left out. At most one number of them, 0 to 2,
-    leaves such a grid.
+    The 0 to 2 class and distillation tokens come first and are left out. Their number is known, as
+    at most one number leaves such a grid.
 
     Args:
         tokens (Tensor): Tokens of shape (N, L, C).
-        image (Sequence[int]): Height and width of the images. Defaults to those of a square.
+        image (Sequence[int]): Height and width of the images. Defaults to a square.
 
     Returns:
         Tensor: A map of shape (N, C, h, w), h * w <= L.
@@ -37,8 +37,8 @@ def tokens_to_map(tokens: Tensor, image: Sequence[int] = (1, 1)) -> Tensor:
 def resize_map(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resizes maps (N, C, H, W) to a height and width.
 
-    Average pooling where no side grows, as bilinear sampling would skip positions; else bilinear
-    (half-pixel centres).
+    If no side grows, it uses average pooling, as bilinear sampling would skip positions. Otherwise
+    it is bilinear (half-pixel centres).
     """
     size = tuple(size)
     if maps.shape[-2:] == size:

@@ -1,4 +1,4 @@
-"""A teacher's probabilities with some of their content taken out, to see which part helps."""
+"""Removes parts of the information in a teacher's probabilities, to see which part helps."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from mmkdx.arguments import one_of
 
-#: What can be left of a teacher's probabilities; see ``component_target``.
+#: What can be kept of a teacher's probabilities; see ``component_target``.
 KINDS = ('onehot', 'meanmass', 'uniform', 'permute', 'weightsim', 'classmean')
 KINDS += ('classmean_instmass', 'full')
 
-#: Which class is the one that keeps its probability.
+#: The class that keeps its probability.
 ANCHORS = ('label', 'argmax')
 
 #: The statistic of the teacher that a kind needs.
@@ -34,25 +34,26 @@ def component_target(
     anchor: str = 'label',
     similarity_tau: float = 0.25,
 ) -> Tensor:
-    """What is left of a teacher's probabilities t when some of their content is taken out.
+    """Keeps only a part of the information in a teacher's probabilities t.
 
-    With y the label, what a kind keeps:
+    With y the label, each kind keeps:
 
-    - 'onehot': nothing; the label has all.
+    - 'onehot': nothing; y has probability 1.
     - 'meanmass': the teacher's average confidence: y has the mean of t_y over the training images, the
       others share the rest equally. That is label smoothing as strong as the teacher's.
     - 'uniform': its confidence in this image: y has t_y, the others share the rest equally.
-    - 'permute': t_y and the values of the others, permuted anew for each image with torch's global
-      generator, so that all but their meaning stays.
-    - 'weightsim': t_y; the others share the rest by the softmax of the cosines between the teacher's
-      classifier weights of y and theirs, which is the same for all images.
+    - 'permute': t_y, and the other values permuted for each image with torch's global generator. So
+      the values stay, but not their meaning.
+    - 'weightsim': t_y; the others share the rest by a softmax of cosines, the same for all images.
+      The cosines are between the teacher's classifier weights of y and of the other classes.
     - 'classmean': the mean of t over the training images of class y.
     - 'classmean_instmass': t_y; the others share the rest in the proportions of 'classmean'.
     - 'full': t itself.
 
     Sources: Furlanello et al., "Born-Again Neural Networks", ICML 2018, permute predictions around the
-    teacher's own (``anchor='argmax'``). The other kinds tell apart what Tang et al., "Understanding and
-    Improving Knowledge Distillation", 2020, call universe, class-relation and instance knowledge.
+    teacher's own (``anchor='argmax'``). The other kinds separate what Tang et al., "Understanding
+    and Improving Knowledge Distillation", 2020, call universe, class-relation and instance
+    knowledge.
 
     Args:
         target_probabilities (Tensor): The teacher's probabilities t of shape (N, K), at the temperature
@@ -68,7 +69,7 @@ def component_target(
         similarity_tau (float): The temperature of the softmax of 'weightsim'. Defaults to 0.25.
 
     Returns:
-        Tensor: Probabilities of shape (N, K), with rows that sum to 1 as those of t do.
+        Tensor: Probabilities of shape (N, K), whose rows sum to 1 as in t.
 
     Raises:
         ValueError: If there is no such kind or anchor.
@@ -90,7 +91,7 @@ def component_target(
         return given[labels]
     if kind == 'meanmass':
         return torch.where(own, given, (1 - given) / (classes - 1))
-    # Summed and not 1 - t_y, of which nothing is left where the teacher is sure
+    # The sum and not 1 - t_y, which rounds to 0 if the teacher is sure
     rest = target_probabilities.masked_fill(own, 0).sum(1, keepdim=True)
     if kind == 'uniform':
         shares = target_probabilities.new_tensor(1 / (classes - 1))

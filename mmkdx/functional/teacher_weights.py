@@ -1,4 +1,4 @@
-"""How much each of several teachers counts for each image."""
+"""Per-sample weights of several teachers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmkdx.functional.precision import full_precision
 
 
 def cross_entropy_weights(logits: Tensor, target: Tensor) -> Tensor:
-    """Weights by the teachers' cross entropy with the labels: a lower one counts more.
+    """Weights by the teachers' cross entropy with the labels; a low one means a high weight.
 
     w_k = (1 - softmax over the teachers of CE_k) / (T - 1), at temperature 1. No weight is above
     1 / (T - 1), so a single bad teacher of three loses its weight and two good ones share it.
@@ -35,10 +35,10 @@ def cross_entropy_weights(logits: Tensor, target: Tensor) -> Tensor:
 def agreement_weights(logits: Tensor) -> Tensor:
     """Weights by how well each teacher agrees with the others on an image, without labels.
 
-    a_k is the cosine similarity between teacher k's probabilities and the mean of the other teachers'
-    probabilities, and w_k = a_k / sum of all a. This is a plain rule of mmkdx and no published method:
-    Du et al., "Agree to Disagree" (AE-KD), NeurIPS 2020, find weights without labels from the gradients
-    of the losses.
+    a_k is the cosine similarity between teacher k's probabilities and the mean probabilities of the
+    other teachers. The weights are w_k = a_k / sum of all a. This is a simple rule of mmkdx, not a
+    published method. Du et al., "Agree to Disagree" (AE-KD), NeurIPS 2020, find weights without
+    labels from the gradients of the losses.
 
     Args:
         logits (Tensor): The logits of T >= 2 teachers, of shape (T, N, K). With T = 2 both weights are
@@ -51,6 +51,6 @@ def agreement_weights(logits: Tensor) -> Tensor:
     probabilities = full_precision(logits).softmax(-1)
     others = (probabilities.sum(0) - probabilities) / (len(logits) - 1)
     similarity = F.cosine_similarity(probabilities, others, dim=-1)
-    # Two one-hot teachers of different classes have 0, and the division needs more
+    # One-hot teachers of different classes have similarity 0, and the division needs more
     similarity = similarity.clamp_min(torch.finfo(similarity.dtype).eps)
     return similarity / similarity.sum(0)

@@ -145,7 +145,7 @@ def test_tokens_of_images_that_are_not_square():
     student, teacher = torch.zeros(2, 37, 8), torch.zeros(2, 8, 4, 8)
     Adapter(student, teacher).check(student, teacher, [(96, 96), wide])
     Adapter(student, student).check(student, student, [wide, wide])
-    with pytest.raises(ValueError, match='the grid of 37 tokens is known for square images alone'):
+    with pytest.raises(ValueError, match='the grid of 37 tokens is known only for square images'):
         Adapter(teacher, student).check(teacher, student, [(96, 96), wide])
 
 

@@ -462,7 +462,7 @@ def test_checking_under_autocast_leaves_real_weights():
             'student_weight is 0 and there are no terms',
         ),
         *(
-            (dict(terms=each), 'terms is .*; .* a model with a teacher needs one')
+            (dict(terms=each), 'terms is .*; .* a model with a teacher needs at least one')
             for each in ({}, [])
         ),
         (dict(terms=[3], teacher=None), r'terms is \[3\]; it must be a dict of terms'),
@@ -539,7 +539,7 @@ def test_a_term_without_gradient_is_refused():
     images, samples = batch()
     model.student.backbone.requires_grad_(False)
     with pytest.raises(
-        ValueError, match="terms.fit: no gradient .* what stands at tap 'features' is detached"
+        ValueError, match="terms.fit: no gradient .* the value at tap 'features' is detached"
     ):
         model.loss(images, samples)
     with torch.no_grad():

@@ -117,7 +117,7 @@ def test_its_checkpoint_is_a_plain_students(folder):
 
 @pytest.mark.slow
 def test_weights_that_a_term_reads_stay_together(folder):
-    sentence = "model_wrapper.auto_wrap_policy shares out the student's 'head.fc' by itself"
+    sentence = "model_wrapper.auto_wrap_policy shards the student's 'head.fc' on its own"
     for errors in folder[1]:
         assert len(errors) == 2 and errors[0].startswith(sentence)
 

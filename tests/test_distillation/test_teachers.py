@@ -100,7 +100,10 @@ def test_loading_can_be_lenient_but_never_empty(tmp_path):
     'spec, message',
     [
         (dict(model=classifier(), dtype='int8'), "teacher.dtype is 'int8'"),
-        (dict(model=classifier(), pretrained=True), 'teacher.pretrained=True needs a model name'),
+        (
+            dict(model=classifier(), pretrained=True),
+            'teacher.pretrained=True needs a teacher.model',
+        ),
         (
             dict(model='resnet18_8xb32_in1k', pretrained=True, checkpoint='x.pth'),
             'two sources of weights',
@@ -396,8 +399,8 @@ def test_weights_of_an_ensemble_take_mixed_labels_and_half_precision():
             r'teacher.weights is \[1, 1\]; there must be a number for each of the 3',
         ),
         (ensemble([0, 0, 0]), 'and one above 0'),
-        (ensemble('cross_entropy', 1), 'needs 2 members or more, as one has .* there is 1'),
-        (ensemble('agreement', 2), 'needs 3 members or more, as two have .* there are 2'),
+        (ensemble('cross_entropy', 1), 'needs 2 members or more, because one has .* there is 1'),
+        (ensemble('agreement', 2), 'needs 3 members or more, because two have .* there are 2'),
     ],
 )
 def test_wrong_weights_of_an_ensemble_are_one_sentence(spec, message):

@@ -516,7 +516,9 @@ def test_a_part_of_what_the_teacher_says():
 
 def test_a_part_of_something_else():
     for config in (dict(type='MSELoss', at='features'), dict(type=Alone, at='logits')):
-        with pytest.raises(ValueError, match='teacher_target is for the logits of a teacher, of'):
+        with pytest.raises(
+            ValueError, match='teacher_target needs a loss that takes the softmax of'
+        ):
             build_term('hint', dict(teacher_target=dict(kind='uniform'), **config))
 
 
@@ -673,7 +675,7 @@ def test_no_scalar_in_training():
             (
                 dict(type=kind, at='layer', adapter='orthogonal'),
                 "terms.kd: adapter is 'orthogonal', which projects the student's features to the "
-                f"teacher's, and {kind} compares none that must have one shape; remove it",
+                f"teacher's, and {kind} does not compare features of one shape; remove it",
             )
             for kind in ('KLDivLoss', 'ATLoss', 'ConfidencePenaltyLoss')
         ),
@@ -686,7 +688,7 @@ def test_no_scalar_in_training():
         (dict(type='KLDivLoss', at=(['logits'], [])), r"terms.kd: at is \(\['logits'\], \[\]\)"),
         (
             dict(type='KLDivLoss', at=('logits', ['logits'])),
-            'terms.kd: at is .* and KLDivLoss compares one place with one',
+            'terms.kd: at is .* and KLDivLoss takes single taps, not lists',
         ),
         (
             dict(type='KLDivLoss', at='logits', schedule=dict(type='step', end=4)),

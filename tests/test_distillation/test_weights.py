@@ -716,7 +716,7 @@ def test_a_tap_beside_the_label_loss():
 def test_a_frozen_tap():
     model = auto_model()
     model.student.backbone.stem.requires_grad_(False)
-    message = "^terms.hint.weight: what stands at tap 'backbone.stem' is made of frozen parameters"
+    message = "^terms.hint.weight: the value at tap 'backbone.stem' is made of frozen parameters"
     with pytest.raises(ValueError, match=message):
         model.loss(*batch())
 

@@ -309,7 +309,7 @@ def test_caps_as_a_number():
             lambda: prototype_matching_score(PAIR, OTHER, 0),
             'caps is 0; it must be an integer of at least 1',
         ),
-        (lambda: prototype_matching_score(PAIR, OTHER, [0, 3]), r'caps is \[0, 3\]; of 10 images'),
+        (lambda: prototype_matching_score(PAIR, OTHER, [0, 3]), r'caps is \[0, 3\]; for 10 images'),
         (lambda: prototype_matching_score(PAIR, OTHER, [11]), r'\[11\]; .* caps are 1 to 10'),
         (lambda: prototype_matching_score(PAIR, OTHER, []), r'caps is \[\]'),
     ],

@@ -293,7 +293,7 @@ def test_logits_that_do_not_come_from_the_layer():
 
 def test_an_ensemble_has_no_gradients_and_has_class_maps():
     teacher = dict(type='TeacherEnsemble', teachers=[classifier(8), classifier(6)])
-    message = "teacher is an ensemble, .* by the mean of backbone.body; use the tap 'cam'"
+    message = "teacher is an ensemble; .* the mean of backbone.body; use the tap 'cam'"
     with pytest.raises(ValueError, match=message):
         distiller(terms((LAYER, LAYER)), teacher=teacher)
     losses = distiller(terms('cam'), teacher=teacher).train()(*batch(), mode='loss')

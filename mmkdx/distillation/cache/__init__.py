@@ -1,4 +1,4 @@
-"""A teacher whose outputs are computed once, into files: the teacher, their writer, their reader."""
+"""A teacher whose outputs are stored in files: the teacher, the writer and the reader."""
 
 from mmkdx.distillation.cache.files import CacheError, CacheReader
 from mmkdx.distillation.cache.teacher import CachedTeacher

@@ -1,11 +1,11 @@
-"""Files of a teacher's outputs: a folder that is whole, or says what is missing.
+"""Files of a teacher's outputs, in a folder that is whole or says what is missing.
 
-A cache is a folder of shards, ``view-000/part-00000.safetensors`` and so on, of ``shard_size`` samples
-of one view each, in the order of their positions. Each shard carries, as safetensors' metadata, the
-header of the cache and a checksum. ``cache.json`` lists the shards and is written last. Files appear
-under their names when they are on the disk, so a process can be killed and all finished shards remain.
+A cache is a folder of shards such as ``view-000/part-00000.safetensors``. Each shard holds
+``shard_size`` samples of one view, in the order of their positions. Its safetensors metadata holds
+the header of the cache and a checksum. ``cache.json`` lists the shards and is written last. A file
+gets its name when it is on the disk, so finished shards remain if the process is killed.
 
-Everything here raises ``CacheError`` for a folder that is not what it has to be.
+All functions raise ``CacheError`` if the folder is missing, damaged, not whole or of another cache.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ FORMAT = 1
 INDEX = 'cache.json'
 COMMAND = 'python tools/cache_teacher.py CONFIG'
 #: The end of messages about a cache that is not whole.
-AGAIN = f'what is missing is written by: {COMMAND}'
+AGAIN = f'write what is missing with: {COMMAND}'
 
-#: The keys of a header, and how messages call them.
+#: The keys of a header, and their names in messages.
 HEADER = {
     'format': 'the format',
     'teacher': "the teacher's weights, precision, normalize or resize",
@@ -46,9 +46,9 @@ HEADER = {
     'resolution': 'resolution',
     'shard_size': 'the shard size',
 }
-#: Keys whose values are hashes and say nothing.
+#: Keys with hashes as values, which messages do not show.
 HASHES = ('teacher', 'data', 'pipeline')
-#: Keys whose values say how many shards there are.
+#: Keys that determine the number of shards.
 SIZES = ('shard_size', 'samples', 'views')
 SHARDS = 'view-*/part-*.safetensors'
 Header = Mapping[str, Any]
@@ -59,7 +59,7 @@ class CacheError(ValueError):
 
 
 class Shard(NamedTuple):
-    """A file of a cache, by its path in the folder: samples ``start`` up to ``stop`` of a view."""
+    """A file with the samples ``start`` up to ``stop`` of a view; ``name`` is its path."""
 
     view: int
     start: int
@@ -78,7 +78,7 @@ def shards(header: Header) -> list[Shard]:
 
 
 def compare(folder: Path, found: Header, wanted: Header) -> None:
-    """Compares a cache's header with wanted values of all or some of its keys."""
+    """Compares a cache's header with the wanted values of all or some keys."""
     differ = [
         words if key in HASHES else f'{words} ({found.get(key)}, not {wanted[key]})'
         for key, words in HEADER.items()
@@ -92,15 +92,15 @@ def compare(folder: Path, found: Header, wanted: Header) -> None:
 
 
 def write_shard(folder: Path, header: Header, shard: Shard, tensors: dict[str, Tensor]) -> None:
-    """Writes a shard of tensors on the CPU, with a row for each sample: whole or not at all."""
+    """Writes a shard, whole or not at all: CPU tensors with a row for each sample."""
     metadata = dict(header=header, sha256=checksum(header, shard, tensors))
     path = folder / shard.name
-    # One entry, since safetensors writes several in any order, and equal shards are to be equal files
+    # One entry, as safetensors writes several in any order and equal shards must be equal files
     write_file(path, save(tensors, {'mmkdx': json.dumps(metadata, sort_keys=True)}))
 
 
 def is_whole(folder: Path, header: Header, shard: Shard) -> bool:
-    """Whether a shard is there and undamaged. That of another cache is an error."""
+    """Whether a shard is there and undamaged; a shard of another cache is an error."""
     metadata = _metadata_of(folder / shard.name)
     if metadata is None:
         return False
@@ -116,7 +116,7 @@ def prepare(folder: Path, header: Header) -> None:
 
 
 def finish(folder: Path, header: Header) -> None:
-    """Declares a cache whole, when it is."""
+    """Checks that all shards are there, and writes the index of the cache."""
     entries = {}
     for shard in shards(header):
         path = folder / shard.name
@@ -129,7 +129,7 @@ def finish(folder: Path, header: Header) -> None:
 
 
 def checksum(header: Header, shard: Shard, tensors: dict[str, Tensor]) -> str:
-    """The checksum of tensors, of their names and types, and of the place to which they belong."""
+    """The checksum of a shard's tensors with their names and types, the header and the place."""
     found = hashlib.sha256(json.dumps([header, shard.name], sort_keys=True).encode())
     for name in sorted(tensors):
         array = tensors[name].numpy()
@@ -139,9 +139,9 @@ def checksum(header: Header, shard: Shard, tensors: dict[str, Tensor]) -> str:
 
 
 class CacheReader:
-    """A whole cache, for reading. Shards are mapped into memory when they are read first.
+    """Reads a whole cache. A shard is mapped into memory when it is first read.
 
-    Its ``header`` says what the outputs are of, by the keys of ``HEADER``.
+    ``header`` describes the outputs by the keys of ``HEADER``.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -173,7 +173,7 @@ class CacheReader:
     def rows(
         self, views: list[int], positions: list[int], keys: Sequence[str], pin_memory: bool = False
     ) -> dict[str, Tensor]:
-        """The stored tensors of each key, on the CPU, with a row for each sample, in this order."""
+        """The stored tensors of each key, on the CPU, with a row for each sample in this order."""
         size, samples, present = (self.header[key] for key in SIZES)
         if max(views) >= present or max(positions) >= samples:
             raise CacheError(
@@ -183,7 +183,7 @@ class CacheReader:
             )
         part, row = np.divmod(positions, size)
         number = np.array(views) * -(-samples // size) + part
-        # Samples of one shard stand together in this order
+        # This order groups the samples of a shard
         order = number.argsort()
         groups = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
         found = [(self._open(int(number[places[0]])), places) for places in groups]
@@ -199,7 +199,7 @@ class CacheReader:
         return out
 
     def _open(self, number: int) -> dict[str, np.ndarray]:
-        """The tensors of a shard, whose checksum is compared when it is opened first."""
+        """The tensors of a shard; the checksum is compared when it is first opened."""
         if number not in self._opened:
             shard = self._plan[number]
             path, expected = self.folder / shard.name, self._entries[shard.name]['sha256']
@@ -217,7 +217,7 @@ class CacheReader:
 
 
 def _metadata_of(path: Path) -> dict[str, Any] | None:
-    """What a shard says of itself; None where it is missing, or damaged in size or header."""
+    """The metadata of a shard; None if it is missing, or its size or header is damaged."""
     try:
         with safe_open(path, 'pt') as file:
             metadata = json.loads(file.metadata()['mmkdx'])
@@ -228,14 +228,14 @@ def _metadata_of(path: Path) -> dict[str, Any] | None:
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
-    """The content of ``cache.json``, None where there is none."""
+    """The content of ``cache.json``; None if there is no such file."""
     path = folder / INDEX
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text())
         header, entries = content['header'], content['shards']
-        # Before the shards of a header are listed, as it may claim any number
+        # The count comes before the list of shards, as a damaged header may claim any number
         whole = len(entries) == _count(header) and set(entries) == {s.name for s in shards(header)}
         whole &= all(
             isinstance(entry['size'], int) and entry['sha256'] for entry in entries.values()
@@ -244,7 +244,7 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
         whole = False
     if not whole:
         raise CacheError(
-            f'teacher.cache: {path} is damaged; remove this file, and the rest is kept by: {COMMAND}'
+            f'teacher.cache: {path} is damaged; remove this file and keep the rest with: {COMMAND}'
         )
     return content
 
@@ -260,7 +260,7 @@ def _count(header: Any) -> int:
 
 
 def _any_header(folder: Path) -> dict[str, Any] | None:
-    """The header of the cache in a folder, whole or not; None where there is none."""
+    """The header of the cache in a folder, whole or not; None if there is no cache."""
     content = _read_index(folder)
     if content is not None:
         return content['header']

@@ -1,4 +1,4 @@
-"""A teacher whose outputs are computed once, into files, and read while the student trains."""
+"""A teacher whose outputs are stored in files once, and read while the student trains."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from mmkdx.models.families import describe, preprocessed
 from mmkdx.models.path_tap import find_tap
 from mmkdx.registry import MODELS
 
-#: How many batches of a run are compared with the images that the teacher saw.
+#: The number of batches of a run that are compared with the images that the teacher saw.
 COMPARED_BATCHES = 3
-#: By how much two signatures of one image may differ, relative to their length: rounding of other
-#: devices is below 1e-5, an image that is moved by a pixel differs by some 1e-2.
+#: The tolerance for two signatures of one image, relative to their length. Rounding of other
+#: devices is below 1e-5; an image that is moved by a pixel differs by some 1e-2.
 TOLERANCE = 1e-3
 
 
@@ -34,21 +34,21 @@ TOLERANCE = 1e-3
 class CachedTeacher(BaseTeacher):
     """A frozen teacher whose outputs are read from files that ``tools/cache_teacher.py`` wrote.
 
-    The training images must be those that the teacher saw: a data set in ``SeededViews``. This is
-    checked by what the data set says of itself in each batch, and by the images of the first three.
+    The training images must be the images that the teacher saw, so the data set must be in
+    ``SeededViews``. Each batch is checked by its data samples, and the first three by their images.
 
     The outputs at the taps that terms read are stored in half precision, as in Shen and Xing, "A Fast
-    Knowledge Distillation Framework for Visual Recognition", ECCV 2022. The teacher itself runs before
-    ``load``, as in a dry run, and for explanations.
+    Knowledge Distillation Framework for Visual Recognition", ECCV 2022. The teacher itself runs
+    only before ``load``, as in a dry run, and for explanations.
 
     Args:
         teacher (dict | str | nn.Module): The teacher, in any form that ``Distiller`` takes.
         cache (str): The folder.
-        top_k (int, optional): The number of logits that are stored, the largest ones. All others are
-            stored as the logarithm of their mean exponential, so that at temperature 1 the
-            probabilities of the largest ones are exact. Defaults to None (all).
+        top_k (int, optional): The number of largest logits to store. All others become one number,
+            the logarithm of their mean exponential. So the probabilities of the largest
+            logits are exact at temperature 1. Defaults to None (all).
         resolution (int, optional): The side to which the features of class maps (the tap 'cam') are
-            average-pooled, which is exact for ``CATLoss`` of that resolution. Defaults to None (not
+            average-pooled. This is exact for ``CATLoss`` of that resolution. Defaults to None (not
             pooled).
 
     Raises:
@@ -78,9 +78,9 @@ class CachedTeacher(BaseTeacher):
         self.folder = Path(cache)
         self.top_k = top_k
         self.resolution = resolution
-        #: After ``resolve``: what one image's outputs are, for each tap its kind and shape.
+        #: After ``resolve``: for each tap, the kind and shape of one image's output.
         self.layout: dict[str, list] = {}
-        self._names: list[str] = []  # of the tensors that are stored of them
+        self._names: list[str] = []  # of the tensors that are stored for them
         self._conversions = ''
         self._cache: CacheReader | None = None
         self._compared = 0
@@ -96,7 +96,7 @@ class CachedTeacher(BaseTeacher):
         if explained:
             raise ValueError(
                 f'{taps[explained[0]]}: gradients of the {owner} by {", ".join(explained)} are asked '
-                "for, which a cache cannot have; use the tap 'cam', or the teacher without CachedTeacher"
+                "for, and a cache has none; use the tap 'cam', or the teacher without CachedTeacher"
             )
         for tap, key in taps.items():
             if find_tap(tap).of_weights:
@@ -144,7 +144,7 @@ class CachedTeacher(BaseTeacher):
             if not isinstance(model, nn.Module):
                 continue
             found.update(f'{type(model).__name__} {getattr(member, "dtype", None)}'.encode())
-            # Buffers that no checkpoint has are the normalisation
+            # Also buffers outside of checkpoints, such as the normalisation
             for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
                 found.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
                 content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -152,7 +152,7 @@ class CachedTeacher(BaseTeacher):
         return found.hexdigest()
 
     def load(self) -> None:
-        """Loads the weights and opens the cache, which must be whole and of this teacher, once."""
+        """Loads the weights and, once, opens the cache, which must be whole and of this teacher."""
         self.teacher.load()
         if self._cache is not None or not self.layout:
             return
@@ -174,7 +174,7 @@ class CachedTeacher(BaseTeacher):
 
     @torch.no_grad()
     def forward(self, inputs: Tensor, data_samples: list | None = None) -> dict[str, Any]:
-        """Reads what the teacher said of a batch, which must be the cache's; see ``BaseTeacher``."""
+        """Reads the teacher's outputs for a batch of the cache's data; see ``BaseTeacher``."""
         if self._cache is None:
             return self._as_stored(self.teacher(inputs, data_samples))
         views, positions = self._places(data_samples)
@@ -188,21 +188,21 @@ class CachedTeacher(BaseTeacher):
         return self._decode(rows, {tap: shape for tap, (_, *shape) in self.layout.items()})
 
     def outputs(self, inputs: Tensor) -> dict[str, Tensor]:
-        """What is stored of the student's preprocessed images: tensors on the CPU, a row for each."""
+        """The CPU tensors to store for the student's preprocessed images, with a row for each."""
         found = {'signature': signature(inputs).cpu()}
         for name, part in self._encode(self.teacher(inputs)).items():
             part = part.half() if part.is_floating_point() else part
             found[name] = part.cpu().contiguous()
             if not part.isfinite().all():
                 raise ValueError(
-                    f'teacher.cache: what the teacher has at tap {name.rpartition(".")[0]!r} is not '
-                    'finite, or beyond the 65504 of half precision, and cannot be stored; use it '
-                    'without CachedTeacher'
+                    f"teacher.cache: the teacher's output at tap {name.rpartition('.')[0]!r} is not "
+                    'finite or exceeds 65504, the limit of half precision, so it cannot be stored; '
+                    'use the teacher without CachedTeacher'
                 )
         return found
 
     def _as_stored(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Values as they come back from the cache, without its rounding."""
+        """Values in the form that the cache returns, without its rounding."""
         shapes = {tap: first_tensor(value).shape[1:] for tap, value in values.items()}
         return self._decode(self._encode(values), shapes)
 
@@ -263,23 +263,24 @@ class CachedTeacher(BaseTeacher):
 
 
 def signature(inputs: Tensor) -> Tensor:
-    """Four numbers by which each of some images (N, C, H, W) is known again, up to rounding.
+    """Four numbers that identify each of the images (N, C, H, W), up to rounding.
 
-    They are products of the image, average-pooled to 8 × 8, with random vectors of expected length 1.
+    They are inner products of the image, average-pooled to 8 × 8, with random vectors of expected
+    length 1.
     """
     pooled = F.adaptive_avg_pool2d(inputs.detach().float(), 8).flatten(1)
-    # numpy's older generator makes the same numbers in all its versions
+    # numpy's older generator yields the same numbers in all versions
     vectors = np.random.RandomState(0).standard_normal((pooled.shape[1], 4))
     vectors = torch.from_numpy(vectors / pooled.shape[1] ** 0.5).to(pooled)
-    # Not a matrix product, which a GPU may compute with 10 bits
+    # No matrix product, as a GPU may compute it with 10 bits (TF32)
     return (pooled[:, :, None] * vectors).sum(1)
 
 
 def _conversions(teacher: BaseTeacher, student: nn.Module) -> str:
-    """How a teacher's models convert the student's images; '' if it follows from both preprocessors.
+    """How a teacher's models convert the student's images; '' if both preprocessors determine it.
 
-    It does where both have a mean, without ``normalize`` and ``resize``. The first caches knew nothing
-    else, and stay valid.
+    They do if both have a mean and ``normalize`` and ``resize`` are not used. The first version of
+    caches knew only this case, so its caches stay valid.
     """
     found, given = [], preprocessed(describe(student).model)
     for member in teacher.modules():

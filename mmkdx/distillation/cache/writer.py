@@ -1,4 +1,4 @@
-"""Writing a cache: a teacher runs over all views of all training images, once."""
+"""Writes a cache: the teacher runs once over all views of all training images."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ from mmkdx.lock import FolderLock
 class CacheWriter:
     """Writes what the terms of a distiller read from a teacher, for all views of all training images.
 
-    With several processes each writes a part of the files. Finished files are kept, so a killed run goes
-    on where it was.
+    With several processes, each writes a part of the files. Finished files are kept, so a killed
+    run can be continued.
 
-    Of all ``files`` of the cache the ``missing`` ones are written, and by this process its ``own``.
+    ``files`` lists all files of the cache, ``missing`` the files to write, and ``own`` those that
+    this process writes.
 
     Args:
         distiller (Distiller): The model, with its weights, on its device.
         teacher (CachedTeacher): One of its teachers.
-        loader (DataLoader): The training data; all but its order is used.
+        loader (DataLoader): The training data; its order is not used.
         shard_size (int): Images in a file. Defaults to 4096.
 
     Raises:
@@ -86,7 +87,7 @@ class CacheWriter:
             self._lock = FolderLock(self.folder, advice)  # until this writer or its process ends
             prepare(self.folder, self.header)
         self.files = shards(self.header)
-        # Each looks at a part of the files, and none writes before all have looked
+        # Each process checks a part of the files, and none writes before all have checked
         own = self.files[rank::world]
         there = [each for each in own if is_whole(self.folder, self.header, each)]
         there = set().union(*all_gather_object(there))
@@ -126,7 +127,7 @@ class CacheWriter:
         barrier()
 
     def _batches(self, shard: Shard) -> list[range]:
-        """The indices of each batch of a file, the same whichever files are missing."""
+        """The indices of each batch of a file; they do not depend on which files are missing."""
         first, size = shard.view * len(self.loader.dataset), self.loader.batch_size
         indices = range(first + shard.start, first + shard.stop)
         return [indices[i : i + size] for i in range(0, len(indices), size)]

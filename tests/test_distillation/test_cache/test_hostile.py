@@ -33,7 +33,7 @@ def test_claims_of_the_index(good, change, open_):
     with pytest.raises(CacheError) as caught:
         open_(good)
     assert str(caught.value) == (
-        f'teacher.cache: {path} is damaged; remove this file, and the rest is kept by: {COMMAND}'
+        f'teacher.cache: {path} is damaged; remove this file and keep the rest with: {COMMAND}'
     )
     assert time.monotonic() - start < 5
 

@@ -563,7 +563,7 @@ def test_what_half_precision_cannot_hold(checkpoint, tmp_path):
     cached.teachers[0].teacher.load()
     cached.teachers[0].model.head.fc.bias.data[2] = 1e5
     with pytest.raises(
-        ValueError, match="at tap 'logits' is not finite, or beyond the 65504 of half"
+        ValueError, match="at tap 'logits' is not finite or exceeds 65504, the limit of half"
     ):
         write(cached, data())
 
