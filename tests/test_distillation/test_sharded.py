@@ -42,7 +42,7 @@ def run(name, epochs=2, **changes):
             type='Distiller', student=student, input_size=32,
             teacher=dict(model=classifier(8, classes=10), checkpoint=f'{path}.teacher.pth'),
             terms=dict(
-                kd=dict(type='KLDivLoss', at='logits', weight=dict(type='auto', steps=4)),
+                kd=dict(type='KLDivLoss', at='logits', weight=dict(type='auto', steps=4, interval=1)),
                 cat=dict(type='CATLoss', at='cam'),
                 fit=dict(type='VIDLoss', at='backbone.body.0'))),
         train_dataloader=loader, train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=2),
