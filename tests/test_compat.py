@@ -278,8 +278,8 @@ def test_refused_object_is_named_and_does_not_run(tmp_path, new_format):
     with pytest.raises(RefusedCheckpointError) as caught:
         load_checkpoint_file(path)
     assert str(caught.value) == (
-        f'Checkpoint {path} holds {os.name}.mkdir, which can run code and is not loaded unasked: '
-        'if you trust the file, set MMKDX_UNSAFE_LOAD=1 in the environment.'
+        f'Checkpoint {path} holds {os.name}.mkdir, which can run code and is not loaded by '
+        'default: if you trust the file, set MMKDX_UNSAFE_LOAD=1 in the environment.'
     )
     assert not mark.exists()
 
