@@ -1,4 +1,4 @@
-"""mmpretrain's Stanford Cars with the boxes of the cars, in the layouts that copies come in."""
+"""mmpretrain's Stanford Cars with the boxes of the cars, for the folder layouts of its copies."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class StanfordCars(datasets.StanfordCars):
 
     Raises:
         FileNotFoundError: If labels or images are missing.
-        ValueError: If the split is unknown, a file of labels is damaged or another one, or a path leaves
-            the folder.
+        ValueError: If the split is unknown, a file of labels is damaged or no such file, or a path
+            leaves the folder.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class StanfordCars(datasets.StanfordCars):
         self.split = one_of('StanfordCars.split', split, ('train', 'test'))
         kwargs.setdefault('test_mode', split == 'test')
         ann_file, data_prefix = _find(Path(data_root), split)
-        # Past mmpretrain's own, which takes any cars_annos.mat for the layout with car_ims
+        # Skips mmpretrain's __init__, which takes any cars_annos.mat for the layout with car_ims
         super(datasets.StanfordCars, self).__init__(
             ann_file=ann_file, data_root=data_root, data_prefix=data_prefix, **kwargs
         )
 
     def load_data_list(self) -> list[dict]:
-        """Reads the labels and looks whether the images are there."""
+        """Reads the labels and checks that the images exist."""
         file, root = Path(self.ann_file), Path(self.img_prefix)
         try:
             # A single record is squeezed to a scalar
