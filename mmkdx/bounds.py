@@ -1,6 +1,6 @@
 """Checks the sizes that files claim before memory is allocated.
 
-An image may have as many pixels as Pillow allows: 89,478,485, which take 0.25 GiB as 8-bit RGB and
+An image may have as many pixels as Pillow allows: 89,478,485. They take 0.25 GiB as 8-bit RGB and
 1 GiB as float32. ``MMKDX_MAX_IMAGE_PIXELS`` in the environment sets another limit.
 """
 

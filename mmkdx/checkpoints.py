@@ -222,7 +222,7 @@ def _refused(path: Path, error: Exception) -> str | None:
 
 
 def _safe_globals() -> list:
-    """Lists what mmengine's runner saves beside tensors and plain containers."""
+    """Lists what mmengine's runner saves in addition to tensors and plain containers."""
     return [
         HistoryBuffer,
         OneCycleParamScheduler,

@@ -89,7 +89,7 @@ def check_data(config: Any) -> None:
 
 
 def check_named_config(name: str, key: str) -> None:
-    """Refuses a config that a config in YAML or JSON names, if it is a Python file of its own.
+    """Refuses a Python config that YAML or JSON names, unless an installed package has it.
 
     Raises:
         DataConfigError: If the named config is neither YAML, JSON nor one of an installed package.

@@ -348,7 +348,7 @@ def develop(canvas: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, n
     image = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)[..., :3]
     gain, across, down = (rng.random(3) * (0.35, 0.4, 0.4) + (0.75, -0.2, -0.2)).tolist()
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
-    # The channels lie along the rows: NumPy is slow with a last axis of three
+    # Channels are put along the rows, since NumPy is slow if the last axis has length three
     light = np.add.outer(ramp * down, np.repeat(ramp * across + gain, 3))
     exposed = image.reshape(size, -1) * light
     exposed += rng.integers(-128, 128, exposed.shape, dtype=np.int8) >> 4  # from -8 to 7

@@ -71,7 +71,7 @@ class StanfordCars(datasets.StanfordCars):
             # A single record is squeezed to a scalar
             records = np.atleast_1d(loadmat(file, squeeze_me=True)['annotations'])
             fields = records.dtype.names or ()
-        except Exception as error:  # SciPy raises whatever damaged bytes lead to
+        except Exception as error:  # SciPy raises many kinds for damaged bytes
             raise ValueError(
                 f'{file} is no complete copy of {file.name} ({error}); {SOURCE}'
             ) from error

@@ -41,8 +41,8 @@ class ImageNetSegmentation(BaseDataset):
     - ``img_id`` and ``wordnet_id``: str, as in the file;
     - ``img_shape`` and ``ori_shape``: (H, W).
 
-    It needs no loading transform. The file is opened for each sample anew, so that worker processes
-    share no handle.
+    It needs no loading transform. The file is opened again for each sample, so worker processes share
+    no handle.
 
     Args:
         ann_file (str): The file, below ``data_root``. Defaults to 'gtsegs_ijcv.mat'.

@@ -198,7 +198,7 @@ def _torchvision(model: nn.Module) -> ModelFacts:
 def _timm(model: nn.Module) -> ModelFacts:
     known = getattr(model, 'pretrained_cfg', None) or getattr(model, 'default_cfg', None) or {}
     known = known if isinstance(known, Mapping) else vars(known)
-    # A network that was made for another size says so in its first layer only
+    # Only the first layer of a network tells if it was made for another size
     own = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
     sides = own or (known.get('input_size') or (None,))[1:] or None
     images = _format(model, known.get('mean'), known.get('std'), 255, sides)

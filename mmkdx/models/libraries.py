@@ -88,7 +88,7 @@ def _build(build: Builder, what: str, **arguments: Any) -> nn.Module:
 
 def _timm(name: str, what: str) -> Builder:
     timm = _library('timm', what)
-    # A colon stands for a source of models, as in 'hf-hub:'
+    # A colon follows a source of models, as in 'hf-hub:'
     if ':' not in name and not timm.is_model(name):
         raise ValueError(f'{what}: timm has no such model{near_names(name, timm.list_models())}')
 

@@ -60,7 +60,7 @@ class NamedTap(ABC):
         """
 
     def check(self, flow: Flow, place: Place) -> None:  # noqa: B027 (most taps have nothing to refuse)
-        """Refuses a model whose value is not what the name says; raises errors as ``locate``."""
+        """Refuses a model whose value does not fit the name; raises errors as ``locate`` does."""
 
     def read(self, value: Any, module: nn.Module) -> Any:
         """The tap's value.
@@ -80,7 +80,7 @@ class NamedTap(ABC):
         return dict(values=full_precision(value))
 
     def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Any:
-        """The value that rows from ``encode`` stand for.
+        """Restores the value from rows of ``encode``.
 
         Args:
             stored (Stored): The rows.

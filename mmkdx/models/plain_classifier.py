@@ -121,7 +121,7 @@ class PlainClassifier(BaseModel):
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
     ) -> Any:
-        """The network's logits, or what mmpretrain makes of them.
+        """Returns the network's logits, or mmpretrain's predictions or losses from them.
 
         Args:
             inputs (Tensor): Preprocessed images of shape (N, C, H, W).

@@ -25,7 +25,7 @@ from mmkdx.models.traced_head import TracedHead
 class TapSet:
     """The taps that are read from one model.
 
-    It holds paths and no modules, so it can be copied beside its model. Hooks exist only inside
+    It holds paths and no modules, so it can be copied with its model. Hooks exist only inside
     ``record``, and the tensors belong to the caller.
 
     Args:
