@@ -336,7 +336,7 @@ def last_whole_checkpoint(work_dir: str | os.PathLike) -> str | None:
         except RefusedCheckpointError:
             raise
         except (CheckpointError, FileNotFoundError) as error:
-            warn(f'{error} It is passed over.')
+            warn(f'{error} It is skipped.')
             passed_over = True
             continue
         if passed_over:

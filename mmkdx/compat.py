@@ -140,7 +140,7 @@ def _write_whole_files() -> None:
 def _dump_config(
     cfg: Config, file: str | os.PathLike | None = None, dump: Callable = Config.dump
 ) -> str | None:
-    """mmengine's ``Config.dump``, whose own code writes a Python file without a backend."""
+    """mmengine's ``Config.dump``, which would write Python files without ``LocalBackend``."""
     if file is None or not str(file).endswith('.py'):
         return dump(cfg, file)
     write_file(file, cfg.pretty_text)

@@ -164,9 +164,9 @@ def class_of(variants: dict[str, str]) -> int:
 def _layers(rng: np.random.Generator, colors: np.ndarray) -> list[tuple]:
     """Draws a coarse and a fine texture of a background, each of three of the (6, 3) colours.
 
-    A layer has a grid of colours, uint8 of shape (16, 16, 4); the last channel is the region 0. It
-    also has an affine map of shape (2, 3) from the image, in units of its side, to the grid. The
-    third part is OpenCV's interpolation.
+    A layer is a tuple (grid, map, interpolation). The grid has colours, uint8 of shape (16, 16, 4),
+    with the region 0 as last channel. The affine map, of shape (2, 3), leads from the image, in
+    units of its side, to the grid. The interpolation is OpenCV's.
     """
     mix = rng.random((2, 256, 3)) ** 3
     mix /= mix.sum(-1, keepdims=True)

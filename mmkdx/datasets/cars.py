@@ -13,9 +13,7 @@ from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
-SOURCE = (
-    'the original page is gone, and https://github.com/pytorch/vision/issues/7545 tells of copies'
-)
+SOURCE = 'the original page is gone; for copies see https://github.com/pytorch/vision/issues/7545'
 CORNERS = ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2')
 
 
@@ -31,8 +29,9 @@ class StanfordCars(datasets.StanfordCars):
       'cars_test_annos_withlabels.mat', in 'devkit' or beside it. Images may be in a second folder of
       the same name ('cars_train/cars_train'). A 'cars_annos.mat' without 'car_ims' is not read.
 
-    Beside mmpretrain's ``img_path`` and ``gt_label`` a sample has ``gt_bboxes``, float32 of shape
-    (1, 4): x1, y1, x2, y2 in pixels, as in the file.
+    In addition to mmpretrain's ``img_path`` and ``gt_label``, a sample has ``gt_bboxes``, float32
+    of
+    shape (1, 4): x1, y1, x2, y2 in pixels, as in the file.
 
     Args:
         data_root (str): The folder. Defaults to 'data/stanford_cars'.

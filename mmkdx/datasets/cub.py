@@ -21,8 +21,8 @@ class CUB(datasets.CUB):
     """Birds of 200 species: 5,994 images to train on, 5,794 to test on.
 
     Source: C. Wah, S. Branson, P. Welinder, P. Perona and S. Belongie, "The Caltech-UCSD Birds-200-2011
-    Dataset", CNS-TR-2011-001; the public folder as it is. Beside mmpretrain's ``img_path`` and
-    ``gt_label`` a sample has
+    Dataset", CNS-TR-2011-001; the public folder as it is. In addition to mmpretrain's
+    ``img_path`` and ``gt_label``, a sample has
 
     - ``gt_bboxes``: float32 of shape (1, 4), the bird's box x1, y1, x2, y2 in pixels. x2 is the
       file's x + width. A box may exceed its image by a pixel.

@@ -16,7 +16,7 @@ INNER = ('ClassSubset', 'KFoldDataset')
 
 @DATASETS.register_module()
 class StratifiedFold:
-    """All folds of a data set but one, to train on, or only this one, to validate on.
+    """All folds of a data set except one, to train on, or only this one, to validate on.
 
     The images are shuffled and each fold has about the same share of each class (scikit-learn's
     ``StratifiedKFold``). Classes are ignored (``KFold``) if images have no label or several, or if

@@ -151,7 +151,7 @@ def _image_and_mask(file: Any, index: int) -> tuple[Any, Any]:
 
 
 def _column(file: Any, name: str) -> Any:
-    """The HDF5 dataset with a reference for each image; a link to another dataset is refused."""
+    """The HDF5 dataset with a reference for each image; links are refused."""
     for group, key in ((file, 'value'), (file['value'], name)):
         if type(link := group.get(key, getlink=True)).__name__ != 'HardLink':
             raise DamagedError(f'{key!r} is a link ({type(link).__name__}), which is not followed')

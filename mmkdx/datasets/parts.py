@@ -99,7 +99,7 @@ class Parts(BaseDataset):
         self.missing = number('Parts.missing', missing, 0, 1)
         self.seed = integer('Parts.seed', seed, 0)
         if bias != 1 and mark != 'class':
-            raise ValueError(f"Parts.bias is {bias}, which has a meaning with mark='class' alone")
+            raise ValueError(f"Parts.bias is {bias}, which is used only with mark='class'")
         kwargs.setdefault('test_mode', split != 'train')
         super().__init__(ann_file='', **kwargs)
 

@@ -42,8 +42,8 @@ class SeededViews:
         seed (int): The seed of the transforms, at least 0. Defaults to 0.
 
     Raises:
-        ValueError: If an argument is out of range, or, for an item, the pipeline makes no data
-            sample.
+        ValueError: If an argument is out of range, or, when an item is read, the pipeline makes no
+            data sample.
     """
 
     def __init__(self, dataset: dict | BaseDataset, views: int = 1, seed: int = 0) -> None:

@@ -235,7 +235,7 @@ def _rows_of_csv(path: Path) -> list[tuple[Path, str]]:
         if len(found) != 1:
             raise ValueError(
                 f'--data: {path} has the columns {", ".join(header[1])}; call one {choices[0]!r} (or '
-                f'{", ".join(choices[1:])}), so that it is known'
+                f'{", ".join(choices[1:])})'
             )
         places += found
     result: dict[Path, str] = {}
@@ -265,8 +265,8 @@ def _check_classes(
             )
     if len(classes) < 2:
         raise ValueError(
-            f'--data: {data} has one class, {classes[0]!r}, and two are needed; is the folder of the '
-            'classes a level below?'
+            f'--data: {data} has one class, {classes[0]!r}, and two are needed; are the folders of '
+            'the classes one level below?'
         )
     if strange := sorted(set(classes) - {name for _, name in parts[0]}):
         raise ValueError(

@@ -33,7 +33,7 @@ def positions(dataset: Any) -> np.ndarray:
 
 
 def images(dataset: Any) -> dict[int, int]:
-    """The first index that shows each image, by ``sample_idx`` and in the order of these."""
+    """The first index that shows each image, by ``sample_idx`` in ascending order."""
     numbers, first = np.unique(positions(dataset), return_index=True)
     return dict(zip(numbers.tolist(), first.tolist()))
 
@@ -106,7 +106,7 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
 
 
 def class_text(label: int, classes: Sequence[str] | None) -> str:
-    """A class by name and index, like 'football helmet (560)', or by index without another name."""
+    """A class by name and index, like 'football helmet (560)'; or by index alone."""
     name = classes[label] if classes is not None and 0 <= label < len(classes) else ''
     return f'{name} ({label})' if name not in ('', f'{label}') else f'{label}'
 

@@ -24,8 +24,8 @@ class ImageFormat:
     """The format of a model's input images; None means unknown.
 
     Args:
-        mean (tuple[float, ...], optional): The value subtracted from each channel, in 0..255.
-        std (tuple[float, ...], optional): The divisor of each channel, for values in 0..255.
+        mean (tuple[float, ...], optional): The mean of each channel, in 0..255.
+        std (tuple[float, ...], optional): The standard deviation of each channel, in 0..255.
         order (str, optional): 'rgb' or 'bgr'.
         size (tuple[int, int], optional): Height and width.
 

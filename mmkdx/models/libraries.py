@@ -80,7 +80,7 @@ def _build(build: Builder, what: str, **arguments: Any) -> nn.Module:
         network = build(**arguments)
     except (TypeError, ValueError, KeyError, OSError, AssertionError) as error:
         reason = str(error).strip().partition('\n')[0]
-        raise ValueError(f'{what} cannot be built of {arguments}: {reason}') from error
+        raise ValueError(f'{what} cannot be built with {arguments}: {reason}') from error
     if not isinstance(network, nn.Module):
         raise ValueError(f'{what} returns a {type(network).__name__}; it must return an nn.Module')
     return network
@@ -126,7 +126,7 @@ def _torchvision(name: str, what: str) -> Builder:
             # As timm does it: a new classifier for other classes
             linear = [path for path, m in network.named_modules() if isinstance(m, nn.Linear)]
             if not linear:
-                raise ValueError('its classifier is no linear layer, so num_classes must stay')
+                raise ValueError('its classifier is no linear layer, so num_classes cannot change')
             old = network.get_submodule(linear[-1])
             new = nn.Linear(old.in_features, classes, old.bias is not None)
             network.set_submodule(linear[-1], new)

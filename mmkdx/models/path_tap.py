@@ -38,7 +38,7 @@ class PathTap(NamedTap):
         return Place(tap)
 
     def check(self, flow: Flow, place: Place) -> None:
-        """Refuses a module that is called never or ambiguously, and a value that is no tensor."""
+        """Refuses a call that does not exist or is ambiguous, and a value that is no tensor."""
         path, call = place.tap.path, place.tap.call
         calls, value, _ = flow.reading(place.tap)
         if not calls:

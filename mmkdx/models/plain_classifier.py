@@ -68,7 +68,7 @@ class PlainClassifier(BaseModel):
             network = find_network(network, 'network')(**kwargs)
         elif kwargs:
             raise ValueError(
-                f'PlainClassifier takes no {", ".join(kwargs)} beside a network that is built already'
+                f'PlainClassifier takes no {", ".join(kwargs)} if the network is already built'
             )
         if not isinstance(network, nn.Module):
             raise ValueError(

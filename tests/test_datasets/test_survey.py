@@ -185,7 +185,7 @@ def _flat(folder):
 
 
 def _one_level_too_high(folder):
-    return folder.parent, ValueError, "has one class, 'data', and two are needed; is the folder of"
+    return folder.parent, ValueError, "has one class, 'data', and two are needed; are the folders"
 
 
 def _strange_class(folder):

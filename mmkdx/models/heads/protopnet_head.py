@@ -40,11 +40,11 @@ class ProtoPNetHead(PrototypeHead):
         prototype_channels (int): The size of a prototype, C. Defaults to 128.
         add_on (str): 'regular' for two 1 x 1 convolutions; 'bottleneck' for pairs that halve the
             channels until there are C. A sigmoid follows the last one. Defaults to 'regular'.
-        similarity (str): 'log' or 'linear'. Defaults to 'log'.
+        similarity (str): The form of s, 'log' or 'linear' (-d). Defaults to 'log'.
         class_specific (bool): Whether prototypes belong to classes. Defaults to True.
-        cluster_weight (float): Defaults to 0.8.
-        separation_weight (float): Defaults to 0.08.
-        l1_weight (float): Defaults to 1e-4.
+        cluster_weight (float): The weight of ``loss_cluster``. Defaults to 0.8.
+        separation_weight (float): The weight of ``loss_separation``. Defaults to 0.08.
+        l1_weight (float): The weight of ``loss_l1``. Defaults to 1e-4.
         **kwargs: The arguments of mmpretrain's ``ClsHead``.
 
     Raises:

@@ -154,8 +154,8 @@ class ProtoTreeHead(PrototypeHead):
     def prune(self, threshold: float = 0.01) -> int:
         """Drops each subtree in which no leaf has a class probability above a threshold.
 
-        Its sibling replaces their parent: all images there turn to the side that is kept. This
-        holds for the root as well, which the authors' code does not replace.
+        The subtree's sibling replaces their parent: all images there turn to the side that is kept.
+        This holds for the root as well, which the authors' code does not replace.
 
         Args:
             threshold (float): A leaf counts if its largest probability is above this. Defaults to
