@@ -1,4 +1,4 @@
-"""Checks of arguments: type, finiteness and range; a ``ValueError`` of one sentence names the option."""
+"""Checks the type, finiteness and range of arguments; a ``ValueError`` names the option."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def number(
     open_low: bool = False,
     open_high: bool = False,
 ) -> float:
-    """Checks a finite number (a boolean is none) and returns it.
+    """Checks that a value is a finite number, not a boolean, and returns it.
 
     Args:
-        name (str): What messages call the option, such as 'tau'.
+        name (str): The option's name in error messages, such as 'tau'.
         value (Any): The option's value.
         low (float): The least value. Defaults to -inf (no bound).
         high (float): The greatest value. Defaults to inf (no bound).
@@ -51,7 +51,7 @@ def weights(**values: Any) -> list[float]:
 
 
 def text(name: str, value: Any, what: str = 'a text') -> str | PathLike:
-    """Checks a text, or a path, which is ``what`` in the message."""
+    """Checks a text or a path; the error message calls it ``what``."""
     if not isinstance(value, (str, PathLike)):
         raise ValueError(f'{name} is {value!r}; it must be {what}')
     return value
@@ -74,7 +74,7 @@ def integers(name: str, value: Any) -> Sequence[int]:
 def numbers(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, **bounds: bool
 ) -> list[float]:
-    """Checks a list of numbers, which is not empty; see ``number``."""
+    """Checks a non-empty list of numbers; see ``number``."""
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise ValueError(f'{name} is {value!r}; it must be a list of numbers')
     return [number(name, each, low, high, **bounds) for each in value]
@@ -114,11 +114,11 @@ def size(name: str, value: Any, low: int = 1) -> tuple[int, int]:
 def errors_named(
     before: str, after: str = '', errors: type[Exception] | tuple = ValueError
 ) -> Iterator[None]:
-    """A context whose errors become a ``ValueError`` of their first line with text around it."""
+    """A context that raises a ``ValueError`` with an error's first line and text around it."""
     try:
         yield
     except errors as error:
-        # Not the text of the error, which of a KeyError is quoted
+        # Not str(error), which puts quotes around the text of a KeyError
         text = str(error.args[0] if error.args else error).partition('\n')[0]
         raise ValueError(f'{before}{text}{after}') from error
 
@@ -151,5 +151,5 @@ def _checked(
 
 
 def _is_a(value: Any, kind: type) -> bool:
-    # A boolean is an integer for Python and a mistake in a config
+    # Python takes a boolean for an integer; in a config it is a mistake
     return isinstance(value, kind) and not isinstance(value, bool)

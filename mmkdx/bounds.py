@@ -1,7 +1,7 @@
-"""Sizes that files claim, checked before memory is taken.
+"""Checks the sizes that files claim before memory is allocated.
 
-An image may have as many pixels as Pillow allows, 89,478,485: 0.25 GiB as 8-bit RGB, and 1 GiB as
-float32. ``MMKDX_MAX_IMAGE_PIXELS`` in the environment sets another number.
+An image may have as many pixels as Pillow allows: 89,478,485. They take 0.25 GiB as 8-bit RGB and
+1 GiB as float32. ``MMKDX_MAX_IMAGE_PIXELS`` in the environment sets another limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TooLargeError(ValueError):
 
 
 def install() -> None:
-    """Lets mmcv look at the size of an image before it decodes it; see ``mmkdx.compat``."""
+    """Makes mmcv check the size of an image before it decodes the image; see ``mmkdx.compat``."""
     if hasattr(mmcv_io.imfrombytes, '__wrapped__'):
         return
     if limit := os.environ.get('MMKDX_MAX_IMAGE_PIXELS'):
@@ -41,10 +41,10 @@ def install() -> None:
 
 
 def check_image(file: str | os.PathLike | io.BytesIO) -> None:
-    """Refuses an image that is too large to decode. What Pillow does not know is left to the decoder.
+    """Refuses an image that is too large to decode. Formats unknown to Pillow are not checked.
 
     Raises:
-        TooLargeError: If it has more pixels than the limit.
+        TooLargeError: If the image has more pixels than the limit.
     """
     limit, size = Image.MAX_IMAGE_PIXELS, ''
     try:
@@ -61,10 +61,10 @@ def check_image(file: str | os.PathLike | io.BytesIO) -> None:
 
 
 def check_bytes(count: int) -> None:
-    """Refuses an array in a file that is larger than the largest image, as 8-bit RGB.
+    """Refuses an array in a file that is larger than the largest image as 8-bit RGB.
 
     Raises:
-        TooLargeError: If it has more bytes.
+        TooLargeError: If the array has more bytes.
     """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and count > 3 * limit:
@@ -74,12 +74,12 @@ def check_bytes(count: int) -> None:
 
 
 def read_array(path: str | os.PathLike) -> np.ndarray:
-    """Reads a NumPy file (.npy) without running code, and without memory that it does not fill.
+    """Reads a NumPy file (.npy) without running code or allocating memory that it does not fill.
 
     Raises:
-        ValueError: If it is none, or shorter than its header says.
+        ValueError: If it is no such file, or is shorter than its header says.
     """
-    # Mapped, since numpy compares the header with the size of the file only then
+    # numpy compares the header with the size of the file only if it maps the file
     array = np.load(path, mmap_mode='r', allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError('it holds several arrays')
@@ -87,7 +87,7 @@ def read_array(path: str | os.PathLike) -> np.ndarray:
 
 
 def _checked(decode: Callable) -> Callable:
-    """``mmcv.imfrombytes``, which looks at the size first."""
+    """``mmcv.imfrombytes`` with a check of the size first."""
 
     @wraps(decode)
     def imfrombytes(content: bytes, *args: Any, **kwargs: Any) -> np.ndarray:
@@ -98,7 +98,7 @@ def _checked(decode: Callable) -> Callable:
 
 
 def _named(transform: Callable) -> Callable:
-    """``LoadImageFromFile.transform``, whose errors about sizes name the file."""
+    """``LoadImageFromFile.transform`` that names the file in errors about sizes."""
 
     @wraps(transform)
     def named(self: LoadImageFromFile, results: dict) -> dict | None:

@@ -1,4 +1,4 @@
-"""Checkpoint files: loaded without running code that they may carry, and found again after a crash."""
+"""Loads checkpoint files without running their code, and finds the last whole one after a crash."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 
 from mmkdx.files import write_file
 
-#: The codes of numpy's types of numbers.
+#: numpy's type codes of numbers.
 NUMBERS = '?' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
 
 
 UNASKED = (
-    'which can run code and is not loaded unasked: if you trust the file, set MMKDX_UNSAFE_LOAD=1 in '
-    'the environment'
+    'which can run code and is not loaded by default: if you trust the file, set '
+    'MMKDX_UNSAFE_LOAD=1 in the environment'
 )
 
 
@@ -42,11 +42,11 @@ class CheckpointError(RuntimeError):
 
 
 class RefusedCheckpointError(CheckpointError):
-    """A checkpoint holds objects that need the user's explicit word."""
+    """A checkpoint holds objects that are loaded only with the user's explicit permission."""
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Loads a path for mmengine, which logs the part of this name that follows ``load_from_``."""
+    """Loads a path for mmengine, which logs the end of this name, after ``load_from_``."""
     return load_checkpoint_file(filename, map_location)
 
 
@@ -66,7 +66,7 @@ def load_from_ceph(filename: str, map_location: Any = None) -> Any:
 
 
 def _download(url: str) -> Path:
-    """Brings ``url`` into torch's cache, unless it is there, and returns its path.
+    """Downloads ``url`` into torch's cache if it is not there, and returns its path.
 
     The name in the cache has a hash of the whole URL, since other URLs may end in the same name.
     """
@@ -74,12 +74,12 @@ def _download(url: str) -> Path:
     folder = Path(torch.hub.get_dir(), 'checkpoints')
     key = hashlib.sha256(url.encode()).hexdigest()[:16]
     path = folder / f'{Path(name).stem[:100]}.{key}{Path(name).suffix[:20]}'
-    # As in resnet18-f37072fd.pth; eight digits may be a date
+    # A checksum as in resnet18-f37072fd.pth, and no date such as 20240131
     found = re.search(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.', name)
     checksum = found[1] if found else None
     plain = folder / name
     if checksum and not path.exists() and plain.is_file() and _sha256(plain).startswith(checksum):
-        return plain  # of torch or mmengine
+        return plain  # downloaded by torch or mmengine
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f'{path.name}.{os.getpid()}.part')
@@ -96,7 +96,7 @@ def _download(url: str) -> Path:
 
 
 def _check_download(url: str, path: Path, checksum: str | None) -> None:
-    """Compares a download with the checksum in its name; without one, looks whether it is whole."""
+    """Compares a download with the checksum in its name; without one, checks that it is whole."""
     if checksum is not None:
         if not (digest := _sha256(path)).startswith(checksum):
             raise CheckpointError(
@@ -108,7 +108,7 @@ def _check_download(url: str, path: Path, checksum: str | None) -> None:
     try:
         load_checkpoint_file(path)
     except RefusedCheckpointError:
-        pass  # whole, and it waits for the user's word
+        pass  # whole; loading it needs the user's permission
     except CheckpointError as error:
         raise CheckpointError(
             f'Checkpoint {url} was downloaded ({path.stat().st_size} bytes) and is empty, truncated, '
@@ -125,15 +125,16 @@ def _sha256(path: Path) -> str:
 
 
 def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
-    """Loads a file that ``torch.save`` wrote without running code that it may carry.
+    """Loads a file of ``torch.save`` without running code that the file may carry.
 
-    Tensors, plain containers, numpy arrays and what mmengine's runner writes are loaded, anything else
-    only with ``MMKDX_UNSAFE_LOAD=1`` in the environment. Without it, the texts of configs are left
-    out, since mmengine would run them. ``map_location`` is that of :func:`torch.load`.
+    It loads tensors, plain containers, numpy arrays and what mmengine's runner writes. Anything
+    else needs ``MMKDX_UNSAFE_LOAD=1`` in the environment. Without this variable, the texts of
+    configs are left out, since mmengine would run them. ``map_location`` is passed to
+    :func:`torch.load`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        RefusedCheckpointError: The file holds an object that needs the user's word.
+        RefusedCheckpointError: The file holds an object that needs the user's permission.
         CheckpointError: The file is empty, truncated or corrupt, or needs code that is missing.
     """
     path = Path(path).expanduser()
@@ -162,7 +163,7 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
             ) from error
         if map_location != 'cpu':
             load_checkpoint_file(path)  # if the file is at fault, this says so;
-            raise  # otherwise the device is
+            raise  # otherwise the device is at fault
         raise CheckpointError(
             f'Checkpoint {path} ({path.stat().st_size} bytes) is empty, truncated, corrupt or no '
             'checkpoint at all.'
@@ -170,10 +171,10 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: Any = 'cpu') -> 
 
 
 def _without_programs(checkpoint: Any) -> Any:
-    """Takes out the texts of configs, which are Python.
+    """Removes the texts of configs, which are Python code.
 
-    ``Runner.resume`` and the inferencers of mmengine run them. They stand where ``Runner`` and its
-    hooks write them.
+    ``Runner.resume`` and the inferencers of mmengine run them. ``Runner`` and its hooks write them
+    under the keys that are removed here.
     """
     if isinstance(checkpoint, dict):
         hub = checkpoint.get('message_hub')
@@ -186,7 +187,7 @@ def _without_programs(checkpoint: Any) -> Any:
 
 
 def save_checkpoint_file(content: Any, path: str | os.PathLike) -> None:
-    """Writes what ``torch.save`` makes of an object; an earlier file stays until the new one is whole.
+    """Saves an object by ``torch.save``; an earlier file stays until the new one is whole.
 
     Raises:
         WriteError: If the file cannot be written.
@@ -197,13 +198,13 @@ def save_checkpoint_file(content: Any, path: str | os.PathLike) -> None:
 
 
 def _verify_checksums(path: Path) -> None:
-    """Raises an error if a tensor was damaged on disk, which torch would load all the same."""
+    """Raises an error if a tensor was damaged on disk; torch would load it without an error."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            # torch compresses nothing, so more is a bomb
+            # torch does not compress, so larger members mean a zip bomb
             if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
                 raise zipfile.BadZipFile('its members are larger than the file')
-            # torch can be told to write zeros in their place
+            # torch has an option that writes zeros instead of checksums
             has_checksums = any(member.CRC for member in archive.infolist())
             if has_checksums and (damaged := archive.testzip()):
                 raise zipfile.BadZipFile(f'{damaged} does not match its checksum')
@@ -214,14 +215,14 @@ def _refused(path: Path, error: Exception) -> str | None:
     text = str(error)
     if found := re.search(r"(?:GLOBAL |got <class ')([\w.]*\w)", text):
         return found[1]
-    # a whole archive, so whatever the unpickler stumbled over was written on purpose
+    # the archive is whole, so whatever the unpickler refused was written on purpose
     if 'weights_only' in text and (zipfile.is_zipfile(path) or 'legacy .tar format' in text):
         return 'a kind of pickle that cannot be checked'
     return None
 
 
 def _safe_globals() -> list:
-    """Lists what mmengine's runner saves beside tensors and plain containers."""
+    """Lists what mmengine's runner saves in addition to tensors and plain containers."""
     return [
         HistoryBuffer,
         OneCycleParamScheduler,
@@ -234,7 +235,7 @@ def _safe_globals() -> list:
 
 
 def _numpy_functions() -> dict[str, Callable]:
-    """What pickles of arrays call, by name; numpy 2 has moved some."""
+    """The functions that pickles of arrays call, by name; numpy 2 has moved some."""
     scalar, buffer = np.float64(0).__reduce__()[0], np.zeros(1).__reduce_ex__(5)[0]
     parts = {
         'multiarray._reconstruct': _empty_array,
@@ -256,7 +257,7 @@ class PlainUnpickler(pickle.Unpickler):
             'collections.OrderedDict': OrderedDict,
             **{
                 f'{owner}.{kind.__name__}': kind
-                for owner in ('builtins', '__builtin__')  # of Python 2, as protocol 2 has it
+                for owner in ('builtins', '__builtin__')  # Python 2's name, used by protocol 2
                 for kind in (set, frozenset, complex)
             },
             **_numpy_functions(),
@@ -267,7 +268,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def _plain_dtype(*args: Any) -> np.dtype:
-    """Stands in for ``numpy.dtype``: numbers and text, as records can pass for dicts."""
+    """Replaces ``numpy.dtype``: allows numbers and text only, since records can pass for dicts."""
     dtype = np.dtype(*args)
     if dtype.kind not in 'biufcSU':
         raise pickle.UnpicklingError(f'GLOBAL {type(dtype).__module__}.{type(dtype).__name__}')
@@ -275,9 +276,9 @@ def _plain_dtype(*args: Any) -> np.dtype:
 
 
 def _empty_array(kind: type, shape: tuple, dtype: Any) -> np.ndarray:
-    """Stands in for numpy's ``_reconstruct``, which is called with an empty shape; its content follows.
+    """Replaces numpy's ``_reconstruct`` and allows only the shape that pickles use, (0,).
 
-    With another shape it would take memory that the file does not fill.
+    Another shape would allocate memory that the file does not fill.
     """
     if kind is not np.ndarray or shape != (0,):
         raise pickle.UnpicklingError('GLOBAL numpy._reconstruct')
@@ -285,7 +286,7 @@ def _empty_array(kind: type, shape: tuple, dtype: Any) -> np.ndarray:
 
 
 def _method_of_known_class(owner: Any, name: str) -> Callable:
-    """Stands in for ``getattr``, through which a pickle could reach anything.
+    """Replaces ``getattr``, which would let a pickle reach anything.
 
     Checkpoints need it for the statistics of log buffers and for the curve of a one-cycle schedule.
     """
@@ -299,19 +300,20 @@ def _method_of_known_class(owner: Any, name: str) -> Callable:
 
 
 def last_whole_checkpoint(work_dir: str | os.PathLike) -> str | None:
-    """Finds the checkpoint to resume from, also after a run that was killed while writing one.
+    """Finds the checkpoint to resume from, even if the run was killed while writing one.
 
     It is the first file that loads and holds weights and optimizer state. mmengine's record of the last
     checkpoint is tried first, then every ``*.pth`` from the newest on, and ``best_*`` after all others.
 
     Raises:
-        RefusedCheckpointError: A file is whole but needs the user's word, as older ones would too.
+        RefusedCheckpointError: A file is whole but needs the user's permission, as older ones would
+            too.
     """
     record = Path(work_dir, 'last_checkpoint')
     # After a power failure a file may hold zero bytes
     text = record.read_text(errors='replace') if record.is_file() else ''
     recorded = text.replace('\0', '').strip()
-    # The record has an absolute path, which in a copied folder is that of the first one
+    # The record has an absolute path; in a copied folder it points to the original folder
     here = Path(work_dir, Path(recorded).name)
     candidates = [here if here.is_file() else Path(recorded)] if recorded else []
     # CheckpointHook may have been told to keep its files elsewhere (`out_dir`)
@@ -334,7 +336,7 @@ def last_whole_checkpoint(work_dir: str | os.PathLike) -> str | None:
         except RefusedCheckpointError:
             raise
         except (CheckpointError, FileNotFoundError) as error:
-            warn(f'{error} It is passed over.')
+            warn(f'{error} It is skipped.')
             passed_over = True
             continue
         if passed_over:

@@ -1,6 +1,6 @@
-"""What today's mmengine needs to work with today's torch, setuptools and Python.
+"""Shims that make mmengine work with current versions of torch, setuptools and Python.
 
-``import mmkdx`` calls :func:`install`. Each shim looks whether there is something to mend; its docstring
+``import mmkdx`` calls :func:`install`. Each shim checks first whether it is needed. Its docstring
 says which upstream version makes it unnecessary.
 """
 
@@ -90,12 +90,12 @@ def install() -> None:
     number_concatenated_samples()
     # mmengine looks for the configs of the packages in this table only
     MODULE2PACKAGE.setdefault('mmkdx', 'mmkdx')
-    # mmcv says so at every start where its compiled operators are missing; mmkdx needs none of them.
+    # mmcv warns at every start if its compiled operators are missing; mmkdx needs none of them.
     warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 
 def _rebind(old: Callable, new: Callable) -> None:
-    """Puts ``new`` wherever a loaded mmengine module has bound ``old`` under its own name."""
+    """Replaces ``old`` by ``new`` in each loaded mmengine module that has it under its own name."""
     for name, module in list(sys.modules.items()):
         if name.partition('.')[0] == 'mmengine' and getattr(module, old.__name__, None) is old:
             setattr(module, old.__name__, new)
@@ -105,7 +105,7 @@ def _load_checkpoints_safely() -> None:
     """Sends local files and URLs through :func:`load_checkpoint_file`.
 
     mmengine 0.10.7 cannot resume from its own checkpoints under torch >= 2.6. onedl-mmengine (0.10.12)
-    opens what it does not know with an unrestricted pickle, as both do with every URL.
+    opens unknown content with an unrestricted pickle. Both do so with every URL.
     """
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     CheckpointLoader.register_scheme(
@@ -116,18 +116,18 @@ def _load_checkpoints_safely() -> None:
     )
     # 'torchvision://' and 'openmmlab://' look up a URL and hand it to this name
     _rebind(mmengine_checkpoint.load_from_http, load_from_http)
-    # onedl's for the rest, such as files that 'openmmlab://' names
+    # onedl's function for all else, such as files that 'openmmlab://' names
     if unsafe := getattr(mmengine_checkpoint, '_safe_torch_load', None):
         _rebind(unsafe, load_from_local)
-    # resume=True without load_from asks this, and crashes where the file is missing or torn
+    # resume=True without load_from calls this, and crashes if the file is missing or incomplete
     _rebind(find_latest_checkpoint, last_whole_checkpoint)
 
 
 def _write_whole_files() -> None:
-    """Makes what mmengine writes whole or not there, also after a crash or on a full disk.
+    """Makes mmengine write a file whole or not at all, even after a crash or on a full disk.
 
-    mmengine 0.10.7 and onedl-mmengine 0.10.12 write checkpoints, configs and results under their final
-    names.
+    mmengine 0.10.7 and onedl-mmengine 0.10.12 write checkpoints, configs and results directly under
+    their final names.
     """
     LocalBackend.put = lambda self, content, path: write_file(path, content)
     LocalBackend.put_text = lambda self, text, path, encoding='utf-8': write_file(
@@ -140,7 +140,7 @@ def _write_whole_files() -> None:
 def _dump_config(
     cfg: Config, file: str | os.PathLike | None = None, dump: Callable = Config.dump
 ) -> str | None:
-    """mmengine's ``Config.dump``, which writes text in Python by itself."""
+    """mmengine's ``Config.dump``, which would write Python files without ``LocalBackend``."""
     if file is None or not str(file).endswith('.py'):
         return dump(cfg, file)
     write_file(file, cfg.pretty_text)
@@ -149,14 +149,14 @@ def _dump_config(
 
 @contextmanager
 def _open_whole(path: str, mode: str) -> Iterator[io.StringIO]:
-    """Opens a text file for writing, which appears when it is closed."""
+    """Opens a text file for writing; the file appears when it is closed."""
     text = io.StringIO()
     yield text
     write_file(path, text.getvalue())
 
 
 def _give_each_run_a_log_folder() -> None:
-    """Keeps the logs of two runs apart that start within a second in one work folder.
+    """Keeps the logs of two runs apart if they start in one work folder within a second.
 
     mmengine 0.10.7 and onedl-mmengine 0.10.12 name a run's log folder by the second.
     """
@@ -167,7 +167,7 @@ def _give_each_run_a_log_folder() -> None:
 
 
 def _with_log_folder(setup_env: Callable) -> Callable:
-    """mmengine's ``setup_env``, after which the run has a log folder of its own."""
+    """mmengine's ``setup_env`` that also creates a log folder for this run alone."""
 
     def setup(self: Runner | BaseStrategy, *args: Any, **kwargs: Any) -> None:
         setup_env(self, *args, **kwargs)
@@ -187,18 +187,18 @@ def _with_log_folder(setup_env: Callable) -> Callable:
 
 
 def _let_workers_outlive_signals() -> None:
-    """Lets only their own process end the workers of a dataloader by SIGTERM.
+    """Lets a SIGTERM end the workers of a dataloader only if their own process sends it.
 
-    Clusters and terminals send SIGTERM and SIGINT to all processes of a job, and a training needs its
-    workers for the step that it ends with. mmengine 0.10.7 and onedl-mmengine 0.10.12 leave it to torch,
-    whose workers end.
+    Clusters and terminals send SIGTERM and SIGINT to all processes of a job. The training still
+    needs its workers for its last step. mmengine 0.10.7 and onedl-mmengine 0.10.12 leave the
+    signals to torch, whose workers end at once.
     """
     for module in (mmengine_runner, mmengine_flexible_runner):
         module.default_worker_init_fn = _init_worker
 
 
 def _init_worker(worker_id: int, **kwargs: Any) -> None:
-    """mmengine's ``worker_init_fn`` for a worker that obeys its own process alone."""
+    """mmengine's ``worker_init_fn`` for a worker that only its own process can end."""
     parent = os.getppid()
 
     def obey() -> None:
@@ -216,7 +216,7 @@ def _init_worker(worker_id: int, **kwargs: Any) -> None:
 def _find_packages_without_pkg_resources() -> None:
     """Makes ``_base_ = ['mmpretrain::…']`` and ``mmengine.hub`` work with setuptools >= 82.
 
-    mmengine 0.10.7 asks pkg_resources, which setuptools has dropped, and which looks for editable
+    mmengine 0.10.7 uses pkg_resources. setuptools has dropped it, and it looks for editable
     installs in the wrong folder. Unnecessary with onedl-mmengine (0.10.12).
     """
     try:
@@ -231,7 +231,7 @@ def _find_packages_without_pkg_resources() -> None:
 
 
 def _module_folder(package: str) -> str | None:
-    """Returns the folder of a package that is given by import name or by distribution name."""
+    """Returns the folder of a package, by its import name or its distribution name."""
     names = [package]
     with suppress(PackageNotFoundError):  # raised for a fork's import name
         names += (distribution(package).read_text('top_level.txt') or '').split()
@@ -259,7 +259,8 @@ def _get_installed_path(package: str) -> str:
 def _read_configs_of_packages() -> None:
     """Lets ``Config.fromfile`` and every tool read ``mmkdx::digits/resnet18_digits.py``.
 
-    mmengine 0.10.7 and onedl-mmengine 0.10.12 know such names in ``_base_`` and ``mmengine.hub`` only.
+    mmengine 0.10.7 and onedl-mmengine 0.10.12 accept such names in ``_base_`` and ``mmengine.hub``
+    only.
     """
     if not isinstance(Config.fromfile, partial):
         Config.fromfile = staticmethod(partial(_read_config, Config.fromfile))
@@ -291,11 +292,11 @@ def _mmcv_full_available() -> bool:
 
 
 def _checkpoint_activations_without_reentry() -> None:
-    """Lets ``activation_checkpointing`` of a config keep all gradients.
+    """Makes ``activation_checkpointing`` of a config keep all gradients.
 
-    mmengine 0.10.7 leaves torch's ``use_reentrant`` True: taps inside the module read tensors without
-    gradients, and a module at the images, such as a whole backbone, trains nothing. Unnecessary once
-    mmengine says ``use_reentrant=False``.
+    mmengine 0.10.7 leaves torch's ``use_reentrant`` at True. Then taps inside the module read
+    tensors without gradients. A module that takes the images, such as a whole backbone, is not
+    trained. Unnecessary once mmengine passes ``use_reentrant=False``.
     """
     if 'use_reentrant' not in inspect.getsource(mmengine_activation_checkpointing):
         _rebind(turn_on_activation_checkpointing, _turn_on_activation_checkpointing)
@@ -308,18 +309,18 @@ def _turn_on_activation_checkpointing(model: nn.Module, modules: list[str] | str
             module = model.get_submodule(name)
         except AttributeError as error:
             raise ValueError(
-                f'activation_checkpointing: the model has no module {name!r}; those of the student of '
-                "a Distiller begin with 'student.'"
+                f'activation_checkpointing: the model has no module {name!r}; the modules of a '
+                "Distiller's student begin with 'student.'"
             ) from error
-        # A partial, as a deep copy of the model is to run its own module
+        # A partial, so that a deep copy of the model runs its own module
         module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def _open_turbojpeg_when_it_is_used() -> None:
     """Makes ``imdecode_backend='turbojpeg'`` of a config work.
 
-    mmcv 2.2.0 opens the library in ``mmcv.use_backend`` alone, which a config cannot call. Unnecessary
-    once mmcv opens it for ``imdecode_backend``, too.
+    mmcv 2.2.0 opens the library only in ``mmcv.use_backend``, which a config cannot call.
+    Unnecessary once mmcv opens it for ``imdecode_backend``, too.
     """
     if getattr(mmcv_io, 'jpeg', 0) is None:
         mmcv_io.jpeg = _TurboJPEG()
@@ -329,7 +330,7 @@ class _TurboJPEG:
     """Stands in for mmcv's ``jpeg`` until the first image."""
 
     def decode(self, *args: Any) -> np.ndarray:
-        """Opens the library, in each process that reads images, and decodes an image."""
+        """Opens the library, once in each process that reads images, and decodes an image."""
         if mmcv_io.TurboJPEG is None:
             raise ImportError(
                 "imdecode_backend='turbojpeg' needs the package PyTurboJPEG and the library "
@@ -362,8 +363,9 @@ def _load_optim_state_dict(strategy: FSDPStrategy, state_dict: dict) -> None:
 def prepare_cpu_launch(cfg: Config, launcher: str) -> None:
     """Lets a launcher start several processes on a machine without an accelerator.
 
-    mmengine selects a CUDA device in each process before it connects them. Without one, gloo connects
-    the processes, and ``cfg`` wraps the model for the CPU. Call it before the runner is built.
+    mmengine selects a CUDA device in each process before it connects them. Without CUDA, gloo
+    connects the processes, and ``cfg`` gets a model wrapper for the CPU. Call it before the runner
+    is built.
 
     Args:
         cfg (Config): The config of the run; changed in place.
@@ -376,7 +378,7 @@ def prepare_cpu_launch(cfg: Config, launcher: str) -> None:
             f'launcher={launcher!r} needs CUDA, which this machine does not have: '
             "start the processes with torchrun and launcher='pytorch'."
         )
-    # without a wrapper of the user's, the one that mmengine would make
+    # the user's wrapper, else the one that mmengine would make
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,

@@ -1,7 +1,7 @@
-"""Configs in YAML and JSON, and pickled annotations, are data: they import and run nothing.
+"""Reads configs in YAML and JSON, and pickled annotations, as data: they import and run nothing.
 
-A Python config is a program. A config in YAML or JSON names parts that the registries hold, and no
-paths of imports.
+A Python config is a program. A config in YAML or JSON may name parts that the registries hold, but
+no import paths.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from mmengine.registry import registry as mmengine_registry
 from mmkdx.checkpoints import UNASKED, PlainUnpickler
 
 SUFFIXES = ('.yml', '.yaml', '.json')
-#: The scopes that a config in YAML or JSON may name, beside those that are imported already.
+#: The scopes that a config in YAML or JSON may name, beside scopes that are already imported.
 SCOPES = ('mmengine', 'mmcv', 'mmpretrain', 'mmkdx')
-#: What a config in YAML or JSON cannot have, since it runs code, and a sentence about it.
+#: Keys that run code, so a config in YAML or JSON cannot have them, and what each one does.
 REFUSED_KEYS = {
     'custom_imports': 'imports modules',
     'runner_type': 'names a class to import',
@@ -33,7 +33,7 @@ REFUSED_KEYS = {
 }
 #: Registered types that evaluate their arguments as Python.
 EVALUATING = ('RFSearchHook',)
-#: The number of values that a config may have. Aliases of YAML multiply them.
+#: The largest number of values of a config. Aliases of YAML can multiply values.
 MAX_VALUES = 100_000
 
 PROGRAM = (
@@ -60,7 +60,7 @@ _Loader.add_constructor('tag:yaml.org,2002:python/tuple', _Loader.construct_tupl
 
 
 def install() -> None:
-    """Lets mmengine read YAML, JSON and pickles without running code; see ``mmkdx.compat``."""
+    """Makes mmengine read YAML, JSON and pickles without running code; see ``mmkdx.compat``."""
     if yaml_handler.Loader is _Loader:
         return
     yaml_handler.Loader = _Loader
@@ -77,30 +77,30 @@ def install() -> None:
 
 
 def check_data(config: Any) -> None:
-    """Refuses, in a config that was read as data, what would import or run code.
+    """Refuses a config that was read as data if it would import or run code.
 
-    Its texts are remembered, so that nothing imports them later.
+    The texts of the config are remembered, so that nothing imports them later.
 
     Raises:
-        DataConfigError: If there is something of that kind.
+        DataConfigError: If it would import or run code.
     """
     _check(config)
     _texts.update(value for _, value in _values(config) if isinstance(value, str))
 
 
 def check_named_config(name: str, key: str) -> None:
-    """Refuses the name of a Python config that stands in a config in YAML or JSON.
+    """Refuses a Python config that YAML or JSON names, unless an installed package has it.
 
     Raises:
-        DataConfigError: If it is neither YAML or JSON itself nor of an installed package.
+        DataConfigError: If the named config is neither YAML, JSON nor one of an installed package.
     """
-    path = name.endswith('.py') or ':' in name  # or a callable's, else a name of mmpretrain's zoo
+    path = name.endswith('.py') or ':' in name  # or a callable; else it names mmpretrain's zoo
     if name in _texts and path and _is_program(name):
         raise DataConfigError(f'{key} is {name!r}, {PROGRAM}')
 
 
 def _recorded(read: Callable) -> Callable:
-    """``Config._file2dict``, which names the file and remembers the texts of YAML and JSON."""
+    """``Config._file2dict`` that names the file in errors and remembers texts of YAML and JSON."""
 
     @wraps(read)
     def file2dict(filename: str, *args: Any, **kwargs: Any) -> tuple:
@@ -123,7 +123,7 @@ def _recorded(read: Callable) -> Callable:
 
 
 def _checked_bases(read: Callable) -> Callable:
-    """``Config._get_base_files``, which checks the content of YAML and JSON."""
+    """``Config._get_base_files`` that checks the content of YAML and JSON."""
 
     @wraps(read)
     def get_base_files(filename: str) -> list:
@@ -137,7 +137,7 @@ def _checked_bases(read: Callable) -> Callable:
 
 
 def _check(config: Any) -> None:
-    """Refuses what would import or run code."""
+    """Refuses a config that would import or run code."""
     if not isinstance(config, dict):
         raise DataConfigError(f'it holds a {type(config).__name__} and not keys with values')
     for key, value in _values(config):
@@ -164,7 +164,7 @@ def _check(config: Any) -> None:
 
 
 def _is_program(name: str) -> bool:
-    """Whether the name of a config is that of Python code which is not of an installed package."""
+    """Whether a name stands for a Python config that is outside of the installed packages."""
     package, mark, path = name.rpartition('::')
     if mark:
         return package not in SCOPES or '..' in path or Path(path).is_absolute()
@@ -172,7 +172,7 @@ def _is_program(name: str) -> bool:
 
 
 def _values(config: Any) -> Iterator[tuple[Any, Any]]:
-    """All values of a nested config, each with its key, None in a list."""
+    """All values of a nested config, each with its key; inside a list the key is None."""
     waiting, count = [(None, config)], 0
     while waiting:
         key, value = waiting.pop()
@@ -187,7 +187,7 @@ def _values(config: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _is_scope(name: str) -> bool:
-    """Whether a scope, '' for none, needs no import of an unknown package."""
+    """Whether a scope ('' is none) can be used without importing an unknown package."""
     return not name or name in SCOPES or name in mmengine.registry.MODELS._children
 
 
@@ -202,7 +202,7 @@ def _is_scope_of_data(module: str) -> bool:
 
 
 def _unless(is_refused: Callable, function: Callable) -> Callable:
-    """A function of mmengine's registries that imports, but not what YAML or JSON have named."""
+    """An importing function of mmengine's registries that skips names from YAML and JSON."""
 
     @wraps(function)
     def looked_up(name: str) -> Any:
@@ -212,17 +212,17 @@ def _unless(is_refused: Callable, function: Callable) -> Callable:
 
 
 class _PickleHandler(PickleHandler):
-    """mmengine's, which loads plain containers and numpy arrays alone."""
+    """mmengine's handler, limited to plain containers and numpy arrays."""
 
     def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
-        """Loads a pickle; all that it holds only with ``MMKDX_UNSAFE_LOAD=1`` in the environment."""
+        """Loads a pickle; other objects need ``MMKDX_UNSAFE_LOAD=1`` in the environment."""
         if os.environ.get('MMKDX_UNSAFE_LOAD') == '1':
             return super().load_from_fileobj(file, **kwargs)
         return PlainUnpickler(file, **kwargs).load()
 
 
 def _named(load: Callable) -> Callable:
-    """``mmengine.load``, whose errors about pickles name the file."""
+    """``mmengine.load`` that names the file in errors about pickles."""
 
     @wraps(load)
     def named(file: Any, *args: Any, **kwargs: Any) -> Any:

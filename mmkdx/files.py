@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old or the new one whole, and reading what a crash left."""
+"""Writes files so that a crash leaves the old or the new one whole; reads files after a crash."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WriteError(OSError):
 
 
 def write_file(path: str | os.PathLike, content: bytes | memoryview | str) -> None:
-    """Writes a file under another name, flushes it to the disk and renames it.
+    """Writes a file under a temporary name, flushes it to the disk and renames it.
 
     After a crash or on a full disk, an earlier file of this name is still whole.
 
@@ -30,11 +30,11 @@ def write_file(path: str | os.PathLike, content: bytes | memoryview | str) -> No
         content (bytes | memoryview | str): Its content; text is written as UTF-8.
 
     Raises:
-        WriteError: If the file cannot be written, for instance since the disk is full.
+        WriteError: If the file cannot be written, for instance because the disk is full.
     """
     # A report may show a file name that is not UTF-8
     data = content.encode(errors='replace') if isinstance(content, str) else content
-    target = Path(os.path.realpath(path))  # what a link points to is replaced, not the link
+    target = Path(os.path.realpath(path))  # replaces the target of a link, not the link
     # Always the same name, so that the next write replaces what a killed process left. Names have at
     # most 255 bytes.
     part = target.with_name(os.fsdecode(os.fsencode(target.name)[:250] + b'.part'))
@@ -42,7 +42,7 @@ def write_file(path: str | os.PathLike, content: bytes | memoryview | str) -> No
     try:
         with _named(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists() and not target.is_file():  # a device like /dev/stdout stays one
+            if target.exists() and not target.is_file():  # a device like /dev/stdout
                 target.write_bytes(data)
                 return
             part.unlink(missing_ok=True)
@@ -93,9 +93,10 @@ def written_together(folder: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def exit_on_write_error() -> Iterator[None]:
-    """Ends a command-line tool with one sentence and status 1 where a file cannot be written.
+    """Ends a command-line tool with one sentence and status 1 if a file cannot be written.
 
-    It is used as a decorator, too. Other libraries write files as well, such as copies of configs.
+    It also works as a decorator. It covers files that other libraries write, such as copies of
+    configs.
     """
     try:
         yield
@@ -109,19 +110,19 @@ def exit_on_write_error() -> Iterator[None]:
 
 
 def printable(name: str | os.PathLike) -> str:
-    """A name as one line of text, with escapes for control characters and bytes that are no text."""
+    """A name as one line of text; control characters and bytes that are no text are escaped."""
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in os.fspath(name))
 
 
 def append_text(path: str | os.PathLike, text: str) -> None:
-    """Appends whole lines to a text file, after it has cut off a last line that a crash tore.
+    """Appends whole lines to a text file, after removing a last line that a crash left incomplete.
 
     Args:
         path (str | os.PathLike): The file; its folder is made if there is none.
-        text (str): The lines, the last one with its end.
+        text (str): The lines; the last one ends with a line break, too.
 
     Raises:
-        WriteError: If the file cannot be written; it ends where it ended before.
+        WriteError: If the file cannot be written; it keeps the lines that it had.
     """
     path, data = Path(path), text.encode(errors='replace')
     with _named(path):
@@ -132,7 +133,7 @@ def append_text(path: str | os.PathLike, text: str) -> None:
             if _record(tail) is not None:
                 data = b'\n' + data
             elif tail:
-                _warn(f'{path}: the torn last line is cut off.')
+                _warn(f'{path}: the incomplete last line is removed.')
                 end = file.truncate(end - len(tail))
             try:
                 while data:
@@ -143,7 +144,7 @@ def append_text(path: str | os.PathLike, text: str) -> None:
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads a file with a JSON object in each line; torn lines are left out with a warning."""
+    """Reads a file with a JSON object in each line; other lines are left out with a warning."""
     lines = Path(path).read_text(encoding='utf-8', errors='replace').removesuffix('\n').split('\n')
     found = []
     for number, line in enumerate(lines, 1):
@@ -157,7 +158,7 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 @contextmanager
 def _named(path: str | os.PathLike) -> Iterator[None]:
-    """Lets errors of writing say what could not be written."""
+    """Names the path in errors about writing."""
     try:
         yield
     except OSError as error:
@@ -165,7 +166,7 @@ def _named(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _last_line(file: BinaryIO, end: int) -> bytes:
-    """What follows the last line break of a file that has ``end`` bytes."""
+    """The bytes after the last line break of a file that has ``end`` bytes."""
     tail = b''
     while end and b'\n' not in tail:
         size = min(end, 4096)
@@ -176,7 +177,7 @@ def _last_line(file: BinaryIO, end: int) -> bytes:
 
 
 def _record(line: bytes | str) -> dict[str, Any] | None:
-    """The JSON object of a line; None where a part of it is missing."""
+    """The JSON object of a line; None if the line holds no whole one."""
     with suppress(ValueError, RecursionError):
         record = json.loads(line)
         if isinstance(record, dict):

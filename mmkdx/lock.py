@@ -1,4 +1,4 @@
-"""One writer for each folder."""
+"""Locks a folder so that only one process writes into it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from mmkdx.files import WriteError
 
-#: The lock of a folder is a file of this name in it.
+#: The name of the lock file in a folder.
 NAME = '.mmkdx.lock'
 
 
@@ -23,16 +23,16 @@ class FolderInUseError(RuntimeError):
 class FolderLock:
     """Keeps other processes out of a folder until this one ends or calls ``release``.
 
-    The operating system drops the lock when the process ends, however it ends. Where the file system has
-    no locks, the file's text tells whether its writer is still there.
+    The operating system drops the lock when the process ends, even after a crash. If the file
+    system has no locks, the text of the lock file tells whether its writer still runs.
 
     Args:
-        folder (str | os.PathLike): The folder; it is created where it is missing.
-        advice (str): What the user can do instead, as the end of the message.
-        force (bool): Whether to go on even though another process holds the lock. Defaults to False.
+        folder (str | os.PathLike): The folder; it is created if it is missing.
+        advice (str): The end of the error message: what the user can do instead.
+        force (bool): Whether to go on even if another process holds the lock. Defaults to False.
 
     Raises:
-        FolderInUseError: If another process holds the lock, and not ``force``.
+        FolderInUseError: If another process holds the lock and ``force`` is False.
         WriteError: If the lock cannot be written.
     """
 
@@ -65,12 +65,12 @@ class FolderLock:
             raise WriteError(f'cannot write {self.path}: {error.strerror}') from error
 
     def release(self) -> None:
-        """Lets others in."""
+        """Releases the lock."""
         self._file.truncate(0)
         self._file.close()
 
     def _holder(self) -> dict[str, Any] | None:
-        """Who holds the lock; None if this process has it now."""
+        """The process that holds the lock; None if this process has it now."""
         self._file.seek(0)
         try:
             found = json.loads(self._file.read())
@@ -78,7 +78,7 @@ class FolderLock:
         except (ValueError, TypeError):
             found = None
         try:
-            # Unlike those of flock, these locks do not pass on to the workers of a dataloader
+            # Workers of a dataloader do not inherit this lock; they would inherit one of flock
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             return found or dict(host='?', process='?', start='at an unknown time')

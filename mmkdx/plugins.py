@@ -1,8 +1,8 @@
 """Loads the packages that extend mmkdx, found by the entry point group ``mmkdx.plugins``.
 
-This module is the last location of every registry, so the first look-up in a process imports it and
-loads the plugins, without a line in a config. An entry point names a module that registers its parts
-when it is imported.
+This module is the last location of every registry. So the first look-up in a process imports it and
+loads the plugins; a config needs no line for them. An entry point names a module that registers its
+parts when it is imported.
 
 ``MMKDX_NO_PLUGINS=1`` in the environment loads none; with ``MMKDX_STRICT_PLUGINS=1`` a plugin that
 fails is an error, not a warning.
@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 
 
 class Plugin(NamedTuple):
-    """One entry point of the group ``mmkdx.plugins`` and what became of it."""
+    """One entry point of the group ``mmkdx.plugins``, and whether it works."""
 
     name: str
     distribution: str

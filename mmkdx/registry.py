@@ -1,8 +1,8 @@
 """mmkdx's registries: all of mmpretrain's, as children, and ``EXPLAINERS``.
 
 With ``default_scope = 'mmkdx'`` a config names parts of mmkdx and of mmpretrain alike, without
-prefixes. Registries to which mmkdx adds nothing are here too: mmengine warns about each one that a
-scope lacks.
+prefixes. All registries are here, even if mmkdx adds nothing to them: mmengine warns about each one
+that a scope lacks.
 """
 
 from mmengine.registry import Registry
@@ -12,8 +12,8 @@ from mmpretrain import registry as mmpretrain
 def _child_of(parent: Registry, *locations: str) -> Registry:
     """Makes mmkdx's registry below one of mmpretrain's.
 
-    mmengine imports the locations of the registry that is asked, not those of its parents, so
-    mmpretrain's are repeated here. Plugins come last, when all that they may build upon is there.
+    For a look-up mmengine imports the locations of the registry itself but not of its parents. So
+    mmpretrain's locations are repeated here. Plugins come last, since they may use all other parts.
     """
     locations = [*parent._locations, *locations, 'mmkdx.plugins']
     return Registry(parent.name, parent=parent, scope='mmkdx', locations=locations)
@@ -49,5 +49,5 @@ EVALUATORS = _child_of(mmpretrain.EVALUATORS)
 VISUALIZERS = _child_of(mmpretrain.VISUALIZERS)
 VISBACKENDS = _child_of(mmpretrain.VISBACKENDS, 'mmkdx.visualization.vis_backend')
 
-# What turns a model and images into maps, like `GradCAM`
+# Explainers turn a model and images into maps, like `GradCAM`
 EXPLAINERS = Registry('explainer', scope='mmkdx', locations=['mmkdx.explain', 'mmkdx.plugins'])

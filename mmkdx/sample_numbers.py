@@ -1,8 +1,9 @@
-"""The number that an image has in a data set of several parts.
+"""Numbers the images of a data set that has several parts.
 
-A data sample of mmengine has ``sample_idx``, which image it is. In a ``ConcatDataset`` each part counts
-from 0, so that two images have one number; ``number_concatenated_samples`` adds what comes before the
-part. It changes the class, so that it does not matter who builds the data set.
+A data sample of mmengine has the number of its image, ``sample_idx``. In a ``ConcatDataset`` each
+part counts from 0, so two images can have the same number. ``number_concatenated_samples`` adds the
+number of images before the part. It changes the class itself, so it works whoever builds the data
+set.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ def parts(dataset: Any) -> Sequence[Any]:
 
 
 def extent(dataset: Any) -> int:
-    """The number of images in the data sets at the bottom of all wrappers, one after the other."""
+    """The number of images in all data sets that the wrappers hold, together."""
     inner = parts(dataset)
     return sum(map(extent, inner)) if inner else len(dataset)
 
 
 def number_concatenated_samples() -> None:
-    """Lets ``sample_idx`` count through all parts of torch's and mmengine's ``ConcatDataset``.
+    """Makes ``sample_idx`` count through all parts of torch's and mmengine's ``ConcatDataset``.
 
     Unnecessary once mmengine's own does.
     """
@@ -43,7 +44,7 @@ def number_concatenated_samples() -> None:
         return
     TorchConcatDataset.__reduce_ex__ = _reduce
     TorchConcatDataset.__getitem__ = _counting(TorchConcatDataset.__getitem__)
-    # mmengine's is a subclass that reads items by itself
+    # mmengine's subclass reads items by its own code
     ConcatDataset.__getitem__ = _counting(ConcatDataset.__getitem__)
     ConcatDataset.get_data_info = _counting(ConcatDataset.get_data_info)
 
@@ -60,7 +61,7 @@ def _counting(method: Callable) -> Callable:
 
 
 def _moved(item: Any, by: int) -> Any:
-    """A copy, as data sets keep items, of an annotation, item or sample with a higher ``sample_idx``."""
+    """Adds to ``sample_idx`` in a copy of an annotation, item or sample; data sets keep items."""
     if isinstance(item, list):
         return [_moved(each, by) for each in item]
     if isinstance(item, dict):
@@ -76,7 +77,7 @@ def _moved(item: Any, by: int) -> Any:
 
 
 def _reduce(dataset: Any, protocol: int) -> tuple:
-    """Pickles a data set so that the process that loads it imports mmkdx, and with it the change."""
+    """Pickles a data set so that loading it imports mmkdx, which changes the class there, too."""
     return _new, (type(dataset),), dataset.__dict__
 
 

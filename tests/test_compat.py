@@ -278,8 +278,8 @@ def test_refused_object_is_named_and_does_not_run(tmp_path, new_format):
     with pytest.raises(RefusedCheckpointError) as caught:
         load_checkpoint_file(path)
     assert str(caught.value) == (
-        f'Checkpoint {path} holds {os.name}.mkdir, which can run code and is not loaded unasked: '
-        'if you trust the file, set MMKDX_UNSAFE_LOAD=1 in the environment.'
+        f'Checkpoint {path} holds {os.name}.mkdir, which can run code and is not loaded by '
+        'default: if you trust the file, set MMKDX_UNSAFE_LOAD=1 in the environment.'
     )
     assert not mark.exists()
 
@@ -564,7 +564,7 @@ def test_broken_checkpoints_are_passed_over_with_a_word(checkpoints, log):
     lines = [line.partition('WARNING - ')[2] for line in log().splitlines()]
     assert lines == [
         f'Checkpoint {checkpoints}/{name}.pth (500 bytes) is empty, truncated, corrupt or no '
-        'checkpoint at all. It is passed over.'
+        'checkpoint at all. It is skipped.'
         for name in ('epoch_3', 'epoch_2')
     ] + [f'Resuming from {checkpoints}/epoch_1.pth instead.']
 
@@ -572,7 +572,7 @@ def test_broken_checkpoints_are_passed_over_with_a_word(checkpoints, log):
 def test_record_of_a_file_that_is_gone(checkpoints, log):
     (checkpoints / 'epoch_3.pth').unlink()
     assert last_whole_checkpoint(checkpoints) == str(checkpoints / 'epoch_2.pth')
-    assert f'There is no checkpoint file {checkpoints}/epoch_3.pth. It is passed over.' in log()
+    assert f'There is no checkpoint file {checkpoints}/epoch_3.pth. It is skipped.' in log()
 
 
 def test_without_a_record_the_newest_is_taken(checkpoints, log):
@@ -594,7 +594,7 @@ def test_weights_alone_are_not_enough_to_resume(checkpoints, log):
     best = checkpoints / 'best_accuracy_epoch_2.pth'
     torch.save(dict(state_dict={}), best)
     assert last_whole_checkpoint(checkpoints) is None
-    assert f"Checkpoint {best} holds no 'optimizer' to resume from. It is passed over." in log()
+    assert f"Checkpoint {best} holds no 'optimizer' to resume from. It is skipped." in log()
     assert f'No checkpoint in {checkpoints} can be resumed from.' in log()
 
 

@@ -183,7 +183,7 @@ def test_pickled_annotations(folder, monkeypatch):
         assert data.metainfo['weights'] == {1, 2} and data[0]['box'].tolist() == [[1] * 4]
     mmengine.dump([Touch()], 'evil.pkl')
     sentence = (
-        f'^evil.pkl holds {os.name}.mkdir, which can run code and is not loaded unasked: if you '
+        f'^evil.pkl holds {os.name}.mkdir, which can run code and is not loaded by default: if you '
         'trust the file, set MMKDX_UNSAFE_LOAD=1 in the environment$'
     )
     for load in (mmengine.load, lambda path: BaseDataset(ann_file=path)):

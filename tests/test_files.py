@@ -209,7 +209,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path, warnings):
     path.write_text('a,b\n1,2\n3')
     append_text(path, '5,6\n')
     assert path.read_text() == 'a,b\n1,2\n5,6\n'
-    assert warnings == [f'{path}: the torn last line is cut off.']
+    assert warnings == [f'{path}: the incomplete last line is removed.']
     path.write_text('x' * 200_000)  # more than is read at once
     append_text(path, 'a\n')
     assert path.read_text() == 'a\n'
@@ -237,7 +237,7 @@ def test_torn_lines_of_json_are_left_out(tmp_path, warnings, torn):
     assert read_json_lines(path) == [dict(a=1), dict(a=3)]
     assert warnings == [
         f'{path}: line 2 is no JSON object and is left out.',
-        f'{path}: the torn last line is cut off.',
+        f'{path}: the incomplete last line is removed.',
         f'{path}: line 2 is no JSON object and is left out.',
     ]
 

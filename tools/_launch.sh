@@ -1,6 +1,6 @@
-# What dist_*.sh and slurm_*.sh share: help, and how the processes of a job are started.
+# Shared by dist_*.sh and slurm_*.sh: prints help, and starts the processes of a job.
 
-# Prints the usage and ends if that is asked for, or if there are fewer arguments than the first.
+# LEAST USAGE [arguments]: prints the usage and ends if asked to, or if there are too few arguments.
 explain() {
     local least=$1 usage=$2
     shift 2
@@ -22,8 +22,8 @@ with_torch="
   MASTER_ADDR  address of node 0 (127.0.0.1)
   PORT         a free port of node 0 (29500)"
 
-# GPUS TOOL [arguments]; a signal goes to the processes themselves, since torchrun would kill them after
-# 30 seconds, and the exit status is that of a process that the signal has stopped
+# GPUS TOOL [arguments]; signals go directly to the processes, since torchrun would kill them after
+# 30 seconds. The exit status is that of a process that the signal has stopped.
 launch_with_torch() {
     set -m # a process group of its own, so that Ctrl-C reaches this script alone
     python -m torch.distributed.run \

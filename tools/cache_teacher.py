@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Computes what the terms of a distillation read from its CachedTeacher, once, into files.
+"""Computes the outputs that a distillation reads from its CachedTeacher, once, into files.
 
-CONFIG trains with tools/train.py afterwards. A run that was broken off goes on where it was; one on a
-folder that is whole checks its files and writes nothing.
+Afterwards train CONFIG with tools/train.py. An interrupted run continues where it stopped. If the
+folder is whole, the tool checks its files and writes nothing.
 """
 
 import argparse
@@ -36,10 +36,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     parser.add_argument('--batch-size', type=int, help="default: train_dataloader's")
     parser.add_argument('--num-workers', type=int, help="default: train_dataloader's")
-    parser.add_argument('--shard-size', type=int, default=4096, help='images in a file; 4096')
+    parser.add_argument(
+        '--shard-size', type=int, default=4096, help='images per file; default: 4096'
+    )
     launchers = ['none', 'pytorch', 'slurm', 'mpi']
-    parser.add_argument('--launcher', choices=launchers, default='none', help='as of train.py')
-    parser.add_argument('--device', help='default: cuda, where there is one')
+    parser.add_argument('--launcher', choices=launchers, default='none', help='as in train.py')
+    parser.add_argument('--device', help='default: cuda, if there is a GPU')
     args = parser.parse_args()
     for option, value in (('batch', args.batch_size), ('shard', args.shard_size)):
         if value is not None and value < 1:
@@ -88,7 +90,7 @@ def main() -> None:
 def write(
     distiller: Distiller, teacher: CachedTeacher, loader: DataLoader, shard_size: int
 ) -> None:
-    """Writes the cache of one teacher, and says how it goes on."""
+    """Writes the cache of one teacher, and prints its progress."""
     start = time.perf_counter()
     writer = CacheWriter(distiller, teacher, loader, shard_size)
     folder, count = writer.folder, len(writer.files)

@@ -36,13 +36,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--target',
-        help="class to explain: its index, or 'teacher', 'student' or 'own' for what is predicted "
-        "(default: the teacher's prediction, without a teacher the model's own)",
+        help="class to explain: its index, or 'teacher', 'student' or 'own' for their prediction "
+        "(default: the teacher's prediction; without a teacher, the model's own)",
     )
     parser.add_argument(
         '--out',
         default='explanations',
-        help='folder for the pictures; those of an earlier call that have the same names are replaced',
+        help='folder for the pictures; earlier pictures with the same names are replaced',
     )
     parser.add_argument('--batch-size', type=int, default=8, help='images explained at once')
     parser.add_argument('--device', default='cpu', help='device, like cuda:0')
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Explains the images and prints what was predicted."""
+    """Explains the images and prints the predictions."""
     args = parse_args()
     sys.stdout.reconfigure(errors='backslashreplace')  # a terminal may lack letters of a name
     try:
@@ -75,7 +75,7 @@ def explain(args: argparse.Namespace) -> tuple[list[list[str]], int]:
     """Explains the images.
 
     Returns:
-        tuple[list[list[str]], int]: A table of what was predicted, and how many images were left out.
+        tuple[list[list[str]], int]: A table of predictions, and the number of images left out.
     """
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options)

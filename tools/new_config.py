@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('--data', required=True, help='the folder or CSV')
     add('--teacher', required=True, help=networks)
-    add('--checkpoint', help="the teacher's weights; without it those of its library")
+    add('--checkpoint', help="the teacher's weights (default: those of its library)")
     add('--student', required=True, help='as --teacher; it starts with random weights')
     add('--method', default='kd', choices=METHODS, help='default: kd')
     add('--epochs', type=int, default=100, help='epochs of the student; default: 100')
@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 def call(script: str, *arguments: str) -> None:
     """Runs a script of ``tools``, and ends with its exit status if it fails.
 
-    The script gets the signals: train.py writes a checkpoint before it stops.
+    The script gets all signals, so train.py writes a checkpoint before it stops.
     """
     command = [sys.executable, str(TOOLS / script), *arguments]
     with subprocess.Popen(command) as process:
@@ -59,7 +59,7 @@ def call(script: str, *arguments: str) -> None:
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), before):
         signal.signal(number, handler)
     if status:
-        # As a shell says that a signal ended it
+        # As shells do if a signal ended it: 128 and the signal's number
         sys.exit(status if status > 0 else 128 - status)
 
 
@@ -82,7 +82,7 @@ def main() -> None:
             print(shlex.join(['python', os.path.relpath(TOOLS / script), *arguments]))
         return
     for command in made.commands():
-        # What an interrupted call has trained is not trained again
+        # With --resume, training continues after an interrupted call
         call(*command, *(['--resume'] if command[0] == 'train.py' else []))
     folder = Path(args['out'])
     reports = sorted(folder.glob('student/*/explain/report.html'))

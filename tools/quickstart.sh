@@ -5,13 +5,17 @@ if (($#)); then
     cat << 'END'
 Usage: bash tools/quickstart.sh
 
-Installs mmkdx, at the first call, and runs it on the digits that ship in scikit-learn: trains a teacher
-on all training images, then students sixteen times as slim on 100 of them, alone, with the teacher's
-logits (KD) and with its class maps (CAT-KD). Compares them on the test images, and shows in a report
-where the distilled student looks, beside its teacher and beside the student trained alone.
+The first call installs mmkdx. Each call runs it on the digits of scikit-learn:
 
-Checkpoints, logs and the report are written to work_dirs/. Takes about three minutes on two CPU cores,
-after the installation.
+1. It trains a teacher on all training images.
+2. It trains three students on 100 of them: alone, with the teacher's logits (KD) and with its class
+   maps (CAT-KD). Their layers have an eighth of the teacher's width.
+3. It compares them on the test images.
+4. It writes a report that shows where the CAT-KD student, its teacher and the student trained alone
+   look.
+
+Checkpoints, logs and the report are in work_dirs/. After the installation it takes about three
+minutes on two CPU cores.
 END
     [[ $1 == -h || $1 == --help ]]
     exit
@@ -20,7 +24,7 @@ fi
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." > /dev/null
 source tools/setup_env.sh
 setup_env openmmlab demo
-# Threads of several processes that wait for work would take the cores from each other
+# Waiting threads of several processes would take the cores from each other
 export OMP_WAIT_POLICY=passive
 
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
@@ -31,8 +35,8 @@ fail() {
     exit 1
 }
 
-# Of mmengine's log the lines of progress are shown; all of it is in the file. The number of threads is fixed,
-# since it changes how sums are rounded, and with that the accuracies.
+# Shows the progress lines of mmengine's log; the file has the whole log. The number of threads is
+# fixed, since it changes how sums are rounded, and so the accuracies.
 train() { # THREADS NAME CONFIG [ARGUMENT ...]
     local log=work_dirs/$3.txt
     echo "Training $2 (configs/digits/$3.py, log in $log)"
@@ -70,7 +74,7 @@ kd=$!
 train 1 "${names[3]}" "${configs[3]}" "${cache[@]}" &
 both $! $kd
 
-# The report is made while the table is read
+# The report is made while the user reads the table
 log=work_dirs/report.txt
 rm -rf work_dirs/report
 compare=()

@@ -5,16 +5,16 @@ usage() {
     cat << 'END'
 Usage: bash tools/run_tests.sh [--stack openmmlab|onedl] [pytest's arguments]
 
-Installs what the tests need, at the first call, and runs them. Paths are relative to the checkout.
+Runs the tests. The first call installs what they need. Paths are relative to the checkout.
 
-  --stack      the package family to test with, openmmlab unless it is given
+  --stack      the package family to test with (default: openmmlab)
   -m slow      runs the slow tests, which are left out unless -m is given
   -m tutorials runs the notebooks of docs/en/tutorials
-  -m campaign  kills runs, fills disks and hands in hostile files, for --minutes (10) with --seed (0)
-  -n 0         runs all in one process, as a debugger needs; else there is one for each core, at most 4
+  -m campaign  kills runs, fills disks and passes hostile files, for --minutes (10) with --seed (0)
+  -n 0         runs all in one process, for a debugger (default: one for each core, at most 4)
 
-Without further arguments, at least 90 % of mmkdx's lines must be covered. With onedl, only the tests
-that touch mmengine, mmcv or mmpretrain run then, the first case of each, and coverage is not measured.
+Without pytest's arguments, at least 90 % of mmkdx's lines must be covered. With onedl, only the
+first case of each test that touches mmengine, mmcv or mmpretrain runs then, without coverage.
 END
 }
 
@@ -45,7 +45,7 @@ if ((${#args[@]} == 0)); then
         onedl) args=(tests --no-cov -m "$usual and families" --first-cases) ;;
     esac
 fi
-# pytest takes the last of -m and -n, so those of the user replace these. A file's tests stay in one
-# process, as they share fixtures; in their order, which has long ones begin early.
+# pytest takes the last -m and -n, so the user's replace these. The tests of a file share fixtures,
+# so they stay in one process. They keep their order, so that long ones begin early.
 exec "$PYTHON" -m pytest --cov=mmkdx --cov-report=term -m "$usual" \
     -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "${args[@]}"

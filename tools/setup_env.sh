@@ -2,7 +2,7 @@
 # puts its interpreter into $PYTHON.
 #
 # STACK is the package family, `openmmlab` or `onedl`. Each GROUP is a file requirements/GROUP.txt
-# that is needed beside runtime.txt. Versions are those of requirements/constraints.txt.
+# that is needed in addition to runtime.txt. requirements/constraints.txt sets the versions.
 #
 # The environment is the active one (venv or conda) or else .venv in the checkout. The two families
 # hold modules of the same names, so `onedl` always has an environment of its own, .venv-onedl.
@@ -30,8 +30,8 @@ setup_env() {
         own_env=no env=${VIRTUAL_ENV:-$CONDA_PREFIX}
     fi
     PYTHON=$env/bin/python
-    # Packages are installed without bytecode (see below). Where it is not written either, as images of
-    # containers often have it, each of many processes would compile all of torch.
+    # Packages are installed without bytecode (see below). Container images often forbid to write it
+    # later; then each of many processes would compile all of torch.
     unset PYTHONDONTWRITEBYTECODE
     stamp=$env/.mmkdx-setup
 
@@ -88,7 +88,7 @@ _env_stage() {
     echo "$((SECONDS - start)) s"
 }
 
-# Prints a hash of all that decides what is installed, but for the groups.
+# Prints a hash of everything that decides what is installed, except the groups.
 _env_key() {
     "$PYTHON" - "$MMKDX_ROOT" "$1" << 'END'
 import hashlib
@@ -103,7 +103,7 @@ print(key.hexdigest())
 END
 }
 
-# Says whether the words of the first argument hold all others.
+# Tells whether the words of the first argument contain all others.
 _env_has_groups() {
     local present=" $1 " group
     shift
@@ -131,7 +131,7 @@ _env_has_pip() {
     "$PYTHON" -m pip --version > /dev/null 2>&1 || "$PYTHON" -m ensurepip > /dev/null 2>&1
 }
 
-# Makes an environment, unless a working one is there already.
+# Makes an environment, unless a working one exists.
 _env_make() {
     if ! _env_has_pip; then
         _env_require_version python3 || return 1

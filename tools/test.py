@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tests a checkpoint: mmpretrain's tools/test.py with --report, --compare and --base besides."""
+"""Tests a checkpoint: mmpretrain's tools/test.py with --report, --compare and --base added."""
 
 from mmkdx.apis import run_tool
 

@@ -8,9 +8,9 @@ Usage: bash tools/test_wheel.sh [--stack openmmlab|onedl]
 Builds mmkdx's wheel, installs it and a plugin outside the checkout, and uses both from an empty folder:
 mim trains, tests and explains, and each tool starts.
 
-The new environment holds mmkdx, the plugin and mim alone. The other packages are links to those that
-tools/run_tests.sh installs, since torch alone takes minutes. mmkdx's editable installation is not linked.
-pip checks that the wheel's requirements are met.
+The new environment holds only mmkdx, the plugin and mim. All other packages are links to packages
+that tools/run_tests.sh installs, since torch alone takes minutes. mmkdx's editable installation is
+not linked. pip checks that the wheel's requirements are met.
 END
 }
 
@@ -60,9 +60,9 @@ for path in "$("$PYTHON" -c "$purelib")"/*; do
 done
 python=$folder/env/bin/python
 echo "$folder/linked" > "$("$python" -c "$purelib")/linked.pth"
-# openmim works with both families: onedl-mim 0.5.1 takes the first file in a package's RECORD for its
-# folder, and that is mmkdx-….dist-info. openmim needs pkg_resources, which setuptools 82 dropped. Of its
-# requirements opendatalab is left out: only `mim download` needs it, and it pins packages of 2022.
+# openmim works with both families. onedl-mim 0.5.1 takes the first file in a package's RECORD for
+# its folder, which is mmkdx-….dist-info. openmim needs pkg_resources, which setuptools 82 dropped.
+# Its requirement opendatalab is left out: only `mim download` needs it, and it pins packages of 2022.
 "$python" -m pip install click colorama model-index pandas requests rich 'setuptools>=80,<82' tabulate
 "$python" -m pip install --no-deps openmim
 "$python" -m pip install --no-index \

@@ -1,4 +1,4 @@
-"""How the birds of ``Parts`` are drawn."""
+"""Draws the birds of ``Parts``."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ VARIANTS = {
         ],
     },
 }
-#: Parts whose first polygon has the part's colour, and further ones are white: an eye, a pattern.
+#: Parts whose first polygon has the part's colour; further ones, an eye or a pattern, are white.
 LIGHT = ('head', 'tail', 'wing', 'beak')
-#: Where a part is joined to the bird, which looks to the right: x, y, and its direction in degrees.
+#: The joint of a part with the bird, which looks to the right: x, y, and direction in degrees.
 JOINTS = {
     'tail': (-12, 2, 172),
     'legs': (1, 7, 90),
@@ -101,8 +101,8 @@ DISTRACTORS = (
     np.stack([_ellipse(0, 0, 1, 1, 5), 0.45 * _ellipse(0, 0, 1, 1, 10)[1::2]], 1).ravel(),
 )
 
-# Ranges of hue (of 180), saturation and value that colours are drawn from: six of the background, up to
-# twelve of distractors, and one for each region of a bird
+# Colours are drawn from these ranges of hue (of 180), saturation and value. Six are for the
+# background, twelve for distractors, and one for each region of a bird.
 HSV = np.moveaxis(
     [((0, 180), (20, 150), (50, 220))] * 6
     + [((0, 180), (30, 200), (60, 230))] * 12
@@ -137,11 +137,11 @@ DECIDING = tuple(('crest', part) for part in POINTS_TO.values() for _ in VARIANT
 
 
 def scene(rng: np.random.Generator, label: int) -> tuple[list, list, Bird]:
-    """Draws at random what an image of a class consists of, whatever its size.
+    """Draws the random content of an image of a class, which does not depend on the image's size.
 
     Returns:
-        tuple: The layers of the background, see ``_layers``; the shapes that lie before it, see
-        ``_shapes``; and the bird before all of them.
+        tuple: The layers of the background (see ``_layers``), the shapes in front of it (see
+        ``_shapes``), and the bird in front of all.
     """
     decides = DECIDING[label][1]
     chosen = dict(zip(VARIANTS, rng.integers(3, size=len(VARIANTS)).tolist()))
@@ -164,9 +164,9 @@ def class_of(variants: dict[str, str]) -> int:
 def _layers(rng: np.random.Generator, colors: np.ndarray) -> list[tuple]:
     """Draws a coarse and a fine texture of a background, each of three of the (6, 3) colours.
 
-    A layer is a grid of colours, uint8 of shape (16, 16, 4), whose last channel is the region 0; the
-    affine map of shape (2, 3) from the image, in units of its side, to the grid; and OpenCV's
-    interpolation.
+    A layer is a tuple (grid, map, interpolation). The grid has colours, uint8 of shape (16, 16, 4),
+    with the region 0 as last channel. The affine map, of shape (2, 3), leads from the image, in
+    units of its side, to the grid. The interpolation is OpenCV's.
     """
     mix = rng.random((2, 256, 3)) ** 3
     mix /= mix.sum(-1, keepdims=True)
@@ -185,7 +185,7 @@ def _layers(rng: np.random.Generator, colors: np.ndarray) -> list[tuple]:
 
 
 def _distractors(rng: np.random.Generator, colors: np.ndarray) -> list[tuple]:
-    """Draws things that lie anywhere, of four or more of the colours."""
+    """Draws four or more things at random places, each in the next one of the colours."""
     colors = colors[: rng.integers(4, len(colors) + 1)]
     polygons = []
     for kind, size, angle, x, y in rng.random((len(colors), 5)).tolist():
@@ -332,7 +332,7 @@ def _mark_side(canvas: np.ndarray) -> int:
 
 
 def _corners(points: np.ndarray, size: int) -> np.ndarray:
-    """Points as OpenCV takes them, with 4 bits after the point: int32 of shape (1, n, 2)."""
+    """Points in OpenCV's fixed-point form, with 4 fractional bits: int32 of shape (1, n, 2)."""
     return np.rint((points * (16 * size)).view(float).reshape(1, -1, 2)).astype(np.int32)
 
 
@@ -343,12 +343,12 @@ def _regions(canvas: np.ndarray) -> np.ndarray:
 
 
 def develop(canvas: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Makes image and label map of a canvas, with light from some side and noise."""
+    """Makes the image and the label map of a canvas, with noise and with light from one side."""
     size = len(canvas) // 2
     image = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)[..., :3]
     gain, across, down = (rng.random(3) * (0.35, 0.4, 0.4) + (0.75, -0.2, -0.2)).tolist()
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
-    # The channels lie along the rows: NumPy is slow with a last axis of three
+    # Channels are put along the rows, since NumPy is slow if the last axis has length three
     light = np.add.outer(ramp * down, np.repeat(ramp * across + gain, 3))
     exposed = image.reshape(size, -1) * light
     exposed += rng.integers(-128, 128, exposed.shape, dtype=np.int8) >> 4  # from -8 to 7

@@ -1,4 +1,4 @@
-"""mmpretrain's Stanford Cars with the boxes of the cars, in the layouts that copies come in."""
+"""mmpretrain's Stanford Cars with the boxes of the cars, for the folder layouts of its copies."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import check_images
 from mmkdx.registry import DATASETS
 
-SOURCE = (
-    'the original page is gone, and https://github.com/pytorch/vision/issues/7545 tells of copies'
-)
+SOURCE = 'the original page is gone; for copies see https://github.com/pytorch/vision/issues/7545'
 CORNERS = ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2')
 
 
@@ -31,8 +29,9 @@ class StanfordCars(datasets.StanfordCars):
       'cars_test_annos_withlabels.mat', in 'devkit' or beside it. Images may be in a second folder of
       the same name ('cars_train/cars_train'). A 'cars_annos.mat' without 'car_ims' is not read.
 
-    Beside mmpretrain's ``img_path`` and ``gt_label`` a sample has ``gt_bboxes``, float32 of shape
-    (1, 4): x1, y1, x2, y2 in pixels, as in the file.
+    In addition to mmpretrain's ``img_path`` and ``gt_label``, a sample has ``gt_bboxes``, float32
+    of
+    shape (1, 4): x1, y1, x2, y2 in pixels, as in the file.
 
     Args:
         data_root (str): The folder. Defaults to 'data/stanford_cars'.
@@ -43,8 +42,8 @@ class StanfordCars(datasets.StanfordCars):
 
     Raises:
         FileNotFoundError: If labels or images are missing.
-        ValueError: If the split is unknown, a file of labels is damaged or another one, or a path leaves
-            the folder.
+        ValueError: If the split is unknown, a file of labels is damaged or no such file, or a path
+            leaves the folder.
     """
 
     def __init__(
@@ -59,19 +58,19 @@ class StanfordCars(datasets.StanfordCars):
         self.split = one_of('StanfordCars.split', split, ('train', 'test'))
         kwargs.setdefault('test_mode', split == 'test')
         ann_file, data_prefix = _find(Path(data_root), split)
-        # Past mmpretrain's own, which takes any cars_annos.mat for the layout with car_ims
+        # Skips mmpretrain's __init__, which takes any cars_annos.mat for the layout with car_ims
         super(datasets.StanfordCars, self).__init__(
             ann_file=ann_file, data_root=data_root, data_prefix=data_prefix, **kwargs
         )
 
     def load_data_list(self) -> list[dict]:
-        """Reads the labels and looks whether the images are there."""
+        """Reads the labels and checks that the images exist."""
         file, root = Path(self.ann_file), Path(self.img_prefix)
         try:
             # A single record is squeezed to a scalar
             records = np.atleast_1d(loadmat(file, squeeze_me=True)['annotations'])
             fields = records.dtype.names or ()
-        except Exception as error:  # SciPy raises whatever damaged bytes lead to
+        except Exception as error:  # SciPy raises many kinds for damaged bytes
             raise ValueError(
                 f'{file} is no complete copy of {file.name} ({error}); {SOURCE}'
             ) from error

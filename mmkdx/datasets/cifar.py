@@ -1,4 +1,4 @@
-"""mmpretrain's CIFAR-10 and CIFAR-100, which say where they come from when they are missing."""
+"""mmpretrain's CIFAR-10 and CIFAR-100, with errors that tell where to get missing files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmkdx.registry import DATASETS
 
 
 class _Named:
-    """Names the file that keeps a data set of CIFAR's kind from being read."""
+    """Names the missing or damaged file if a data set in CIFAR's format cannot be read."""
 
     def __init__(self, data_root: str = '', *args: Any, **kwargs: Any) -> None:
         owner = type(self).__name__
@@ -29,7 +29,7 @@ class _Named:
         """Reads images and labels."""
         try:
             return super().load_data_list()
-        # Beside its own two, mmpretrain's code raises what the download does
+        # mmpretrain's code raises two kinds of errors itself, and all errors of the download
         except (AssertionError, OSError, RuntimeError) as error:
             folder = Path(self.data_prefix['root'], self.base_folder).resolve()
             for name, md5 in self.train_list + self.test_list:
@@ -49,10 +49,10 @@ class _Named:
 
 @DATASETS.register_module()
 class CIFAR10(_Named, datasets.CIFAR10):
-    """mmpretrain's CIFAR-10, with a sentence in place of a failed download's traceback.
+    """mmpretrain's CIFAR-10, with a sentence instead of a traceback if a download fails.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. As in
-    mmpretrain ``img`` is uint8 of shape (32, 32, 3), RGB, and both splits' files are needed for either.
+    mmpretrain ``img`` is uint8 of shape (32, 32, 3), RGB. Each split needs the files of both.
 
     Raises:
         FileNotFoundError: If files are missing or damaged and could not be downloaded.

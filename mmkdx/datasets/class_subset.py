@@ -1,4 +1,4 @@
-"""Fewer classes, or fewer images of each, of any data set."""
+"""Reduces any data set to fewer classes, or to fewer images of each class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmkdx.datasets.wrappers import class_names, class_text, labels
 from mmkdx.registry import DATASETS
 
 
-# mmengine cuts a data set down by itself, so no class is wrapped around it.
+# mmengine's data sets have a method that reduces them, so no wrapper class is needed.
 @DATASETS.register_module('ClassSubset')
 def class_subset(
     dataset: dict | BaseDataset,
@@ -21,29 +21,33 @@ def class_subset(
 ) -> BaseDataset:
     """Keeps some classes of a data set, and some images of each; in configs it is ``ClassSubset``.
 
-    The result is the data set itself, in its own order and with the names of all its classes, so that
-    models keep the size of their heads. Samples of no class (with a label of -1) go.
+    The result is the data set itself, in its own order. It has the names of all its classes, so
+    models keep the size of their heads. Samples without a class (with a label of -1) are removed.
 
-    Source: Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023
-    (``num_classes`` and ``ratio``, after the authors' code), and Parchami-Araghi et al., "Good Teachers
-    Explain: Explanation-Enhanced Knowledge Distillation", ECCV 2024 (``per_class`` and ``seed``).
+    Source: Guo et al., "Class Attention Transfer Based Knowledge Distillation", CVPR 2023, for
+    ``num_classes`` and ``ratio``, after the authors' code. ``per_class`` and ``seed`` are from
+    Parchami-Araghi et al., "Good Teachers Explain: Explanation-Enhanced Knowledge Distillation",
+    ECCV 2024.
 
     Args:
         dataset (dict | BaseDataset): The data set, with one ``gt_label`` a sample. A built one is
             changed in place.
-        num_classes (int, optional): How many classes stay, the first ones. Defaults to None (all).
-        ratio (float, optional): Which share of the images of each class stays, in (0, 1]; of n
-            images int(ratio · n). Defaults to None (all).
-        per_class (int, optional): How many images of each class stay, instead of ``ratio``. Defaults to
-            None (all).
-        seed (int, optional): Draws the images. With the same seed those of a smaller number are among
-            those of a larger one. Defaults to None: the first images of each class stay.
+        num_classes (int, optional): Keeps this many classes, the first ones. Defaults to None
+            (all).
+        ratio (float, optional): The share of the images of each class to keep, in (0, 1]. Of n
+            images int(ratio · n) stay. Defaults to None (all).
+        per_class (int, optional): The number of images of each class to keep, instead of ``ratio``.
+            Defaults to None (all).
+        seed (int, optional): The seed that draws the images. With the same seed, a larger number
+            keeps all images of a smaller one. Defaults to None: the first images of each class
+            stay.
 
     Returns:
         BaseDataset: The data set.
 
     Raises:
-        TypeError: If ``dataset`` is a wrapper, such as ``RepeatDataset``, which goes around it.
+        TypeError: If ``dataset`` is a wrapper such as ``RepeatDataset``; put ``ClassSubset`` inside
+            it.
         ValueError: If an argument is out of range, or classes, images or labels are missing.
     """
     if ratio is not None and per_class is not None:

@@ -21,13 +21,13 @@ class CUB(datasets.CUB):
     """Birds of 200 species: 5,994 images to train on, 5,794 to test on.
 
     Source: C. Wah, S. Branson, P. Welinder, P. Perona and S. Belongie, "The Caltech-UCSD Birds-200-2011
-    Dataset", CNS-TR-2011-001; the public folder as it is. Beside mmpretrain's ``img_path`` and
-    ``gt_label`` a sample has
+    Dataset", CNS-TR-2011-001; the public folder as it is. In addition to mmpretrain's
+    ``img_path`` and ``gt_label``, a sample has
 
-    - ``gt_bboxes``: float32 of shape (1, 4), the bird's box x1, y1, x2, y2 in pixels, where x2 is the
-      file's x + width; a box may pass the border of its image by a pixel;
+    - ``gt_bboxes``: float32 of shape (1, 4), the bird's box x1, y1, x2, y2 in pixels. x2 is the
+      file's x + width. A box may exceed its image by a pixel.
     - with ``parts=True``, ``gt_keypoints``: float32 of shape (1, 15, 2), x and y of each part in pixels,
-      0 where it is not visible; and ``gt_keypoints_visible``: float32 of shape (1, 15), 0 or 1.
+      0 if it is not visible. ``gt_keypoints_visible`` is float32 of shape (1, 15), 0 or 1.
 
     The names of the parts are ``metainfo['parts']``. ``CropToBox`` and mmcv's ``Resize`` move boxes and
     parts with the image; ``PackInputs`` keeps them if its ``algorithm_keys`` name them.
@@ -62,7 +62,7 @@ class CUB(datasets.CUB):
         super().__init__(data_root, split, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Reads the text files and looks whether the images are there."""
+        """Reads the text files and checks that the images exist."""
         names = self._load_data_from_txt(self.ann_file)
         classes = {str(number + 1) for number in range(len(self.metainfo['classes']))}
         for file, values, meaning in (
@@ -97,7 +97,7 @@ class CUB(datasets.CUB):
         return samples
 
     def _load_data_from_txt(self, filepath: str) -> dict[int, str]:
-        """Lines of a number, which counts from 1 in the file and from 0 here, and a text."""
+        """Reads lines of a number and a text; the number counts from 1 in the file, from 0 here."""
         rows = {}
         for line in _existing(filepath).read_text().splitlines():
             number, *text = line.split(maxsplit=1) or ('', '')
@@ -110,7 +110,7 @@ class CUB(datasets.CUB):
         return rows
 
     def _table(self, filepath: Path, columns: int) -> np.ndarray:
-        """Lines of numbers, of shape (n, columns)."""
+        """Reads lines of numbers, of shape (n, columns)."""
         try:
             table = np.loadtxt(_existing(filepath), ndmin=2)
         except ValueError as error:  # a line of another length, or text
@@ -131,7 +131,7 @@ class CUB(datasets.CUB):
         return dict(zip(indices, corners.astype(np.float32)[:, None]))
 
     def _points(self, names: dict[int, str]) -> dict[int, np.ndarray]:
-        """For each image the parts' x, y and visibility, of shape (parts, 3)."""
+        """The x, y and visibility of each image's parts, of shape (parts, 3)."""
         folder = Path(self.data_root, 'parts')
         parts = self._load_data_from_txt(str(folder / 'parts.txt'))
         self._metainfo.setdefault('parts', tuple(parts[index] for index in sorted(parts)))

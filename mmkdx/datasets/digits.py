@@ -1,4 +1,4 @@
-"""The handwritten digits that ship in scikit-learn."""
+"""The handwritten digits that come with scikit-learn."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Digits(BaseDataset):
     UCI, 1998, as ``sklearn.datasets.load_digits`` has it (8 × 8 pixels, grey levels 0 to 16). Here they
     are enlarged to 32 × 32 with bilinear interpolation, 8 bits, in three equal channels.
 
-    The split is fixed and stratified: the last 60 images of each class in scikit-learn's order are the
-    test split (600 images), the others the training split (1,197). Classes alternate, so that the first
-    n samples (``indices=n``) hold them in equal numbers as long as every class lasts.
+    The split is fixed and stratified: the last 60 images of each class in scikit-learn's order are
+    the test split (600 images), the others the training split (1,197). Classes alternate, so the
+    first n samples (``indices=n``) hold equal numbers of them until the smallest class ends.
 
     A sample has ``img``, uint8 of shape (32, 32, 3), and ``gt_label``; it needs no loading transform.
 

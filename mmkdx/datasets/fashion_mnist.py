@@ -1,4 +1,4 @@
-"""mmpretrain's Fashion-MNIST, which says where its files come from when they are missing."""
+"""mmpretrain's Fashion-MNIST, with errors that tell where to get missing files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmkdx.arguments import flag, one_of, text
 from mmkdx.datasets.listing import existing
 from mmkdx.registry import DATASETS
 
-#: Bytes before the first image and before the first label, and of an image.
+#: The bytes before the first image, before the first label, and of one image.
 IMAGE_HEADER, LABEL_HEADER, IMAGE_SIZE = 16, 8, 28 * 28
 
 
@@ -22,7 +22,7 @@ class FashionMNIST(datasets.FashionMNIST):
 
     Source: H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking
     Machine Learning Algorithms", arXiv:1708.07747, 2017. As in mmpretrain ``img`` is uint8 of shape
-    (28, 28), one grey channel, and both splits' files are needed for either.
+    (28, 28), one grey channel. Each split needs the files of both.
 
     Args:
         data_root (str): The folder with the four unpacked files, such as 'train-images-idx3-ubyte'.
@@ -71,7 +71,7 @@ class FashionMNIST(datasets.FashionMNIST):
                 f'{images} has {len(pixels):,} pixels instead of {IMAGE_SIZE} for each of the '
                 f'{len(classes):,} labels in {labels.name}, so one of them is incomplete; {advice}'
             )
-        # mmpretrain's own code takes two seconds for this, by a tensor for each label
+        # mmpretrain's code makes a tensor of each label, which takes two seconds
         return [
             dict(img=img, gt_label=label)
             for img, label in zip(pixels.reshape(-1, 28, 28), classes.tolist())

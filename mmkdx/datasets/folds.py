@@ -1,4 +1,4 @@
-"""Holding out a part of the training data, in a config."""
+"""Holds out a part of the training data in a config."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from mmkdx.arguments import flag, integer
 from mmkdx.datasets.wrappers import labels, type_name, with_pipeline
 from mmkdx.registry import DATASETS
 
-#: Wrappers that take a data set without wrappers alone, so that a fold goes around them.
+#: Wrappers that take only a data set without wrappers, so a fold is put around them.
 INNER = ('ClassSubset', 'KFoldDataset')
 
 
 @DATASETS.register_module()
 class StratifiedFold:
-    """All folds of a data set but one to train on, or that one to validate on.
+    """All folds of a data set except one, to train on, or only this one, to validate on.
 
     The images are shuffled and each fold has about the same share of each class (scikit-learn's
-    ``StratifiedKFold``). Classes are not looked at (``KFold``) if images have no label or several, or if
+    ``StratifiedKFold``). Classes are ignored (``KFold``) if images have no label or several, or if
     no class has ``num_folds`` images. Unlike mmpretrain's ``KFoldDataset`` it takes any data set.
 
     Args:
         dataset (dict): The config of the data set.
         fold (int): Which fold is held out, from 0. Defaults to 0.
         num_folds (int): The number of folds, at least 2. Defaults to 5.
-        held_out (bool): Whether this is the fold that is held out, else the rest. Defaults to False.
+        held_out (bool): Whether to show the held-out fold instead of the rest. Defaults to False.
         seed (int): The random seed of the shuffling. Defaults to 0.
 
     Raises:
@@ -70,7 +70,7 @@ class StratifiedFold:
         return self.dataset.metainfo
 
     def full_init(self) -> None:
-        """Does nothing, as the annotations are loaded."""
+        """Does nothing, as the annotations are already loaded."""
 
     def get_data_info(self, index: int) -> dict:
         """The annotation of a sample."""
@@ -88,7 +88,7 @@ class StratifiedFold:
 
 
 def training_folds(dataset: dict, fold: int, num_folds: int) -> dict:
-    """The config of training data without one fold; copies that wrappers make of an image go as well."""
+    """The config of training data without one fold, also without wrappers' copies of its images."""
     inner = dataset.get('datasets') or dataset.get('dataset')
     if inner is None or type_name(dataset) in INNER:
         return dict(type='StratifiedFold', dataset=dataset, fold=fold, num_folds=num_folds)
@@ -98,7 +98,7 @@ def training_folds(dataset: dict, fold: int, num_folds: int) -> dict:
 
 
 def held_out_fold(dataset: dict, fold: int, num_folds: int, pipeline: list[dict]) -> dict:
-    """The config of the fold that ``training_folds`` leaves out: each image once, other transforms."""
+    """The config of the fold that ``training_folds`` leaves out: images once, other transforms."""
     folds = [
         {**each, 'held_out': True} for each in _folds(training_folds(dataset, fold, num_folds))
     ]

@@ -1,4 +1,4 @@
-"""Images that lists name, as tools/dataset_converters/image_list.py writes them."""
+"""Images of lists as tools/dataset_converters/image_list.py writes them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class ImageList(BaseDataset):
     """The images that a list names, with their classes.
 
     A line of the list is a path below ``data_root`` and a label, as in mmpretrain's ``CustomDataset``.
-    'classes.txt' beside the list has the names of the labels, one a line. Images that are missing are
+    'classes.txt' beside the list has the names of the labels, one in each line. Missing images are
     an error at the start.
 
     Args:
         ann_file (str): The list, below ``data_root``.
         source (str, optional): Where the images come from, for the error if they are missing.
-            Defaults to None: they are the user's own, and tools/new_config.py lists them.
+            Defaults to None: the user's own images, which tools/new_config.py has listed.
         data_root (str): The folder. Defaults to ''.
-        allow_outside (bool): Whether paths may leave the folder, as a converter's do for images
-            that are not below its lists. Defaults to False.
+        allow_outside (bool): Whether paths may leave the folder. A converter writes such paths if
+            images are not below its lists. Defaults to False.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
@@ -58,7 +58,7 @@ class ImageList(BaseDataset):
         names = existing(table.with_name('classes.txt'), 'ann_file of ImageList', advice)
         classes = tuple(names.read_text(encoding='utf-8').splitlines())
         self._metainfo.setdefault('classes', classes)
-        # Names of files may hold bytes that are no text
+        # File names may hold bytes that are no text
         text = table.read_text(encoding='utf-8', errors='surrogateescape')
         samples = []
         for number, line in enumerate(text.splitlines(), 1):
@@ -74,6 +74,6 @@ class ImageList(BaseDataset):
         return [dict(img_path=str(root / name), gt_label=label) for name, label in samples]
 
     def _copy_without_annotation(self, memo: dict | None = None) -> ImageList:
-        # mmengine's default is one dict for all calls, which would hand the copy of a data set that is
-        # gone to whatever has come to its address, such as a transform of the next one
+        # mmengine's default is one dict for all calls, by the address of objects. A new object, such
+        # as a transform, may have the address of a deleted data set and would be taken for it.
         return super()._copy_without_annotation({} if memo is None else memo)

@@ -34,15 +34,15 @@ class ImageNetSegmentation(BaseDataset):
     A sample has
 
     - ``img``: uint8 of shape (H, W, 3), BGR like that of ``LoadImageFromFile``;
-    - ``gt_seg_map``: uint8 of shape (H, W), 1 where the object is, else 0; where an image has several
-      masks, the first one;
-    - ``gt_label``: its class of the 1,000 of ILSVRC 2012, found by the WordNet id; -1 (an error for
-      ``Accuracy``) where that is none of theirs, and the log says how many there are;
-    - ``img_id`` and ``wordnet_id``: str, as they stand in the file;
+    - ``gt_seg_map``: uint8 of shape (H, W), 1 at the object, else 0. If an image has several masks,
+      it is the first one;
+    - ``gt_label``: its class among the 1,000 of ILSVRC 2012, found by the WordNet id. Other ids
+      have -1 (an error for ``Accuracy``), and the log tells how many there are;
+    - ``img_id`` and ``wordnet_id``: str, as in the file;
     - ``img_shape`` and ``ori_shape``: (H, W).
 
-    It needs no loading transform. The file is opened for each sample anew, so that worker processes
-    share no handle.
+    It needs no loading transform. The file is opened again for each sample, so worker processes share
+    no handle.
 
     Args:
         ann_file (str): The file, below ``data_root``. Defaults to 'gtsegs_ijcv.mat'.
@@ -110,7 +110,7 @@ class ImageNetSegmentation(BaseDataset):
         """Reads a sample, with the fields that the class describes."""
         info = super().get_data_info(idx)
         with self._open() as file:
-            # MATLAB's columns come first: the axes are reversed
+            # MATLAB stores columns first, so the axes are reversed
             image, mask = (part[()].T for part in _image_and_mask(file, info.pop('index')))
         info['img'] = np.ascontiguousarray(image[..., ::-1])
         info['gt_seg_map'] = np.ascontiguousarray(mask > 0).astype(np.uint8)
@@ -119,7 +119,7 @@ class ImageNetSegmentation(BaseDataset):
 
     @contextmanager
     def _open(self) -> Iterator[Any]:
-        """The open file; what is wrong with it is an error that names it."""
+        """Yields the open file; an error about its content names the file."""
         try:
             import h5py
         except ImportError as error:
@@ -151,7 +151,7 @@ def _image_and_mask(file: Any, index: int) -> tuple[Any, Any]:
 
 
 def _column(file: Any, name: str) -> Any:
-    """The HDF5 dataset with a reference for each image, which no link may take from another file."""
+    """The HDF5 dataset with a reference for each image; links are refused."""
     for group, key in ((file, 'value'), (file['value'], name)):
         if type(link := group.get(key, getlink=True)).__name__ != 'HardLink':
             raise DamagedError(f'{key!r} is a link ({type(link).__name__}), which is not followed')
@@ -166,7 +166,7 @@ def _content(file: Any, reference: Any) -> Any:
 
 
 def _inside(part: Any, name: str) -> Any:
-    """An HDF5 dataset, which must be small enough and in the file itself."""
+    """Returns an HDF5 dataset if it is small enough and in the file itself."""
     if not hasattr(part, 'chunks'):
         raise DamagedError(f'{name} is no array')
     if part.external or part.is_virtual:

@@ -1,4 +1,4 @@
-"""The WordNet ids of the 1,000 classes of ILSVRC 2012, in the order of their labels, which is sorted."""
+"""The WordNet ids of the 1,000 classes of ILSVRC 2012, sorted, as the labels are."""
 
 WORDNET_IDS = """
 n01440764 n01443537 n01484850 n01491361 n01494475 n01496331 n01498041 n01514668 n01514859

@@ -1,4 +1,4 @@
-"""Are the files that a data set needs there, below its folder, and images that can be read?"""
+"""Checks that the files of a data set exist, are below its folder, and are readable images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class UnreadableError(ValueError):
 
 
 def existing(path: str | Path, option: str, advice: str) -> Path:
-    """The path of a file that is there, else an error that names the option and gives advice."""
+    """Returns the path of a file; if it is missing, an error names the option and gives advice."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'there is no file {path.resolve()} ({option}); {advice}')
@@ -28,7 +28,7 @@ def existing(path: str | Path, option: str, advice: str) -> Path:
 
 
 def leaves(name: str) -> bool:
-    """Whether a path, read below a folder, leads out of it: an absolute one, or by '..'."""
+    """Whether a path below a folder leads out of it: because it is absolute, or by '..'."""
     name = name.replace('\\', '/')
     return os.path.isabs(name) or os.path.normpath(name).split('/')[0] == '..'
 
@@ -36,10 +36,10 @@ def leaves(name: str) -> bool:
 def check_images(
     root: Path, names: Sequence[str], listed_in: str, advice: str, allow_outside: bool = False
 ) -> None:
-    """Looks for images below a folder, by their paths with forward slashes.
+    """Checks that images exist below a folder, by their paths with forward slashes.
 
-    Each folder is listed once, which is cheap on network drives as well. A symbolic link may lead
-    anywhere, as whoever made the folder made the link.
+    Each folder is listed once, which is fast on network drives, too. A symbolic link may lead
+    anywhere, since the link was made by whoever made the folder.
 
     Raises:
         FileNotFoundError: If images are missing.
@@ -90,7 +90,7 @@ def read_size(path: Path) -> tuple[int, int, str]:
         raise UnreadableError(f'{error}') from error
     except Exception as error:  # Pillow's readers raise many kinds
         raise UnreadableError(f'Pillow: {error}') from error
-    # cv2.imread breaks down at names that are not UTF-8
+    # cv2.imread fails for names that are not UTF-8
     if cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) is None:
         raise UnreadableError('OpenCV cannot decode it')
     return height, width, mode

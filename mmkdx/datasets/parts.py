@@ -1,4 +1,4 @@
-"""Birds made of parts, drawn by the project itself, with the truth about what decides the class."""
+"""Birds made of parts, drawn by mmkdx, with ground truth on the parts that decide the class."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from mmkdx.registry import DATASETS
 
 SPLITS = ('train', 'val', 'test')
 MARKS = ('none', 'class', 'random')
-#: What a part can be: its variants, and for the mark the class that it belongs to.
+#: The choices for each part: its variants, or for the mark the class that it belongs to.
 CHOICES = {**{part: tuple(each) for part, each in birds.VARIANTS.items()}, 'mark': birds.CLASSES}
 
 
 @DATASETS.register_module()
 class Parts(BaseDataset):
-    """Birds made of parts on distracting backgrounds; the class is decided by parts.
+    """Birds made of parts on distracting backgrounds; two parts decide the class.
 
-    A bird has a body, a head, and five parts of three variants each: tail, wing, beak, crest and legs.
-    The crest says which other part counts (spiked: the tail; bobbled: the wing; plumed: the beak), and
-    the variant of that part makes the class, so there are nine classes. All the rest (variants of the
-    other parts, colours, proportions, pose, light, background) is random and independent of the class.
+    A bird has a body, a head, and five parts of three variants each: tail, wing, beak, crest and
+    legs. The crest tells which other part counts (spiked: the tail; bobbled: the wing; plumed: the
+    beak). The variant of that part decides the class, so there are nine classes. All the rest
+    (variants of the other parts, colours, proportions, pose, light, background) is random and
+    independent of the class.
 
     A sample depends on ``seed``, ``split`` and its index alone. (Other versions of NumPy or OpenCV may
     draw other pixels.) The label is the index modulo 9. All images are drawn at the beginning and kept
     in memory, 16 KiB each at the default size.
 
-    A mark can be planted in the background: a small white plate with a symbol of a class, that never
-    touches the bird. Apart from it images are the same with every choice of ``mark``.
+    A mark can be added to the background: a small white plate with a symbol of a class. It never
+    touches the bird. Apart from it, images are the same with every choice of ``mark``.
 
     A sample has
 
@@ -42,30 +43,31 @@ class Parts(BaseDataset):
     - ``gt_label``: int;
     - ``gt_seg_map``: uint8 of shape (image_size, image_size), ids of ``metainfo['regions']``: 0 is the
       background, 8 the mark. A pixel belongs to the last painted region that covers a part of it;
-    - ``object_labels``, ``deciding_labels``, ``mark_labels``: lists of such ids: the whole bird, the
-      two parts that decide its class, and the mark (empty without one);
-    - ``variants``: dict, the variant of each part, None where it is missing;
+    - ``object_labels``, ``deciding_labels``, ``mark_labels``: lists of these ids for the whole
+      bird, for the two parts that decide its class, and for the mark (empty without one);
+    - ``variants``: dict, the variant of each part, None if it is missing;
     - ``mark_label``: the class whose mark is shown, None without a mark;
-    - ``drawing``: the number that the image was drawn by, its index in the whole data set;
-    - ``group``, with a mark: int, 1 where it is that of the image's class, else 0.
+    - ``drawing``: the number of the drawing, which is the image's index in the whole data set;
+    - ``group``, if there is a mark: int, 1 for the mark of the image's class, else 0.
 
-    It needs no loading transform. ``metainfo['deciding_parts']`` has for each class the deciding parts.
+    It needs no loading transform. ``metainfo['deciding_parts']`` has the deciding parts of each
+    class.
 
     ``intervene`` draws the same image again without a part, with another variant of it, or with another
-    mark. So the true effect of a part on a model can be measured; see ``PartIntervention``.
+    mark. ``PartIntervention`` uses this to measure the true effect of a part on a model.
 
     Args:
         split (str): 'train', 'val' or 'test', which share no image. Defaults to 'train'.
-        num_samples (int): How many images. Defaults to 3600.
-        image_size (int): Height and width, from 32 on. Defaults to 64.
-        mark (str): 'none'; 'class': the mark is that of the class; or 'random': that of a class drawn
-            uniformly. Defaults to 'none'.
+        num_samples (int): The number of images. Defaults to 3600.
+        image_size (int): Height and width, at least 32. Defaults to 64.
+        mark (str): 'none', 'class' for the mark of the image's class, or 'random' for the mark of a
+            class that is drawn uniformly. Defaults to 'none'.
         bias (float): With ``mark='class'``, the share of images with the mark of their class, exact
-            within each class (rounded); the others have that of another class. Defaults to 1.0.
+            within each class (rounded). The others have the mark of another class. Defaults to 1.0.
         missing (float): Probability that an image lacks 1, 2 or 3 of the parts that do not decide its
-            class (the number is uniform). A model that trains on such images knows birds with missing
-            parts when parts are removed. Defaults to 0.0.
-        seed (int): Another seed makes another world of images, of the same classes. Defaults to 0.
+            class (the number is uniform). A model trained on such images already knows birds with
+            missing parts. Defaults to 0.0.
+        seed (int): Another seed makes other images of the same classes. Defaults to 0.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``, such as ``pipeline``.
 
     Raises:
@@ -97,7 +99,7 @@ class Parts(BaseDataset):
         self.missing = number('Parts.missing', missing, 0, 1)
         self.seed = integer('Parts.seed', seed, 0)
         if bias != 1 and mark != 'class':
-            raise ValueError(f"Parts.bias is {bias}, which has a meaning with mark='class' alone")
+            raise ValueError(f"Parts.bias is {bias}, which is used only with mark='class'")
         kwargs.setdefault('test_mode', split != 'train')
         super().__init__(ann_file='', **kwargs)
 
@@ -106,12 +108,12 @@ class Parts(BaseDataset):
         return [self._draw(index) for index in range(self.num_samples)]
 
     def interventions(self, index: int, kind: str) -> dict[str, list[str | None]]:
-        """The interventions that an image allows, by part: each value is a ``variant`` of ``intervene``.
+        """The interventions that an image allows: values of ``variant`` for each part.
 
         Args:
             index (int): The index of the image.
-            kind (str): 'remove', or 'swap' for other variants, and for the marks of all other classes.
-                A variant that would leave the image is left out.
+            kind (str): 'remove', or 'swap' for other variants and for the marks of all other
+                classes. Variants that do not fit into the image are left out.
 
         Raises:
             ValueError: If the kind is neither.
@@ -135,7 +137,7 @@ class Parts(BaseDataset):
         }
 
     def intervene(self, index: int, part: str | None = None, variant: str | None = None) -> dict:
-        """Draws an image again with one change; all else stays where it is, and as it is.
+        """Draws an image again with one change; all else stays the same.
 
         Args:
             index (int): The index of the image.
@@ -147,7 +149,7 @@ class Parts(BaseDataset):
         Returns:
             dict: A sample like that of ``get_data_info``. With another crest, or another variant of
             the part that the crest points to, ``gt_label`` is the class of the new bird. A removal
-            leaves it.
+            does not change it.
 
         Raises:
             ValueError: If there is no such part or variant, the image lacks the part, or the variant
@@ -181,7 +183,7 @@ class Parts(BaseDataset):
         return dict(info['variants'], mark=None if mark is None else birds.CLASSES[mark])
 
     def _scene(self, drawing: int) -> tuple[np.random.Generator, list, list, birds.Bird]:
-        """What is random in an image but for the mark, and the generator that draws light and noise."""
+        """The generator of light and noise, and the random content of an image without the mark."""
         rng = self._generator(drawing, 0)
         return rng, *birds.scene(rng, drawing % len(birds.CLASSES))
 
@@ -190,12 +192,12 @@ class Parts(BaseDataset):
         return np.random.default_rng(key)
 
     def _draw(self, drawing: int, changes: Mapping[str, Any] = MappingProxyType({})) -> dict:
-        """Draws a sample, with the fields that the class describes, and changes of parts."""
+        """Draws a sample with the fields that the class describes, after changes of its parts."""
         rng, layers, things, bird = self._scene(drawing)
         rank, label = divmod(drawing, len(birds.CLASSES))
         mark_label, mark_rng = None, None
         if self.mark != 'none':
-            # Of its own, so that the mark changes nothing else
+            # A generator of its own, so that the mark changes nothing else
             mark_rng = self._generator(drawing, 1)
             mark_label = self._mark_label(mark_rng, rank, label)
         variants = {**bird.variants, **self._missing_parts(drawing, label), **changes}

@@ -50,7 +50,8 @@ def check_push_set(dataloader: DataLoader, num_classes: int) -> None:
     """Checks the images to project onto, for a network of ``num_classes`` classes.
 
     Raises:
-        ValueError: If they are augmented, a class has none, or an image has no class or several.
+        ValueError: If images are augmented, a class has no image, or an image has no class or
+            several.
     """
     dataset = dataloader.dataset
     random = ('random', 'augment', 'jitter', 'erasing', 'mixup', 'cutmix')

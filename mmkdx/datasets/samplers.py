@@ -16,17 +16,18 @@ from mmkdx.registry import DATA_SAMPLERS
 class PairSampler(DefaultSampler):
     """Yields pairs one after the other: x0, x0', x1, x1', ..., for losses that compare two images.
 
-    The images x are those of mmengine's ``DefaultSampler``, in its order. So there are twice as many
-    indices as images: with twice the ``batch_size``, which must be even, an epoch has as many steps as
-    without pairs. Partners are drawn by seed and epoch. Copies of an image that a wrapper such as
-    ``RepeatDataset`` makes are one image.
+    mmengine's ``DefaultSampler`` yields the images x. There are twice as many indices as images.
+    With twice the ``batch_size``, which must be even, an epoch has as many steps as without pairs.
+    Partners are drawn by seed and epoch. Copies of an image that a wrapper such as
+    ``RepeatDataset`` makes count as one image.
 
     Args:
-        dataset (Sized): The data set, or a wrapper of some. With ``same='class'`` each sample must have
-            one class.
-        same (str): What the two of a pair have in common. With 'class' the partner is another image of
-            the same class, uniformly drawn, or the image itself where it is the only one. With 'image'
-            it is the image itself, which the random transforms turn into two views. Defaults to 'class'.
+        dataset (Sized): The data set, or a wrapper of data sets. With ``same='class'`` each sample
+            must have one class.
+        same (str): What the images of a pair have in common. With 'class' the partner is another
+            image of the class, drawn uniformly, or the image itself if it is the only one. With
+            'image' it is the image itself, and random transforms make two views of it. Defaults to
+            'class'.
         shuffle (bool): Whether the order of x is random. Defaults to True.
         seed (int, optional): The seed, the same on all ranks. Defaults to None: mmengine's.
 
@@ -72,10 +73,10 @@ class PairSampler(DefaultSampler):
         return 2 * super().__len__()
 
     def _partners(self) -> np.ndarray:
-        """For each index of the data set that of its partner in this epoch."""
-        # Not torch's generator with this seed, by which the order is drawn
+        """For each index of the data set, the index of its partner in this epoch."""
+        # Not torch's generator with this seed, since it draws the order
         random = np.random.default_rng([self.seed, self.epoch])
         drawn = random.integers(np.maximum(self._count - 1, 1))
-        # The own place is passed over
+        # Skips the image's own place
         drawn += (drawn >= self._place) & (self._count > 1)
         return self._members[self._start + drawn]

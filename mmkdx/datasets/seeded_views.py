@@ -23,26 +23,27 @@ from mmkdx.sample_numbers import parts
 
 @DATASETS.register_module()
 class SeededViews:
-    """Each sample in a fixed number of views, so that what is computed of a view can be kept.
+    """Shows each sample in a fixed number of views, so that results of a view can be stored.
 
-    A view is the sample as the random transforms of the pipeline leave it. ``dataset[i]`` is sample i
-    in view 0, ``dataset[i + v * len(dataset)]`` the same sample in view v. The generators of Python,
-    numpy and torch (on the CPU) are seeded by seed, sample and view before the transforms run, and
-    restored afterwards. So a view is the same in any process, worker and order. Transforms with a
-    generator of their own are not reached.
+    A view is the sample after the random transforms of the pipeline. ``dataset[i]`` is sample i in
+    view 0, and ``dataset[i + v * len(dataset)]`` is the same sample in view v. The generators of
+    Python, numpy and torch (on the CPU) are seeded by seed, sample and view before the transforms
+    run, and restored afterwards. So a view is the same in any process, worker and order. Transforms
+    with a generator of their own are not seeded.
 
-    Each data sample gets three fields of meta information, by which a cache finds its rows:
-    ``position`` (i), ``view`` (v) and ``source``. Seeds of augmentations are stored as in Wu et al.,
+    Each data sample gets three fields of meta information: ``position`` (i), ``view`` (v) and
+    ``source``. A cache finds its rows by them. Seeds of augmentations are stored as in Wu et al.,
     "TinyViT", ECCV 2022.
 
     Args:
         dataset (dict | BaseDataset): The data set, or a wrapper of data sets.
         views (int): The number of views of each sample, at least 1. ``ViewSampler`` shows another one in
-            each epoch; other samplers show view 0 alone. Defaults to 1.
+            each epoch; other samplers show only view 0. Defaults to 1.
         seed (int): The seed of the transforms, at least 0. Defaults to 0.
 
     Raises:
-        ValueError: If an argument is out of range, or (from an index) the pipeline makes no data sample.
+        ValueError: If an argument is out of range, or, when an item is read, the pipeline makes no
+            data sample.
     """
 
     def __init__(self, dataset: dict | BaseDataset, views: int = 1, seed: int = 0) -> None:
@@ -59,12 +60,12 @@ class SeededViews:
         return self.dataset.metainfo
 
     def full_init(self) -> None:
-        """Loads the annotations, and finds what the data are before workers are started."""
+        """Loads the annotations, and computes ``source`` before workers are started."""
         self.dataset.full_init()
         self.source  # noqa: B018
 
     def get_data_info(self, index: int) -> dict:
-        """The annotation of a sample, in whatever view."""
+        """The annotation of a sample, the same in all views."""
         return self.dataset.get_data_info(index % len(self))
 
     def get_cat_ids(self, index: int) -> list[int]:
@@ -72,7 +73,7 @@ class SeededViews:
         return self.dataset.get_cat_ids(index % len(self))
 
     def __len__(self) -> int:
-        """The number of samples, each of which has ``views`` views."""
+        """The number of samples; each has ``views`` views."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
@@ -93,10 +94,10 @@ class SeededViews:
 
     @cached_property
     def source(self) -> str:
-        """What the samples and their augmentations are: two hashes, ``<data>.<pipeline>``.
+        """Two hashes of the samples and their augmentations, ``<data>.<pipeline>``.
 
-        The first is of the wrappers' types, the number of samples, and the annotations of 64 of them at
-        equal distances, without folders. The second is of the transforms' texts and the seed.
+        The first covers the wrappers' types, the number of samples, and the annotations of 64
+        evenly spaced samples without folders. The second covers the transforms' texts and the seed.
         """
         all_parts, count = list(_all_parts(self.dataset)), len(self)
         looked_at = np.unique(np.linspace(0, count - 1, 64).astype(int)) if count else ()
@@ -112,7 +113,7 @@ class SeededViews:
 
 @DATA_SAMPLERS.register_module()
 class ViewSampler(DefaultSampler):
-    """mmengine's ``DefaultSampler``, which shows ``SeededViews`` in view e mod ``views`` in epoch e.
+    """mmengine's ``DefaultSampler`` that shows view e mod ``views`` of ``SeededViews`` in epoch e.
 
     The keyword arguments are those of ``DefaultSampler``: shuffle, seed and round_up.
     """
@@ -156,7 +157,7 @@ def _all_parts(dataset: Any) -> Iterator[Any]:
 
 
 def _say(value: Any) -> Any:
-    """A value of an annotation as its text shows all of it, and nothing of where files lie."""
+    """A form of an annotation's value whose text shows all of it except the folders of files."""
     if isinstance(value, dict):
         return [(key, _say(value[key])) for key in sorted(value)]
     if isinstance(value, list | tuple):

@@ -25,12 +25,12 @@ class STL10(BaseDataset):
     Source: A. Coates, H. Lee and A. Y. Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature
     Learning", AISTATS 2011; the binary files as they are, without the unlabelled images (2.7 GB).
 
-    A sample has ``img``, uint8 of shape (96, 96, 3), RGB as that of mmpretrain's CIFAR, and
+    A sample has ``img``, uint8 of shape (96, 96, 3), RGB as in mmpretrain's CIFAR, and
     ``gt_label``. It needs no loading transform: each image is read when it is asked for.
 
     Args:
-        data_root (str): The folder with 'train_X.bin', 'train_y.bin', 'test_X.bin' and 'test_y.bin', of
-            which the split's two are needed. Defaults to 'data/stl10_binary'.
+        data_root (str): The folder with 'train_X.bin' and 'train_y.bin', or with 'test_X.bin' and
+            'test_y.bin' for the test split. Defaults to 'data/stl10_binary'.
         split (str): 'train' or 'test'. Defaults to 'train'.
         fold (int, optional): One of the ten public folds, 0 to 9, of 1,000 training images each; it
             needs 'fold_indices.txt'. Defaults to None (all images).
@@ -38,10 +38,11 @@ class STL10(BaseDataset):
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If an argument is out of its range, or files are cut off or do not fit together.
+        ValueError: If an argument is out of its range, or files are incomplete or do not fit
+            together.
     """
 
-    #: Of the channels of ``img``.
+    #: The order of the channels of ``img``.
     channel_order = 'rgb'
     METAINFO = {'classes': 'airplane bird car cat deer dog horse monkey ship truck'.split()}
 

@@ -1,4 +1,4 @@
-"""What is in a user's folder, or CSV, of images: classes, sizes, and files that cannot be read."""
+"""Surveys a user's images in a folder or CSV: classes, sizes, and files that cannot be read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from mmkdx.datasets.listing import UnreadableError, read_size
 from mmkdx.files import printable
 
-#: The names of the folder with the images to validate on; the first that is there counts.
+#: Possible names of the folder with the images to validate on; the first that exists counts.
 VALIDATION = ('val', 'valid', 'validation', 'test')
 #: The names of the two columns of a CSV.
 COLUMNS = (
     ('path', 'file', 'filename', 'image'),
     ('label', 'class', 'category', 'target'),
 )
-#: The share of the images of each class that is held out where the data have no such part.
+#: The share of the images of each class that is held out if the data have no such folder.
 HELD_OUT = 0.2
 
 #: A path below the root, with forward slashes, and a label.
@@ -39,10 +39,10 @@ class Survey:
         root (Path): The folder that the paths of images are relative to.
         classes (tuple[str, ...]): The names of the classes, sorted.
         train (list[Row]): The images to train on that can be read.
-        val (list[Row]): Those to validate on.
-        unreadable (dict[str, str]): For each file that cannot be read, why.
+        val (list[Row]): The images to validate on that can be read.
+        unreadable (dict[str, str]): For each file that cannot be read, the reason.
         sizes (list[tuple[int, int]]): Height and width of each image that can be read, in pixels.
-        modes (dict[str, int]): How many images have which mode of Pillow.
+        modes (dict[str, int]): The number of images by Pillow's mode.
         split (bool): Whether the images to validate on were drawn from one folder or CSV.
     """
 
@@ -61,7 +61,7 @@ class Survey:
         return statistics.median(min(size) for size in self.sizes)
 
     def sentences(self) -> list[str]:
-        """What a user should know of the data."""
+        """What a user should know about the data."""
         low, high = ([f(each) for each in zip(*self.sizes)] for f in (min, max))
         sizes = ' to '.join(dict.fromkeys(f'{height} x {width}' for height, width in (low, high)))
         found = [
@@ -98,14 +98,15 @@ def survey(data: str | Path, seed: int = 0) -> Survey:
     """Finds a user's images, decodes each of them, and splits them if they are not split.
 
     Args:
-        data (str | Path): A folder with ``train/CLASS/*`` and ``val/CLASS/*``; a folder with
-            ``CLASS/*``; or a CSV with a column of paths, relative to its folder, and one of labels.
-            Folders of classes are searched with their sub-folders. Hidden files are left out.
+        data (str | Path): A folder with ``train/CLASS/*`` and ``val/CLASS/*``, a folder with
+            ``CLASS/*``, or a CSV. The CSV has a column of paths, relative to its folder, and one of
+            labels. Folders of classes are searched with their sub-folders. Hidden files are left
+            out.
         seed (int): The random seed of the split. Defaults to 0.
 
     Raises:
         FileNotFoundError: If there is no such folder or file, or it holds no images.
-        ValueError: If there are no two classes, a class has too few images that can be read, or the
+        ValueError: If there are fewer than two classes, a class has too few readable images, or the
             CSV lacks a column.
     """
     path = Path(os.path.abspath(data))
@@ -135,9 +136,9 @@ def survey(data: str | Path, seed: int = 0) -> Survey:
     counts = Counter(label for _, label in rows[0])
     for i, name in enumerate(classes):
         if counts[i] < 1 + split:
-            needed = 'two, of which one is held out' if split else 'one'
+            needed = 'two, since one is held out' if split else 'one'
             raise ValueError(
-                f'--data: of class {name!r} {counts[i]} images to train on can be read; it needs at '
+                f'--data: class {name!r} has {counts[i]} readable images to train on; it needs at '
                 f'least {needed}'
             )
     train, val = _split(rows[0], seed) if split else rows
@@ -176,7 +177,7 @@ def _parts_of_folder(folder: Path) -> tuple[bool, list[list[tuple[Path, str]]]]:
 
 
 def _images(folder: Path) -> list[tuple[Path, str]]:
-    """The images in the folders of classes, with the names of these."""
+    """The images in the folders of classes, with the classes' names."""
     found = [
         (file, each.name) for each in _visible(folder) if each.is_dir() for file in _walk(each)
     ]
@@ -201,7 +202,7 @@ def _images(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder, sorted, without what systems put there (.DS_Store, __MACOSX)."""
+    """The content of a folder, sorted, without the files of systems (.DS_Store, __MACOSX)."""
     return sorted(each for each in folder.iterdir() if not each.name.startswith(('.', '__')))
 
 
@@ -234,7 +235,7 @@ def _rows_of_csv(path: Path) -> list[tuple[Path, str]]:
         if len(found) != 1:
             raise ValueError(
                 f'--data: {path} has the columns {", ".join(header[1])}; call one {choices[0]!r} (or '
-                f'{", ".join(choices[1:])}), so that it is known'
+                f'{", ".join(choices[1:])})'
             )
         places += found
     result: dict[Path, str] = {}
@@ -255,7 +256,7 @@ def _rows_of_csv(path: Path) -> list[tuple[Path, str]]:
 def _check_classes(
     data: Path, classes: Sequence[str], parts: Sequence[Sequence[tuple[Path, str]]]
 ) -> None:
-    """Refuses names that no list can hold, fewer than two classes, and classes without training."""
+    """Refuses names that no list can hold, a single class, and classes without training images."""
     for name in classes:
         if printable(name) != name:
             raise ValueError(
@@ -264,8 +265,8 @@ def _check_classes(
             )
     if len(classes) < 2:
         raise ValueError(
-            f'--data: {data} has one class, {classes[0]!r}, and two are needed; is the folder of the '
-            'classes a level below?'
+            f'--data: {data} has one class, {classes[0]!r}, and two are needed; are the folders of '
+            'the classes one level below?'
         )
     if strange := sorted(set(classes) - {name for _, name in parts[0]}):
         raise ValueError(
@@ -276,7 +277,7 @@ def _check_classes(
 
 def _split(rows: Sequence[Row], seed: int) -> tuple[list[Row], list[Row]]:
     """Holds out a share of each class, at least one image."""
-    # scikit-learn's refuses to hold out fewer images than there are classes
+    # scikit-learn's split refuses to hold out fewer images than there are classes
     random = np.random.default_rng(seed)
     train, val = [], []
     for label in sorted({label for _, label in rows}):

@@ -22,8 +22,8 @@ class TinyImageNet(BaseDataset):
     Source: Stanford's course CS231n; the public folder as it is. Copies with validation images in
     ``val/<id>/`` or ``val/<id>/images/`` are read as well.
 
-    Classes are the WordNet ids in ascending order. That is not the order of 'wnids.txt', which only
-    tells which ids there are (without it there must be 200).
+    Classes are the WordNet ids in ascending order, which is not the order of 'wnids.txt'. That file
+    only tells which ids there are; without it there must be 200.
 
     A sample has ``img_path`` and ``gt_label``; the test split has no public labels.
 

@@ -16,7 +16,7 @@ from mmkdx.registry import TRANSFORMS
 
 
 def _torch_dtype(name: str) -> torch.dtype:
-    """mmpretrain's ``_str_to_torch_dtype``, which evaluates the text of a config."""
+    """mmpretrain's ``_str_to_torch_dtype``, but it does not evaluate the text of a config."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f'dtype is {name!r}; it must be the name of a type of torch')
@@ -31,7 +31,7 @@ class ChannelOrder(BaseTransform):
     """Puts the channels of a loaded image into another order than OpenCV's.
 
     Args:
-        order (str): 'rgb', or 'gray', one channel of shape (H, W).
+        order (str): 'rgb', or 'gray' for one channel of shape (H, W).
 
     Raises:
         ValueError: If the order is neither.
@@ -49,14 +49,14 @@ class ChannelOrder(BaseTransform):
 
 @TRANSFORMS.register_module()
 class CropToBox(BaseTransform):
-    """Crops an image to the first of its boxes, as prototype networks see birds.
+    """Crops an image to the first of its boxes, as prototype networks do with birds.
 
     Source: C. Chen et al., "This Looks Like That: Deep Learning for Interpretable Image Recognition",
-    NeurIPS 2019, whose images of CUB-200-2011 are cropped to x, y, x + width, y + height.
+    NeurIPS 2019. It crops images of CUB-200-2011 to x, y, x + width, y + height.
 
-    The box is rounded to pixels and clipped to the image; at least one pixel is left. What else
-    belongs to the image moves with it: ``gt_bboxes`` (clipped to the crop), ``gt_keypoints``
-    (N, K, 2), whose ``gt_keypoints_visible`` (N, K) becomes 0 outside of the crop, and ``gt_seg_map``.
+    The box is rounded to pixels and clipped to the image; at least one pixel is left.
+    ``gt_seg_map``, ``gt_keypoints`` (N, K, 2) and ``gt_bboxes`` move with the image; boxes are
+    clipped to the crop. ``gt_keypoints_visible`` (N, K) becomes 0 outside of the crop.
     ``img_shape`` is the size of the crop, ``ori_shape`` stays.
     """
 
@@ -110,7 +110,7 @@ class FillPixels(BaseTransform):
         return image
 
     def check_channels(self, image: np.ndarray) -> None:
-        """Raises a ``ValueError`` for an image (H, W[, C]) whose channels the colour does not fit."""
+        """Raises a ``ValueError`` if the colour does not fit the image's channels (H, W[, C])."""
         channels = image.shape[2] if image.ndim == 3 else 1
         if len(self.fill) != channels:
             raise ValueError(
@@ -123,15 +123,15 @@ class FillPixels(BaseTransform):
 class KeypointRegions(BaseTransform):
     """Makes a label map of key points: a disc around each, for metrics that need regions.
 
-    ``gt_seg_map`` becomes uint8 of shape (H, W): k + 1 where key point k is the nearest visible one and
-    not farther than the radius, else 0. Use it after all transforms that move pixels, before
-    ``PackInputs``, which has to pack it.
+    ``gt_seg_map`` becomes uint8 of shape (H, W). A pixel has k + 1 if key point k is the nearest
+    visible one and not farther than the radius, else 0. Use it after all transforms that move
+    pixels, before ``PackInputs``, which has to pack it.
 
     Args:
         radius (float): The radius as a share of the image's shorter side, above 0. Defaults to 0.1.
 
     Raises:
-        ValueError: If the radius is out of range; from a call, if there are no key points.
+        ValueError: If the radius is out of range, or an image has no key points.
     """
 
     def __init__(self, radius: float = 0.1) -> None:
@@ -161,26 +161,26 @@ class KeypointRegions(BaseTransform):
 
 @TRANSFORMS.register_module()
 class DeleteCell(FillPixels):
-    """Deletes a cell of the image, now and then, for models that ``SingleDeletion`` measures in domain.
+    """Deletes a random cell of some images, so that ``SingleDeletion`` measures a model in domain.
 
-    The image is cut into ``grid`` · ``grid`` cells as in ``SingleDeletion``, and one of them, drawn at
-    random, gets one colour. Use it after all transforms that move pixels, before ``PackInputs``. With
-    ``prob=1`` in a test the accuracy is that on images with a deleted cell.
+    The image is cut into ``grid`` · ``grid`` cells as in ``SingleDeletion``, and a random one of
+    them gets one colour. Use it after all transforms that move pixels, before ``PackInputs``. With
+    ``prob=1`` in a test pipeline, the accuracy is measured on images with a deleted cell.
 
-    Source: Hesse et al., "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024, which
-    fine-tunes for 30 epochs with one image in two changed.
+    Source: Hesse et al., "Benchmarking the Attribution Quality of Vision Models", NeurIPS 2024. The
+    paper fine-tunes for 30 epochs and changes one image in two.
 
     Args:
         grid (int): The number of cells in each direction, at least 2. Defaults to 4.
-        prob (float): How often a cell is deleted, in [0, 1]. Defaults to 0.5, the paper's.
+        prob (float): The probability to delete a cell, in [0, 1]. Defaults to 0.5, as in the paper.
         fill (Sequence[float]): The colour, one value from 0 to 255 for each channel, in the order of the
             image's channels (BGR unless the pipeline changes it). Give the mean that the
             ``data_preprocessor`` subtracts, so that the cell is 0 after normalisation, as for
-            ``SingleDeletion(baseline='zero')``. Images of integers get it rounded.
+            ``SingleDeletion(baseline='zero')``. It is rounded for images of integers.
 
     Raises:
-        ValueError: If an argument is out of range; from a call, if the image has another number of
-            channels, or fewer pixels than cells in a direction.
+        ValueError: If an argument is out of range, or an image has another number of channels or
+            fewer pixels than cells in a direction.
     """
 
     def __init__(self, grid: int = 4, prob: float = 0.5, *, fill: Sequence[float]) -> None:
@@ -189,7 +189,7 @@ class DeleteCell(FillPixels):
         self.prob = number('DeleteCell.prob', prob, 0, 1)
 
     def transform(self, results: dict) -> dict:
-        """Changes ``img`` (H, W[, C]), of which a copy is made."""
+        """Replaces ``img`` (H, W[, C]) by a changed copy."""
         image = results['img']
         self.check_channels(image)
         cells = cell_numbers(image.shape[:2], self.grid, 'DeleteCell.grid').numpy()
@@ -203,13 +203,13 @@ class DeleteCell(FillPixels):
 
 @TRANSFORMS.register_module()
 class RandomPixelRemoval(FillPixels):
-    """Removes random pixels of each image, for models that ``FFidelity`` measures in domain.
+    """Removes random pixels of each image, so that ``FFidelity`` measures a model in domain.
 
     Exactly round(share · H · W) pixels get one colour in all channels. Use it after all transforms that
     move pixels, before ``PackInputs``.
 
     Source: Zheng et al., "F-Fidelity: A Robust Framework for Faithfulness Evaluation of Explainable AI",
-    ICLR 2025. Its public code removes values of the first channel alone.
+    ICLR 2025. Its public code removes values of the first channel only.
 
     Args:
         share (float): The share of pixels that is removed, above 0 and up to 1. Give ``beta`` of
@@ -217,8 +217,7 @@ class RandomPixelRemoval(FillPixels):
         fill (Sequence[float]): The colour; see ``DeleteCell``.
 
     Raises:
-        ValueError: If an argument is out of range; from a call, if the image has another number of
-            channels.
+        ValueError: If an argument is out of range, or an image has another number of channels.
     """
 
     def __init__(self, share: float = 0.1, *, fill: Sequence[float]) -> None:
@@ -226,7 +225,7 @@ class RandomPixelRemoval(FillPixels):
         self.share = number('RandomPixelRemoval.share', share, 0, 1, open_low=True)
 
     def transform(self, results: dict) -> dict:
-        """Changes ``img`` (H, W[, C]), of which a copy is made."""
+        """Replaces ``img`` (H, W[, C]) by a changed copy."""
         image = results['img']
         self.check_channels(image)
         height, width = image.shape[:2]
@@ -240,16 +239,16 @@ class RandomPixelRemoval(FillPixels):
 
 @TRANSFORMS.register_module()
 class DisturbLabel(BaseTransform):
-    """Replaces a label, now and then, by one that is drawn at random.
+    """Replaces some labels by random ones.
 
     Source: Xie et al., "DisturbLabel: Regularizing CNN on the Loss Layer", CVPR 2016. The new label is
-    uniform over all classes, so it is another one with probability ``prob`` · (K - 1) / K. Use it in
+    uniform over all classes, so a label changes with probability ``prob`` · (K - 1) / K. Use it in
     training only, before ``PackInputs``.
 
     Args:
         num_classes (int): K, the number of classes, at least 2.
-        prob (float): How often a label is drawn anew, in [0, 1]. Defaults to 0.1, the paper's for most
-            data sets.
+        prob (float): The probability to draw a new label, in [0, 1]. Defaults to 0.1, as in the
+            paper for most data sets.
 
     Raises:
         ValueError: If an argument, or the label of a sample, is out of range.

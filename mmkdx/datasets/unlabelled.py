@@ -16,8 +16,8 @@ from mmkdx.registry import DATASETS
 class UnlabelledImages(CustomDataset):
     """All images below a folder, without labels, for a distillation that needs none.
 
-    Names of folders mean nothing. ``CustomDataset`` with ``with_label=False`` is the same, with other
-    messages.
+    Names of folders have no meaning. ``CustomDataset`` with ``with_label=False`` does the same,
+    with other error messages.
 
     Args:
         data_root (str): The folder.

@@ -1,4 +1,4 @@
-"""Waterbirds: birds on backgrounds that mostly tell the class in training."""
+"""Waterbirds: birds on backgrounds that mostly agree with the class in training."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Waterbirds(BaseDataset):
     Source: S. Sagawa, P. W. Koh, T. B. Hashimoto and P. Liang, "Distributionally Robust Neural Networks
     for Group Shifts", ICLR 2020; the public folder as it is, or another one of the same layout. In
     training 95 % of the birds are on the background of their class, in the other splits half of them.
-    Some species have a wrong class (those with "tern" in a longer word) and keep it, as in the
+    Some species (names with "tern" in a longer word) have a wrong class. It is kept, as in the
     published results.
 
     A sample has ``img_path``, ``gt_label`` (0 landbird, 1 waterbird), ``place`` (the background: 0 land,
-    1 water) and ``group`` (2 · gt_label + place, so birds of 0 and 3 are where they belong).
+    1 water) and ``group`` (2 · gt_label + place). In groups 0 and 3 the background fits the bird.
     ``PackInputs`` keeps the last two for ``GroupAccuracy`` if its ``meta_keys`` name them.
 
     Args:

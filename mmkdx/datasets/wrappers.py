@@ -1,7 +1,7 @@
-"""What a data set is, through any nesting of wrappers, built (first half) or in a config (second half).
+"""Reads data sets through nested wrappers, built ones (first half) or configs (second half).
 
-A wrapper is known by what it holds: ``datasets``, or ``dataset`` and, where it shows only some images or
-another order, ``indices``.
+A wrapper has an attribute ``datasets`` or ``dataset``. It also has ``indices`` if it shows only
+some images or another order.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from mmkdx.sample_numbers import extent, parts
 
 
 def positions(dataset: Any) -> np.ndarray:
-    """For each index of a data set the ``sample_idx`` that its data sample has, of shape (len, ).
+    """The ``sample_idx`` of the data sample at each index of a data set, of shape (len, ).
 
-    All copies of an image that a wrapper makes have one ``sample_idx``. The images of several parts are
-    counted one part after the other.
+    All copies of an image that a wrapper makes have one ``sample_idx``. If there are several parts,
+    images are counted one part after the other.
 
     Raises:
         ValueError: If a wrapper does not say which images it shows.
@@ -33,13 +33,13 @@ def positions(dataset: Any) -> np.ndarray:
 
 
 def images(dataset: Any) -> dict[int, int]:
-    """For each image, by its ``sample_idx`` and in this order, the first index that shows it."""
+    """The first index that shows each image, by ``sample_idx`` in ascending order."""
     numbers, first = np.unique(positions(dataset), return_index=True)
     return dict(zip(numbers.tolist(), first.tolist()))
 
 
 def leaves(dataset: Any) -> list[Any]:
-    """The data sets without wrappers, in order; the data set itself if it is none."""
+    """The data sets without wrappers, in order; the data set itself if it is no wrapper."""
     inner = parts(dataset)
     return [leaf for part in inner for leaf in leaves(part)] if inner else [dataset]
 
@@ -50,7 +50,7 @@ def locate(dataset: Any, index: int) -> tuple[Any, int]:
 
 
 def leaf_of(dataset: Any, number: int) -> tuple[Any, int]:
-    """The data set without wrappers that holds an image, by ``sample_idx``, and its index there."""
+    """The data set without wrappers that holds the image ``sample_idx``, and its index there."""
     position = number
     for leaf in leaves(dataset):
         if position < len(leaf):
@@ -65,7 +65,7 @@ def pipelines(dataset: Any) -> list[Compose]:
 
 
 def item_of(leaf: Any, sample: Any) -> Any:
-    """What a data set without wrappers yields for a sample: its transforms, if any, are applied."""
+    """The item of a sample from a data set without wrappers, after its transforms if it has any."""
     return leaf.pipeline(sample) if hasattr(leaf, 'pipeline') else sample
 
 
@@ -93,7 +93,7 @@ def labels(dataset: Any) -> np.ndarray:
 
 
 def class_names(dataset: Any) -> tuple[str, ...] | None:
-    """The names of the classes; None where the data set has none.
+    """The names of the classes; None if the data set has none.
 
     Raises:
         ValueError: If its parts have different names.
@@ -106,7 +106,7 @@ def class_names(dataset: Any) -> tuple[str, ...] | None:
 
 
 def class_text(label: int, classes: Sequence[str] | None) -> str:
-    """A class by name and index, like 'football helmet (560)'; the index where that says all."""
+    """A class by name and index, like 'football helmet (560)'; or by index alone."""
     name = classes[label] if classes is not None and 0 <= label < len(classes) else ''
     return f'{name} ({label})' if name not in ('', f'{label}') else f'{label}'
 
@@ -136,7 +136,7 @@ def config_pipeline(dataset: dict) -> list[dict]:
 
 
 def with_pipeline(dataset: dict, transforms: Sequence[dict]) -> dict:
-    """A copy of the config of a data set, whose images go through other transforms."""
+    """A copy of the config of a data set with other transforms."""
     dataset = copy.deepcopy(dataset)
     for leaf in leaf_configs(dataset):
         leaf['pipeline'] = copy.deepcopy(list(transforms))
@@ -144,7 +144,7 @@ def with_pipeline(dataset: dict, transforms: Sequence[dict]) -> dict:
 
 
 def config_class_names(dataset: dict) -> tuple[str, ...] | None:
-    """The names of the classes that a data set of this config has, as far as the config says it.
+    """The names of the classes of a data set of this config; None if the config does not name them.
 
     Raises:
         ValueError: If its parts have different names.
@@ -163,15 +163,15 @@ def config_class_names(dataset: dict) -> tuple[str, ...] | None:
 
 
 def file_pipeline(dataset: dict, loaded: bool = False) -> list[dict]:
-    """The configs of transforms from an image file to what a network sees of this data set's images.
+    """The configs of transforms that prepare an image file as this data set prepares its images.
 
-    The file is read by the pipeline's own ``LoadImageFromFile``, with its options. A data set without
-    one holds arrays; then the file's channels are put into the order of these.
+    The pipeline's own ``LoadImageFromFile``, with its options, reads the file. A data set without
+    one holds arrays; then the channels of the file get the order of these arrays.
 
     Args:
         dataset (dict): The config of the data set.
-        loaded (bool): Whether the first transform takes an array ``img`` of shape (H, W, 3) in BGR, and
-            not ``img_path``. Defaults to False.
+        loaded (bool): Whether the first transform takes an array ``img`` of shape (H, W, 3) in BGR
+            instead of ``img_path``. Defaults to False.
 
     Raises:
         ValueError: If its parts have different pipelines or orders of channels.
@@ -228,7 +228,7 @@ def _positions(dataset: Any, index: np.ndarray) -> np.ndarray:
 
 
 def _inner_indices(dataset: Any, inner: Any, index: np.ndarray) -> np.ndarray:
-    """The indices of a wrapped data set that those of its wrapper show."""
+    """The indices of a wrapped data set that given indices of its wrapper show."""
     if (chosen := getattr(dataset, 'indices', None)) is not None:
         return np.array([chosen[i] for i in index.tolist()], int)
     find = getattr(dataset, '_get_ori_dataset_idx', None)
@@ -244,7 +244,7 @@ def _inner_indices(dataset: Any, inner: Any, index: np.ndarray) -> np.ndarray:
 
 
 def _annotated_labels(leaf: Any) -> list | None:
-    """The labels of a data set without wrappers; None if it takes reading images to know them."""
+    """The labels of a data set without wrappers; None if only the images tell them."""
     if isinstance(leaf, BaseDataset):
         # Not the data set's own method, which may read an image
         read = BaseDataset.get_data_info
@@ -269,7 +269,7 @@ def _label_of(sample: Any) -> Any:
 
 
 def _one_of_all(found: list, name: str) -> tuple[str, ...] | None:
-    """The class names that all parts have that have some."""
+    """The class names that all parts share; parts without names do not count."""
     found = [tuple(map(str, each)) for each in found if each is not None]
     if any(each != found[0] for each in found):
         raise ValueError(f'the parts of {name} have different names of classes')
@@ -288,7 +288,8 @@ def _class(config: dict) -> Any:
 def _order(kind: type | None) -> str:
     """The order of the channels of a data set's arrays: 'rgb', 'bgr' or 'gray'.
 
-    A class names another order than OpenCV's 'bgr' by ``channel_order``; those of mmpretrain do not.
+    A class names another order than OpenCV's 'bgr' by ``channel_order``; mmpretrain's classes do
+    not.
     """
     known = {CIFAR10: 'rgb', MNIST: 'gray'}
     default = next((known[base] for base in known if kind and issubclass(kind, base)), 'bgr')

@@ -1,4 +1,4 @@
-"""What concerns networks themselves: what they are, reading their activations, their classifier."""
+"""Describes networks, and reads their activations and their heads."""
 
 from mmkdx.models.families import ImageFormat, ModelFacts, describe, register_family, unwrap
 from mmkdx.models.intercept import Tap

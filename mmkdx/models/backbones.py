@@ -1,10 +1,9 @@
 """The CIFAR networks of the distillation literature, as mmpretrain's backbones.
 
-Each is the network of that name in mdistiller (Zhao et al., "Decoupled Knowledge Distillation", CVPR
-2022, https://github.com/megvii-research/mdistiller, commit a08d46f): with its weights the logits are
-the same. There a backbone is followed by global average pooling and one linear layer; the last element
-of a backbone's output is what enters the pooling. mdistiller's ResNet-50 is mmpretrain's
-``ResNet_CIFAR``.
+With mdistiller's weights they give the same logits as its networks of these names (Zhao et al.,
+"Decoupled Knowledge Distillation", CVPR 2022, https://github.com/megvii-research/mdistiller, commit
+a08d46f). Global average pooling and one linear layer follow a backbone there. The last element of a
+backbone's output enters the pooling. mdistiller's ResNet-50 is mmpretrain's ``ResNet_CIFAR``.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from mmkdx.registry import MODELS
 
 #: Convolutions ~ N(0, 2 / fan-out) and a bias of 0 (He et al., ICCV 2015).
 FAN_OUT_NORMAL = dict(type='Kaiming', layer='Conv2d')
-# How PyTorch initialises a convolution, U(±1 / sqrt(fan-in)), which ConvModule in mmpretrain's units
-# does not keep.
+# PyTorch's initialisation of a convolution, U(±1 / sqrt(fan-in)); ConvModule in mmpretrain's units
+# replaces it.
 PYTORCH_INIT = dict(
     type='Kaiming',
     layer='Conv2d',
@@ -38,7 +37,7 @@ PYTORCH_INIT = dict(
 
 
 class StagedBackbone(BaseBackbone):
-    """Base of backbones that are a row of stages.
+    """Base of backbones that are a sequence of stages.
 
     A subclass lists its modules in ``stages`` and calls ``_freeze_stages`` when it has made them.
 
@@ -77,8 +76,8 @@ class CIFARMobileNetV2(StagedBackbone):
     """MobileNetV2 (Sandler et al., CVPR 2018) at half width, with ReLU in place of ReLU6.
 
     A stem of stride 2, the stages ``blocks.0`` to ``blocks.6`` of mmpretrain's inverted residuals, and
-    a 1 × 1 convolution to 1,280 channels. The second stage has stride 1, and a 1 × 1 convolution
-    stands before the depthwise one in the first stage too. Images of 32 × 32 leave at 2 × 2.
+    a 1 × 1 convolution to 1,280 channels. The second stage has stride 1. In the first stage, too, a
+    1 × 1 convolution is before the depthwise one. Images of 32 × 32 give maps of 2 × 2.
 
     Args:
         init_cfg (dict | list): Initialisation. Defaults to convolutions ~ N(0, 2 / fan-out).
@@ -86,7 +85,7 @@ class CIFARMobileNetV2(StagedBackbone):
     """
 
     stages = (('conv1',), *((f'blocks.{i}',) for i in range(6)), ('blocks.6', 'conv2'))
-    #: Of each stage: expansion, channels, units, stride of the first unit. Half of the paper's
+    #: For each stage: expansion, channels, units, stride of the first unit. Half of the paper's
     #: channels, not rounded to multiples of 8.
     settings = (
         (1, 8, 1, 1),
@@ -128,8 +127,8 @@ class CIFARResNet(ResNet_CIFAR):
     """ResNet-20, 32, 56, 110, and ResNet-8 x4 and 32 x4.
 
     A stem and three stages ``layer1`` to ``layer3`` of ``(depth - 2) / 6`` basic blocks (He et al.,
-    CVPR 2016, section 4.2), but with projections where a stage begins, also in the "x4" networks' first
-    stage, and not the paper's zero padding. Images of 32 × 32 leave at 8 × 8.
+    CVPR 2016, section 4.2). A stage begins with a projection instead of the paper's zero padding,
+    in the "x4" networks also the first stage. Images of 32 × 32 give maps of 8 × 8.
 
     Args:
         depth (int): 8, 20, 32, 56 or 110.
@@ -179,10 +178,10 @@ class CIFARResNet(ResNet_CIFAR):
 class _ShuffleUnit(nn.Module):
     """Unit of ShuffleNet with three groups.
 
-    Channels are shuffled before the depthwise convolution, which ReLU follows; the paper has none
-    there. With stride 1 the input is added. With stride 2 it is concatenated, and the branch yields
-    what the pooled input lacks of ``out_channels``. ``first_groups`` counts for the first convolution
-    and the shuffle.
+    Channels are shuffled before the depthwise convolution. ReLU follows it, unlike in the paper.
+    With stride 1 the input is added. With stride 2 the pooled input is concatenated, and the branch
+    yields the rest of ``out_channels``. ``first_groups`` is the number of groups of the first
+    convolution and the shuffle.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, first_groups: int) -> None:
@@ -212,8 +211,8 @@ class _ShuffleUnit(nn.Module):
 class CIFARShuffleNetV1(StagedBackbone):
     """ShuffleNet (Zhang et al., CVPR 2018) with three groups.
 
-    A 1 × 1 stem and the stages ``layer1`` to ``layer3`` of 4, 8 and 4 units, each of which halves the
-    size. Images of 32 × 32 leave at 4 × 4 with 960 channels.
+    A 1 × 1 stem and the stages ``layer1`` to ``layer3`` of 4, 8 and 4 units. Each stage halves the
+    size. Images of 32 × 32 give maps of 4 × 4 with 960 channels.
 
     Args:
         **kwargs: The arguments of ``StagedBackbone``.
@@ -245,8 +244,8 @@ class CIFARShuffleNetV1(StagedBackbone):
 class CIFARShuffleNetV2(StagedBackbone):
     """ShuffleNetV2 1x (Ma et al., ECCV 2018).
 
-    A 1 × 1 stem, the stages ``layer1`` to ``layer3`` of 4, 8 and 4 of mmpretrain's units, each of
-    which halves the size, and a 1 × 1 convolution to 1,024 channels. Images of 32 × 32 leave at 4 × 4.
+    A 1 × 1 stem, the stages ``layer1`` to ``layer3`` of 4, 8 and 4 of mmpretrain's units, and a
+    1 × 1 convolution to 1,024 channels. Each stage halves the size. Images of 32 × 32 end at 4 × 4.
 
     Args:
         init_cfg (dict | list): Initialisation. Defaults to PyTorch's own.
@@ -282,8 +281,8 @@ class CIFARVGG(StagedBackbone):
     """VGG-8 and VGG-13 (Simonyan and Zisserman, ICLR 2015) with batch norm, without hidden layers.
 
     Five blocks ``block0`` to ``block4`` of 3 × 3 convolutions, each with a bias, batch norm and ReLU.
-    Max pooling follows the first three, and the fourth for images of height 64, so that images of
-    32 × 32 and of 64 × 64 leave at 4 × 4.
+    Max pooling follows the first three, and for images of height 64 also the fourth. So images of
+    32 × 32 and of 64 × 64 give maps of 4 × 4.
 
     Args:
         depth (int): 8 or 13: one or two convolutions in each block.
@@ -291,7 +290,7 @@ class CIFARVGG(StagedBackbone):
         **kwargs: ``frozen_stages`` of ``StagedBackbone``, -1 to 4.
 
     Raises:
-        ValueError: If the depth is another one.
+        ValueError: If the depth is neither 8 nor 13.
     """
 
     stages = (('block0',), ('block1',), ('block2',), ('block3',), ('block4',))
@@ -313,7 +312,7 @@ class CIFARVGG(StagedBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Maps images (N, 3, H, W) to what enters pooling, (N, 512, H / 8, W / 8) or half of that."""
-        # The original decides by the height alone, which is that of Tiny-ImageNet's images
+        # As in the original, only the height counts; 64 is the height of Tiny-ImageNet's images
         pools = 4 if x.shape[2] == 64 else 3
         for i in range(5):
             x = getattr(self, f'block{i}')(x)
@@ -325,8 +324,8 @@ class CIFARVGG(StagedBackbone):
 class _PreActivationBlock(nn.Module):
     """Basic block whose norms and activations come before its convolutions.
 
-    The identity is the raw input, and a projection, which has no norm, takes the activated input.
-    Both the first convolution and the projection have the stride.
+    The identity is the raw input. A projection has no norm and takes the activated input. Both the
+    first convolution and the projection have the stride.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -352,8 +351,8 @@ class CIFARWideResNet(StagedBackbone):
     """Wide ResNet WRN-depth-widen_factor (Zagoruyko and Komodakis, BMVC 2016), without dropout.
 
     A stem of 16 channels, three groups ``block1`` to ``block3`` of ``(depth - 4) / 6`` blocks, then
-    batch norm and ReLU. A group's output is signed, as no ReLU follows it; the backbone's output, at
-    8 × 8 for images of 32 × 32, is not.
+    batch norm and ReLU. No ReLU follows a single group, so its output is signed; the backbone's
+    output is not. Images of 32 × 32 give maps of 8 × 8.
 
     Args:
         depth (int): 6 n + 4, at least 10.

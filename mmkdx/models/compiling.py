@@ -1,4 +1,4 @@
-"""Compiling a model of which values are read by hooks."""
+"""Compiles models whose values are read by hooks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch.compiler import set_stance
 
 
 def compile_between(model: nn.Module, paths: Sequence[str], **kwargs: Any) -> None:
-    """Compiles, in place, the largest parts of a model that hold no module that is read.
+    """Compiles in place the largest parts of a model that contain no tapped module.
 
-    Taps are hooks of a step's own, which compiled code would not call.
+    Taps are hooks that exist during a step only, and compiled code would not call them.
 
     Args:
         model (nn.Module): The model.
-        paths (Sequence[str]): The paths of the modules that are read.
+        paths (Sequence[str]): The paths of the tapped modules.
         **kwargs: The arguments of ``torch.compile``.
     """
     if 'isolate_recompiles' in inspect.signature(torch.compile).parameters:
-        # Else all parts share one small limit on versions, as they are called by the same code
+        # Else all parts share one small limit of recompilations, since the same code calls them
         kwargs = {'isolate_recompiles': True, **kwargs}
 
     def compile_below(module: nn.Module, path: str) -> None:
@@ -40,7 +40,7 @@ def compile_between(model: nn.Module, paths: Sequence[str], **kwargs: Any) -> No
 
 
 def eager_where_compiled(model: nn.Module, paths: Iterable[str]) -> AbstractContextManager:
-    """A context in which hooks at modules are called, also where the modules lie in compiled code."""
+    """A context in which hooks at modules are called even if the modules are in compiled code."""
     for path in paths:
         module = model
         for name in ['', *filter(None, path.split('.'))]:

@@ -1,4 +1,4 @@
-"""What a model is: how logits come out of it, what they mean, and what it expects of images."""
+"""Describes models: where their logits are, what these mean, and the images that models expect."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from mmkdx.functional import full_precision
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What a model expects of its input images. None is unknown, which is not the same as none.
+    """The format of a model's input images; None means unknown.
 
     Args:
-        mean (tuple[float, ...], optional): What is subtracted from each channel, in units of 0..255.
-        std (tuple[float, ...], optional): What each channel is divided by, in units of 0..255.
+        mean (tuple[float, ...], optional): The mean of each channel, in 0..255.
+        std (tuple[float, ...], optional): The standard deviation of each channel, in 0..255.
         order (str, optional): 'rgb' or 'bgr'.
         size (tuple[int, int], optional): Height and width.
 
     Raises:
-        ValueError: If a number is not finite, ``std`` is not above 0 or another value is impossible.
+        ValueError: If a number is not finite, ``std`` is not above 0 or another value is not
+            allowed.
     """
 
     mean: tuple[float, ...] | None = None
@@ -50,16 +51,16 @@ class ImageFormat:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What there is to know about a classifier.
+    """The facts about a classifier.
 
-    A plugin overrides ``logits_in`` where its model returns logits in another form.
+    A plugin overrides ``logits_in`` if its model returns logits in another form.
 
     Args:
         family (str): 'mmpretrain', 'timm', 'huggingface', 'torchvision', 'torch' or a plugin's.
         model (nn.Module): The model without wrappers.
         logits_path (str): The path of the module whose output holds the logits; '' is the model.
         activation (str): What turns logits into probabilities, 'softmax' or 'sigmoid'.
-        images (ImageFormat): What it expects of images.
+        images (ImageFormat): The format of its input images.
         classes (tuple[str, ...], optional): The names of its classes. Defaults to None (unknown).
         num_classes (int, optional): The number of its logits; 0 for a network that returns an
             embedding. Defaults to None (unknown).
@@ -75,24 +76,24 @@ class ModelFacts:
 
     @property
     def name(self) -> str:
-        """The class of the network, without that of a classifier around it."""
+        """The class of the network itself, not of a classifier around it."""
         parts = (getattr(self.model, part, None) for part in ('backbone', 'model'))
         inner = next((each for each in parts if isinstance(each, nn.Module)), self.model)
         return type(inner).__name__
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The logits (N, K) of preprocessed images (N, C, H, W), in the model's present mode."""
-        # A model may overwrite its input, which it must not where the input is a leaf
+        # A model may overwrite its input, which torch refuses for a leaf
         return self.logits_in(forward_tensor(self.model, inputs.clone()))
 
     def logits_in(self, output: Any) -> Tensor:
         """The logits (N, K) in what the module at ``logits_path`` returned.
 
-        Where a head yields a tensor for each branch (Conformer), the logits are the sum of these. Of a
+        If a head yields a tensor for each branch (Conformer), the logits are their sum. For a
         network without classes they are the embedding.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If the output holds no logits.
         """
         logits = output['logits'] if isinstance(output, Mapping) and 'logits' in output else output
         for name in ('logits', 'image_embeds', 'pooler_output'):  # Hugging Face's
@@ -112,7 +113,7 @@ class ModelFacts:
         return logits
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The probabilities (N, K) of logits (N, K), in fp32; a network with one logit has sigmoid."""
+        """The probabilities (N, K) of logits (N, K), in fp32; a single logit gets the sigmoid."""
         logits = full_precision(logits)
         sigmoid = self.activation == 'sigmoid' or logits.shape[1] == 1
         return logits.sigmoid() if sigmoid else logits.softmax(1)
@@ -125,7 +126,8 @@ _families: list[tuple[Callable[[nn.Module], bool], Callable[[nn.Module], ModelFa
 def register_family(matches: Callable[[nn.Module], bool]) -> Callable:
     """A decorator for a function that takes a model of a family and returns its ``ModelFacts``.
 
-    ``matches`` says whether a model without wrappers is of the family. The last family is asked first.
+    ``matches`` says whether a model without wrappers is of the family. The family that is
+    registered last is asked first.
     """
 
     def register(facts: Callable[[nn.Module], ModelFacts]) -> Callable[[nn.Module], ModelFacts]:
@@ -136,10 +138,10 @@ def register_family(matches: Callable[[nn.Module], bool]) -> Callable:
 
 
 def describe(model: nn.Module) -> ModelFacts:
-    """Finds out what a model is, without running it.
+    """Describes a model without running it.
 
-    Wrappers come off, see ``unwrap``, and a ``Distiller`` is described as its student. The facts are
-    read anew at each call, so that a head may be exchanged.
+    Wrappers are removed, see ``unwrap``, and a ``Distiller`` is described as its student. Each call
+    reads the facts again, so a head may be replaced.
 
     Raises:
         ValueError: If the model is a ScriptModule, or its preprocessor divides by zero.
@@ -151,7 +153,7 @@ def describe(model: nn.Module) -> ModelFacts:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Takes a model out of its wrappers: DDP, ``DataParallel``, EMA, TTA and ``torch.compile``."""
+    """Removes the wrappers of a model: DDP, ``DataParallel``, EMA, TTA and ``torch.compile``."""
     averaged = (BaseAveragedModel, AveragedModel, BaseTTAModel)
     while True:
         if isinstance(model, torch.jit.ScriptModule):
@@ -159,7 +161,7 @@ def unwrap(model: nn.Module) -> nn.Module:
                 'the model is a ScriptModule, whose layers cannot be read; pass the Python module '
                 'that it was made from'
             )
-        # torch.compile's wrapper cannot be asked for by its class without a slow import
+        # Testing for the class of torch.compile's wrapper would need a slow import
         if isinstance(inner := getattr(model, '_orig_mod', None), nn.Module):
             model = inner
         elif isinstance(model, averaged) or is_model_wrapper(model):
@@ -169,7 +171,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def forward_tensor(model: nn.Module, inputs: Tensor) -> Any:
-    """The plain forward of a model: ``mode='tensor'`` for those of mmengine's interface."""
+    """The plain forward of a model: ``mode='tensor'`` for models with mmengine's interface."""
     return model(inputs, mode='tensor') if isinstance(model, BaseModel) else model(inputs)
 
 
@@ -181,13 +183,13 @@ def _torch(model: nn.Module) -> ModelFacts:
 
 @register_family(lambda model: _is_from(model, 'torchvision.models'))
 def _torchvision(model: nn.Module) -> ModelFacts:
-    weights = getattr(model, 'weights', None)  # the user's note of the weights that are loaded
+    weights = getattr(model, 'weights', None)  # the loaded weights, if they were noted there
     known = hasattr(weights, 'transforms')
     mean, std = _moments(weights) if known else _agreed_moments(type(model).__module__)
     images = _format(model, mean, std, 255, getattr(model, 'image_size', None))
     width = getattr(model, 'num_classes', None) or _last_width(model)
     classes = weights.meta.get('categories') if known else None
-    # Of other classes, where the classifier is a new one
+    # A new classifier has other classes
     classes = tuple(classes) if classes and len(classes) == width else None
     return ModelFacts('torchvision', model, '', _activation(width), images, classes, width)
 
@@ -196,12 +198,12 @@ def _torchvision(model: nn.Module) -> ModelFacts:
 def _timm(model: nn.Module) -> ModelFacts:
     known = getattr(model, 'pretrained_cfg', None) or getattr(model, 'default_cfg', None) or {}
     known = known if isinstance(known, Mapping) else vars(known)
-    # A network that was made for another size says so in its first layer only
+    # Only the first layer of a network tells if it was made for another size
     own = getattr(getattr(model, 'patch_embed', None), 'img_size', None)
     sides = own or (known.get('input_size') or (None,))[1:] or None
     images = _format(model, known.get('mean'), known.get('std'), 255, sides)
     width = getattr(model, 'num_classes', None)
-    # Of other classes, where the classifier is a new one
+    # A new classifier has other classes
     classes = getattr(model, 'class_names', None) or _label_names(known)
     classes = classes if len(classes) == width else None
     return ModelFacts('timm', model, '', _activation(width), images, classes, width)
@@ -218,7 +220,7 @@ def _huggingface(model: nn.Module) -> ModelFacts:
     activation = 'sigmoid' if multi else _activation(width)
     names = getattr(config, 'id2label', None) or {}
     classes = tuple(str(names[key]) for key in sorted(names, key=int))
-    if classes == tuple(f'LABEL_{i}' for i in range(len(classes))):  # transformers' own, or none
+    if classes == tuple(f'LABEL_{i}' for i in range(len(classes))):  # defaults, or none
         classes = None
     images = _processor_format(model)
     return ModelFacts('huggingface', model, '', activation, images, classes, width)
@@ -230,7 +232,7 @@ def _mmpretrain(model: nn.Module) -> ModelFacts:
     # Hugging Face keep the whole network in `model`
     head, inner = getattr(model, 'head', None), getattr(model, 'model', None)
     images, activation, classes, path = preprocessed(model), None, None, ''
-    # mmpretrain's classifiers say so; another model may return logits all the same
+    # mmpretrain's classifiers say whether they have a head; other models may return logits, too
     count = 0 if getattr(model, 'with_head', None) is False else None
     if isinstance(head, nn.Module):
         path = 'head'
@@ -252,7 +254,7 @@ def _mmpretrain(model: nn.Module) -> ModelFacts:
 
 
 def _label_names(known: Mapping) -> tuple[str, ...]:
-    """The names of classes in a configuration of timm, by their descriptions where it has these."""
+    """The names of the classes in a configuration of timm; descriptions if it has them."""
     names = known.get('label_names') or ()
     if isinstance(names, Mapping):
         names = [names[key] for key in sorted(names, key=int)]
@@ -261,9 +263,10 @@ def _label_names(known: Mapping) -> tuple[str, ...]:
 
 
 def preprocessed(model: nn.Module) -> ImageFormat:
-    """In which form the data preprocessor of an mmengine model yields images.
+    """The format of the images that the data preprocessor of an mmengine model yields.
 
-    Without mean it passes on what the pipeline made, and without ``to_rgb`` the order of loading.
+    Without a mean it does not normalise images, and without ``to_rgb`` it keeps their channel
+    order.
     """
     own = getattr(model, 'data_preprocessor', None)
     order = 'rgb' if getattr(own, 'to_rgb', False) else None
@@ -276,7 +279,7 @@ def preprocessed(model: nn.Module) -> ImageFormat:
 
 
 def _processor_format(model: nn.Module) -> ImageFormat:
-    """What Hugging Face's processor does with images, where the model has it as an attribute."""
+    """The format that Hugging Face's processor makes, if the model has it as an attribute."""
     sides = getattr(getattr(model, 'config', None), 'image_size', None)
     processor = getattr(model, 'image_processor', None) or getattr(model, 'processor', None)
     processor = getattr(processor, 'image_processor', processor)
@@ -289,7 +292,7 @@ def _processor_format(model: nn.Module) -> ImageFormat:
 
 
 def _format(model: nn.Module, mean: Any, std: Any, scale: float, sides: Any) -> ImageFormat:
-    """The format of a model that takes RGB images, with its mean and std in units of 0..255 / scale."""
+    """The format of a model for RGB images; mean and std are for values in 0..255 / ``scale``."""
     if mean is None or std is None or image_channels(model, len(mean)) != len(mean):
         return ImageFormat(order='rgb', size=_sides(sides))
     mean, std = (tuple(float(value) * scale for value in values) for values in (mean, std))
@@ -297,7 +300,7 @@ def _format(model: nn.Module, mean: Any, std: Any, scale: float, sides: Any) -> 
 
 
 def image_channels(model: nn.Module, default: int) -> int:
-    """The number of channels of a model's images, as far as a convolution tells it."""
+    """The number of channels of a model's images, as its first convolution takes them."""
     convolutions = (each for each in model.modules() if isinstance(each, nn.Conv2d))
     return next((each.in_channels for each in convolutions), default)
 
@@ -309,12 +312,12 @@ def _sides(value: Any) -> tuple[int, int] | None:
 
 
 def _is_from(model: nn.Module, package: str) -> bool:
-    """Whether a package defines the model's class or one of its bases; it is not imported."""
+    """Whether a package, which is not imported, defines the model's class or one of its bases."""
     return any(f'{base.__module__}.'.startswith(f'{package}.') for base in type(model).__mro__)
 
 
 def _activation(width: int | None) -> str:
-    """A network with one logit has the sigmoid's confidence."""
+    """'sigmoid' for a network with one logit, else 'softmax'."""
     return 'sigmoid' if width == 1 else 'softmax'
 
 
@@ -323,7 +326,7 @@ def _last_width(model: nn.Module) -> int | None:
     return widths[-1] if widths else None
 
 
-#: Numbers of preprocessors' buffers, so that asking again does not wait for a GPU.
+#: The values of preprocessors' buffers, so that a second call does not wait for a GPU.
 _read = WeakIdKeyDictionary()
 
 

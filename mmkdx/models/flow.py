@@ -1,4 +1,4 @@
-"""How values flow through a model in one forward, and where its classifier and its pooling are."""
+"""Follows values through one forward of a model, and finds its classifier and its pooling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmkdx.models.poolings import GlobalPoolings, Pooling, State, state_of
 
 
 class Passing(NamedTuple):
-    """A value that passed one side of a module, and the state of each of its elements at that time."""
+    """A value that entered or left a module, and the state of each of its elements at that time."""
 
     path: str
     module: nn.Module
@@ -26,7 +26,7 @@ class Passing(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a tap reads in a forward: how often it was passed, the value, and its state at that time."""
+    """What a tap reads in a forward: the number of calls, the value, and its state at that time."""
 
     calls: int
     value: Any = None
@@ -34,13 +34,13 @@ class Reading(NamedTuple):
 
 
 class Flow:
-    """One forward of a model, with all that passed its modules and its global poolings.
+    """One forward of a model, with all values that passed its modules and its global poolings.
 
-    What a model does not have is a ValueError, whose message continues one that begins with the model.
+    A part that the model lacks raises a ValueError, which continues a sentence about the model.
 
     Args:
         facts (ModelFacts): The model, which must be in eval mode.
-        inputs (Tensor): Preprocessed images (N, C, H, W), without content in ``fake_forward``.
+        inputs (Tensor): Preprocessed images (N, C, H, W); in ``fake_forward`` they have no content.
     """
 
     def __init__(self, facts: ModelFacts, inputs: Tensor) -> None:
@@ -56,7 +56,7 @@ class Flow:
         self.poolings = poolings.found
 
     def reading(self, tap: Tap) -> Reading:
-        """What a tap reads."""
+        """Returns what a tap reads."""
         calls = self._calls(self.model.get_submodule(tap.path), tap.side)
         call = len(calls) - 1 if tap.call is None else tap.call
         if not 0 <= call < len(calls):
@@ -108,15 +108,15 @@ class Flow:
 
     @cached_property
     def features(self) -> Tap:
-        """Where the features stand that enter the pooling, if a module takes or returns them."""
+        """The tap of the features that enter the pooling, if a module takes or returns them."""
         for each in reversed(self.passings[: self.pooling.order]):
             if each.states[-1] == self.pooling.entering:
                 calls = self._calls(each.module, each.side)
                 call = None if calls[-1] is each else _place(calls, each)
                 return Tap(each.path, call, each.side)
         raise ValueError(
-            'pools by a function what no module returns, so that its features before pooling cannot be '
-            "read; name a module, as in 'backbone.layer4'"
+            'pools features that no module takes or returns, so that a tap cannot read them before '
+            "pooling; name a module, as in 'backbone.layer4'"
         )
 
     def _calls(self, module: nn.Module, side: str) -> list[Passing]:
@@ -128,18 +128,18 @@ class Flow:
 
 
 def _place(passings: list[Passing], passing: Passing) -> int:
-    """Where a passing stands; ``index`` would compare tensors."""
+    """The position of a passing in a list; ``index`` would compare tensors."""
     return next(i for i, each in enumerate(passings) if each is passing)
 
 
 def find_flow(model: nn.Module) -> Flow:
-    """The flow of a model for fake images of its own size, else 224. The model comes out as it was."""
+    """The flow of a model for fake images of its own size, else 224; the model does not change."""
     facts = describe(model)
     with no_autocast(next(model.parameters())), fake_forward(model):
         return Flow(facts, fake_images(model, facts.images.size or (224, 224)))
 
 
 def fake_images(model: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Two images without content of as many channels as the model takes, on its device."""
+    """Two images without content, on the model's device and with as many channels as it takes."""
     device = next(model.parameters()).device
     return torch.empty(2, image_channels(model, 3), *size, device=device)

@@ -1,4 +1,4 @@
-"""Finds a model's head: what it does behind its last features with an extent in space."""
+"""Finds a model's head: all that follows its last spatial features."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mmkdx.models.intercept import Tap, intercept
 from mmkdx.models.poolings import mean_layout
 from mmkdx.models.traced_head import Call, Program, Slot, TracedHead, Weight, is_reference
 
-#: What may stand between a module and the pooling. What it takes away of the features is zero, so it
-#: does not matter to which of its sides the maps belong.
+#: Operations that may be between a module and the pooling. They only set features to zero or move
+#: them, so the maps before and after them are the same.
 _KEEPING = {'relu', 'permute', 'transpose', 'contiguous', 'dropout', '__getitem__', '__get__'}
-#: These do, too, where positions stay in their order.
+#: These may be there, too, if positions keep their order.
 _RESHAPING = {'flatten', 'reshape', 'view'}
 #: These take a part of a tensor, such as a class token.
 _TAKING = {'__getitem__', 'split', 'chunk', 'narrow', 'select', 'index_select', 'unbind'}
-#: Behind features that are not pooled first, these stand for a class token or attention pooling.
+#: If they follow features that are not pooled first, there is a class token or attention pooling.
 _ATTENTION = (
     F.softmax,
     torch.softmax,
@@ -39,7 +39,7 @@ _ATTENTION = (
 
 
 def embedding(flow: Flow) -> Tap:
-    """Where the vector stands that enters the classifier; what a model without one returns."""
+    """The tap of the vector that enters the classifier, or of the output of a model without one."""
     if flow.facts.num_classes == 0:
         return Tap(flow.facts.logits_path)
     try:
@@ -49,7 +49,7 @@ def embedding(flow: Flow) -> Tap:
 
 
 def linear_head(flow: Flow) -> str | None:
-    """The path of the linear layer that alone stands behind global average pooling, if one does."""
+    """The path of the linear layer if nothing else follows global average pooling, else None."""
     try:
         path, positions = flow.classifier, flow.reading(flow.features).value.shape[2:]
     except ValueError:
@@ -57,7 +57,7 @@ def linear_head(flow: Flow) -> str | None:
     alone = flow.pooling.leaving == flow.reading(Tap(path, side='in')).state
     last = flow.reading(Tap(path)).state == state_of(flow.logits)
     plain = type(flow.model.get_submodule(path)).forward is nn.Linear.forward
-    # A convolution of the whole map, as in timm's VGG, stands for a linear layer before it
+    # A convolution of the whole map, as in timm's VGG, acts as a linear layer before it
     whole = positions.numel() == 1 and any(
         isinstance(each.module, nn.Conv2d)
         and each.side == 'in'
@@ -68,28 +68,28 @@ def linear_head(flow: Flow) -> str | None:
 
 
 class Trace(TorchFunctionMode):
-    """Notes each call of a function of torch in one forward of a model, for one image.
+    """Records each call of a torch function in one forward of a model, for one image.
 
     Args:
         facts (ModelFacts): The model, in eval mode.
-        image (Tensor): A preprocessed image (1, C, H, W), without content in ``fake_forward``.
+        image (Tensor): A preprocessed image (1, C, H, W); in ``fake_forward`` it has no content.
     """
 
     def __init__(self, facts: ModelFacts, image: Tensor) -> None:
         super().__init__()
         self.facts, self.image = facts, tuple(image.shape[2:])
         self.calls: list[Call] = []
-        #: The call that made a slot; none has made the image.
+        #: The index of the call that made each slot; the image has none.
         self.made: dict[Slot, int] = {}
         self.shapes: dict[Slot | Weight, tuple[int, ...]] = {}
         #: Poolings over all positions: input, output, layout.
         self.poolings: list[tuple[Slot, Slot, str]] = []
-        #: What passed the modules, in the order of the forward.
+        #: The values that passed the modules, in the order of the forward.
         self.passings: list[tuple[Tap, Slot]] = []
         named = [*facts.model.named_parameters(), *facts.model.named_buffers()]
         self._weights = {id(tensor): Weight(path) for path, tensor in named}
         self.shapes.update({Weight(path): tuple(tensor.shape) for path, tensor in named})
-        # By id: the slot, the version of the memory then, and the tensor, so that its id stays its own
+        # By id: the slot, the memory's version then, and the tensor, kept so that its id is unique
         self._known: dict[int, tuple[Slot, int, Tensor]] = {}
         self._passed: Counter = Counter()
         readers = {
@@ -122,7 +122,7 @@ class Trace(TorchFunctionMode):
         return output
 
     def program(self, source: Slot, target: Slot, reshape: bool = False) -> Program | None:
-        """What makes a target of a source; None where it takes more, such as the image."""
+        """The calls from a source to a target; None if these need more, such as the image."""
         needed, pending, seen = set(), [target], set()
         while pending:
             slot = pending.pop()
@@ -141,13 +141,13 @@ class Trace(TorchFunctionMode):
 
     @cached_property
     def head(self) -> TracedHead:
-        """The head behind the last features with an extent in space.
+        """The head after the last spatial features.
 
         Raises:
-            ValueError: If there is none. The message continues one that begins with the model.
+            ValueError: If there is none. The message continues a sentence about the model.
         """
         pooled = self._pooled_head()
-        # A map of one position may come of a convolution in place of a first linear layer
+        # A map of one position may come from a convolution in place of a first linear layer
         found = pooled if pooled and max(pooled.size) > 1 else self._other_head() or pooled
         if found is None:
             raise ValueError(
@@ -188,7 +188,7 @@ class Trace(TorchFunctionMode):
         return None
 
     def _keeps(self, features: Program, layout: str) -> bool:
-        """Whether maps of features are those of their source, of one image."""
+        """Whether the maps of features are also the maps of their source, for one image."""
         names = {getattr(call.func, '__name__', '') for call in features.calls}
         shape = self.shapes[features.source]
         if not names <= _KEEPING | _RESHAPING or shape[0] != 1:
@@ -198,7 +198,7 @@ class Trace(TorchFunctionMode):
         return layout in ('tokens', 'ncl') and self._in_order(features, layout == 'ncl')
 
     def _in_order(self, features: Program, transposed: bool) -> bool:
-        """Whether tokens stand in the order of their source's, found by numbering these."""
+        """Whether tokens keep the order of their source, found by numbering the source's tokens."""
         shape = self.shapes[features.source]
         for dim in (1, 2) if len(shape) == 3 else ():
             with unset_fake_temporarily():
@@ -222,7 +222,7 @@ class Trace(TorchFunctionMode):
         return False
 
     def _mixes(self, call: Call) -> bool:
-        """Whether a call mixes positions as no head does: attention, or a convolution of a map."""
+        """Whether a call mixes positions, as heads do not: attention, or a convolution of a map."""
         if call.func is not F.conv2d:
             return call.func in _ATTENTION
         # A kernel as large as the map is a linear layer
@@ -232,15 +232,15 @@ class Trace(TorchFunctionMode):
         return max(kernel) > 1 and not whole
 
     def _traced(self, tap: Tap, features: Program, layout: str, head: Program, pooled: bool) -> Any:
-        # A tap without a number is the last call
+        # A tap without a number means the last call
         last = self._passed[tap.path, tap.side] - 1
         tap = Tap(tap.path, None if tap.call == last else tap.call, tap.side, tap.item)
         shape, classes = self.shapes[features.target], self.shapes[self.logits][1]
         size = dict(nchw=shape[2:], nhwc=shape[1:3], tokens=shape[1:2], ncl=shape[2:])[layout]
         if len(size) == 1 and not _is_grid(size[0], self.image):
             raise ValueError(
-                f'pools {size[0]} tokens, which are no grid of the proportions of the image, so they '
-                'have no class maps; use the explainer GradCAM, or a layer and '
+                f'pools {size[0]} tokens, which form no grid with the proportions of the image, so '
+                'they have no class maps; use the explainer GradCAM, or a layer and '
                 "'logits' in place of 'cam'"
             )
         return TracedHead(tap, features, layout, head, pooled, self.image, classes, size)
@@ -249,7 +249,7 @@ class Trace(TorchFunctionMode):
         if id(tensor) in self._weights:
             return self._weights[id(tensor)]
         slot, version, _ = self._known.get(id(tensor), (None, None, None))
-        # Written over through another view of its memory, it is no longer what was noted
+        # If another view has overwritten its memory, it is no longer the recorded value
         return slot if slot and version == _version(tensor) else self._new(tensor)
 
     def _new(self, tensor: Tensor) -> Slot:
@@ -273,9 +273,9 @@ class Trace(TorchFunctionMode):
 
 
 def _is_grid(tokens: int, image: tuple[int, int]) -> bool:
-    """Whether tokens are as many as the positions of a grid with the proportions of an image."""
+    """Whether the number of tokens fits a grid with the proportions of an image."""
     try:
-        # Those in front, such as a class token, would be left out
+        # tokens_to_map leaves out tokens in front, such as a class token
         return tokens_to_map(torch.empty(1, tokens, 1), image).numel() == tokens
     except ValueError:
         return False
@@ -286,7 +286,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _out_of_place(func: Any, args: tuple, kwargs: dict) -> tuple[Any, tuple, dict] | None:
-    """The function without writing into its input, and its arguments; None if there is no such one."""
+    """The function that does not write into its input, and its arguments; None if there is none."""
     func, signature = _without_writing(func)
     if signature is None:
         return (func, args, kwargs) if func else None
@@ -295,7 +295,7 @@ def _out_of_place(func: Any, args: tuple, kwargs: dict) -> tuple[Any, tuple, dic
 
 @cache
 def _without_writing(func: Any) -> tuple[Any, inspect.Signature | None]:
-    """The function without writing into its input; its signature if an argument says that it does."""
+    """The function that does not write into its input; its signature if it has ``inplace``."""
     if inspect.isfunction(func):
         # Some methods of tensors are functions that wrap a built-in one, which has no signature
         signature = inspect.signature(func, follow_wrapped=False)

@@ -1,4 +1,4 @@
-"""Points in a model, and functions that are called with what passes them in a forward."""
+"""Points in a model, and functions that are called with the values at these points."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Tap:
         return f'{self.path}{call}{side}' + ('' if self.item in (-1, None) else f'[{self.item}]')
 
     def element(self, value: Any) -> int | None:
-        """The index of the element that is meant in a value; None where the value itself is."""
+        """The index of the tap's element in a value; None if the tap reads the whole value."""
         if self.item is None or not isinstance(value, (tuple, list)):
             return None
         return self.item if -len(value) <= self.item < len(value) else None
@@ -60,8 +60,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fake_forward(model: nn.Module) -> Iterator[None]:
-    """A context in which a model's forwards, in eval mode, yield shapes and leave it as it was."""
-    # torch would print a traceback for a forward that fails, which becomes one sentence in TapSet
+    """A context in which a model runs in eval mode, computes only shapes and does not change."""
+    # If a forward fails, torch would print a traceback, while TapSet raises one sentence
     logger = logging.getLogger('torch._subclasses.fake_tensor')
     logger.disabled = True
     try:
@@ -76,12 +76,12 @@ def fake_forward(model: nn.Module) -> Iterator[None]:
 def intercept(
     model: nn.Module, functions: Mapping[Tap, Callable[[Any], Tensor | None]]
 ) -> Iterator[dict[Tap, int]]:
-    """Calls functions with what passes the taps of a model during the forwards of a ``with`` block.
+    """Calls functions with the values at a model's taps in the forwards of a ``with`` block.
 
-    A tensor that a function returns takes the value's place in the rest of the forward.
+    A tensor that a function returns replaces the value in the rest of the forward.
 
     Yields:
-        dict[Tap, int]: How often each tap was passed, counted as the block runs.
+        dict[Tap, int]: How often each tap was passed, counted while the block runs.
     """
     calls = dict.fromkeys(functions, 0)
 
@@ -100,7 +100,7 @@ def intercept(
     def before(tap: Tap, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:
             return (pass_on(tap, args[0]), *args[1:]), kwargs
-        # The first argument may have a name, and a module may be called with none
+        # The first argument may be a keyword argument, or there may be no arguments
         return args, kwargs | {name: pass_on(tap, kwargs[name]) for name in [*kwargs][:1]}
 
     def hook(tap: Tap) -> torch.utils.hooks.RemovableHandle:

@@ -39,12 +39,13 @@ def has_own_weights(spec: Any) -> bool:
 
 
 def find_network(name: str, key: str) -> Builder:
-    """Finds what builds a network, without building it.
+    """Finds the function that builds a network, without building it.
 
     Args:
-        name (str): ``timm::NAME``; ``torchvision::NAME`` of a classifier; ``hf::NAME``, where NAME is a
-            type of models (``resnet``), a class of a model or of a config, or a folder, a config file or
-            a repository of the hub; or ``module:callable``, which returns a module.
+        name (str): ``timm::NAME``, ``torchvision::NAME`` (a classifier), ``hf::NAME``, or
+            ``module:callable``, which returns a module. A NAME of ``hf`` is a type of models
+            (``resnet``), the class of a model or config, a folder, a config file or a repository of
+            the hub.
         key (str): The config key that error messages name.
 
     Returns:
@@ -52,8 +53,8 @@ def find_network(name: str, key: str) -> Builder:
         the same in all three libraries.
 
     Raises:
-        ValueError: If the library is missing, or there is no such library, name or callable; from the
-            call, if the arguments do not fit or no module is returned.
+        ValueError: If the library is not installed, or there is no such library, name or callable.
+            The returned function raises it if arguments do not fit or no module is returned.
     """
     library, mark, rest = name.partition('::')
     build = LIBRARIES[library](rest, f'{key}: {name!r}') if mark else _find_callable(name, key)
@@ -61,10 +62,10 @@ def find_network(name: str, key: str) -> Builder:
 
 
 def check_library(name: str, key: str) -> None:
-    """Refuses ``LIBRARY::NAME`` with neither a library of networks nor a package of configs.
+    """Refuses ``LIBRARY::NAME`` if LIBRARY is no library of networks and no package of configs.
 
     Raises:
-        ValueError: If there is none; the message lists near names.
+        ValueError: If it is neither; the message lists similar names.
     """
     library, mark, _ = name.partition('::')
     if mark and library.isidentifier() and find_spec(library) is None:
@@ -79,7 +80,7 @@ def _build(build: Builder, what: str, **arguments: Any) -> nn.Module:
         network = build(**arguments)
     except (TypeError, ValueError, KeyError, OSError, AssertionError) as error:
         reason = str(error).strip().partition('\n')[0]
-        raise ValueError(f'{what} cannot be built of {arguments}: {reason}') from error
+        raise ValueError(f'{what} cannot be built with {arguments}: {reason}') from error
     if not isinstance(network, nn.Module):
         raise ValueError(f'{what} returns a {type(network).__name__}; it must return an nn.Module')
     return network
@@ -87,17 +88,17 @@ def _build(build: Builder, what: str, **arguments: Any) -> nn.Module:
 
 def _timm(name: str, what: str) -> Builder:
     timm = _library('timm', what)
-    # A colon stands for a source of models, as in 'hf-hub:'
+    # A colon follows a source of models, as in 'hf-hub:'
     if ':' not in name and not timm.is_model(name):
         raise ValueError(f'{what}: timm has no such model{near_names(name, timm.list_models())}')
 
     def build(pretrained: bool = False, **arguments: Any) -> nn.Module:
         network = timm.create_model(name, pretrained=pretrained, **arguments)
         known = getattr(network, 'pretrained_cfg', None) or {}
-        # A file of the user's may be of other classes
+        # A file of the user may have other classes
         given = {'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay'} & arguments.keys()
         if pretrained and not given and 'in1k' in (known.get('tag') or ''):
-            network.class_names = IMAGENET_CATEGORIES  # by which they are known
+            network.class_names = IMAGENET_CATEGORIES  # ``describe`` reads them
         return network
 
     return build
@@ -120,12 +121,12 @@ def _torchvision(name: str, what: str) -> Builder:
         weights = models.get_model_weights(name)[str(weights).rpartition('.')[2]]
         classes = arguments.pop('num_classes', None)
         network = models.get_model(name, weights=weights, **arguments)
-        network.weights = weights  # by which its normalisation and its classes are known
+        network.weights = weights  # ``describe`` reads its normalisation and its classes
         if classes not in (None, len(weights.meta['categories'])):
             # As timm does it: a new classifier for other classes
             linear = [path for path, m in network.named_modules() if isinstance(m, nn.Linear)]
             if not linear:
-                raise ValueError('its classifier is no linear layer, so num_classes must stay')
+                raise ValueError('its classifier is no linear layer, so num_classes cannot change')
             old = network.get_submodule(linear[-1])
             new = nn.Linear(old.in_features, classes, old.bias is not None)
             network.set_submodule(linear[-1], new)
@@ -147,7 +148,7 @@ def _huggingface(name: str, what: str) -> Builder:
     auto = hf.AutoModelForImageClassification
 
     def from_config(config: Any) -> nn.Module:
-        # Where a type has several classifiers, as DeiT, transformers iterates over them
+        # If a type has several classifiers, as DeiT has, transformers iterates over these
         config.architectures = getattr(config, 'architectures', None) or []
         return auto.from_config(config)
 
@@ -178,7 +179,7 @@ def _huggingface(name: str, what: str) -> Builder:
     return build
 
 
-#: What finds a network, by the library's name in configs.
+#: The functions that find a network, by the library's name in configs.
 LIBRARIES: dict[str, Callable[[str, str], Builder]] = {
     'timm': _timm,
     'torchvision': _torchvision,
@@ -216,6 +217,6 @@ def _library(name: str, what: str) -> Any:
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence: the known names that are near to one."""
+    """The end of a sentence: the known names that are similar to a name."""
     near = get_close_matches(name, list(known), 4, 0.5)
     return f'; near names are {", ".join(near)}' if near else ''

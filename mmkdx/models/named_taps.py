@@ -1,4 +1,4 @@
-"""The taps that have a name: what each stands for in a model, and how a cache stores its value."""
+"""The taps that have a name: where each one is in a model, and how a cache stores its value."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ['NAMED_TAPS', 'NamedTap', 'Place']
 #: What a cache stores of a value: tensors with a row for each image.
 Stored = Mapping[str, Tensor]
 
-#: All named taps by name; a class of its own adds another.
+#: All named taps by name; each subclass of ``NamedTap`` adds one.
 NAMED_TAPS: dict[str, NamedTap] = {}
 
 
 class Place(NamedTuple):
-    """Where a tap stands: the point that is read, and a module or head whose weights the value has."""
+    """The place of a tap: the point that is read, and the module or head whose weights it uses."""
 
     tap: Tap
     weights: str = ''
@@ -39,12 +39,12 @@ class Place(NamedTuple):
 class NamedTap(ABC):
     """What the name of a tap stands for.
 
-    A derived class registers itself: ``class Embedding(NamedTap, name='embedding')``.
+    A subclass registers itself: ``class Embedding(NamedTap, name='embedding')``.
     """
 
-    #: Whether a graph starts here for a term that takes gradients of the logits by it.
+    #: Whether a graph starts here for a term that takes gradients of the logits at this tap.
     starts_graph = True
-    #: Whether the value is weights of the model and no output.
+    #: Whether the value is a weight of the model and not an output.
     of_weights = False
 
     def __init_subclass__(cls, name: str = '') -> None:
@@ -60,33 +60,33 @@ class NamedTap(ABC):
         """
 
     def check(self, flow: Flow, place: Place) -> None:  # noqa: B027 (most taps have nothing to refuse)
-        """Refuses a model in which the value is not what the name says, as ``locate`` does."""
+        """Refuses a model whose value does not fit the name; raises errors as ``locate`` does."""
 
     def read(self, value: Any, module: nn.Module) -> Any:
         """The tap's value.
 
         Args:
-            value (Any): What stood at the place in a forward; an output of the model may hold its
+            value (Any): The value at the place in a forward. An output of the model may hold its
                 logits or embedding in another form than a tensor.
-            module (nn.Module): The module of the place's weights; the model where it has none.
+            module (nn.Module): The module of the place's weights; the model if there is none.
         """
         return value if isinstance(value, Tensor) else describe(module).logits_in(value)
 
     def encode(self, value: Any, top_k: int | None, resolution: int | None) -> Stored:
         """What a cache stores of a value.
 
-        The options are those of ``CachedTeacher``. One that leaves nothing out is a ValueError.
+        ``CachedTeacher`` describes the options. An option that leaves nothing out is a ValueError.
         """
         return dict(values=full_precision(value))
 
     def decode(self, stored: Stored, shape: Sequence[int], module: nn.Module | None) -> Any:
-        """The value of rows of what ``encode`` returned.
+        """Restores the value from rows of ``encode``.
 
         Args:
             stored (Stored): The rows.
             shape (Sequence[int]): The shape of one image's value.
-            module (nn.Module, optional): The module of the place's weights; None where the stored
-                value stands for itself, as the mean over several teachers does.
+            module (nn.Module, optional): The module of the place's weights; None if the stored
+                value needs no weights, as the mean over several teachers.
         """
         return stored['values']
 
@@ -100,7 +100,7 @@ class Logits(NamedTap, name='logits'):
         path, logits = flow.facts.logits_path, flow.logits
         output = flow.reading(Tap(path, item=None)).value
         if isinstance(output, (tuple, list)):
-            # All of it where the logits are made of several tensors
+            # The whole output if the logits are made of several tensors
             found = (i for i, each in enumerate(output) if each is logits)
             return Place(Tap(path, item=next(found, None)))
         return Place(Tap(path))
@@ -116,14 +116,14 @@ class Logits(NamedTap, name='logits'):
 
 
 class Features(NamedTap, name='features'):
-    """What enters global average pooling, of shape (N, C, H, W)."""
+    """The input of global average pooling, of shape (N, C, H, W)."""
 
     def locate(self, flow: Flow) -> Place:
         return Place(flow.features)
 
 
 class Embedding(NamedTap, name='embedding'):
-    """What enters the linear classifier, of shape (N, C); the output of a model without a classifier."""
+    """The input of the linear classifier, (N, C); the output of a model without a classifier."""
 
     def locate(self, flow: Flow) -> Place:
         return Place(embedding(flow))
@@ -148,7 +148,7 @@ class Cam(NamedTap, name='cam'):
         side = resolution
         if side is not None:
             integer('teacher.resolution', side, 1, min(value.shape[2:]))
-        if value.head:  # such maps are no product of two factors
+        if value.head:  # such maps are no product of features and weights
             return dict(values=value.pooled(side), remainder=value.remainder())
         features = full_precision(value.features)
         return dict(values=features if side is None else F.adaptive_avg_pool2d(features, side))
@@ -159,7 +159,7 @@ class Cam(NamedTap, name='cam'):
 
 
 class Prototypes(NamedTap, name='prototypes'):
-    """The prototypes of a prototype head, which are weights, of shape (P, D, 1, 1)."""
+    """The prototypes of a prototype head, which are weights, of shape (P, C)."""
 
     of_weights = True
 

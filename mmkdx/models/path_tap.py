@@ -24,7 +24,7 @@ def find_tap(name: str) -> NamedTap:
 
 
 class PathTap(NamedTap):
-    """What stands at a path in a model, ``path[@call][:in|:out][[item]]``."""
+    """The value at a path in a model, ``path[@call][:in|:out][[item]]``."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -38,7 +38,7 @@ class PathTap(NamedTap):
         return Place(tap)
 
     def check(self, flow: Flow, place: Place) -> None:
-        """Refuses a module that is not called, or several times, and a value that is no tensor."""
+        """Refuses a call that does not exist or is ambiguous, and a value that is no tensor."""
         path, call = place.tap.path, place.tap.call
         calls, value, _ = flow.reading(place.tap)
         if not calls:
@@ -50,13 +50,13 @@ class PathTap(NamedTap):
             raise ValueError(f'{often}, so the last call is @{calls - 1}')
         if not isinstance(value, Tensor):
             raise ValueError(
-                f'holds a {type(value).__name__} and no tensor at {self.text!r}; where a tuple stands '
-                "there, choose an element, as in 'backbone.stages.3[0]'"
+                f'holds a {type(value).__name__} and no tensor at {self.text!r}; choose an '
+                "element of a tuple, as in 'backbone.stages.3[0]'"
             )
 
 
 def parse_tap(text: str) -> Tap:
-    """Reads a tap from its text, a ValueError if that is not of the form of ``Tap``."""
+    """Parses the text of a tap; raises a ValueError if it does not have the form of ``Tap``."""
     match = _SYNTAX.fullmatch(text)
     if not match:
         raise ValueError(

@@ -21,18 +21,20 @@ from mmkdx.registry import MODELS
 class PlainClassifier(BaseModel):
     """Trains and tests a network of any library with mmpretrain's losses and metrics.
 
-    Its state dict is the network's own, without a prefix, so the library loads a checkpoint of a
-    training. Images are normalised as the library says, unless ``data_preprocessor`` sets ``mean``.
+    Its state dict is the network's own, without a prefix, so the library can load a checkpoint of a
+    training. Images are normalised as the library does it, unless ``data_preprocessor`` sets
+    ``mean``.
 
     Args:
         network (str | nn.Module): A network, or its name; see ``mmkdx.models.libraries.find_network``.
-        loss (dict, optional): A loss of mmpretrain. With ``use_sigmoid=True`` an image may have several
-            labels. Defaults to None: cross entropy, of sigmoids for a network of several labels.
+        loss (dict, optional): A loss of mmpretrain. With ``use_sigmoid=True`` an image may have
+            several labels. Defaults to None: cross entropy, which is binary for a network of
+            several labels.
         train_cfg (dict, optional): ``augments`` mix the images of a batch, as for mmpretrain's
             ``ImageClassifier``. Defaults to None.
-        data_preprocessor (dict, optional): The arguments of ``ClsDataPreprocessor``. Images of files
-            come in BGR; where they come in RGB, set ``to_rgb=False``. Its ``num_classes`` is that of a
-            network by name, too. Defaults to None.
+        data_preprocessor (dict, optional): The arguments of ``ClsDataPreprocessor``. Image files
+            are loaded in BGR; if a data set yields RGB, set ``to_rgb=False``. A network by name
+            also gets its ``num_classes``. Defaults to None.
         init_cfg (dict, optional): The initialisation, as of mmengine's ``BaseModule``. Without it the
             network keeps the weights that it is built with.
         **kwargs: The library's arguments for a network by name, such as ``num_classes`` and
@@ -60,13 +62,13 @@ class PlainClassifier(BaseModel):
             if '::' in network and images.get('num_classes') is not None:
                 kwargs.setdefault('num_classes', images['num_classes'])
             for key in kwargs:
-                # torchvision's networks take any argument, and say nothing
+                # torchvision's networks take any argument without an error
                 if near := get_close_matches(key, (*given, 'init_cfg'), 1, 0.8):
                     raise ValueError(f'PlainClassifier takes no {key}; do you mean {near[0]}?')
             network = find_network(network, 'network')(**kwargs)
         elif kwargs:
             raise ValueError(
-                f'PlainClassifier takes no {", ".join(kwargs)} beside a network that is built already'
+                f'PlainClassifier takes no {", ".join(kwargs)} if the network is already built'
             )
         if not isinstance(network, nn.Module):
             raise ValueError(
@@ -75,9 +77,9 @@ class PlainClassifier(BaseModel):
         if isinstance(network, BaseModel):
             raise ValueError(
                 f'network is a {type(network).__name__}, which has the interface of mmengine already; '
-                'give it itself, or its config, in place of a PlainClassifier'
+                'use it, or its config, instead of a PlainClassifier'
             )
-        #: What the library says of the network.
+        #: The facts that the library gives about the network.
         self.known = facts = describe(network)
         name = type(facts.model).__name__
         if facts.num_classes == 1:
@@ -91,7 +93,7 @@ class PlainClassifier(BaseModel):
         elif 'mean' not in images:
             print_log(
                 f'the normalisation of {name} is unknown, so its images stay as the pipeline makes '
-                'them; set mean, std and to_rgb in data_preprocessor if it takes others',
+                'them; if it needs another one, set mean, std and to_rgb in data_preprocessor',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -112,14 +114,14 @@ class PlainClassifier(BaseModel):
         )
         kind = 'MultiLabelClsHead' if several else 'ClsHead'
         self.scoring = MODELS.build(dict(type=kind, loss=criterion))
-        #: Also for a wrapper that has to name tensors after it has collected them.
+        #: Kept for a wrapper that collects tensors first and renames them later.
         self.checkpoint_names = self.register_state_dict_post_hook(without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
     def forward(
         self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'
     ) -> Any:
-        """The network's logits, or what mmpretrain makes of them.
+        """Returns the network's logits, or mmpretrain's predictions or losses from them.
 
         Args:
             inputs (Tensor): Preprocessed images of shape (N, C, H, W).
@@ -157,10 +159,10 @@ def without_prefix(
     model: PlainClassifier, state: dict[str, Tensor], prefix: str, metadata: dict
 ) -> None:
     """Names the tensors of a ``PlainClassifier`` as its network does."""
-    # With the modules' versions, which guide the conversion of old files
+    # Also the modules' versions, which are needed to convert old files
     for names, stop in ((state, ''), (getattr(state, '_metadata', {}), '.')):
         inner = f'{prefix}model.'
-        # All first, as a part of the network may be called `model`, too
+        # All keys are removed first, since a part of the network may be called `model`, too
         taken = {key: names.pop(key) for key in list(names) if f'{key}{stop}'.startswith(inner)}
         for key, value in taken.items():
             names[f'{prefix}{key[len(inner) :]}'.rstrip('.')] = value

@@ -1,4 +1,4 @@
-"""Global average poolings, by modules and by functions."""
+"""Finds global average poolings, made by modules or by functions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 _MEANS = torch.mean, Tensor.mean
-#: By the positions' dimensions, how pooled features lie in space.
+#: The layout of pooled features, by their number of dimensions and the pooled dimensions.
 _LAYOUTS = {(4, (2, 3)): 'nchw', (4, (1, 2)): 'nhwc', (3, (1,)): 'tokens', (3, (2,)): 'ncl'}
 
-#: A tensor's memory and version; None for another value.
+#: A tensor's memory and version; None for any other value.
 State = tuple[int, int | None] | None
 
 
 def state_of(value: Any) -> State:
-    """The state of a tensor: equal for two tensors if no operation stands between them.
+    """The state of a tensor; two tensors have an equal state if no operation is between them.
 
     Flattening is a view, and dropout in eval mode is the identity.
     """
@@ -30,7 +30,7 @@ def state_of(value: Any) -> State:
 
 
 class Pooling(NamedTuple):
-    """A global average pooling: after how many passings, and the states of its input and output."""
+    """A global average pooling: the number of passings before, the states of input and output."""
 
     order: int
     entering: State
@@ -38,7 +38,7 @@ class Pooling(NamedTuple):
 
 
 class GlobalPoolings(TorchFunctionMode):
-    """Notes the global average poolings of maps (N, C, H, W) in a forward."""
+    """Records the global average poolings of maps (N, C, H, W) in a forward."""
 
     def __init__(self, passings: Sized) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class GlobalPoolings(TorchFunctionMode):
 
 
 def mean_layout(func: Any, args: tuple, kwargs: dict, output: Any) -> str | None:
-    """How the input lies in space, where a call is its mean over all positions."""
+    """The layout of the input if a call is its mean over all positions, else None."""
     value = args[0] if args else kwargs.get('input')
     if not isinstance(value, Tensor) or not isinstance(output, Tensor):
         return None

@@ -19,8 +19,8 @@ class OrthogonalProjection(nn.Module):
     Args:
         inputs (int): The number of the inputs' channels.
         outputs (int): The number of the outputs' channels.
-        trained (bool): Whether the weight is trained; else it stays at its random start. Defaults to
-            True.
+        trained (bool): Whether the weight is trained, or else keeps its random initial value.
+            Defaults to True.
     """
 
     def __init__(self, inputs: int, outputs: int, trained: bool = True) -> None:

@@ -16,10 +16,10 @@ class ReceptiveField(NamedTuple):
     """The receptive field of the cells of a square feature map.
 
     Args:
-        n (int): How many cells a row has.
-        jump (int): From one cell's centre to the next, in pixels.
+        n (int): The number of cells in a row.
+        jump (int): The distance from one cell's centre to the next, in pixels.
         size (int): The side of the square that a cell sees, in pixels.
-        start (float): The centre of the first cell, where the first pixel's is 0.5.
+        start (float): The centre of the first cell; the first pixel has its centre at 0.5.
     """
 
     n: int
@@ -31,12 +31,16 @@ class ReceptiveField(NamedTuple):
 def receptive_field(backbone: nn.Module, size: int = 224) -> ReceptiveField:
     r"""The theoretical receptive field of the last feature map.
 
-    For each convolution and pooling with kernel k, stride s, padding p, in the order in which they
-    run, :math:`r' = r + (k - 1) j`, :math:`start' = start + ((k - 1) / 2 - p) j`, :math:`j' = s j`
-    (Araujo et al., "Computing receptive fields of convolutional neural networks", Distill 2019, as in
-    the public code of ProtoPNet, Chen et al., NeurIPS 2019). Modules named 'downsample' or 'shortcut'
-    are left out. Other parallel branches of stride 1 are counted as if one followed the other, which
-    is right for DenseNet's blocks, whose longest path goes through all.
+    Each convolution and pooling updates the size r, the start and the jump j, in the order of the
+    forward. With kernel k, stride s and padding p, :math:`r' = r + (k - 1) j`,
+    :math:`start' = start + ((k - 1) / 2 - p) j` and :math:`j' = s j`.
+
+    Source: Araujo et al., "Computing receptive fields of convolutional neural networks", Distill
+    2019. The public code of ProtoPNet (Chen et al., NeurIPS 2019) does the same.
+
+    Modules named 'downsample' or 'shortcut' are left out. Other parallel branches of stride 1 count
+    as if one followed the other. This is right for DenseNet's blocks, since their longest path goes
+    through all branches.
 
     Args:
         backbone (nn.Module): A chain of 2-D convolutions and poolings, which yields a feature map or a
@@ -47,9 +51,9 @@ def receptive_field(backbone: nn.Module, size: int = 224) -> ReceptiveField:
         ReceptiveField: (n, jump, size, start).
 
     Raises:
-        ValueError: If the backbone has linear layers (by which transformers mix positions), yields no
-            square feature map, has a layer that is not the same in both directions, or is no chain
-            (squeeze-and-excitation, strided parallel branches).
+        ValueError: If the backbone is no chain of convolutions and poolings, because of linear
+            layers (as in transformers), squeeze-and-excitation or strided parallel branches. Also
+            if a layer is not the same in both directions, or the feature map is not square.
     """
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Linear):

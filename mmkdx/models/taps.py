@@ -1,4 +1,4 @@
-"""Reading activations out of a model by name, for the length of one forward."""
+"""Reads activations of a model by name during one forward."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from mmkdx.models.traced_head import TracedHead
 class TapSet:
     """The taps that are read from one model.
 
-    It holds paths and no modules, so it can be copied beside its model. Hooks exist only inside
+    It holds paths and no modules, so it can be copied with its model. Hooks exist only inside
     ``record``, and the tensors belong to the caller.
 
     Args:
-        names (Mapping[str, str]): The taps, by name or by path, each with the config key that asks for
-            it, for error messages.
-        owner (str): How error messages call the model: 'student' or 'teacher'.
-        explained (Collection[str]): The taps by which gradients of later ones can be taken: from them on
-            a graph is recorded, also without parameters that need one.
+        names (Mapping[str, str]): The taps, by name or by path, each with its config key, which
+            error messages name.
+        owner (str): The model's name in error messages: 'student' or 'teacher'.
+        explained (Collection[str]): The taps at which gradients of later taps can be taken. From
+            them on a graph is recorded, even if no parameter needs one.
         size_key (str): The config key of the size of its images. Defaults to 'model.input_size'.
-        measured (Collection[str]): The taps by which gradients of the model's own loss are taken.
+        measured (Collection[str]): The taps at which gradients of the model's own loss are taken.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class TapSet:
         self.owner = owner
         self.explained, self.measured = frozenset(explained), frozenset(measured)
         self.size_key = size_key
-        # After ``resolve``: where each tap is, and the module whose weights are a part of its value
+        # After ``resolve``: each tap's place, and the module whose weights are a part of its value
         self.taps: dict[str, Tap] = {}
         self.weights: dict[str, str] = {}
         self.heads: dict[str, TracedHead] = {}
-        # Only these are copied: an in-place operation follows, such as ReLU
+        # Only these values are copied, because an in-place operation such as ReLU follows
         self._overwritten: set[Tap] = set()
 
     def resolve(self, model: nn.Module, inputs: Tensor) -> dict[str, Any]:
-        """Finds every tap in a model and what stands there for images (N, C, H, W).
+        """Finds every tap in a model, and its value for images (N, C, H, W).
 
-        To be called inside ``fake_forward``. The model may be wrapped (DDP, ``torch.compile``).
+        Call it inside ``fake_forward``. The model may be wrapped (DDP, ``torch.compile``).
 
         Returns:
             dict[str, Any]: For each tap a fake tensor, or class maps of fake tensors.
@@ -75,7 +75,7 @@ class TapSet:
             flow = Flow(facts, inputs)
         modules = model.named_modules()
         prefix = next(f'{path}.' for path, module in modules if module is facts.model).lstrip('.')
-        # Dropout in place writes in training only, which a forward in eval mode does not show.
+        # In-place dropout writes in training only, so a forward in eval mode does not show it
         drops = any(isinstance(m, _DropoutNd) and m.inplace for m in model.modules())
         self.taps, self.weights, self.heads, self._overwritten, values = {}, {}, {}, set(), {}
         for name, key in self.names.items():
@@ -112,12 +112,12 @@ class TapSet:
                 value = value if value.requires_grad else value.detach().requires_grad_()
             overwritten = tap in self._overwritten and isinstance(value, Tensor)
             copied = value.clone() if overwritten else value
-            # Gradients are taken by what is read, so the forward goes on with the copy
+            # Gradients are taken at the value that is read, so the forward goes on with the copy
             seen[tap] = value if tap in kept else copied
             return copied if tap in kept else None
 
         readers = {tap: partial(read, tap) for tap in self.taps.values()}
-        kernel = math_kernel(bool(explained))  # a loss of gradients is differentiated once more
+        kernel = math_kernel(bool(explained))  # a loss on gradients is differentiated twice
         with torch.set_grad_enabled(torch.is_grad_enabled()), intercept(model, readers), kernel:
             yield values
         for name, tap in self.taps.items():
@@ -129,12 +129,12 @@ class TapSet:
             values[name] = self._value(model, name, seen[tap])
 
     def module(self, model: nn.Module, name: str) -> nn.Module:
-        """The module whose weights are a part of a tap's value; the model where there is none."""
+        """The module whose weights are a part of a tap's value, or the model if there is none."""
         return model.get_submodule(self.weights.get(name, ''))
 
     @property
     def weights_read(self) -> list[str]:
-        """The paths of the modules whose weights are a part of values, after the forward."""
+        """The paths of the modules whose weights are read for the values after the forward."""
         heads = [path for head in self.heads.values() for path in head.modules]
         return [*self.weights.values(), *heads]
 
@@ -144,5 +144,5 @@ class TapSet:
         return find_tap(name).read(read, self.module(model, name))
 
     def compile(self, model: nn.Module, **kwargs: Any) -> None:
-        """Compiles what no tap stands in; see ``compile_between``. After ``resolve``."""
+        """Compiles the parts that contain no tap, after ``resolve``; see ``compile_between``."""
         compile_between(model, [tap.path for tap in self.taps.values()], **kwargs)

@@ -1,4 +1,4 @@
-"""The file of a teacher's statistics, which a tool makes and losses read."""
+"""Reads and checks the file of a teacher's statistics, which a tool makes for losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmkdx.checkpoints import load_checkpoint_file
 
 TOOL = 'tools/analysis_tools/teacher_statistics.py'
 
-#: What each file has.
+#: The keys that each file has.
 KEYS = {'mass', 'class_mean', 'weight_similarity', 'tau'}
 
 
@@ -35,26 +35,26 @@ def read_statistics(option: str, file: str) -> dict:
 
 
 def check_tau(option: str, file: str, found: dict, name: str, tau: float) -> None:
-    """Refuses statistics of another temperature than that of the option ``name``.
+    """Refuses statistics that were made at another temperature than the option ``name``.
 
     Raises:
         ValueError: If the two differ.
     """
     if not math.isclose(found['tau'], tau, rel_tol=1e-6):
         raise ValueError(
-            f'{option}: {file} is of tau {found["tau"]:g}, and {name} is {tau:g}; make it anew '
+            f'{option}: {file} has tau {found["tau"]:g}, and {name} is {tau:g}; make it again '
             f'with {TOOL}'
         )
 
 
 def check_classes(option: str, file: str, found: dict, classes: int) -> None:
-    """Refuses statistics of another number of classes than the teacher's.
+    """Refuses statistics that have another number of classes than the teacher.
 
     Raises:
         ValueError: If the two differ.
     """
     if len(found['class_mean']) != classes:
         raise ValueError(
-            f'{option}: {file} is of {len(found["class_mean"])} classes, and the teacher has {classes}; '
-            f'make it anew with {TOOL}'
+            f'{option}: {file} has {len(found["class_mean"])} classes, and the teacher has '
+            f'{classes}; make it again with {TOOL}'
         )

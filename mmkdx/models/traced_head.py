@@ -1,4 +1,4 @@
-"""A model's head as a function: the calls that make logits of its last features."""
+"""A model's head as a function: the calls that compute logits from its last features."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Call(NamedTuple):
 
 
 class Program:
-    """Calls that make one tensor of another and of weights, for one image.
+    """Calls that compute one tensor from another and from weights, for one image.
 
     It holds no tensor and no module, so that copies of it and of the model work.
     """
@@ -56,7 +56,7 @@ class Program:
         self.calls, self.source, self.target, self.shape = calls, source, target, shape
 
     def run(self, model: nn.Module, value: Tensor) -> Tensor:
-        """The target of a source (1, ...), with the weights that the model has now."""
+        """Computes the target from a source (1, ...), with the weights that the model has now."""
         values = {self.source: value.reshape(self.shape) if self.shape else value}
 
         def known(reference: Any) -> Any:
@@ -68,7 +68,7 @@ class Program:
 
         for call in self.calls:
             args, kwargs = _map_references(known, (call.args, call.kwargs))
-            # Heads run in full precision, whatever they were traced in
+            # Heads run in full precision, whatever the precision of the trace was
             output = args[0] if call.func in _CASTS else call.func(*args, **kwargs)
             values.update(
                 zip(call.outputs, output if isinstance(output, (tuple, list)) else [output])
@@ -84,17 +84,17 @@ class Program:
 
 @dataclass(frozen=True)
 class TracedHead:
-    """A model's head, and where its features are.
+    """A model's head, and the place of its features.
 
     Args:
-        tap (Tap): What is read of a forward.
-        features (Program): Makes of it the features, of one image.
-        layout (str): 'nchw', 'nhwc', 'tokens' or 'ncl': how they lie in space.
-        head (Program): Makes logits of pooled features; of features where ``pooled`` is False.
+        tap (Tap): The tap that is read in a forward.
+        features (Program): Computes the features of one image from the tap's value.
+        layout (str): The layout of the features: 'nchw', 'nhwc', 'tokens' or 'ncl'.
+        head (Program): Computes logits from pooled features, or from features if not ``pooled``.
         pooled (bool): Whether the head takes the mean of the features over space.
         image (tuple[int, int]): Height and width of the image.
         classes (int): The number of classes.
-        size (tuple[int, ...]): How many positions the features have, in each direction.
+        size (tuple[int, ...]): The number of positions of the features in each direction.
     """
 
     tap: Tap
@@ -116,7 +116,7 @@ class TracedHead:
         return list(dict.fromkeys(path.rpartition('.')[0] for path in paths))
 
     def read(self, value: Tensor, model: nn.Module) -> ClassMaps:
-        """The class maps of a model's forward, from what stood at the tap."""
+        """The class maps of a model's forward, from the value at the tap."""
         model = describe(model).model
         if self.features.calls:
             value = vmap(lambda each: self.features.run(model, each[None])[0])(value)
@@ -133,7 +133,7 @@ class TracedHead:
 
 
 class BoundHead:
-    """A traced head with the weights of a model: logits (n, K) of what enters it."""
+    """A traced head with the weights of a model; maps its inputs to logits (n, K)."""
 
     def __init__(self, traced: TracedHead, model: nn.Module) -> None:
         self.run = partial(traced.head.run, model)

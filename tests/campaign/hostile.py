@@ -95,7 +95,7 @@ def _resume(path: Path) -> Any:
     (path.parent / 'last_checkpoint').write_text(str(path))
     found = last_whole_checkpoint(path.parent)
     if found is None:
-        raise CheckpointError(f'{path} is passed over')  # as the log says
+        raise CheckpointError(f'{path} is skipped')  # as the log says
     return found
 
 

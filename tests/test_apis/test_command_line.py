@@ -264,7 +264,7 @@ def test_resuming_where_nothing_is_whole_begins_anew(train, tmp_path, arguments,
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_7.pth'))
     train(*arguments)
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert f'There is no checkpoint file {tmp_path}/epoch_7.pth. It is passed over.' in log
+    assert f'There is no checkpoint file {tmp_path}/epoch_7.pth. It is skipped.' in log
     assert f'Checkpoint {tmp_path}/epoch_1.pth (4 bytes) is empty, truncated' in log
     assert f'No checkpoint in {tmp_path} can be resumed from.' in log
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_1.pth')

@@ -351,7 +351,7 @@ def test_masks_follow_the_image(transform):
         ),
         (dict(mark='class', bias=-0.1), 'bias is -0.1; it must be a finite number'),
         (dict(missing=1.5), 'missing is 1.5; it must be a finite number of at least 0 and of at'),
-        (dict(mark='random', bias=0.5), "bias is 0.5, which has a meaning with mark='class' alone"),
+        (dict(mark='random', bias=0.5), "bias is 0.5, which is used only with mark='class'"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

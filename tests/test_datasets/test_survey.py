@@ -156,7 +156,7 @@ def test_a_csv(folder, tmp_path):
             'has one class',
         ),
         ('path,label\n"cat/0.png,a\n', 'is no CSV with a header and rows'),
-        ('path,label\ncat/0.png,a\ncat/1.png,b\n', "of class 'a' 1 images to train on can be read"),
+        ('path,label\ncat/0.png,a\ncat/1.png,b\n', "class 'a' has 1 readable images to train on"),
         ('path,label\ncat/0.png,a\ncat/1.png,a\n', "has one class, 'a', and two are needed"),
     ],
 )
@@ -185,7 +185,7 @@ def _flat(folder):
 
 
 def _one_level_too_high(folder):
-    return folder.parent, ValueError, "has one class, 'data', and two are needed; is the folder of"
+    return folder.parent, ValueError, "has one class, 'data', and two are needed; are the folders"
 
 
 def _strange_class(folder):
@@ -206,7 +206,7 @@ def _no_good_file_of_a_class(folder):
     return (
         folder / 'split',
         ValueError,
-        "of class 'b' 0 images to train on can be read; it needs at",
+        "class 'b' has 0 readable images to train on; it needs at",
     )
 
 

@@ -241,7 +241,7 @@ def test_no_labels_in_a_step():
 
 
 def test_statistics_of_another_teacher_are_refused_before_training(file):
-    message = f'terms.kd: .*{file} is of 5 classes, and the teacher has 4; make it anew with tools/'
+    message = f'terms.kd: .*{file} has 5 classes, and the teacher has 4; make it again with tools/'
     with pytest.raises(ValueError, match=message):
         distiller(of_logits('classmean', statistics=file))
 
@@ -300,9 +300,7 @@ def test_a_teacher_without_a_linear_classifier(tmp_path):
 
 def test_statistics_of_another_temperature(file):
     for kind in set(NEEDS) - {'weightsim'}:
-        with pytest.raises(
-            ValueError, match=f'{file} is of tau 4, and tau is 2; make it anew with'
-        ):
+        with pytest.raises(ValueError, match=f'{file} has tau 4, and tau is 2; make it again with'):
             TeacherTarget(kind, file, 2.0)(logits(), LABELS)
     # cosines of weights have none
     assert TeacherTarget('weightsim', file, 2.0)(logits(), LABELS).isfinite().all()
@@ -310,7 +308,7 @@ def test_statistics_of_another_temperature(file):
 
 @pytest.mark.parametrize('kind', sorted(NEEDS))
 def test_statistics_of_other_classes(file, kind):
-    with pytest.raises(ValueError, match=f'{file} is of 5 classes, and the teacher has 6; make it'):
+    with pytest.raises(ValueError, match=f'{file} has 5 classes, and the teacher has 6; make it'):
         TeacherTarget(kind, file, TAU)(logits(classes=6), LABELS)
 
 

@@ -128,7 +128,7 @@ def test_numbers_of_classes(file):
     assert GKLLoss()(S[:, :2], T[:, :2]).isfinite()
     with pytest.raises(ValueError, match='^GKLLoss compares 2 classes or more, and there is 1$'):
         GKLLoss()(S[:, :1], T[:, :1])
-    message = '^statistics: .* is of 3 classes, and the teacher has 2; make it anew with tools/'
+    message = '^statistics: .* has 3 classes, and the teacher has 2; make it again with tools/'
     with pytest.raises(ValueError, match=message):
         by_class(file)(S[:, :2], T[:, :2], LABELS)
 
@@ -154,7 +154,7 @@ def test_bad_arguments(arguments, message):
 
 def test_bad_files(file, tmp_path):
     message = (
-        '^statistics: .* is of tau 4, and weight_tau is 1; make it anew with tools/analysis_tools'
+        '^statistics: .* has tau 4, and weight_tau is 1; make it again with tools/analysis_tools'
     )
     with pytest.raises(ValueError, match=message):
         GKLLoss(weights='class', statistics=file)

@@ -112,13 +112,13 @@ def test_a_missing_library_is_said(name, monkeypatch):
         (
             'torchvision::resnet18',
             dict(depth=3),
-            r"'torchvision::resnet18' cannot be built of {'depth'",
+            r"'torchvision::resnet18' cannot be built with {'depth'",
         ),
-        ('torchvision::resnet18', dict(weights='V9'), "built of {'weights': 'V9'}: 'V9'"),
+        ('torchvision::resnet18', dict(weights='V9'), "built with {'weights': 'V9'}: 'V9'"),
         (
             'my_networks:build',
             dict(width=3),
-            "'my_networks:build' cannot be built of {'width': 3}: .*width",
+            "'my_networks:build' cannot be built with {'width': 3}: .*width",
         ),
         (
             'my_networks:number',
@@ -134,7 +134,9 @@ def test_arguments_that_do_not_fit(name, arguments, message):
 
 def test_hugging_face_without_a_classifier():
     pytest.importorskip('transformers')
-    with pytest.raises(ValueError, match="network: 'hf::bert' cannot be built of {}: Unrecognized"):
+    with pytest.raises(
+        ValueError, match="network: 'hf::bert' cannot be built with {}: Unrecognized"
+    ):
         find_network('hf::bert', 'network')()
 
 
@@ -185,7 +187,7 @@ def test_torchvisions_weights(monkeypatch):
     assert network.fc.weight.shape == (5, 512)
     facts = describe(network)
     assert (facts.num_classes, facts.classes) == (5, None) and facts.images.mean is not None
-    squeezed = 'its classifier is no linear layer, so num_classes must stay'
+    squeezed = 'its classifier is no linear layer, so num_classes cannot change'
     source = __import__('torchvision').models.squeezenet1_0()
     with pytest.raises(ValueError, match=squeezed):
         find_network('torchvision::squeezenet1_0', 'x')(pretrained=True, num_classes=5)

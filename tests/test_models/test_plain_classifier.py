@@ -388,7 +388,7 @@ def test_two_processes_train_as_one(tmp_path):
         ),
         (
             dict(network=OwnNetwork(), num_classes=3),
-            'takes no num_classes beside a network that is',
+            'takes no num_classes if the network is already built',
         ),
         (
             dict(network=build(classifier())),

@@ -418,7 +418,7 @@ def test_tokens_that_become_a_map_and_tokens_again(after):
 
 @pytest.mark.parametrize('extra', [1, 7])
 def test_a_mean_over_tokens_that_are_no_part_of_the_image_is_refused(extra):
-    message = f'terms.kd.at: the student pools {256 + extra} tokens, which are no grid of the prop'
+    message = f'terms.kd.at: the student pools {256 + extra} tokens, which form no grid with'
     with pytest.raises(ValueError, match=message):
         resolve(Tokens(extra), 'cam')
     values, output = read(Tokens(0).eval(), 'cam')
@@ -539,7 +539,7 @@ def test_other_poolings_are_a_part_of_the_head(pool):
     'pool, reason',
     [
         (lambda x: x.amax((2, 3)), 'has no global average pooling over'),
-        (lambda x: F.relu(x).mean((2, 3)), 'pools by a function what no module returns'),
+        (lambda x: F.relu(x).mean((2, 3)), 'pools features that no module takes or returns'),
     ],
 )
 def test_features_without_a_pooling_or_a_module_are_refused(pool, reason):

@@ -365,7 +365,7 @@ def test_mistakes(start, tmp_path, capsys):
     start.folder = tmp_path / 'my runs'
     with pytest.raises(SystemExit):
         start()
-    assert 'without spaces, commas and brackets, please' in capsys.readouterr().err
+    assert 'must not contain spaces, commas or brackets' in capsys.readouterr().err
     start.folder = tmp_path / 'out'
     dkd = dict(type='DKDLoss', at='logits', teacher_target=dict(kind='full'))
     kd(tmp_path, terms=dict(dkd=dkd))

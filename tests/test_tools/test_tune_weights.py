@@ -114,7 +114,7 @@ def test_an_interrupted_search_ends_like_another(start, capsys):
         start(*arguments, *again)
     folder = start.folder.parent / 'again/kd'
     assert leave.value.code == 130
-    assert f'stopped; the same command goes on with what is in {folder}' in capsys.readouterr().err
+    assert f'stopped; run the same command to continue from {folder}' in capsys.readouterr().err
     assert trials(folder) == whole[:3]
     start.fail = lambda *_: None
     start(*arguments, *again)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Says what a student took over from its teacher, lost and invented, with statistics that hold.
+"""Tests with statistics what a student took over from its teacher, lost and invented.
 
-All models run over the same test images. With a BASE, the student trained alone, it is told apart what
-comes of the teacher and what the network does by itself. Prints a table and a verdict in words, and
-writes audit.json, classes.csv, audit.csv (a row for each image and model) and report.html.
+All models run over the same test images. Pass BASE, the student trained alone, to separate the
+teacher's effect from what the network does by itself. The tool prints a table and a verdict in
+words. It writes audit.json, classes.csv, audit.csv (a row for each image and model) and
+report.html.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add('student', metavar='STUDENT', help=f'{MODEL} of an evaluation')
-    add('teacher', metavar='TEACHER', help='likewise')
-    add('base', metavar='BASE', nargs='?', help='likewise: the student trained alone')
+    add('teacher', metavar='TEACHER', help='the teacher, in the form of STUDENT')
+    add('base', metavar='BASE', nargs='?', help='the student trained alone, in the same form')
     add('--data', help='work directory or config with the test images (default: the STUDENT)')
     add(
         '--explainer', default='GradCAM', help='whose maps are compared, or none (default: GradCAM)'
@@ -43,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     add(
         '--margin',
         type=float,
-        help='points of accuracy that the student may lose; set it beforehand',
+        help='points of accuracy that the student may lose; choose it before the audit',
     )
     add('--draws', type=int, default=2000, help='samples of the bootstrap (default: 2000)')
     add('--student-runs', nargs='+', help='runs of the method, with several seeds')

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Writes an embedding of each class: the mean direction of a network's embeddings of training images.
 
-Pass the file as `UniCAM(embedding=...)`; classes that look alike are then nearer to each other.
+Pass the file as `UniCAM(embedding=...)`. Then classes that look alike are nearer to each other.
 """
 
 import argparse

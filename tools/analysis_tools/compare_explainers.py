@@ -30,19 +30,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'checkpoint',
         nargs='?',
-        help="checkpoint of the student or classifier; a name has the library's weights without one",
+        help="checkpoint of the student or classifier (default for a name: the library's weights)",
     )
     parser.add_argument(
         '--explainers',
         nargs='+',
         metavar='NAME',
-        help=f'of {", ".join(explainer_names())} (default: all that fit the model)',
+        help=f'names from {", ".join(explainer_names())} (default: all that fit the model)',
     )
     parser.add_argument(
         '--metrics',
         nargs='+',
         metavar='NAME',
-        help=f'metrics of maps (default: {" ".join(METRICS)}, and PointingGame where there are masks)',
+        help=f'metrics of maps (default: {" ".join(METRICS)}, and PointingGame if there are masks)',
     )
     parser.add_argument(
         '--options',
@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
         default='explainers',
         help='folder of report.html, explainers.csv and explainers.json (default: explainers)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of sample and bootstrap')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the images and the bootstrap')
     parser.add_argument('--batch-size', type=int, default=16, help='images explained at once')
     parser.add_argument('--device', default='cpu', help='device, like cuda:0')
     parser.add_argument(

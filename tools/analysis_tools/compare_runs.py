@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Prints a table of finished runs: parameters, metric and training time, from their work folders.
 
-With --report it also writes one page that compares whole methods: folders seed_<k> in one folder, as
-repeat_runs.py writes them, are the runs of one method, and so are runs with the same name in --names.
-The page runs all models over the same test images.
+With --report it also writes a page that compares methods. Folders seed_<k> in one folder, as
+repeat_runs.py writes them, are the runs of one method. So are runs with the same name in --names.
+For the page all models run over the same test images.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('work_dirs', nargs='+', type=Path, help="the runs' work folders")
     add('--metric', default='accuracy/top1', help='default: accuracy/top1')
-    add('--names', nargs='+', help="names of the runs; the folders' by default")
+    add('--names', nargs='+', help="names of the runs (default: the folders' names)")
     add = parser.add_argument_group('a page').add_argument
     add('--report', type=Path, metavar='PAGE.html', help='the file of the page')
     add('--teacher', help=f"{MODEL} (default: the distillations' own)")
-    add('--base', help=f'likewise: the student trained alone, as a mark; {MODEL}')
+    add('--base', help=f'the student trained alone, as a mark: {MODEL}')
     add('--data', help='work directory or config with the test images (default: the first run)')
-    add('--explainer', default='GradCAM', help='its maps are compared; or none (default: GradCAM)')
+    add('--explainer', default='GradCAM', help='explainer of the maps, or none (default: GradCAM)')
     add('--num-samples', type=int, default=100, help='images with maps (default: 100)')
     add('--show-samples', type=int, default=4, help='images that are shown (default: 4)')
     add('--device', default='cpu', help='device, like cuda:0')
@@ -81,7 +81,7 @@ def main() -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Writes the page, and prints its first paragraph."""
-    MMLogger.get_current_instance().setLevel('WARNING')  # else each model's loading is told
+    MMLogger.get_current_instance().setLevel('WARNING')  # else it logs each loaded model
     try:
         found = compare_methods(
             group_runs(args.work_dirs, args.names),

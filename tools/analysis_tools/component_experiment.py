@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Finds what in a teacher's output helps a student: trains it with parts of that output taken out.
+"""Finds which parts of a teacher's output help a student: trains it without some parts.
 
-CONFIG is a distillation with a term of `KLDivLoss`. Each variant changes what the teacher says in that
-term, is trained and tested with each seed, and is a row of the table. The read-outs below it are
-differences between two variants, seed by seed.
+CONFIG is a distillation with a term of `KLDivLoss`. Each variant changes the teacher's output in
+that term. It is trained and tested with each seed, and is a row of the table. The read-outs below
+the table are differences between two variants, seed by seed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CHANGES = {
     'nckd': ({'type': 'DKDLoss', 'alpha': 0, 'beta': 1, 'teacher_target.kind': 'full'}, {}),
 }
 
-#: Differences of two variants: what helps when the first has it and the second has not.
+#: Differences of two variants: the first one has the named part, the second one does not.
 READOUTS = {
     'response': ('uniform', 'onehot'),
     'response, to labels alone': ('uniform', 'ce'),
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     if not args.config.is_file():
         parser.error(f'there is no config {args.config}')
     if set(str(args.work_dir)) & set(' ,()[]'):
-        parser.error(f'--work-dir {args.work_dir}: without spaces, commas and brackets, please')
+        parser.error(f'--work-dir {args.work_dir} must not contain spaces, commas or brackets')
     return args
 
 
@@ -64,7 +64,7 @@ def changes(kind: str, term: str, file: Path) -> list[str]:
 
 
 def make_statistics(config: Path, file: Path, options: list[str]) -> None:
-    """Makes the file of statistics where there is none."""
+    """Makes the file of statistics if there is none."""
     if file.is_file():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def make_statistics(config: Path, file: Path, options: list[str]) -> None:
 
 
 def find_readouts(results: dict[str, list[dict]], metrics: list[str]) -> dict[str, list[dict]]:
-    """For each read-out whose variants were run, the differences of their metrics, seed by seed."""
+    """The differences of metrics, seed by seed, for each read-out whose variants were run."""
     found = {}
     for name, pair in READOUTS.items():
         seeds = zip(*(results.get(kind, []) for kind in pair))

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Shows the prototypes of a trained network, as pictures and a page.
 
-- global: where prototypes come from, and the patches of training and test images nearest to them
-- local: which patches of an image look like which prototypes, and what that adds to a class's logit
-- transfer: a teacher's prototypes beside those of the student that match them
+- global: the source of each prototype, and its nearest patches of training and test images
+- local: the patches of an image that look like prototypes, and what they add to a class's logit
+- transfer: a teacher's prototypes beside the student's prototypes that match them
 """
 
 import argparse
@@ -22,27 +22,27 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config of a prototype network or of its distillation')
-    parser.add_argument('checkpoint', help='checkpoint from after a push')
+    parser.add_argument('checkpoint', help='checkpoint saved after a push')
     parser.add_argument(
         '--parts',
         nargs='+',
         choices=PARTS,
-        help='what to show (default: global and local, and transfer where there is a teacher)',
+        help='what to show (default: global and local, and transfer if there is a teacher)',
     )
     parser.add_argument('--out', default='prototypes', help='folder for the files')
     parser.add_argument(
         '--images', nargs='+', help='image files, or positions in the test data like 0 5'
     )
     parser.add_argument(
-        '--prototypes', nargs='+', type=int, help="prototypes to show; of transfer, the teacher's"
+        '--prototypes', nargs='+', type=int, help="prototypes to show; for transfer, the teacher's"
     )
     parser.add_argument(
-        '--num', type=int, default=10, help='how many of each, where they are not given'
+        '--num', type=int, default=10, help='number of images and prototypes, if they are not given'
     )
     parser.add_argument('--teacher-config', help="config of the teacher's training")
     parser.add_argument('--teacher-checkpoint', help='its checkpoint')
     parser.add_argument(
-        '--cmap', default='viridis', help="colours of similarities; 'jet' looks as in papers"
+        '--cmap', default='viridis', help="colour map of similarities; papers use 'jet'"
     )
     parser.add_argument('--device', default='cpu', help='device, like cuda:0')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
 
 @exit_on_write_error()
 def main() -> None:
-    """Writes the pictures and says where they are."""
+    """Writes the pictures and prints their place."""
     args = parse_args()
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options)

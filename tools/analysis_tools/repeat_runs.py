@@ -11,7 +11,7 @@ def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = experiment_parser(__doc__, [0, 1, 2], 'work_dirs/repeat')
     parser.add_argument('configs', nargs='+', type=Path)
-    parser.add_argument('--names', nargs='+', help="the rows' names; the configs' by default")
+    parser.add_argument('--names', nargs='+', help='names of the rows (default: of the configs)')
     args = parser.parse_args()
     if args.names and len(args.names) != len(args.configs):
         parser.error(f'there are {len(args.names)} names for {len(args.configs)} configs')

@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Writes what a teacher says of each class on average, for the `teacher_target` of a term.
+"""Writes a teacher's mean output for each class, for the `teacher_target` of a term.
 
-CONFIG is a distillation with one term that has a `teacher_target`, or else one of `KLDivLoss`. Its
-teacher runs once over an epoch of the training images, with the augmentation of the training. The file
-holds, at the term's temperature:
+CONFIG is a distillation with one term that has a `teacher_target`, or else one term of `KLDivLoss`.
+Its teacher runs once over an epoch of the training images, with the augmentation of the training.
+The file holds, at the term's temperature:
 
 - mass: the mean probability of the label
 - class_mean (K, K): in row y the mean probabilities of the images of class y
-- weight_similarity (K, K): the cosines between the classifier's weights of classes, less the mean of all
-  classes (what is added to all of them changes no probability); None without a linear classifier
-- class_cka (K, K), with --cka: the linear CKA between the logits of the images of two classes, of as
-  many images as the smallest class has, in their order; for WKDLogitLoss
+- weight_similarity (K, K): the cosines between the classifier's weights of classes, without the
+  mean of all classes (a common part changes no probability); None without a linear classifier
+- class_cka (K, K), with --cka: the linear CKA between the logits of two classes, for WKDLogitLoss.
+  Each class has as many images, in their order, as the smallest class has.
 - tau, classes, images
 """
 
@@ -65,7 +65,7 @@ def teacher_outputs(
 
 
 def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> dict:
-    """The means of probabilities of batches of logits (N, K) and labels (N, ).
+    """Computes the mean probabilities from batches of logits (N, K) and labels (N, ).
 
     Raises:
         ValueError: If there is a class without an image.
@@ -89,7 +89,7 @@ def target_statistics(outputs: Iterable[tuple[Tensor, Tensor]], tau: float) -> d
 
 
 def cka_similarity(outputs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The linear CKA (K, K) between the logits of classes, of batches of logits and labels."""
+    """The linear CKA (K, K) between the logits of classes, from batches of logits and labels."""
     logits, labels = (torch.cat(each).cpu() for each in zip(*outputs))
     least = int(labels.bincount(minlength=logits.shape[1]).min())
     groups = [logits[labels == k][:least] for k in range(logits.shape[1])]
@@ -97,7 +97,7 @@ def cka_similarity(outputs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def weight_similarity(model: nn.Module | None, classes: int) -> Tensor | None:
-    """The cosines (K, K) between a linear classifier's weights of classes; None where there is none."""
+    """The cosines (K, K) between a linear classifier's weights of classes; None without one."""
     try:
         weight = full_precision(model.get_submodule(find_flow(model).classifier).weight.detach())
     except (AttributeError, ValueError):
@@ -115,13 +115,13 @@ def main() -> None:
     )
     parser.add_argument('config', help='config of a distillation')
     parser.add_argument('--out', type=Path, required=True, help='the file to write (.pth)')
-    parser.add_argument('--cka', action='store_true', help='also class_cka')
+    parser.add_argument('--cka', action='store_true', help='also write class_cka')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value')
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     name = find_term(cfg)
-    # Not yet: it may need the very file
+    # Left out here, since it may need the file that this tool writes
     settings = cfg.model.terms[name].pop('teacher_target', None) or {}
     distiller = build_from_config(cfg).to(get_device())
     term = distiller.terms[name]

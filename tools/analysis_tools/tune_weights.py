@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Searches the weights of terms on held-out training images; the test set is never read.
 
-Each trial trains CONFIG with other weights and validates on a fold of the training data. Then the best
-weights and the config's own ones are trained with several other seeds, and compared on other folds.
-The same command goes on after an interruption (Ctrl-C), and runs that are finished are kept.
+Each trial trains CONFIG with other weights and validates on a fold of the training data. Then the
+best weights and the config's own ones are trained with several other seeds, and compared on other
+folds. After an interruption (Ctrl-C), run the same command to continue; finished runs are kept.
 """
 
 import argparse
@@ -29,10 +29,10 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         required=True,
         metavar='KEY=LOW..HIGH',
-        help='what is searched, on a logarithmic scale, such as terms.kd.weight=0.1..100',
+        help='what to search, on a logarithmic scale, such as terms.kd.weight=0.1..100',
     )
-    add('--trials', type=int, default=12, help="number of trials with the config's own; 12")
-    add('--folds', type=int, default=5, help='1 / FOLDS of the training data is held out; 5')
+    add('--trials', type=int, default=12, help="trials, with the config's own (default: 12)")
+    add('--folds', type=int, default=5, help='hold out 1 / FOLDS of the training data (default: 5)')
     args = parser.parse_args()
     if not args.config.is_file():
         parser.error(f'there is no config {args.config}')
@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_config(path: Path, options: list[str]) -> Config:
-    """Reads a config with changes as of train.py."""
+    """Reads a config with changes as train.py takes them."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--options', nargs='+', action=DictAction, default={})
     cfg = Config.fromfile(path)
@@ -50,7 +50,7 @@ def read_config(path: Path, options: list[str]) -> Config:
 
 @exit_on_write_error()
 def main() -> None:
-    """Searches, compares, and prints the table and what follows from it."""
+    """Searches, compares, and prints the table and its conclusion."""
     args = parse_args()
     folder = args.work_dir / args.config.stem
     try:
@@ -63,7 +63,7 @@ def main() -> None:
     except (FolderInUseError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        print(f'stopped; the same command goes on with what is in {folder}', file=sys.stderr)
+        print(f'stopped; run the same command to continue from {folder}', file=sys.stderr)
         sys.exit(130)
     text, difference = conclusion(results, search.metric)
     print(f'{search.table(results, args.metrics)}\n\n{text}')

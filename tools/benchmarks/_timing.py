@@ -1,6 +1,6 @@
-"""What all benchmarks share: they time several runs in turn, so that a busy machine hits them alike.
+"""Shared by all benchmarks: times several runs in turn, so that a busy machine slows them alike.
 
-A ratio is the median of the ratios within a round. Memory is the growth of the peak: of the CUDA
+A ratio is the median of the ratios of all rounds. Memory is the growth of the peak: of the CUDA
 allocator, or of the process on a CPU.
 """
 
@@ -50,7 +50,7 @@ class Timings:
         return statistics.median(a / b for a, b in zip(self.seconds[name], self.each(*base)))
 
     def share(self, name: str, less: list[str], base: list[str]) -> tuple[float, float]:
-        """By how much a run exceeds the runs ``less``, in runs ``base``: median and standard error."""
+        """The excess of a run over the runs ``less``, in runs ``base``: median, standard error."""
         rounds = zip(self.seconds[name], self.each(*less), self.each(*base))
         shares = [(time - other) / floor for time, other, floor in rounds]
         middle = statistics.median(shares)
@@ -58,7 +58,7 @@ class Timings:
         return middle, 1.2533 * spread / len(shares) ** 0.5
 
     def table(self, title: str) -> str:
-        """All runs beside the first one."""
+        """A table of all runs, compared with the first one."""
         base = next(iter(self.seconds))
         rows = [['', 'median s', 'fastest s', f'ratio to {base}', 'peak MB']]
         for name, times in self.seconds.items():
@@ -83,7 +83,7 @@ def measure(
         rounds (int): The least number of rounds. Defaults to 1.
         budget (float): Rounds go on for this many seconds. Defaults to 0.
         block (int): Repeats of a run within a round, on a GPU. Defaults to 1.
-        warm_up (bool): Whether each run is made once before. Defaults to True.
+        warm_up (bool): Whether to run each one once before. Defaults to True.
     """
     if warm_up:
         for run in runs.values():
@@ -120,7 +120,7 @@ def seconds(run: Run, device: str, block: int = 1) -> float:
 
 
 def peak_memory(run: Run, device: str) -> float:
-    """By how much a run raises the memory in use, in MB; NaN where the system does not tell."""
+    """How much a run raises the memory in use, in MB; NaN if the system does not tell it."""
     gc.collect()
     if device.startswith('cuda'):
         torch.cuda.reset_peak_memory_stats()
@@ -139,7 +139,7 @@ def peak_memory(run: Run, device: str) -> float:
 
 
 def _status(key: str) -> float:
-    """A number of bytes that Linux tells of this process."""
+    """A number of bytes from Linux's status of this process."""
     lines = Path('/proc/self/status').read_text().splitlines()
     return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 

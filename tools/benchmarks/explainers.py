@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Times explainers against their floor and against pytorch-grad-cam, torchcam and captum, in one run.
 
-The floor of a map is a forward without a graph up to the layer and the gradient from the score down to
-the layer. Of the CAM family only the closed form needs no gradient. Maps are scaled to [0, 1] and
+The floor of a map is a forward without a graph up to the layer, and the gradient of the score at
+the layer. In the CAM family only the closed form needs no gradient. Maps are scaled to [0, 1] and
 resized to the images.
 """
 
@@ -47,7 +47,7 @@ def build(
 
 
 def floor(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """The backbone without a graph, the rest with one, the gradient to the layer."""
+    """Runs the backbone without a graph and the rest with one, then the gradient to the layer."""
     with torch.no_grad():
         features = model.backbone(images)[-1]
     features.requires_grad_()
@@ -106,7 +106,7 @@ def peers(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Run]:
 
 
 def score_cam(model: nn.Module, image: Tensor, channels: int | None, device: str) -> str:
-    """Score-CAM of one image: its compute bound, exact, and the faster options with their fidelity."""
+    """Times Score-CAM of one image: the bound, the exact form, and faster forms with fidelity."""
     count, half = channels or model.head.in_channels, image.shape[-1] // 2
     variants = {
         f'exact, {count} channels': dict(channels=channels),
@@ -135,7 +135,7 @@ def score_cam(model: nn.Module, image: Tensor, channels: int | None, device: str
 
 
 def pixels(model: nn.Module, image: Tensor) -> dict[str, Run]:
-    """A gradient by the pixels of one image, then the pixel methods, ours and others'."""
+    """The gradient to the pixels of one image, then pixel methods of mmkdx and other libraries."""
     classes = torch.zeros(1, dtype=torch.long, device=image.device)
 
     def gradient() -> Tensor:
@@ -156,7 +156,7 @@ def pixels(model: nn.Module, image: Tensor) -> dict[str, Run]:
 
 
 def transformer(kind: str, batch: int, size: int, device: str) -> dict[str, Run]:
-    """Maps of a small vision transformer by its attention, ours and torchcam's.
+    """Attention maps of a small vision transformer, by mmkdx and torchcam.
 
     The floor is a forward whose graph starts at the first block, and the gradient down to there.
 
@@ -213,7 +213,7 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def training(name: str, batch: int, size: int, device: str) -> dict[str, Run]:
-    """A step of KD, and the same with a loss of explanations that shares its forward or runs its own."""
+    """A step of KD, also with a loss on explanations that shares its forward or runs its own."""
     student, teacher = build(name, device).train(), build(name, device)
     images = torch.randn(batch, 3, size, size, device=device)
     labels = torch.arange(batch, device=device)
@@ -258,7 +258,7 @@ def main() -> None:
         '--model',
         nargs='+',
         default=['resnet18_8xb32_in1k'],
-        help="ResNets or Swins of mmpretrain's",
+        help='ResNets or Swins of mmpretrain',
     )
     options.add_argument('--tables', nargs='+', choices=TABLES, default=TABLES, help='default: all')
     options.add_argument(
@@ -270,7 +270,7 @@ def main() -> None:
     options.add_argument('--batch', type=int, default=32, help='images in a batch')
     options.add_argument('--size', type=int, default=224, help='height and width of the images')
     options.add_argument('--rounds', type=int, default=8, help='number of rounds')
-    options.add_argument('--channels', type=int, help='channels of the exact Score-CAM (all)')
+    options.add_argument('--channels', type=int, help='channels of exact Score-CAM (default: all)')
     args = options.parse_args()
     torch.manual_seed(0)
     print(machine(args.device))

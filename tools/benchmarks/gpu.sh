@@ -6,12 +6,12 @@ usage() {
 Usage: bash tools/benchmarks/gpu.sh --pack    where PyPI can be reached
        bash tools/benchmarks/gpu.sh [--tiny]  on a GPU machine with PyTorch, no internet needed
 
---pack puts wheels of all pure Python packages that mmkdx, its GPU tests and the benchmarks need into
-gpu_packages/ of the checkout. Copy the checkout with this folder to the GPU machine.
+--pack puts wheels into gpu_packages/ of the checkout: all pure Python packages that mmkdx, its GPU
+tests and the benchmarks need. Copy the checkout with this folder to the GPU machine.
 
-There, the script installs those that are missing into a temporary folder, runs the tests that need
-CUDA, and prints three kinds of tables within 8 minutes. Compiled packages (PyTorch, torchvision, NumPy,
-SciPy, scikit-learn, OpenCV, Pillow, matplotlib, PyYAML) must be there. The kinds of tables are:
+There, the script installs missing packages into a temporary folder, runs the tests that need CUDA,
+and prints three kinds of tables within 8 minutes. Compiled packages (PyTorch, torchvision, NumPy,
+SciPy, scikit-learn, OpenCV, Pillow, matplotlib, PyYAML) must be installed. The kinds of tables are:
 
   steps       ResNet-34 to 18 and ResNet-50 to MobileNetV2; fp32, bf16, bf16 compiled
               Swin-B to T; fp32, fp32 compiled
@@ -46,7 +46,8 @@ if [[ $pack ]]; then
     source tools/setup_env.sh
     setup_env openmmlab tests
     rm -rf -- "$wheels"
-    # Prints NAME==VERSION. A compiled package is left out with all that it needs, as it is there.
+    # Prints NAME==VERSION. Compiled packages must be there already, so they are left out with all
+    # that they need.
     "$PYTHON" - << 'END' | xargs "$PYTHON" -m pip wheel -q --no-deps -w "$wheels"
 from importlib.metadata import distribution
 from pathlib import Path
@@ -102,7 +103,7 @@ for wheel in sorted(Path(sys.argv[1]).glob('*.whl')):
         print(wheel)
 END
 )
-# A build of the package, for the configs that name others as mmkdx::...
+# Builds the package, since some configs name others as mmkdx::...
 "$python" -m pip install -q --no-index --no-deps --no-build-isolation --no-compile --target "$site" \
     "${missing[@]}" "$PWD"
 export PYTHONPATH=$site PYTHONUNBUFFERED=1
@@ -150,7 +151,7 @@ stage 60 'Explainers, fp32' "${maps[@]}" --tables maps \
     --model "${networks[@]}" swin-tiny_16xb64_in1k
 stage 60 'Explainers, bf16' "${maps[@]}" --tables maps --model "${networks[@]}" --dtype bfloat16
 stage 40 'Explainers, other tables' "${maps[@]}" --tables score-cam pixels transformers training
-# Last, since compiling takes what is left: one method for each pair
+# Last, since compiling takes the time that is left: one method for each pair
 compiled=("${resnets[0]}" "${resnets[2]}")
 if [[ $tiny ]]; then
     compiled=(configs/digits/kd_resnet18_resnet18-tiny_digits100.py)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Times a training step with IntrospectiveLoss beside the same step with cross entropy alone.
+"""Times a training step with IntrospectiveLoss against the same step with cross entropy alone.
 
 The model is a ResNet-18 for small images. A step is forward, backward and SGD.
 
-'weight', 'cam' and 'grad_act' are closed forms that read class maps. 'cam, gradients' explains the same
-layer by one vector-Jacobian product a class. Explainers of pixels need another forward and one backward
-pass a class, unless there are candidates or probes.
+'weight', 'cam' and 'grad_act' are closed forms that read class maps. 'cam, gradients' explains the
+same layer by one vector-Jacobian product per class. Explainers of pixels need another forward and
+one backward pass per class, unless there are candidates or probes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmkdx.distillation.models import build_part
 
 CLOSED = ('weight', 'cam', 'grad_act')
 
-#: The term of each way, and its number of backward passes through the network for K classes.
+#: The term of each explainer, and its backward passes through the network for K classes.
 WAYS = {
     **{name: (dict(at='cam', explainer=name), lambda classes: 0) for name in CLOSED},
     'class averages': (dict(at='cam', level='class'), lambda classes: 0),
@@ -73,7 +73,7 @@ def step(model: nn.Module, data: dict) -> Run:
 
 
 def time_ways(classes: int, args: argparse.Namespace) -> Timings:
-    """The times of all ways, and of cross entropy first."""
+    """The times of cross entropy and of all explainers."""
     torch.manual_seed(0)
     images = torch.randn(args.batch_size, 3, args.size, args.size, device=args.device)
     labels = torch.randint(classes, (args.batch_size,)).tolist()

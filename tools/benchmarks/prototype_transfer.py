@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Times the prototype matching score at the size of CUB-200-2011, and beside Python sets.
+"""Times the prototype matching score at the size of CUB-200-2011, and against Python sets.
 
-The sets are the definition: each prototype's patches are a set, and each pair of prototypes has its
-Jaccard indices. Cells are random with a structure: a prototype mostly sits at one of 20 parts of an
-image, and each part has a random cell in each image.
+The sets follow the definition: each prototype's patches are a set, and each pair of prototypes has
+its Jaccard indices. Cells are random but structured. Each part has a random cell in each image, and
+a prototype is mostly at one of 20 parts.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument('--images', type=int, default=5794, help='images of the large case')
     options.add_argument('--prototypes', type=int, default=2000, help='its prototypes')
-    options.add_argument('--small-images', type=int, default=1000, help='images beside sets')
-    options.add_argument('--small-prototypes', type=int, default=200, help='prototypes beside sets')
+    options.add_argument('--small-images', type=int, default=1000, help='images of the small case')
+    options.add_argument('--small-prototypes', type=int, default=200, help='its prototypes')
     options.add_argument('--rounds', type=int, default=3, help='rounds of the small case')
     args = options.parse_args()
     print(machine(args.device))

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Times the distance correlation of two models' features and its gradient, for n samples of width d.
 
-The other ways are UniCAM's closed form, which takes the gradient of features averaged over 49 positions
-and never one of full width; the naive form, autograd through the (n, n, d) tensor of differences; and
-dcor, in fp64 on the CPU and without a gradient. Features are random fp32 and correlated.
+It is compared with three other methods. UniCAM's closed form takes the gradient of features
+averaged over 49 positions and never one of full width. The naive form is autograd through the
+(n, n, d) tensor of differences. dcor runs in fp64 on the CPU and without a gradient. Features are
+random fp32 and correlated.
 
-Cost should grow as n² d, and memory as n d + n²; the last two columns are the measurements divided by
-these. Ways that need more than --memory by estimate are left out.
+Time should grow as n² d, and memory as n d + n². The last two columns are the measurements divided
+by these. A method is left out if it needs more than --memory by estimate.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ def features(n: int, d: int, device: str) -> tuple[Tensor, Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     x, y = (torch.randn(n, d, generator=generator, device=device) for _ in range(2))
     for first, second in zip(x.split(4096, dim=1), y.split(4096, dim=1)):
-        second += first  # in parts, which leave no trace in the peak
+        second += first  # in parts, which do not raise the peak
     return x.requires_grad_(), y
 
 
 def ours(x: Tensor, y: Tensor) -> float:
-    """The correlation, and its gradient by x."""
+    """The correlation, and its gradient with respect to x."""
     score = bias_corrected_dcor(x, y)
     score.backward()
     return score.item()
 
 
 def closed_form(x: Tensor, y: Tensor) -> float:
-    """The correlation, and its gradient by features that are averaged over positions."""
+    """The correlation, and its gradient with respect to features averaged over positions."""
     positions = math.gcd(x.shape[1], 49)
     with torch.no_grad():
         pooled = x.view(len(x), -1, positions).mean(2)
@@ -69,12 +70,12 @@ def peer(x: Tensor, y: Tensor) -> float:
     """The correlation by dcor."""
     import dcor
 
-    # dcor 0.7 sums over an (n, n, d) array in the type of the features, for which fp32 is too little
+    # dcor 0.7 sums over an (n, n, d) array in the type of the features, and fp32 is too coarse
     pair = (each.detach().double().cpu().numpy() for each in (x, y))
     return float(dcor.u_distance_correlation_sqr(*pair))
 
 
-#: What is measured, and the bytes that it needs by estimate beside the features.
+#: The measured methods, and the bytes that each needs by estimate in addition to the features.
 METHODS: dict[str, tuple[Callable[[Tensor, Tensor], float], Callable[[int, int], float]]] = {
     'mmkdx': (ours, lambda n, d: 4 * n * d + 120 * n * n),
     'closed form': (closed_form, lambda n, d: 120 * n * n),
@@ -84,7 +85,7 @@ METHODS: dict[str, tuple[Callable[[Tensor, Tensor], float], Callable[[int, int],
 
 
 def time_methods(methods: list[str], n: int, d: int, device: str) -> tuple[Timings, dict]:
-    """Times and peaks of memory of methods, in turn, and the score of each."""
+    """Measures the time, peak memory and score of each method."""
     x, y = features(n, d, device)
     scores: dict[str, float] = {}
 
@@ -99,7 +100,7 @@ def time_methods(methods: list[str], n: int, d: int, device: str) -> tuple[Timin
 
 
 def table(n: int, d: int, found: Timings, scores: dict[str, float]) -> str:
-    """The methods beside the first."""
+    """A table of the methods, compared with the first one."""
     head = ['', 'seconds', 'peak MB', 'ratio of time', 'of memory', 'score']
     rows = [[*head, 'ps / (n² d)', 'bytes / (n d + n²)']]
     base = next(iter(scores))
@@ -119,7 +120,7 @@ def main() -> None:
     options.add_argument('--n', default=[32, 128, 512, 2048], help='samples', **sizes)
     options.add_argument('--d', default=[25088, 100352, 802816], help='features', **sizes)
     options.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
-    options.add_argument('--memory', type=float, default=8, help='the most GB of a way')
+    options.add_argument('--memory', type=float, default=8, help='largest memory of a method in GB')
     args = options.parse_args()
     print(machine(args.device), flush=True)
     known = [each for each in args.methods if each != 'dcor' or importlib.util.find_spec('dcor')]

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
 """Lists the images of PetImages or PlantVillage that can be read, and splits them at random.
 
-  OUT/all.txt                  what can be read: a path below OUT and a label in each line
+  OUT/all.txt                  all readable images: a path relative to OUT and a label in each line
   OUT/train.txt, OUT/test.txt  the same in two parts, with each class in the same proportion
   OUT/classes.txt              the names of the labels
-  OUT/rejected.txt             what cannot be read, and why
+  OUT/rejected.txt             the files that cannot be read, and why
 
-Images stay as they are. One is rejected if Pillow, which notices truncated files, or OpenCV, which
-reads it in training, cannot decode it, whatever its name or its first bytes say. One with a line break
-in its name is rejected too, since a list holds one name per line. Bytes of names that are no text stay
-as they are. The parts depend on the images and --seed alone.
+Images stay as they are. An image is rejected if Pillow or OpenCV cannot decode it, whatever its
+name or its first bytes say. Pillow notices truncated files, and OpenCV reads the images in
+training. A list holds one name per line, so an image with a line break in its name is rejected,
+too. Bytes of names that are no text stay as they are. The parts depend only on the images and
+--seed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from sklearn.model_selection import train_test_split
 from mmkdx.datasets.listing import UnreadableError, list_text, read_size, rejected_text
 from mmkdx.files import printable, write_file
 
-#: What mmpretrain's CustomDataset takes for an image.
+#: The suffixes of images in mmpretrain's CustomDataset.
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 
 
@@ -37,7 +38,7 @@ class Layout(NamedTuple):
     """What a public folder holds."""
 
     classes: tuple[str, ...]  # its folders, in the order of the labels
-    images: tuple[int, int]  # how many its copies have, at least and at most
+    images: tuple[int, int]  # the least and the largest number in its copies
     source: str  # where it comes from
     ignored: tuple[str, ...] = ()  # folders that are no classes
 
@@ -98,7 +99,7 @@ LAYOUTS = dict(
 
 
 def _key(name: str) -> str:
-    """A class's name without what copies leave out: 'Corn_(maize)___Common_rust_' loses two parts."""
+    """A class's name without parts that copies omit: 'Corn_(maize)___Common_rust_' loses two."""
     return re.sub(r'_\([^)]*\)(?=___)', '', name).rstrip('_')
 
 
@@ -142,7 +143,7 @@ def find_classes(src: Path, layout: Layout) -> list[Path]:
 
 
 def why_unreadable(path: Path) -> str | None:
-    """Decodes a file, and says why that fails, or None if it does not."""
+    """Decodes a file, and returns the reason if that fails, else None."""
     try:
         read_size(path)
     except UnreadableError as error:
@@ -162,12 +163,12 @@ def convert(
     """Writes the lists; the arguments are those of the command line.
 
     Returns:
-        dict[str, int]: How many lines each list has.
+        dict[str, int]: The number of lines of each list.
 
     Raises:
         FileNotFoundError: If the public folder is not there.
-        ValueError: If its folders are not the classes, if there are too few images to split, or with
-            ``strict`` if there are not as many as published.
+        ValueError: If its folders are not the classes, there are too few images to split, or, with
+            ``strict``, there are not as many as published.
     """
     layout = LAYOUTS[name]
     paths, labels = [], []
@@ -194,7 +195,7 @@ def convert(
     for label, folder in enumerate(layout.classes):
         if counts[label] < 2:
             raise ValueError(
-                f'{src}: of class {folder} {counts[label]} images can be read, and a split needs two'
+                f'{src}: class {folder} has {counts[label]} readable images, and a split needs two'
             )
     try:
         train, held_out = train_test_split(
@@ -222,21 +223,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument('name', choices=LAYOUTS, help='the data set')
-    parser.add_argument('src', metavar='SRC', help='the public folder with those of the classes')
+    parser.add_argument('src', metavar='SRC', help='the public folder with its class folders')
     parser.add_argument('out', metavar='OUT', help='the folder for the lists')
     parser.add_argument(
-        '--test', type=float, default=0.2, metavar='SHARE', help='the share to test on, 0.2'
+        '--test', type=float, default=0.2, metavar='SHARE', help='share to test on (default: 0.2)'
     )
-    parser.add_argument('--seed', type=int, default=42, help='42 unless it is given')
+    parser.add_argument('--seed', type=int, default=42, help='random seed (default: 42)')
     parser.add_argument(
         '--workers',
         type=int,
         default=os.cpu_count(),
-        help='how many threads decode images, as many as there are cores',
+        help='number of threads that decode images (default: the number of cores)',
     )
-    parser.add_argument(
-        '--strict', action='store_true', help='a count that is not as published is an error'
-    )
+    parser.add_argument('--strict', action='store_true', help='fail if a count is not as published')
     args = parser.parse_args(argv)
     if not 0 < args.test < 1:
         parser.error(f'--test is {args.test} and has to be between 0 and 1')

@@ -6,17 +6,17 @@
   OUT/train_cropped_augmented/001.Black_footed_Albatross/*.jpg   to train
 
 Without crops the folders are train, test and train_augmented, and the first two hold copies of the
-files. Folders of classes sort in the order of the labels, and each is there in every split.
+files. Folders of classes sort in the order of the labels, and every split has all of them.
 
-Training images are augmented N times by each of four operations (rotations by up to 15 degrees, skews
-of magnitude 0.2, shears by up to 10 degrees, distortions of a 5 x 5 grid by up to 5 pixels), and each
-result is flipped with probability 0.5. This is a reading of ProtoPNet's recipe (Chen et al., NeurIPS
-2019) with the distortions of Proto2Proto (Keswani et al., CVPR 2022), made with OpenCV and not with
-the library that they use: images are the same in kind, not in their pixels. As there, results are as
-large as their sources, and enlarged just so much that nothing from outside shows.
+Four operations are applied N times to each training image: rotations by up to 15 degrees, skews of
+magnitude 0.2, shears by up to 10 degrees, and distortions of a 5 x 5 grid by up to 5 pixels. Each
+result is flipped with probability 0.5. This follows ProtoPNet's recipe (Chen et al., NeurIPS 2019)
+with the distortions of Proto2Proto (Keswani et al., CVPR 2022). It uses OpenCV instead of their
+library, so images are the same in kind, not in their pixels. As there, results are as large as
+their sources, and enlarged just enough that nothing from outside shows.
 
-A run that was stopped goes on where it was: files that are there are kept, whatever the options.
-Otherwise the files depend on the images and --seed alone.
+A stopped run continues where it was: existing files are kept, whatever the options. Otherwise the
+files depend only on the images and --seed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def _warp_about_centre(image: np.ndarray, linear: np.ndarray) -> np.ndarray:
     """Warps by a linear map about the centre, enlarged until the result covers the frame."""
     half = np.array(image.shape[1::-1]) / 2
-    # What the frame's corners reach to in the input
+    # How far the frame's corners reach in the input
     reach = np.abs(np.linalg.inv(linear)) @ half
     matrix = np.eye(3)
     matrix[:2, :2] = linear * (reach / half).max()
@@ -100,9 +100,9 @@ def shear(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def skew(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Sees the image in perspective: a side, or in one of four cases a corner, comes nearer.
+    """Changes the perspective: a side of the image, or in one of four cases a corner, comes nearer.
 
-    Its ends, or the corner along one axis, move out by up to 0.2 of the longer side.
+    The side's ends, or the corner along one axis, move out by up to 0.2 of the longer side.
     """
     width, height = image.shape[1::-1]
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
@@ -118,7 +118,7 @@ def skew(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Moves the inner nodes of a 5 x 5 grid by up to 5 pixels, and bilinearly what is between."""
+    """Moves the inner nodes of a 5 x 5 grid by up to 5 pixels, and pixels between bilinearly."""
     nodes = rng.uniform(-DISTORTION, DISTORTION, (2, GRID + 1, GRID + 1))
     nodes[:, [0, -1]] = nodes[:, :, [0, -1]] = 0
     rows, columns = map(np.arange, image.shape[:2])
@@ -145,7 +145,7 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 
 def write_images(job: Job) -> None:
-    """Writes the new files of one image, as far as they are not there.
+    """Writes the new files of one image that do not exist yet.
 
     Raises:
         ValueError: If the image cannot be read.
@@ -164,9 +164,7 @@ def write_images(job: Job) -> None:
         check_image(job.source)
     except TooLargeError as error:
         raise ValueError(f'{job.source}: {error}') from error
-    content = np.fromfile(
-        job.source, np.uint8
-    )  # cv2.imread breaks down at names that are not UTF-8
+    content = np.fromfile(job.source, np.uint8)  # cv2.imread fails for names that are not UTF-8
     image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
     if image is None:
         raise ValueError(f'{job.source} cannot be read as an image')
@@ -195,10 +193,10 @@ def convert(
     """Writes the folders; the arguments are those of the command line.
 
     Returns:
-        dict[str, int]: For each new folder how many images are in it.
+        dict[str, int]: The number of images in each new folder.
 
     Raises:
-        FileNotFoundError: If the public folder is not whole.
+        FileNotFoundError: If the public folder is incomplete.
         ValueError: If an image cannot be read, or with ``strict`` if counts are wrong.
     """
 
@@ -268,25 +266,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--crop',
         action=argparse.BooleanOptionalAction,
-        help='crop images to their boxes; unless given, cub is cropped and cars are not',
+        help='crop images to their boxes (default: for cub, not for cars)',
     )
     parser.add_argument(
         '--augment',
         type=int,
         default=10,
         metavar='N',
-        help='how often each operation is applied, 10',
+        help='how often each operation is applied (default: 10)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='0 unless it is given')
+    parser.add_argument('--seed', type=int, default=0, help='random seed (default: 0)')
     parser.add_argument(
         '--workers',
         type=int,
         default=os.cpu_count(),
-        help='how many processes write, as many as there are cores; 0 is none beside this one',
+        help='number of processes that write (default: the number of cores); 0: only this one',
     )
-    parser.add_argument(
-        '--strict', action='store_true', help='a count that is not as published is an error'
-    )
+    parser.add_argument('--strict', action='store_true', help='fail if a count is not as published')
     args = parser.parse_args(argv)
     for option in ('augment', 'seed', 'workers'):
         if getattr(args, option) < 0:

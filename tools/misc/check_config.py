@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Shows what a config compares with what, and takes one training step on made-up images.
+"""Shows what each term of a config compares, and takes one training step on made-up images.
 
-Needs neither data nor weights: teachers whose file is not there keep their random weights.
+It needs neither data nor weights: teachers whose file is missing keep their random weights.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from mmkdx.plugins import loaded_plugins
 
 
 def main() -> None:
-    """Reads the config and prints what there is to say of it."""
+    """Reads the config, checks it, and prints the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def settle_weights(teacher: Teacher, names: Sequence[str] | None) -> str:
-    """Loads a teacher's file if it is there, compares its classes, and says what its weights are."""
+    """Loads a teacher's file if it exists, compares its classes, and names its weights' source."""
     if teacher.loaded:
         teacher.match_classes(names)
         return 'as given'
@@ -77,7 +77,7 @@ def settle_weights(teacher: Teacher, names: Sequence[str] | None) -> str:
     if names:
         teacher.match_classes(names)
         return where
-    # The config does not name the classes, so their order is compared when the data are there
+    # The config does not name the classes, so their order is compared once the data are loaded
     load_file(teacher.model, where, teacher.strict)
     teacher.train()
     teacher.loaded = True
@@ -95,11 +95,11 @@ def first_weights(cfg: Config, model: nn.Module) -> str:
 
 
 def check(name: str, cfg: Config) -> None:
-    """Prints what a config compares and costs, and what a step on made-up images yields."""
+    """Prints the terms and models of a config, and the losses of a step on made-up images."""
     check_keys(cfg)
     with naming('model'):
         model = build_from_config(cfg)
-    logging.disable(logging.INFO)  # of the options of single parameters
+    logging.disable(logging.INFO)  # about the options of single parameters
     build_rest(cfg, model)
     logging.disable(logging.NOTSET)
     first_dataloader(cfg)

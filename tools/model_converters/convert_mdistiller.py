@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Turns weights of mdistiller's CIFAR networks into a checkpoint for mmkdx's.
+"""Converts weights of mdistiller's CIFAR networks into a checkpoint for mmkdx's networks.
 
-Read are the released teachers (ckpt_epoch_240.pth) and what training with mdistiller writes:
-student_*, and latest, best and epoch_*, of which the student is taken. The new checkpoint fits
+SRC is a released teacher (ckpt_epoch_240.pth) or a file from a training with mdistiller: student_*,
+latest, best or epoch_*. From the last three only the student is taken. The new checkpoint fits
 configs/_base_/models/NAME_cifar.py.
 """
 
@@ -29,11 +29,11 @@ NAMES = (
     *('mobilenetv2', 'shufflenetv1', 'shufflenetv2'),
 )
 
-# How mmpretrain's units call what mdistiller's count through
+# The layers of mmpretrain's units, by their number in mdistiller's units
 UNIT = {0: '0.conv', 1: '0.bn', 3: '1.conv', 4: '1.bn', 6: '2.conv', 7: '2.bn'}
 BRANCHES = ('branch1.0', 'branch1.1', 'branch2.0', 'branch2.1', 'branch2.2')
-# By the beginning of NAME, how mdistiller calls a module and how mmkdx does. The first pattern that
-# fits the beginning of a key counts; a key that none fits stays.
+# The names of a module in mdistiller and in mmkdx, by the beginning of NAME. The first pattern that
+# fits the beginning of a key counts; a key that fits no pattern stays.
 RULES = {
     'resnet50': [(r'(layer\d\.\d+)\.shortcut', r'\1.downsample')],
     'wrn': [
@@ -58,7 +58,7 @@ RULES = {
 
 
 def rename(key: str, name: str) -> str:
-    """The key in mmkdx's network of a tensor with a public key."""
+    """Turns the public key of a tensor into its key in mmkdx's network."""
     if head := re.fullmatch(r'(?:fc|linear|classifier(?:\.0)?)\.(weight|bias)', key):
         return f'head.fc.{head[1]}'
     rules = next((rules for family, rules in RULES.items() if name.startswith(family)), [])
@@ -70,7 +70,7 @@ def rename(key: str, name: str) -> str:
 
 
 def recognise(weights: dict[str, Tensor]) -> str:
-    """Which network weights with public keys look like."""
+    """Names the network that weights with public keys look like."""
     if 'block0.0.weight' in weights:
         return 'vgg13' if 'block0.3.weight' in weights else 'vgg8'
     if 'blocks.0.0.conv.0.weight' in weights:
@@ -93,7 +93,7 @@ def recognise(weights: dict[str, Tensor]) -> str:
 
 
 def public_weights(checkpoint: Any, src: str) -> dict[str, Tensor]:
-    """The weights in what a public file holds; of a whole distiller, the student's."""
+    """The weights in the content of a public file; for a whole distiller, the student's weights."""
     weights = checkpoint.get('model') if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         raise CheckpointError(f"{src} is none of mdistiller's files: it has no weights in 'model'.")
@@ -103,7 +103,7 @@ def public_weights(checkpoint: Any, src: str) -> dict[str, Tensor]:
 
 
 def convert(name: str, src: str, dst: str) -> int:
-    """Converts a file; the new one appears, or takes the place of another, when it is whole.
+    """Converts a file; the new one appears, or replaces an earlier one, when it is whole.
 
     Args:
         name (str): The network, one of ``NAMES``.
@@ -115,7 +115,7 @@ def convert(name: str, src: str, dst: str) -> int:
 
     Raises:
         ValueError: If there is no such network.
-        CheckpointError: If the public file is corrupt, or has not exactly the network's tensors.
+        CheckpointError: If the public file is corrupt, or does not hold the network's tensors.
         WriteError: If the new file cannot be written.
     """
     if name not in NAMES:
@@ -129,7 +129,7 @@ def convert(name: str, src: str, dst: str) -> int:
     renamed: dict[str, Tensor] = {}
     for key, value in public.items():
         ours = rename(key, name)
-        # Two classifiers, too, would be one too many
+        # Two classifiers would have the same key
         if ours not in network or ours in renamed:
             raise CheckpointError(f'{src} has a tensor {key!r}, which {name} has not.')
         if value.shape != network[ours].shape:

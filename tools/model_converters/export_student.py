@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Writes a student for use without mmkdx, from a distillation's config and checkpoint.
 
---format mmpretrain writes OUT_DIR/NAME.py and OUT_DIR/NAME.pth, without teacher, terms and adapters.
-Data loaders stay if their data set is one of mmpretrain's; otherwise only the test pipeline does, which
-is what mmpretrain's inferencers need. Where the student itself has parts of mmkdx, such as a prototype
-head, the config imports mmkdx, which must be installed then.
+--format mmpretrain writes OUT_DIR/NAME.py and OUT_DIR/NAME.pth, without teacher, terms and
+adapters. Data loaders stay if mmpretrain has their data set. Otherwise only the test pipeline
+stays, which mmpretrain's inferencers need. If the student itself has parts of mmkdx, such as a
+prototype head, the config imports mmkdx, which must then be installed.
 
---format library, safetensors, onnx and torch.export write one file, which is read back and compared with
-the student first. It holds the classes' names and the normalisation.
+--format library, safetensors, onnx and torch.export write one file. First its content is read back
+and compared with the student. The file holds the classes' names and the normalisation.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def is_foreign(dataset: dict) -> bool:
 
 
 def name_parts(config: Any) -> bool:
-    """Writes 'mmkdx.' before the types that mmpretrain does not know, and says if there are such."""
+    """Adds 'mmkdx.' to the types that mmpretrain does not know, and tells if there are any."""
     if isinstance(config, (list, tuple)):
         return any([name_parts(each) for each in config])
     if not isinstance(config, dict):
@@ -85,12 +85,12 @@ def main() -> None:
     parser.add_argument('config', help='the config of the distillation')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out_dir', type=Path, help='the folder for the files')
-    parser.add_argument('--name', help="the files' name; defaults to that of the config")
+    parser.add_argument('--name', help="name of the files (default: the config's name)")
     parser.add_argument(
         '--format',
         choices=['mmpretrain', *FORMATS],
         default='mmpretrain',
-        help='who is to load the student; defaults to mmpretrain',
+        help='what will load the student (default: mmpretrain)',
     )
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Reduces a checkpoint of a training run to the student, for others to use.
 
-Kept are the student's weights and what `meta` says about them. In a run with an EMA hook, these
+It keeps the student's weights and what `meta` says about them. In a run with an EMA hook, these
 are the averaged weights, as they were in the evaluations of the run.
 """
 

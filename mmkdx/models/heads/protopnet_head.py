@@ -17,34 +17,34 @@ from mmkdx.registry import MODELS
 class ProtoPNetHead(PrototypeHead):
     """The head of ProtoPNet: the logits are a linear function of the similarities to prototypes.
 
-    With d the smallest squared distance of a prototype to a patch of the image, ``logits = W s(d)``,
-    where s is ``log((d + 1) / (d + 1e-4))`` or ``-d``. W begins with 1 from a prototype to its own class
-    and -0.5 to the others. The losses are the cross-entropy and, each times its weight, means over the
-    batch of
+    Let d be the smallest squared distance of a prototype to a patch of the image. Then
+    ``logits = W s(d)``, with s either ``log((d + 1) / (d + 1e-4))`` or ``-d``. W begins with 1 from
+    a prototype to its own class and -0.5 to the others. The losses are the cross-entropy and these,
+    each times its weight; distances are means over the batch:
 
     - ``loss_cluster``: the distance of the nearest prototype of the image's class,
     - ``loss_separation``: minus the distance of the nearest prototype of another class,
     - ``loss_l1``: the sum of the magnitudes of W between prototypes and other classes.
 
-    The public code takes maxima of C - d in place of minima of d, which is the same unless a distance is
-    above C. ``average_separation``, the mean distance of other classes' prototypes, is logged only.
+    The public code takes maxima of C - d instead of minima of d. This is the same unless a distance
+    is above C. ``average_separation``, the mean distance of other classes' prototypes, is only
+    logged.
 
     Source: Chen et al., "This Looks Like That", NeurIPS 2019, section 2, and the authors' public code.
-    Without ``class_specific`` there is no separation, and ``loss_l1`` is of all of W.
+    Without ``class_specific`` there is no separation, and ``loss_l1`` sums over all of W.
 
     Args:
-        num_classes (int): The classes, K.
+        num_classes (int): The number of classes, K.
         in_channels (int): The channels of the backbone's last feature map.
-        prototypes_per_class (int): So many prototypes belong to each class. Defaults to 10.
+        prototypes_per_class (int): The number of prototypes of each class. Defaults to 10.
         prototype_channels (int): The size of a prototype, C. Defaults to 128.
-        add_on (str): 'regular', two 1 x 1 convolutions, or 'bottleneck', which halves the channels with
-            each pair of them until there are C. The last is followed by a sigmoid. Defaults to
-            'regular'.
-        similarity (str): 'log' or 'linear'. Defaults to 'log'.
+        add_on (str): 'regular' for two 1 x 1 convolutions; 'bottleneck' for pairs that halve the
+            channels until there are C. A sigmoid follows the last one. Defaults to 'regular'.
+        similarity (str): The form of s, 'log' or 'linear' (-d). Defaults to 'log'.
         class_specific (bool): Whether prototypes belong to classes. Defaults to True.
-        cluster_weight (float): Defaults to 0.8.
-        separation_weight (float): Defaults to 0.08.
-        l1_weight (float): Defaults to 1e-4.
+        cluster_weight (float): The weight of ``loss_cluster``. Defaults to 0.8.
+        separation_weight (float): The weight of ``loss_separation``. Defaults to 0.08.
+        l1_weight (float): The weight of ``loss_l1``. Defaults to 1e-4.
         **kwargs: The arguments of mmpretrain's ``ClsHead``.
 
     Raises:
@@ -85,7 +85,7 @@ class ProtoPNetHead(PrototypeHead):
         self.l1_weight = number('head.l1_weight', l1_weight, 0)
         own = torch.arange(num_classes).repeat_interleave(prototypes_per_class)
         identity = own[:, None] == torch.arange(num_classes)
-        #: Which class a prototype belongs to, of shape (P, K).
+        #: Whether a prototype belongs to a class, of shape (P, K).
         self.register_buffer('class_identity', identity)
         self.last_layer = nn.Linear(len(own), num_classes, bias=False)
         with torch.no_grad():
@@ -98,7 +98,7 @@ class ProtoPNetHead(PrototypeHead):
         return ((distances + 1) / (distances + 1e-4)).log()
 
     def push_classes(self) -> Tensor:
-        """Patches of a prototype's own class, or of all classes if there is none."""
+        """Only a prototype's own class, or all classes if it has none."""
         return self.class_identity if self.class_specific else torch.ones_like(self.class_identity)
 
     def class_weights(self) -> Tensor:
@@ -110,10 +110,11 @@ class ProtoPNetHead(PrototypeHead):
 
         Args:
             labels (Tensor): The labels of the k training images nearest to each prototype, (P, k).
-            min_same_class (int): So many must be of the prototype's class. Defaults to 3.
+            min_same_class (int): The least number that must be of the prototype's class. Defaults
+                to 3.
 
         Returns:
-            int: How many prototypes were dropped.
+            int: The number of dropped prototypes.
         """
         own = self.class_identity.long().argmax(1, keepdim=True).to(labels.device)
         before = int(self.alive.sum())
@@ -121,7 +122,7 @@ class ProtoPNetHead(PrototypeHead):
         return before - int(self.alive.sum())
 
     def classes_without_prototypes(self) -> list[int]:
-        """The classes all of whose prototypes are pruned."""
+        """The classes that have no prototype left after pruning."""
         kept = self.class_identity[self.alive].any(0)
         return (~kept).nonzero()[:, 0].tolist()
 
@@ -132,12 +133,12 @@ class ProtoPNetHead(PrototypeHead):
     def forward(
         self, feats: Sequence[Tensor], with_distances: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of shape (N, K); with ``with_distances`` the smallest distances (N, P) before them."""
+        """The logits (N, K); ``with_distances`` puts the smallest distances (N, P) before them."""
         nearest = self.distances(feats).amin((2, 3))
-        # A model in half precision as a whole has its last layer in it as well
+        # If the whole model is in half precision, so is its last layer
         scores = self.similarity(nearest) * self.alive
         logits = self.last_layer(scores.to(self.last_layer.weight))
-        # The logits last: of a tuple that is what the tap 'logits' reads
+        # The logits come last: the tap 'logits' reads the last element of a tuple
         return (nearest, logits) if with_distances else logits
 
     def loss(
@@ -161,7 +162,7 @@ class ProtoPNetHead(PrototypeHead):
         return losses
 
     def _nearest(self, distances: Tensor, chosen: Tensor) -> Tensor:
-        """The mean over images of the smallest distance to a chosen prototype, where there is one."""
+        """The mean of the smallest distance to a chosen prototype, over images that have one."""
         smallest = distances.masked_fill(~(chosen & self.alive), torch.inf).amin(1)
         found = smallest.isfinite()
         return smallest.where(found, 0).sum() / found.sum().clamp(min=1)

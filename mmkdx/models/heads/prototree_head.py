@@ -20,11 +20,11 @@ from mmkdx.registry import MODELS
 class ProtoTreeHead(PrototypeHead):
     r"""The head of ProtoTree: a soft binary decision tree with a prototype in each inner node.
 
-    With d the smallest squared distance of a node's prototype to a patch of the image, the image goes
-    to the right with probability ``exp(-sqrt(d + 1e-14))``, so right is where the prototype is present.
-    Each leaf has a distribution over classes, ``softmax(c)``; the image's is their mean, weighted with
-    the probabilities of the paths to the leaves. The logits are the logarithms of this distribution, so
-    that the cross-entropy is its negative log-likelihood.
+    Let d be the smallest squared distance of a node's prototype to a patch of the image. The image
+    goes to the right with probability ``exp(-sqrt(d + 1e-14))``: right means that the prototype is
+    present. Each leaf has a distribution over classes, ``softmax(c)``. The image's distribution is
+    their mean, weighted by the probabilities of the paths to the leaves. The logits are the
+    logarithms of this distribution, so the cross-entropy is its negative log-likelihood.
 
     Nodes are in the order of a heap: node i has the children 2 i + 1 (left) and 2 i + 2 (right), and
     prototype i. Leaves are numbered from left to right.
@@ -36,20 +36,20 @@ class ProtoTreeHead(PrototypeHead):
               + \sum_b p(leaf | b) \; softmax(c) \odot onehot(y_b) / p(y_b | b),
 
     where :math:`c_{start}` are the leaves at the start of the epoch and n is its number of batches; see
-    ``begin_epoch``. Without it nothing is subtracted.
+    ``begin_epoch``. Without a call of it, nothing is subtracted.
 
     Source: Nauta et al., "Neural Prototype Trees for Interpretable Fine-grained Image Recognition",
     CVPR 2021, and the authors' public code.
 
     Args:
-        num_classes (int): The classes, K.
+        num_classes (int): The number of classes, K.
         in_channels (int): The channels of the backbone's last feature map.
-        depth (int): The levels of inner nodes; there are ``2**depth - 1`` prototypes and ``2**depth``
-            leaves. Defaults to 9.
+        depth (int): The number of levels of inner nodes; there are ``2**depth - 1`` prototypes and
+            ``2**depth`` leaves. Defaults to 9.
         prototype_channels (int): The size of a prototype, C. Defaults to 256.
-        routing (str): An image's distribution in eval mode: 'distributed', the mean over all leaves, as
-            in training; 'max_path', the leaf with the most probable path; 'greedy', the leaf reached by
-            the more probable turn at each node (left if equal). Defaults to 'distributed'.
+        routing (str): The distribution of an image in eval mode. 'distributed' is the mean over all
+            leaves, as in training. 'max_path' takes the leaf with the most probable path. 'greedy'
+            takes the more probable turn at each node (left if equal). Defaults to 'distributed'.
         **kwargs: The arguments of mmpretrain's ``ClsHead``.
 
     Raises:
@@ -92,7 +92,7 @@ class ProtoTreeHead(PrototypeHead):
         self.register_buffer('kept_children', torch.ones(2**depth - 1, 2, dtype=torch.bool))
 
     def begin_epoch(self, num_batches: int) -> None:
-        """Remembers the leaves, which fade over the ``num_batches`` of the epoch (in one process)."""
+        """Stores the leaves, which fade over the epoch's ``num_batches`` batches of one process."""
         self.batches_per_epoch.fill_(integer('num_batches', num_batches, 1))
         self.epoch_start.copy_(self.leaves)
 
@@ -109,8 +109,8 @@ class ProtoTreeHead(PrototypeHead):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The logarithms of the distributions over classes, in fp32, of shape (N, K).
 
-        With ``with_paths`` the log-probabilities of the paths to the leaves, of shape (N, 2**depth) and
-        -inf to a pruned leaf, come before them.
+        With ``with_paths`` the log-probabilities of the paths to the leaves, of shape (N,
+        2**depth), come before them. They are -inf for a pruned leaf.
         """
         nearest = self.distances(feats).amin((2, 3))
         turns = self._turns(nearest)
@@ -119,17 +119,17 @@ class ProtoTreeHead(PrototypeHead):
             nodes = slice(2**level - 1, 2 ** (level + 1) - 1)
             paths = (paths[:, :, None] + turns[:, nodes]).flatten(1)
         logits = self._logits(turns, paths)
-        # The logits last: of a tuple that is what the tap 'logits' reads
+        # The logits come last: the tap 'logits' reads the last element of a tuple
         return (paths, logits) if with_paths else logits
 
     def loss(
         self, feats: Sequence[Tensor], data_samples: list[DataSample], **kwargs
     ) -> dict[str, Tensor]:
-        """The negative log-likelihood, with ``kwargs`` for it; in training also updates the leaves."""
+        """The negative log-likelihood, with ``kwargs``; in training it also updates the leaves."""
         label = self.labels(data_samples)
         paths, logits = self(feats, with_paths=True)
         losses = self._get_loss(logits, data_samples, **kwargs)
-        # Without gradients it is a trial, perhaps in this process only
+        # Without gradients the step is a trial, perhaps in this process only
         if self.training and torch.is_grad_enabled():
             self._update_leaves(paths, logits, label)
         return losses
@@ -142,7 +142,7 @@ class ProtoTreeHead(PrototypeHead):
     def class_weights(self) -> Tensor:
         """The mean class probabilities of the leaves right of a node minus those left of it.
 
-        It says by how much, within [-1, 1], finding the prototype speaks for a class once an image is at
+        This value in [-1, 1] tells how strongly a found prototype supports a class for an image at
         the node. Pruned leaves do not count; a pruned prototype has 0.
         """
         alive = self._leaf_alive()[:, None]
@@ -152,14 +152,14 @@ class ProtoTreeHead(PrototypeHead):
 
     @torch.no_grad()
     def prune(self, threshold: float = 0.01) -> int:
-        """Drops each subtree without a leaf whose largest probability is above a threshold.
+        """Drops each subtree in which no leaf has a class probability above a threshold.
 
-        Its parent is replaced by the other child: all images there turn to the side that is kept. This
-        holds for the root as well, which the authors' code leaves as it is.
+        The subtree's sibling replaces their parent: all images there turn to the side that is kept.
+        This holds for the root as well, which the authors' code does not replace.
 
         Args:
-            threshold (float): A leaf whose largest probability is at most this says nothing. Defaults
-                to 0.01.
+            threshold (float): A leaf counts if its largest probability is above this. Defaults to
+                0.01.
 
         Returns:
             int: The number of prototypes that this call has pruned, replaced nodes included.
@@ -188,7 +188,7 @@ class ProtoTreeHead(PrototypeHead):
         return turns.where(self.kept_children.all(1, keepdim=True), forced)
 
     def _logits(self, turns: Tensor, paths: Tensor) -> Tensor:
-        """From log-probabilities of turns and of paths to those of classes."""
+        """Computes log-probabilities of classes from those of turns and paths."""
         leaves = full_precision(self.leaves).log_softmax(1)
         if not self.training and self.routing == 'max_path':
             return leaves[paths.argmax(1)]
@@ -198,9 +198,8 @@ class ProtoTreeHead(PrototypeHead):
             for _ in range(self.depth):
                 node = 2 * node + 1 + rightwards.gather(1, node)
             return leaves[node[:, 0] - len(self.prototypes)]
-        # A logsumexp over (N, leaves, K) as a matrix product: relative to the best leaf of each class,
-        # and with the range of float64, in which paths of exp(-690) still count. Autocast leaves float64
-        # alone.
+        # A logsumexp over (N, leaves, K) as a matrix product, relative to each class's best leaf.
+        # In the range of float64, paths of exp(-690) still count. Autocast does not change float64.
         leaves = leaves.double().masked_fill(~self._leaf_alive()[:, None], -torch.inf)
         best = leaves.amax(0)
         mixed = paths.double().exp() @ (leaves - best).exp()
@@ -218,7 +217,7 @@ class ProtoTreeHead(PrototypeHead):
         self.leaves.copy_(kept + update)
 
     def _leaf_alive(self) -> Tensor:
-        """Booleans of shape (2**depth, ): the children of the last level of nodes."""
+        """Whether each leaf is kept, of shape (2**depth, )."""
         return self.kept_children[len(self.prototypes) // 2 :].flatten()
 
     def _halves(self, values: Tensor) -> Tensor:
@@ -228,5 +227,5 @@ class ProtoTreeHead(PrototypeHead):
 
 
 def _root(distances: Tensor) -> Tensor:
-    """Distances from squared ones, with a finite gradient at 0; interpolated ones may be below it."""
+    """Distances from squared ones, with a finite gradient at 0; resized ones may be below 0."""
     return (distances.abs() + 1e-14).sqrt()

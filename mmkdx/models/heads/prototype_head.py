@@ -1,4 +1,4 @@
-"""What all prototype networks share: an embedding, prototypes, and where each prototype comes from."""
+"""The base of prototype networks: an embedding, prototypes, and the source of each prototype."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from mmkdx.functional import full_precision, no_autocast
 class PrototypeLayer(nn.Module):
     """Squared L2 distances of every position's embedding to every prototype, in fp32.
 
-    Near 0, where a logarithmic similarity is steepest, half precision would leave nothing but rounding.
-    So would TF32, which torch allows in convolutions and not in matrix products; a product it is.
+    Near 0, where a logarithmic similarity is steepest, half precision would leave only rounding
+    errors, and so would TF32. By default torch allows TF32 in convolutions but not in matrix
+    products, so this layer uses a matrix product.
 
     Args:
-        num_prototypes (int): P.
-        channels (int): C.
+        num_prototypes (int): The number of prototypes, P.
+        channels (int): The size of a prototype, C.
     """
 
     def __init__(self, num_prototypes: int, channels: int) -> None:
@@ -43,25 +44,26 @@ class PrototypeLayer(nn.Module):
 class PrototypeHead(ClsHead):
     """Base of prototype heads: ``add_on`` embeds, ``prototype_layer`` compares with P prototypes.
 
-    Each prototype remembers which training patch it was projected onto, in buffers and so in every
-    checkpoint:
+    Buffers hold the training patch that each prototype was projected onto, so every checkpoint has
+    it:
 
     - ``source_image`` (P, ): the position of the image in the push data set; -1 before a push.
     - ``source_label`` (P, ): the label of that image.
     - ``source_cell`` (P, 2): row and column of the patch in the feature map.
-    - ``source_box`` (P, 4): x0, y0, x1, y1 (exclusive) in pixels of the network's input: the region
-      where the prototype was highly activated before it was moved (see ``high_activation_boxes``; maps
-      are enlarged bilinearly, in ProtoPNet's public code cubically).
-    - ``source_field`` (P, 4): the same of the region that the patch's position can see (see
-      ``receptive_field``); -1 where that is not known of the backbone.
+    - ``source_box`` (P, 4): x0, y0, x1, y1 (exclusive) in pixels of the network's input. The
+      prototype was highly activated in this region before it was moved (see
+      ``high_activation_boxes``). Maps are enlarged bilinearly; ProtoPNet's public code does it
+      cubically.
+    - ``source_field`` (P, 4): the region that the patch's position can see, in the same form (see
+      ``receptive_field``); -1 if it is not known for the backbone.
     - ``alive`` (P, ): False for a pruned prototype. Its place stays, so that checkpoints, optimizers
       and the pairing with a teacher's prototypes stay valid.
 
     Args:
-        add_on (nn.Module): From the backbone's last feature map (N, in_channels, H, W) to the
+        add_on (nn.Module): Maps the backbone's last feature map (N, in_channels, H, W) to the
             embedding (N, C, H, W).
         prototype_layer (PrototypeLayer): The prototypes.
-        num_classes (int): K.
+        num_classes (int): The number of classes, K.
         **kwargs: The arguments of mmpretrain's ``ClsHead``.
     """
 
@@ -88,7 +90,7 @@ class PrototypeHead(ClsHead):
         if feature.dim() != 4:
             raise ValueError(
                 f'{type(self).__name__} takes feature maps of shape (N, C, H, W) and got '
-                f'{tuple(feature.shape)}; leave out the neck, and of a transformer take '
+                f'{tuple(feature.shape)}; leave out the neck, and for a transformer set '
                 "backbone.out_type='featmap'"
             )
         return self.prototype_layer(self.add_on(feature))
@@ -112,11 +114,11 @@ class PrototypeHead(ClsHead):
 
     @abstractmethod
     def push_classes(self) -> Tensor:
-        """Booleans of shape (P, K): onto patches of which classes a prototype may be projected."""
+        """Whether a prototype may be projected onto patches of a class: booleans, (P, K)."""
 
     @abstractmethod
     def class_weights(self) -> Tensor:
-        """Of shape (K, P): by how much a prototype's similarity speaks for a class."""
+        """How strongly a prototype's similarity supports a class, of shape (K, P)."""
 
 
 def check_counts(**counts: int) -> None:
@@ -126,7 +128,7 @@ def check_counts(**counts: int) -> None:
 
 
 def find_prototypes(model: nn.Module) -> str:
-    """The path of the layer with a model's prototypes, a ValueError where it has none."""
+    """The path of the layer with a model's prototypes; raises a ValueError if it has none."""
     for path, module in model.named_modules():
         if isinstance(module, PrototypeLayer):
             return path

@@ -1,4 +1,4 @@
-"""Finding the patches of images that are nearest to prototypes, and projecting prototypes onto them."""
+"""Finds the patches of images that are nearest to prototypes, and projects prototypes onto them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mmkdx.models.receptive_field import cell_box, receptive_field
 
 @dataclass
 class NearestPatches:
-    """For each of P prototypes the k nearest images, the nearest first.
+    """The k nearest images of each of P prototypes, the nearest first.
 
     Args:
-        distances (Tensor): The squared distances of their best patches, of shape (P, k); infinite where
-            there were fewer images, and then ``images`` and ``labels`` are -1.
+        distances (Tensor): The squared distances of their best patches, of shape (P, k). If there
+            were fewer images, the others are infinite, and -1 in ``images`` and ``labels``.
         images (Tensor): Their ``sample_idx``, of shape (P, k).
         labels (Tensor): Their labels, of shape (P, k).
         maps (Tensor): The squared distances of all their patches, of shape (P, k, H, W).
@@ -40,7 +40,7 @@ class NearestPatches:
 
     @property
     def cells(self) -> Tensor:
-        """Row and column of the best patches, of shape (P, k, 2); of equal ones the first."""
+        """Row and column of the best patches, of shape (P, k, 2); the first of equal ones."""
         best = self.maps.flatten(2).argmin(2)
         width = self.maps.shape[-1]
         return torch.stack([best // width, best % width], 2)
@@ -51,7 +51,7 @@ class NearestPatches:
         return [self.distances, self.images, self.labels, self.maps, self.embedding]
 
     def merged(self, other: NearestPatches) -> NearestPatches:
-        """The k nearest of both, each image once; of equally near ones the first of the data set."""
+        """The k nearest of both, each image once; if equally near, the first in the data set."""
         k = self.distances.shape[1]
         both = [torch.cat(pair, 1) for pair in zip(self.values, other.values)]
         both = _take(both, both[1].argsort(dim=1, stable=True))
@@ -74,8 +74,8 @@ def find_nearest_patches(
     Args:
         model (BaseModel): A classifier of mmpretrain with a prototype head.
         batches (Iterable[dict]): A data loader; each rank has its share of the data set.
-        k (int): How many images for each prototype. Defaults to 1.
-        classes (Tensor, optional): Booleans of shape (P, K): images of which classes count for a
+        k (int): The number of images for each prototype. Defaults to 1.
+        classes (Tensor, optional): Booleans of shape (P, K): whether images of a class count for a
             prototype. Defaults to None (all).
 
     Returns:
@@ -91,7 +91,7 @@ def find_nearest_patches(
     result, *others = (NearestPatches(*values, nearest.size) for values in gathered)
     for other in others:
         result = result.merged(other)
-    # What was masked is no image: another copy, or of a class that does not count
+    # A masked entry is no image: it is another copy, or of a class that does not count
     for values in (result.images, result.labels):
         values[result.distances.isinf()] = -1
     return result
@@ -166,6 +166,6 @@ def _of_batch(
 
 
 def _take(values: list[Tensor], order: Tensor) -> list[Tensor]:
-    """Of values of shape (P, n, ...) those at positions of shape (P, m)."""
+    """Takes the values at positions (P, m) from values of shape (P, n, ...)."""
     rows = torch.arange(len(order), device=order.device)[:, None]
     return [value[rows, order] for value in values]
