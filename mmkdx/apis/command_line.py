@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import mmpretrain
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 
@@ -79,6 +80,9 @@ def run_tool(name: str) -> None:
     try:
         with exit_on_write_error():
             tool.main()
+        # Threads of gloo that are left at exit can end the process with status 134
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except (CheckpointError, DataConfigError, FolderInUseError) as error:
         sys.exit(str(error))
     except SystemExit as leave:

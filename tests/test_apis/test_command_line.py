@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import mmengine.hooks
 import pytest
+import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import HOOKS, DefaultScope
 from resumable import run_config, with_a_teacher
@@ -162,7 +163,7 @@ def test_who_wants_no_checkpoints_gets_none():
 
 @pytest.fixture
 def fail(monkeypatch, tmp_path):
-    """Runs a tool whose training ends by an error, and returns what it leaves with."""
+    """Runs a tool whose training ends, by an error or not, and returns what it leaves with."""
 
     def run(error, name='train', **env):
         args = SimpleNamespace(launcher=env.pop('launcher', 'none'), resume=None)
@@ -171,12 +172,17 @@ def fail(monkeypatch, tmp_path):
 
         def main():
             tool.merge_args(Config(dict(work_dir=str(tmp_path / 'work'))), args)
-            raise error
+            if error is None:  # as a run that is done leaves it
+                dist.init_process_group('gloo', f'file://{tmp_path}/store', rank=0, world_size=1)
+            else:
+                raise error
 
         tool = SimpleNamespace(merge_args=lambda cfg, args: cfg, main=main)
         monkeypatch.setattr(command_line, 'mmpretrain_tool', lambda name: tool)
         monkeypatch.setattr(command_line, 'prepare_cpu_launch', lambda *_: None)
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', 'c.py'])
+        if error is None:
+            return run_tool(name)
         with pytest.raises(BaseException) as left:
             run_tool(name)
         return left.value
@@ -215,6 +221,11 @@ def test_a_log_that_cannot_be_written_is_a_sentence(fail, monkeypatch):
 def test_other_errors_stay(fail):
     error = FileNotFoundError(errno.ENOENT, 'no such file', 'a')
     assert fail(error) is error
+
+
+def test_a_run_that_is_done_leaves_no_processes_connected(fail):
+    fail(None)
+    assert not dist.is_initialized()
 
 
 def test_a_signal_ends_the_process_at_once(fail, monkeypatch):

@@ -147,7 +147,7 @@ def test_a_failed_training_is_left_out(start, monkeypatch, capsys):
     [
         (['--trials', '0'], '--trials is 0; it must be an integer of at least 1'),
         (['--folds', '1'], '--folds is 1; it must be an integer of at least 2'),
-        (['--seeds', '0'], '--seeds 0: give each once'),
+        (['--seeds', '0'], '--seeds 0: give each seed once'),
         (['--metrics', 'accuracy'], '--metrics accuracy: the test measures accuracy/top1, loss'),
         (['--weights', 'terms.kd=1..2'], 'kd.py has no number at model.terms.kd'),
         (['--weights', 'kd'], '--weights kd: write KEY=LOW..HIGH'),

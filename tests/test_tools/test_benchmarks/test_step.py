@@ -243,7 +243,7 @@ def test_weights_are_timed_while_they_are_measured_and_afterwards(benchmark, mon
         benchmark, 'time_weights', lambda *args: rows.append(row(*args)) or rows[-1]
     )
     run(benchmark, monkeypatch, '--weights', '--seconds', 0)
-    assert rows == [['2000.0', '+5.00 ± 0.00 %', '+0.00 ± 0.00 %']]
+    assert rows == [['400.0', '+5.00 ± 0.00 %', '+0.00 ± 0.00 %']]
     constant, before, after = weights.values()
     assert constant.number == 0.9 and after.frozen and not before.frozen
     assert before.ratios.isfinite().sum() == 1 and before.at == after.at == 'features'
