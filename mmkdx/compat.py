@@ -66,6 +66,7 @@ from mmkdx.sample_numbers import number_concatenated_samples
 __all__ = [
     'CheckpointError',
     'RefusedCheckpointError',
+    'finish_launch',
     'install',
     'last_whole_checkpoint',
     'load_checkpoint_file',
@@ -391,3 +392,9 @@ def prepare_cpu_launch(cfg: Config, launcher: str) -> None:
     if not is_distributed():
         timeout = timedelta(seconds=dist_cfg.get('timeout', 1800))
         torch.distributed.init_process_group('gloo', timeout=timeout)
+
+
+def finish_launch() -> None:
+    """Disconnects the processes of a run that is done; left threads of gloo can end it with 134."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

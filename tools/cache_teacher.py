@@ -20,7 +20,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
 from mmkdx.apis.dry_run import build_from_config
-from mmkdx.compat import prepare_cpu_launch
+from mmkdx.compat import finish_launch, prepare_cpu_launch
 from mmkdx.distillation.cache import CachedTeacher, CacheWriter
 from mmkdx.distillation.distiller import Distiller
 from mmkdx.files import exit_on_write_error
@@ -85,6 +85,7 @@ def main() -> None:
             write(distiller, teacher, loader, args.shard_size)
         except FolderInUseError as error:
             sys.exit(f'teacher.cache: {error}')
+    finish_launch()
 
 
 def write(

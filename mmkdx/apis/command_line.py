@@ -12,14 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 import mmpretrain
-import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 
 from mmkdx.apis.config_keys import check_keys
 from mmkdx.apis.runs import find_run
 from mmkdx.checkpoints import CheckpointError
-from mmkdx.compat import prepare_cpu_launch
+from mmkdx.compat import finish_launch, prepare_cpu_launch
 from mmkdx.data_configs import DataConfigError
 from mmkdx.files import WriteError, exit_on_write_error
 from mmkdx.lock import FolderInUseError, FolderLock
@@ -80,9 +79,7 @@ def run_tool(name: str) -> None:
     try:
         with exit_on_write_error():
             tool.main()
-        # Threads of gloo that are left at exit can end the process with status 134
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        finish_launch()
     except (CheckpointError, DataConfigError, FolderInUseError) as error:
         sys.exit(str(error))
     except SystemExit as leave:
