@@ -61,7 +61,7 @@ def agreement(found: Findings) -> Iterator[Sentence]:
 def accuracy(found: Findings) -> Iterator[Sentence]:
     """Whether the student is more or less accurate than its teacher."""
     if found.teacher is not None:
-        yield _compared(accuracy, found.teacher, 'It')
+        yield _compared(accuracy, found.teacher, 'The student')
         yield from _margin(found.teacher)
 
 
@@ -148,7 +148,7 @@ def flips(found: Findings) -> Iterator[Sentence]:
     else:
         ends = f'at most {share(rate_interval(0, old.n, "exact")[1])}'
     text = (
-        f'It is wrong on {_images(b)} that its teacher gets right ({ends}), and right on '
+        f'The student is wrong on {_images(b)} that its teacher gets right ({ends}), and right on '
         f'{_images(g)} that its teacher gets wrong.'
     )
     yield _sentence(flips, text, negative=old.negative, positive=old.positive)
@@ -176,8 +176,7 @@ def base(found: Findings) -> Iterator[Sentence]:
     """The student against the same network trained alone."""
     if found.base is None:
         return
-    subject = 'the student' if found.fidelity is None else 'it'
-    yield _compared(base, found.base, f'Compared with the base model, {subject}')
+    yield _compared(base, found.base, 'Compared with the base model, the student')
     family = found.base.classes
     if len(family.changes) > 1 and (changed := family.significant):
         won = sum(each.change > 0 for each in changed)
@@ -197,14 +196,14 @@ def exploratory(found: Findings) -> Iterator[Sentence]:
         both, difference = old.calibration, old.calibration.difference
         word = 'higher' if difference.value > 0 else 'lower'
         parts.append(
-            f"its calibration error is {word} than its teacher's ({both.new:.1f} against "
+            f"the student's calibration error is {word} than its teacher's ({both.new:.1f} against "
             f'{both.old:.1f} %; difference {_plain_interval(difference)} points)'
         )
         numbers['calibration'] = both
     if more is not None and more.kappa is not None and direction(more.kappa):
         word = 'more' if more.kappa.value > 0 else 'less'
         parts.append(
-            f"its errors coincide {word} with its teacher's than the base model's do (kappa "
+            f"the student's errors coincide {word} with its teacher's than the base model's do (kappa "
             f'{number(old.errors.kappa.value)}; difference {_plain_interval(more.kappa, 2)})'
         )
         numbers['kappa'] = more.kappa
@@ -213,8 +212,8 @@ def exploratory(found: Findings) -> Iterator[Sentence]:
         if lost.n >= ENOUGH and old.maps_p <= found.alpha:
             word = 'less' if lost.value < kept.value else 'more'
             parts.append(
-                f"where it newly errs, its maps agree {word} with its teacher's than where both are "
-                f'right ({number(lost.value)} against {number(kept.value)}; Mann-Whitney '
+                f"where the student newly errs, its maps agree {word} with its teacher's than where "
+                f'both are right ({number(lost.value)} against {number(kept.value)}; Mann-Whitney '
                 f'{p_text(old.maps_p)})'
             )
             numbers['maps'] = dict(RW=lost, RR=kept, p=old.maps_p)
@@ -300,7 +299,7 @@ def _compared(rule: Callable, found: Audit, subject: str) -> Sentence:
     test = f'{_interval(found.difference)}; exact McNemar {p_text(found.p)}'
     if found.p <= found.alpha:
         word = 'more' if found.difference.value > 0 else 'less'
-        than = f' than {WORDS[found.old]}' if subject == 'It' else ''
+        than = f' than {WORDS[found.old]}' if found.old == 'teacher' else ''
         text = (
             f'{subject} is {points(abs(found.difference.value))} points {word} accurate{than} '
             f'({new} against {old}; interval {test}).'
@@ -320,8 +319,8 @@ def _margin(found: Audit) -> Iterator[Sentence]:
     margin, lost = f'{found.margin:g}', points(-found.difference.low)
     if found.no_worse:
         text = (
-            f'It is at most {margin} points less accurate than its teacher, the margin that was set '
-            f'beforehand (the interval allows for a loss of {lost}).'
+            f'The student is at most {margin} points less accurate than its teacher, the margin that '
+            f'was set beforehand (the interval allows for a loss of {lost}).'
         )
     else:
         text = (

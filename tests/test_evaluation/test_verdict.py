@@ -67,10 +67,11 @@ def test_every_rule_is_one_of_the_guide():
 
 
 def test_a_significant_loss_and_gain():
-    assert 'It is 15.0 points less accurate than its teacher (80.0 % against 95.0 %' in said(
-        records(wrong=WORSE), 'accuracy'
+    assert (
+        'The student is 15.0 points less accurate than its teacher (80.0 % against 95.0 %'
+        in said(records(wrong=WORSE), 'accuracy')
     )
-    assert 'It is 15.0 points more accurate than its teacher' in said(
+    assert 'The student is 15.0 points more accurate than its teacher' in said(
         records(wrong=BETTER), 'accuracy'
     )
     assert 'exact McNemar p < 0.001' in said(records(wrong=BETTER), 'accuracy')
@@ -97,7 +98,10 @@ def test_the_level_decides():
 def test_a_margin_that_was_set_beforehand():
     large = records(1000, wrong=dict(student=range(5), teacher=range(5, 10)))
     text = said(large, 'accuracy', margin=1.0)
-    assert 'It is at most 1 points less accurate than its teacher, the margin that was' in text
+    assert (
+        'The student is at most 1 points less accurate than its teacher, the margin that was'
+        in text
+    )
     text = said(large, 'accuracy', margin=0.5)
     assert 'A loss of more than 0.5 points, the margin that was set beforehand, is not ex' in text
     assert 'margin' not in said(large)
@@ -238,13 +242,13 @@ def test_one_class_is_no_family():
 def test_flips():
     text = said(records(wrong=OPEN), 'flips')
     assert text == (
-        'It is wrong on 4 images that its teacher gets right (2.0 %, 0.8 to 5.0), and right on 5 '
-        'images that its teacher gets wrong.'
+        'The student is wrong on 4 images that its teacher gets right (2.0 %, 0.8 to 5.0), and '
+        'right on 5 images that its teacher gets wrong.'
     )
     text = said(records(wrong=dict(student=(), teacher=(0,))), 'flips')
     assert text == (
-        'It is wrong on no images that its teacher gets right (at most 1.8 %), and right on 1 image '
-        'that its teacher gets wrong.'
+        'The student is wrong on no images that its teacher gets right (at most 1.8 %), and '
+        'right on 1 image that its teacher gets wrong.'
     )
     assert tile(records(wrong=OPEN), 'Negative flips').interval == '0.8 to 5.0 %, n = 200'
 
@@ -267,7 +271,9 @@ def test_groups():
 
 def test_the_student_beside_the_base_model():
     text = said(records(wrong=TRIO), 'base')
-    assert text.startswith('Compared with the base model, it is 25.0 points more accurate (95.0 % ')
+    assert text.startswith(
+        'Compared with the base model, the student is 25.0 points more accurate (95.0 % '
+    )
     assert text.endswith('two, 2 of 2 classes gained and 0 lost, at a family-wise level of 5 %.')
     same = dict(student=range(10), base=range(10))
     text = said(records(wrong=same), 'base')
@@ -281,11 +287,11 @@ def test_exploratory_findings_are_called_so():
     given = records(wrong=SAME, student=0.6, teacher=0.95)
     text = said(given, 'exploratory')
     assert text.startswith(
-        'Exploratory, not corrected for multiple tests: its calibration error is h'
+        "Exploratory, not corrected for multiple tests: the student's calibration error is h"
     )
     assert tile(given, 'Calibration').tone == 'bad'
     given = records(wrong=SAME, student=0.95, teacher=0.6)
-    assert 'its calibration error is lower than' in said(given, 'exploratory')
+    assert "the student's calibration error is lower than" in said(given, 'exploratory')
     assert tile(given, 'Calibration').tone == 'good'
     given = records(wrong=SAME, student=0.95, teacher=0.95)
     assert not said(given, 'exploratory') and tile(given, 'Calibration').tone == 'neutral'
@@ -293,11 +299,11 @@ def test_exploratory_findings_are_called_so():
 
 def test_overlap_of_errors_is_exploratory():
     wrong = dict(student=range(20), teacher=range(20), base=range(100, 160))
-    assert "its errors coincide more with its teacher's than" in said(
+    assert "the student's errors coincide more with its teacher's than" in said(
         records(wrong=wrong), 'exploratory'
     )
     wrong = dict(base=range(20), teacher=range(20), student=range(100, 160))
-    assert "its errors coincide less with its teacher's" in said(
+    assert "the student's errors coincide less with its teacher's" in said(
         records(wrong=wrong), 'exploratory'
     )
 
@@ -307,7 +313,10 @@ def test_where_the_student_newly_errs():
     assert not said(given, 'exploratory')
     given.models['student'].agreement[:20] -= 0.5
     text = said(given, 'exploratory')
-    assert "where it newly errs, its maps agree less with its teacher's than where both" in text
+    assert (
+        "where the student newly errs, its maps agree less with its teacher's than where both"
+        in text
+    )
     given.models['student'].agreement[:20] += 1
     assert 'its maps agree more with' in said(given, 'exploratory')
     few = records(wrong=dict(student=range(9), teacher=()), maps=dict(student=0.9))
