@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -142,8 +143,11 @@ def training_parts(work_dir: Path) -> list[tuple[Path, list[dict]]]:
 
 
 def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
-    """Wall-clock seconds from the first to the last line of a run's logs, evaluations included."""
-    total = 0.0
+    """Wall-clock seconds from the first to the last line of a run's logs, evaluations included.
+
+    NaN if no line has a time, as with ``log_level='ERROR'``.
+    """
+    spent = []
     for folder, _ in parts:
         for log in folder.glob('*.log'):
             stamps = [
@@ -151,8 +155,8 @@ def seconds(parts: list[tuple[Path, list[dict]]]) -> float:
                 for s in STAMP.findall(log.read_text(errors='replace'))
             ]
             if stamps:
-                total += (stamps[-1] - stamps[0]).total_seconds()
-    return total
+                spent.append((stamps[-1] - stamps[0]).total_seconds())
+    return sum(spent) if spent else math.nan
 
 
 def metric_values(parts: list[tuple[Path, list[dict]]], metric: str) -> list[float]:

@@ -138,8 +138,8 @@ def survey(data: str | Path, seed: int = 0) -> Survey:
         if counts[i] < 1 + split:
             needed = 'two, since one is held out' if split else 'one'
             raise ValueError(
-                f'--data: class {name!r} has {counts[i]} readable images to train on; it needs at '
-                f'least {needed}'
+                f'--data: class {name!r} has too few readable images to train on: {counts[i]}; it '
+                f'needs at least {needed}'
             )
     train, val = _split(rows[0], seed) if split else rows
     if not val:

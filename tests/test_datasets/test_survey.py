@@ -156,7 +156,10 @@ def test_a_csv(folder, tmp_path):
             'has one class',
         ),
         ('path,label\n"cat/0.png,a\n', 'is no CSV with a header and rows'),
-        ('path,label\ncat/0.png,a\ncat/1.png,b\n', "class 'a' has 1 readable images to train on"),
+        (
+            'path,label\ncat/0.png,a\ncat/1.png,b\n',
+            "class 'a' has too few readable images to train on: 1",
+        ),
         ('path,label\ncat/0.png,a\ncat/1.png,a\n', "has one class, 'a', and two are needed"),
     ],
 )
@@ -206,7 +209,7 @@ def _no_good_file_of_a_class(folder):
     return (
         folder / 'split',
         ValueError,
-        "class 'b' has 0 readable images to train on; it needs at",
+        "class 'b' has too few readable images to train on: 0; it needs at",
     )
 
 

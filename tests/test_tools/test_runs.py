@@ -1,6 +1,7 @@
 """The tools that work on runs: training, testing, exporting, comparing, checking."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -262,6 +263,8 @@ def test_compare_runs_adds_the_times_of_all_parts(tmp_path):
         (folder / 'empty.log').touch()  # of a disk that was full
     seconds = tool('analysis_tools/compare_runs').seconds
     assert seconds([(tmp_path / '1', []), (tmp_path / '3', [])]) == 8 + 6
+    (tmp_path / '1/run.log').unlink()  # log_level='ERROR': a log without a line
+    assert math.isnan(seconds([(tmp_path / '1', [])]))
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def convert(
     for label, folder in enumerate(layout.classes):
         if counts[label] < 2:
             raise ValueError(
-                f'{src}: class {folder} has {counts[label]} readable images, and a split needs two'
+                f'{src}: class {folder} has too few readable images: {counts[label]}; a split needs two'
             )
     try:
         train, held_out = train_test_split(
