@@ -267,7 +267,9 @@ def test_other_folders(pets, plants):
 def test_too_few_images(pets):
     for path in (pets / 'Dog').glob('[1-9].*'):
         path.unlink()
-    with pytest.raises(SystemExit, match='class Dog has too few readable images: 1; a split needs two'):
+    with pytest.raises(
+        SystemExit, match='class Dog has too few readable images: 1; a split needs two'
+    ):
         run(pets)
     save(pets / 'Dog/1.jpg')
     with pytest.raises(SystemExit, match=r'22 images cannot be split by --test 0.01: '):

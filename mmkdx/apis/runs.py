@@ -7,7 +7,6 @@ import ast
 import json
 import math
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 
 from mmkdx.arguments import integer
@@ -112,15 +112,26 @@ def _read_result(path: Path) -> dict[str, float] | None:
         return None
 
 
+def known_values(results: Sequence[dict], metric: str) -> list[float]:
+    """A metric of the runs that have it. A run without an image that counts has NaN."""
+    values = (each.get(metric) for each in results)
+    return [value for value in values if value is not None and not math.isnan(value)]
+
+
 def metric_cells(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:
-    """Each metric's mean and deviation over the seeds that have it: '71.25 ± 0.31', or ''."""
+    """Each metric's mean and deviation over seeds: '71.25 ± 0.31', or '' if no seed has it.
+
+    If only some seeds have it, the cell says how many: '0.121 ± 0.160 (n = 4)'.
+    """
     cells = []
     for metric in metrics:
-        values = [each[metric] for each in results if each.get(metric) is not None]
+        values = known_values(results, metric)
         digits = 2 if metric.startswith('accuracy') else 3
-        cell = f'{statistics.mean(values):.{digits}f}' if values else ''
+        cell = f'{np.mean(values):.{digits}f}' if values else ''
         if len(values) > 1:
-            cell += f' ± {statistics.stdev(values):.{digits}f}'
+            cell += f' ± {np.std(values, ddof=1):.{digits}f}'
+        if values and len(values) < len(results):
+            cell += f' (n = {len(values)})'
         cells.append(cell)
     return cells
 

@@ -304,6 +304,7 @@ def conclusion(results: Mapping[str, Sequence[dict]], metric: str) -> tuple[str,
         )
     pairs = zip(results['found'], results['own'])
     each = [found[metric] - own[metric] for found, own in pairs]
+    each = [value for value in each if not math.isnan(value)]
     score, count = mean_score(each, 'higher'), len(each)
     (mean,) = metric_cells([{metric: score.value}], [metric])
     text = f"{metric} with the found weights, minus that with the config's own: {mean}"

@@ -1,11 +1,14 @@
 """Repeated runs: what is run, what is not run again, and the table."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 from tiny import tool
 
 from mmkdx.apis import runs
+from mmkdx.apis.runs import metric_cells
 
 repeat = tool('analysis_tools/repeat_runs')
 
@@ -41,6 +44,16 @@ def start(tmp_path, monkeypatch, capsys):
 
     start.calls, start.folder = calls, tmp_path
     return start
+
+
+def test_a_collapsed_run_without_a_score_leaves_the_table_whole():
+    """All maps of such a run are constant, so its agreement is NaN, and its loss may be infinite."""
+    lost = dict(zip(('pearson', 'nll'), (math.nan, math.inf)))
+    runs = [dict(pearson=0.5, nll=1.0), lost, dict(pearson=0.7, nll=2.0), dict(nll=3.0)]
+    assert metric_cells(runs, ['pearson']) == ['0.600 ± 0.141 (n = 2)']
+    with np.errstate(invalid='ignore'):
+        assert metric_cells(runs, ['nll']) == ['inf ± nan']
+    assert metric_cells([lost] * 2, ['pearson', 'other']) == ['', '']
 
 
 def test_each_config_is_trained_and_tested_with_each_seed(start):

@@ -102,7 +102,7 @@ def summaries(readouts: dict[str, list[dict]], metrics: list[str]) -> dict[str, 
     found = {name: dict(variants=READOUTS[name], metrics={}) for name in readouts}
     for name, seeds in readouts.items():
         for metric in metrics:
-            if each := [seed[metric] for seed in seeds if metric in seed]:
+            if each := runs.known_values(seeds, metric):
                 sd = statistics.stdev(each) if len(each) > 1 else None
                 found[name]['metrics'][metric] = dict(mean=statistics.mean(each), sd=sd, each=each)
     return found
