@@ -125,6 +125,16 @@ def test_what_the_differences_support(found, text, ends):
     assert re.search(text, sentence)
 
 
+def test_a_seed_without_a_score_does_not_count():
+    arms = dict(
+        found=[dict(acc=each) for each in (51, float('nan'), 62)],
+        own=[dict(acc=each) for each in (50, 55, 60)],
+    )
+    sentence, score = conclusion(arms, 'acc')
+    assert score.value == 1.5
+    assert sentence.endswith('1.500. n = 2 seeds are too few for a statement; use 3 or more.')
+
+
 def test_nothing_found():
     sentence, score = conclusion(dict(own=[dict(acc=1)]), 'acc')
     assert score is None and sentence.startswith(

@@ -260,6 +260,15 @@ def start(experiment, tmp_path, monkeypatch, capsys):
     return start
 
 
+def test_a_collapsed_seed_leaves_the_summary_whole():
+    seeds = [dict(pearson=each) for each in (0.5, float('nan'), 0.7)]
+    summaries = tool('analysis_tools/component_experiment').summaries
+    found = summaries({'response': seeds}, ['pearson', 'other'])['response']['metrics']
+    assert list(found) == ['pearson'] and found['pearson']['each'] == [0.5, 0.7]
+    assert found['pearson']['mean'] == pytest.approx(0.6)
+    assert found['pearson']['sd'] == pytest.approx(0.1 * 2**0.5)
+
+
 def test_table_and_read_outs(start, tmp_path):
     out = tmp_path / 'new/all.json'
     kinds = ['onehot', 'meanmass', 'uniform', 'permute', 'full']

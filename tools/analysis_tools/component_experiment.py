@@ -8,9 +8,9 @@ the table are differences between two variants, seed by seed.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
 
 from mmkdx.apis import runs
@@ -103,8 +103,8 @@ def summaries(readouts: dict[str, list[dict]], metrics: list[str]) -> dict[str, 
     for name, seeds in readouts.items():
         for metric in metrics:
             if each := runs.known_values(seeds, metric):
-                sd = statistics.stdev(each) if len(each) > 1 else None
-                found[name]['metrics'][metric] = dict(mean=statistics.mean(each), sd=sd, each=each)
+                sd = float(np.std(each, ddof=1)) if len(each) > 1 else None
+                found[name]['metrics'][metric] = dict(mean=float(np.mean(each)), sd=sd, each=each)
     return found
 
 
