@@ -395,6 +395,6 @@ def prepare_cpu_launch(cfg: Config, launcher: str) -> None:
 
 
 def finish_launch() -> None:
-    """Disconnects the processes of a run that is done; left threads of gloo can end it with 134."""
+    """Disconnects the processes of a run that is done, so that no thread of gloo outlives it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

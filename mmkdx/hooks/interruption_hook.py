@@ -98,10 +98,14 @@ class InterruptionHook(Hook):
             self._stop(runner, runner.epoch, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
-        """Restores the earlier signal handlers."""
+        """Restores the earlier signal handlers, and ends the exchange."""
         for number, handler in (self._old or {}).items():
             signal.signal(number, handler)
         self._old = None
+        if self._pending is not None:
+            # An exchange that ends while Python shuts down aborts the process with status 134
+            self._pending[0].wait()
+        self._group = self._pending = None
 
     def _note(self, process: int, number: int, frame: Any) -> None:
         """Handles a signal."""

@@ -161,6 +161,29 @@ def test_handlers_are_given_back(tmp_path):
     assert before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 
 
+def test_the_last_exchange_of_signals_ends_before_the_run(monkeypatch):
+    """A process that is faster than the others must not exit while gloo waits for them."""
+
+    class Exchange:
+        waited = False
+
+        def wait(self):
+            self.waited = True
+
+    exchanges = [Exchange(), Exchange()]
+    monkeypatch.setattr(
+        'mmkdx.hooks.interruption_hook.distributed.all_reduce',
+        lambda *_, **__: exchanges[hook.steps],
+    )
+    hook = InterruptionHook()
+    hook._group = object()
+    for hook.steps in range(2):
+        hook._agree()
+    assert [each.waited for each in exchanges] == [True, False]
+    hook.after_train(None)
+    assert exchanges[1].waited and hook._group is None, 'a kept group keeps its threads'
+
+
 def in_a_child(function):
     """The exit status of a fork that runs a function."""
     child = os.fork()

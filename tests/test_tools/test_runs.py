@@ -63,6 +63,7 @@ def test_dist_train_uses_gloo_without_cuda(run):
         PORT='29611',
         OMP_NUM_THREADS='1',
         CUDA_VISIBLE_DEVICES='',
+        PYTHONFAULTHANDLER='1',  # an abort says where
     )
     done = subprocess.run(
         [
