@@ -16,6 +16,7 @@ case "$1 $2" in
     '-m venv')
         rm -rf "${{@: -1}}" && mkdir -p "${{@: -1}}/bin" && cp "$0" "${{@: -1}}/bin/python" ;;
     '-m pip')
+        [[ $3 == install ]] && mkdir -p mmkdx/.mim
         [[ $3 != --version || -z $NO_PIP ]] && [[ $3 != install || -z $NO_NETWORK ]] ;;
     '-m ensurepip') false ;;
     -m*) ;;
@@ -124,6 +125,14 @@ def test_changed_requirements_are_installed(checkout, name):
     # of the old requirements, the group is not known to be there
     checkout.setup('openmmlab', 'tests')
     assert checkout.installs() == 2
+
+
+def test_a_cleaned_checkout_is_installed_again(checkout):
+    """`git clean -fdX` with the environment kept removes what mim needs."""
+    checkout.setup('openmmlab', 'tests')
+    shutil.rmtree(checkout.root / 'mmkdx/.mim')
+    checkout.setup('openmmlab', 'tests')
+    assert checkout.installs() == 2 and checkout.calls('venv') == []
 
 
 def test_failed_installation_is_tried_again(checkout):

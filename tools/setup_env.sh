@@ -35,8 +35,9 @@ setup_env() {
     unset PYTHONDONTWRITEBYTECODE
     stamp=$env/.mmkdx-setup
 
-    # The stamp names what is installed, so that the next call has nothing to do.
-    if [[ -f $stamp ]] && key=$(_env_key "$stack" 2> /dev/null); then
+    # The stamp names what is installed, so that the next call has nothing to do. `git clean` removes
+    # the links to tools and configs, which only an installation makes.
+    if [[ -f $stamp && -d $MMKDX_ROOT/mmkdx/.mim ]] && key=$(_env_key "$stack" 2> /dev/null); then
         read -r old_key groups < "$stamp" || true
         if [[ $old_key != "$key" ]]; then
             groups=''
