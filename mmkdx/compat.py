@@ -395,6 +395,6 @@ def prepare_cpu_launch(cfg: Config, launcher: str) -> None:
 
 
 def finish_launch() -> None:
-    """Disconnects the processes of a run that is done, so that no thread of gloo outlives it."""
+    """Disconnects the processes of a run that is done."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
