@@ -27,6 +27,18 @@ RECORDED = json.loads(FILE.read_text())
 SHOWN = ('vit-micro_digits100', 'map_resnet18_vit-micro_digits100')
 SHOWN += ('deit-hard_resnet18_deit-micro_digits100',)
 
+#: Steps of several seconds that the same method with another network or other data shows.
+LONG = (
+    'e2kd_resnet34_resnet18_1xb64_in1k-200shot',
+    'kd_resnet34_resnet18_stl10',
+    'kd_resnet50_resnet18_waterbirds',
+    'kd_resnet50_resnet50_petimages',
+    'parts_protopnet_vgg19_cub',
+    'proto2proto_vgg19_vgg16_cub',
+    'protopnet_densenet161_cub',
+    'protopnet_resnet152_cub',
+    'protopnet_vgg16_cub',
+)
 #: More pairs and data of methods whose step another config shows. That they build checks their shapes.
 MORE = [
     path
@@ -45,6 +57,7 @@ MORE = [
     or ('it-micro' in path.stem and path.stem not in SHOWN)
     or path.stem.endswith(('_cars', '_unlabelled'))  # test_unlabelled.py trains a small one
     or path.stem.startswith(('ttm_', 'gkl_', 'icd_', 'wkd-l_resnet34'))
+    or path.stem in LONG
 ]
 #: Networks of other configs, with losses that test_configs_papers.py builds.
 ALIKE = [
