@@ -30,7 +30,6 @@ SHOWN += ('deit-hard_resnet18_deit-micro_digits100',)
 #: Steps of several seconds that the same method with another network or other data shows.
 LONG = (
     'e2kd_resnet34_resnet18_1xb64_in1k-200shot',
-    'kd_resnet34_resnet18_stl10',
     'kd_resnet50_resnet18_waterbirds',
     'kd_resnet50_resnet50_petimages',
     'parts_protopnet_vgg19_cub',
@@ -38,6 +37,7 @@ LONG = (
     'protopnet_densenet161_cub',
     'protopnet_resnet152_cub',
     'protopnet_vgg16_cub',
+    'protopnet_vgg19_cub',
 )
 #: More pairs and data of methods whose step another config shows. That they build checks their shapes.
 MORE = [
